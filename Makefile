@@ -1,0 +1,55 @@
+# Every target works on a fresh clone: what needs the environment makes it first.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+INSTALLED := $(VENV)/.installed
+PIP := $(BIN)/python -m pip
+CODE := $(wildcard model export service loadtest benchmarks tests)
+
+.DEFAULT_GOAL := help
+.PHONY: help install serve test check format lock clean
+
+help:  ## Show this help
+	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1|\2/p' $(MAKEFILE_LIST) | column -t -s '|'
+
+install: $(INSTALLED)  ## Make .venv with everything, as pinned in requirements.lock
+
+# torch goes first and alone: no other package's requirements choose its build.
+$(INSTALLED): pyproject.toml requirements.lock
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(PIP) install --quiet --constraint requirements.lock torch hatchling
+	$(PIP) install --quiet --constraint requirements.lock --no-build-isolation --editable '.[dev]'
+	@touch $@
+
+serve: $(INSTALLED)  ## Start the service; settings are GMA_* variables
+	$(BIN)/gma serve
+
+test: $(INSTALLED)  ## Run the tests; ARGS="-k stream" chooses some
+	$(BIN)/python -m pytest $(ARGS)
+
+check: $(INSTALLED)  ## Lint, check format and types, and the rules of the architecture
+	$(BIN)/ruff check $(CODE)
+	$(BIN)/ruff format --check $(CODE)
+	$(BIN)/mypy
+	$(BIN)/python -m pytest tests/test_architecture.py
+
+format: $(INSTALLED)  ## Format the code and mend what the linter can mend
+	$(BIN)/ruff check --fix $(CODE)
+	$(BIN)/ruff format $(CODE)
+
+# A fresh environment of the newest versions that pyproject.toml allows, but for torch: edit its pin in
+# requirements.lock to move it. CUDA's packages are left out, for torch's own build chooses them.
+lock:  ## Pin the newest versions of everything but torch in requirements.lock
+	rm -rf .lock-venv
+	$(PYTHON) -m venv .lock-venv
+	.lock-venv/bin/python -m pip install --quiet "$$(grep '^torch==' requirements.lock)" hatchling
+	.lock-venv/bin/python -m pip install --quiet --no-build-isolation --editable '.[dev]'
+	{ echo '# Every version that is tested together. Made by `make lock`; a pip constraints file.'; \
+	  .lock-venv/bin/python -m pip freeze --all --exclude pip --exclude-editable \
+	    | grep -Ev '^(nvidia-|cuda-|triton)' | sed -E 's/^(torch==[0-9.]+)\+.*/\1/'; } > .lock-venv/lock
+	mv .lock-venv/lock requirements.lock
+	rm -rf .lock-venv
+
+clean:  ## Remove the environment and the caches
+	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache .hypothesis
