@@ -1,0 +1,1 @@
+"""The model: Gaussian Mixture Attention as a classifier of token streams, and how it is trained."""

@@ -1,0 +1,157 @@
+"""How good a classifier is: accuracy and macro-F1 at prefixes, and the components in use."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from model import corpus
+from model.classifier import Classifier
+from model.corpus import Corpus, CorpusError
+from model.tokenizer import Tokenizer
+from model.weights import Checkpoint
+
+PREFIXES: tuple[int | None, ...] = (1 << 10, 4 << 10, 16 << 10, 64 << 10, None)
+"""Bytes of a document that are read; None: all of it."""
+
+
+@dataclass(frozen=True)
+class View:
+    """What was measured on one prefix of every document."""
+
+    prefix: int | None  # bytes
+    accuracy: float
+    macro_f1: float
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What was measured on every prefix of a split's documents."""
+
+    documents: int
+    views: tuple[View, ...]
+    components: NDArray[np.float64]  # (layers, heads): in use for the last view's documents
+    num_components: int  # that there are, in each head
+
+    @property
+    def score(self) -> float:
+        """What training keeps the best of: the mean accuracy of the views."""
+        return float(np.mean([view.accuracy for view in self.views]))
+
+    def as_dict(self) -> dict[str, object]:
+        """For JSON."""
+        return {
+            "documents": self.documents,
+            "views": [
+                {
+                    "prefix_bytes": view.prefix,
+                    "accuracy": round(view.accuracy, 4),
+                    "macro_f1": round(view.macro_f1, 4),
+                }
+                for view in self.views
+            ],
+            "components_in_use": self.components.round(1).tolist(),
+        }
+
+    def table(self) -> str:
+        """Markdown: the views, then the components in use."""
+        lines = [f"| prefix ({self.documents} documents) | accuracy | macro-F1 |", "|---|---|---|"]
+        for view in self.views:
+            name = "whole" if view.prefix is None else f"{view.prefix >> 10} KB"
+            lines.append(f"| {name} | {view.accuracy:.3f} | {view.macro_f1:.3f} |")
+        used = ["  ".join(f"{head:.1f}" for head in layer) for layer in self.components]
+        lines += [
+            "",
+            f"Mixture components in use, of {self.num_components} a head (layer: head, head, ...): "
+            + "; ".join(f"{layer}: {heads}" for layer, heads in enumerate(used, 1)),
+        ]
+        return "\n".join(lines)
+
+
+def macro_f1(predicted: NDArray[np.int64], actual: NDArray[np.int64]) -> float:
+    """Mean F1 of the labels that occur among the actual or the predicted ones."""
+    scores = []
+    for label in np.union1d(predicted, actual):
+        hits = np.sum((predicted == label) & (actual == label))
+        scores.append(2 * hits / (np.sum(predicted == label) + np.sum(actual == label)))
+    return float(np.mean(scores))
+
+
+def measure(
+    classifier: Classifier,
+    views: Sequence[tuple[int | None, Sequence[Tensor]]],
+    labels: NDArray[np.int64],
+) -> Measured:
+    """Accuracy and F1 of every view: a prefix in bytes, and every document's tokens up to there.
+
+    labels (documents,): index of each document's label.
+    """
+    measured = []
+    components = np.zeros(())
+    chunk, rows = (4096, 32) if classifier.embedding.weight.is_cuda else (512, 8)
+    # Documents of like length side by side: the shorter ones would wait for the longest.
+    for prefix, documents in views:
+        order = sorted(range(len(documents)), key=lambda i: len(documents[i]))
+        readings = classifier.read([documents[i] for i in order], chunk=chunk, rows=rows)
+        predicted = np.empty(len(documents), dtype=np.int64)
+        predicted[order] = [int(reading.logits.argmax()) for reading in readings]
+        accuracy = float(np.mean(predicted == labels))
+        measured.append(View(prefix, accuracy, macro_f1(predicted, labels)))
+        components = components_in_use(torch.stack([reading.mass for reading in readings]))
+    return Measured(
+        len(labels), tuple(measured), components, classifier.config.num_components
+    )
+
+
+def components_in_use(mass: Tensor) -> NDArray[np.float64]:
+    """Masses (documents, L, H, K) -> (L, H): exp of the entropy of the documents' mean share.
+
+    1 if all tokens write to one component, K if to all alike.
+    """
+    share = (mass / mass.sum(-1, keepdim=True)).double().mean(0)
+    entropy = -(share * share.clamp_min(1e-12).log()).sum(-1)
+    used: NDArray[np.float64] = entropy.exp().cpu().numpy()
+    return used
+
+
+def measure_tokens(classifier: Classifier, documents: Corpus, tokenizer: Tokenizer) -> Measured:
+    """Prefixes cut between tokens: quick, for use while training."""
+    lengths = tokenizer.byte_lengths
+
+    def cut(tokens: NDArray[np.uint16] | NDArray[np.int32], prefix: int | None) -> Tensor:
+        if prefix is not None:
+            # No token is empty, so a prefix of n bytes has at most n tokens.
+            tokens = tokens[:prefix]
+            tokens = tokens[: max(1, np.searchsorted(lengths[tokens].cumsum(), prefix, "right"))]
+        return torch.from_numpy(tokens.astype(np.int32))
+
+    views = [(p, [cut(documents[i], p) for i in range(len(documents))]) for p in PREFIXES]
+    return measure(classifier, views, documents.labels)
+
+
+def evaluate(checkpoint: Checkpoint, data: Path, split: str) -> Measured:
+    """Prefixes cut between bytes, as a client that sends only so much would cut them.
+
+    Raises CorpusError for documents that can't be read or have a label the model does not know.
+    """
+    index = {label: i for i, label in enumerate(checkpoint.config.labels)}
+    texts, labels = [], []
+    for document in corpus.read(data, split):
+        if document.label not in index:
+            raise CorpusError(f"{document.where}: the model has no label {document.label!r}")
+        texts.append(document.text.encode())
+        labels.append(index[document.label])
+
+    def tokens(text: bytes, prefix: int | None) -> Tensor:
+        # The rest of a character that the cut went through is dropped.
+        head = text[:prefix].decode(errors="ignore")
+        return torch.from_numpy(checkpoint.tokenizer.encode(head))
+
+    views = [(prefix, [tokens(text, prefix) for text in texts]) for prefix in PREFIXES]
+    return measure(checkpoint.classifier, views, np.asarray(labels))

@@ -1,0 +1,221 @@
+"""The layers of a classifier.
+
+Shapes: R rows of C tokens, D documents, W width, H heads, r routing_dim, K components, v value_dim,
+T tail of the convolution.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from model.config import ModelConfig
+from model.ops import chunked
+from model.ops.chunked import Coefficients, Rows
+
+INITIAL_VARIANCE = 8.0
+"""Wide at first: components that start narrow collapse to nearly one-hot responsibilities."""
+
+
+class Mixture(nn.Module):
+    """The Gaussian mixture that queries and keys are scored by, one per head."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        shape = config.heads, config.num_components, config.routing_dim
+        self.floor = config.variance_floor
+        self.mu = nn.Parameter(torch.randn(shape))
+        # softplus(x) = y  <=>  x = y + log(1 - exp(-y))
+        omega = INITIAL_VARIANCE + math.log(-math.expm1(-INITIAL_VARIANCE))
+        self.omega = nn.Parameter(torch.full(shape, omega))
+        self.alpha = nn.Parameter(torch.zeros(shape[:2]))
+
+    def distribution(self) -> tuple[Tensor, Tensor, Tensor]:
+        """mu (H, K, r), var (H, K, r) and log_pi (H, K), at least float32."""
+        dtype = torch.promote_types(self.mu.dtype, torch.float32)
+        var = functional.softplus(self.omega.to(dtype)) + self.floor
+        return self.mu.to(dtype), var, torch.log_softmax(self.alpha.to(dtype), dim=-1)
+
+    def coefficients(self) -> Coefficients:
+        """The same, in the form that scores are computed from."""
+        return Coefficients.of(*self.distribution())
+
+
+class Mixer(nn.Module):
+    """Gaussian Mixture Attention with its projections (arXiv:2606.18283)."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.config = config
+        heads, routing, value = config.heads, config.routing_dim, config.value_dim
+        self.widths = [heads * routing, heads * routing, heads * value]
+        self.norm = nn.RMSNorm(config.width, eps=1e-6)
+        self.project = nn.Linear(config.width, sum(self.widths), bias=False)
+        self.mixture = Mixture(config)
+        self.out = nn.Linear(heads * value, config.width, bias=False)
+
+    def routed(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """x (R, C, W) -> q, k (R, C, H, r) and val (R, C, H, v)."""
+        projected = self.project(self.norm(x)).split(self.widths, dim=-1)
+        q, k, val = (part.unflatten(-1, (self.config.heads, -1)) for part in projected)
+        if self.config.normalize_routing:
+            # In float32: what rounding moves here, 1 / var multiplies.
+            dtype = torch.promote_types(q.dtype, torch.float32)
+            q, k = (functional.rms_norm(x.to(dtype), x.shape[-1:], eps=1e-6) for x in (q, k))
+        return q, k, val
+
+    def causal(
+        self, x: Tensor, memory: Tensor, mass: Tensor, rows: Rows
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """x (R, C, W), memory (D, H, K, v), mass (D, H, K) -> update (R, C, W), memory, mass."""
+        q, k, val = self.routed(x)
+        mixture, epsilon = self.mixture.coefficients(), self.config.epsilon
+        with torch.autocast(x.device.type, enabled=False):
+            out, memory, mass = chunked.causal(
+                q, k, val, memory, mass, mixture, rows, epsilon=epsilon
+            )
+        return self._update(out, x), memory, mass
+
+    def write(self, x: Tensor, rows: Rows) -> tuple[Tensor, Tensor]:
+        """What rows x (R, C, W) add to their documents: memory (D, H, K, v) and mass (D, H, K)."""
+        _, k, val = self.routed(x)
+        mixture = self.mixture.coefficients()
+        with torch.autocast(x.device.type, enabled=False):
+            return chunked.write(k, val, mixture, rows)
+
+    def read(self, x: Tensor, memory: Tensor, mass: Tensor, rows: Rows) -> Tensor:
+        """What rows x (R, C, W) read from their documents' finished memory: update (R, C, W)."""
+        q, _, _ = self.routed(x)
+        mixture, epsilon = self.mixture.coefficients(), self.config.epsilon
+        with torch.autocast(x.device.type, enabled=False):
+            out = chunked.read(q, memory, mass, mixture, rows, epsilon=epsilon)
+        return self._update(out, x)
+
+    def _update(self, out: Tensor, x: Tensor) -> Tensor:
+        """The heads' outputs (R, C, H, v) -> update of x (R, C, W)."""
+        update: Tensor = self.out(out.flatten(2).to(x.dtype))
+        return update
+
+
+class ShortConvolution(nn.Module):
+    """Causal depthwise convolution over a few tokens: the model's only notion of position."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.tail = config.tail
+        self.norm = nn.RMSNorm(config.width, eps=1e-6)
+        self.weight = nn.Parameter(torch.randn(config.conv_kernel, config.width) * 0.1)
+
+    def forward(self, x: Tensor, tail: Tensor, rows: Rows) -> tuple[Tensor, Tensor]:
+        """x (R, C, W) and the documents' tails (D, T, W) -> update (R, C, W) and new tails.
+
+        A row is preceded by its document's previous row, which is full, or by its document's tail.
+        """
+        own = self.norm(x)
+        chunk = x.shape[1]
+        continues = (rows.earlier.sum(1) > 0)[:, None, None]
+        previous = own.roll(1, 0)[:, chunk - self.tail :]
+        incoming = tail.index_select(0, rows.document).to(own.dtype)
+        # Zeros for a row that is not used, as in ops.chunked: its document's tail may be anything.
+        incoming = incoming.masked_fill(~rows.valid.any(1)[:, None, None], 0.0)
+        before = torch.where(continues, previous, incoming)
+        seen = torch.cat([before, own], dim=1)
+        update = sum(
+            seen[:, tap : tap + chunk] * self.weight[tap] for tap in range(self.weight.shape[0])
+        )
+        assert isinstance(update, Tensor)
+        # Token t of a row lies at t + T, so the last T of the first n tokens start at n.
+        lengths = rows.valid.sum(1)
+        at = lengths[:, None] + torch.arange(self.tail, device=x.device)
+        ends = seen.gather(1, at[..., None].expand(-1, -1, x.shape[-1])).to(tail.dtype)
+        final = rows.belongs * rows.last
+        written = final.sum(1)[:, None, None] > 0
+        owner = final.argmax(1)
+        return update, torch.where(written, ends.index_select(0, owner), tail)
+
+
+class MLP(nn.Module):
+    """Token by token: normalised, widened, GELU, narrowed."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.norm = nn.RMSNorm(config.width, eps=1e-6)
+        self.up = nn.Linear(config.width, config.mlp_width, bias=False)
+        self.down = nn.Linear(config.mlp_width, config.width, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x (..., W) -> update (..., W)."""
+        hidden = functional.gelu(self.up(self.norm(x)), approximate="tanh")
+        down: Tensor = self.down(hidden)
+        return down
+
+
+class Layer(nn.Module):
+    """Short convolution, mixer and MLP, each added to what it reads."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.convolution = ShortConvolution(config) if config.tail else None
+        self.mixer = Mixer(config)
+        self.mlp = MLP(config)
+
+    def convolve(self, x: Tensor, tail: Tensor, rows: Rows) -> tuple[Tensor, Tensor]:
+        """x (R, C, W), tail (D, T, W) -> x after the convolution, and the new tail."""
+        if self.convolution is None:
+            return x, tail
+        update, tail = self.convolution(x, tail, rows)
+        return x + update, tail
+
+    def recall(self, x: Tensor, memory: Tensor, mass: Tensor, rows: Rows) -> Tensor:
+        """The layer's second half, bidirectional: convolved x (R, C, W) reads a finished memory."""
+        return self._add(x, self.mixer.read(x, memory, mass, rows))
+
+    def forward(
+        self, x: Tensor, memory: Tensor, mass: Tensor, tail: Tensor, rows: Rows
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """The causal layer: x (R, C, W) and the documents' states -> x and the states after."""
+        x, tail = self.convolve(x, tail, rows)
+        update, memory, mass = self.mixer.causal(x, memory, mass, rows)
+        return self._add(x, update), memory, mass, tail
+
+    def _add(self, x: Tensor, update: Tensor) -> Tensor:
+        x = x + update
+        added: Tensor = x + self.mlp(x)
+        return added
+
+
+class Pooling(nn.Module):
+    """Each token's score per label: its deep reading, gated, plus the token's own.
+
+    The document's logits are the mean of its tokens' scores, so any part's share of them is exact. The
+    tokens' own scores are a bag of words: a linear model over the whole document, however long.
+    """
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        labels = len(config.labels)
+        self.norm = nn.RMSNorm(config.width, eps=1e-6)
+        self.deep = nn.Linear(config.width, labels + 1)
+        self.token = nn.Embedding(config.vocab_size, labels)
+        nn.init.zeros_(self.token.weight)
+
+    def deep_scores(self, x: Tensor) -> Tensor:
+        """x (R, C, W) -> (R, C, labels): the gate is >= 0 and says how much the token tells."""
+        both: Tensor = self.deep(self.norm(x))
+        both = both.to(torch.promote_types(both.dtype, torch.float32))
+        return both[..., :-1] * functional.softplus(both[..., -1:])
+
+    def forward(self, x: Tensor, tokens: Tensor) -> Tensor:
+        """x (R, C, W), tokens (R, C) -> scores (R, C, labels)."""
+        scores: Tensor = self.deep_scores(x) + self.token(tokens)
+        return scores
+
+    @torch.no_grad()
+    def scale_(self, deep: float, token: float) -> None:
+        """Multiply the two parts of every score, in place."""
+        self.deep.weight[:-1] *= deep
+        self.deep.bias[:-1] *= deep
+        self.token.weight *= token

@@ -1,0 +1,1 @@
+"""Gaussian Mixture Attention: one operation, several implementations, one signature."""

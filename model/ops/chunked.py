@@ -1,0 +1,154 @@
+"""Gaussian Mixture Attention over the rows of a step, in PyTorch: exact, linear, state in and out.
+
+Source: arXiv:2606.18283; the chunked form is exact because a memory is a sum over tokens.
+
+Shapes: R rows of C tokens, D documents, H heads, r routing_dim, K components, v value_dim, B block.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+BLOCK = 64
+"""Tokens whose affinities are formed explicitly. Both costs of a token, B * (K + v) inside the block
+and K * v / B for the block's own sum, are small next to the projections at this size."""
+
+
+class Rows(NamedTuple):
+    """Which tokens of a step are there, and which rows belong together."""
+
+    valid: Tensor  # (R, C) bool: the token exists
+    document: Tensor  # (R,) int64
+    belongs: Tensor  # (D, R) float: 1 where the row is the document's
+    earlier: Tensor  # (R, R) float: 1 where column's row is of the same document, and before
+    last: Tensor  # (R,) bool: no later row of the step is of the same document
+
+    @classmethod
+    def of(cls, lengths: Tensor, document_of_row: Tensor, chunk: int, dtype: torch.dtype) -> Rows:
+        """lengths (R,), document_of_row (R,) -> the masks of a step of R documents."""
+        index = torch.arange(len(lengths), device=lengths.device)
+        used = lengths > 0
+        same = (document_of_row[:, None] == document_of_row) & used[:, None] & used
+        return cls(
+            valid=torch.arange(chunk, device=lengths.device) < lengths[:, None],
+            document=document_of_row.long(),
+            belongs=((index[:, None] == document_of_row) & used).to(dtype),
+            earlier=(same & (index < index[:, None])).to(dtype),
+            last=used & ~(same & (index > index[:, None])).any(1),
+        )
+
+
+class Coefficients(NamedTuple):
+    """A mixture with the square expanded, so that scores are two matrix products and a bias."""
+
+    linear: Tensor  # (H, K, r): mu / var
+    quadratic: Tensor  # (H, K, r): -1 / (2 var)
+    bias: Tensor  # (H, K)
+
+    @classmethod
+    def of(cls, mu: Tensor, var: Tensor, log_pi: Tensor) -> Coefficients:
+        """mu and var (H, K, r), log_pi (H, K)."""
+        bias = log_pi - 0.5 * (var.log() + mu.square() / var).sum(-1)
+        return cls(mu / var, -0.5 / var, bias)
+
+
+def responsibilities(x: Tensor, mixture: Coefficients) -> Tensor:
+    """x (R, C, H, r) -> (R, H, C, K) in at least float32: rows are >= 0 and sum to 1.
+
+    Bfloat16 squares against 1 / var would lose the posterior.
+    """
+    x = x.transpose(1, 2).to(mixture.bias.dtype)
+    both = torch.cat([x, x.square()], dim=-1)
+    weights = torch.cat([mixture.linear, mixture.quadratic], dim=-1)
+    scores = both @ weights.transpose(-1, -2)
+    return torch.softmax(scores + mixture.bias[:, None], dim=-1)
+
+
+def _with_ones(val: Tensor, dtype: torch.dtype) -> Tensor:
+    """(R, C, H, v) -> (R, H, C, v + 1): the mass is the memory of a value that is always one."""
+    return functional.pad(val.transpose(1, 2).to(dtype), (0, 1), value=1.0)
+
+
+def write(k: Tensor, val: Tensor, mixture: Coefficients, rows: Rows) -> tuple[Tensor, Tensor]:
+    """What each document's rows add to its state: memory (D, H, K, v) and mass (D, H, K).
+
+    k (R, C, H, r), val (R, C, H, v).
+    """
+    gamma = responsibilities(k, mixture) * rows.valid[:, None, :, None]
+    sums = gamma.transpose(-1, -2) @ _with_ones(val, gamma.dtype)
+    total = torch.einsum("dr,rhkv->dhkv", rows.belongs, sums)
+    return total[..., :-1], total[..., -1]
+
+
+def read(
+    q: Tensor, memory: Tensor, mass: Tensor, mixture: Coefficients, rows: Rows, *, epsilon: float
+) -> Tensor:
+    """Each token's mean over its document's memory: q (R, C, H, r) -> (R, C, H, v)."""
+    both = _of_rows(torch.cat([memory, mass[..., None]], dim=-1), rows)
+    return _normalized(responsibilities(q, mixture) @ both, epsilon)
+
+
+def causal(
+    q: Tensor,
+    k: Tensor,
+    val: Tensor,
+    memory: Tensor,
+    mass: Tensor,
+    mixture: Coefficients,
+    rows: Rows,
+    *,
+    epsilon: float,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Each token's mean over what it and its document's earlier tokens wrote.
+
+    q and k (R, C, H, r), val (R, C, H, v), incoming memory (D, H, K, v) and mass (D, H, K)
+    -> out (R, C, H, v) and the memory and mass after the step. Tokens that are not there write nothing;
+    what is read at their places means nothing.
+    """
+    chunk = q.shape[1]
+    blocks = -(-chunk // BLOCK)
+    missing = blocks * BLOCK - chunk if blocks > 1 else 0
+    block = BLOCK if blocks > 1 else chunk
+
+    def split(x: Tensor) -> Tensor:
+        if missing:
+            x = functional.pad(x, (0, 0, 0, missing))
+        return x.reshape(*x.shape[:2], blocks, block, x.shape[-1])
+
+    gamma_q = split(responsibilities(q, mixture))
+    gamma_k = split(responsibilities(k, mixture) * rows.valid[:, None, :, None])
+    values = split(_with_ones(val, gamma_k.dtype))
+
+    sums = gamma_k.transpose(-1, -2) @ values  # (R, H, blocks, K, v + 1)
+    # Exclusive prefixes, of blocks in a row and of rows in a document: nothing reads its own
+    # write twice.
+    before_block = functional.pad(sums[:, :, :-1].cumsum(2), (0, 0, 0, 0, 1, 0))
+    of_row = before_block[:, :, -1] + sums[:, :, -1]
+    incoming = torch.cat([memory, mass[..., None]], dim=-1)
+    before_row = torch.einsum("rs,shkv->rhkv", rows.earlier, of_row)
+    before_row = before_row + _of_rows(incoming, rows)
+    before = before_block + before_row[:, :, None]
+
+    affinity = (gamma_q @ gamma_k.transpose(-1, -2)).tril()
+    out = _normalized((affinity @ values + gamma_q @ before).flatten(2, 3)[:, :, :chunk], epsilon)
+    after = incoming + torch.einsum("dr,rhkv->dhkv", rows.belongs, of_row)
+    return out, after[..., :-1], after[..., -1]
+
+
+def _of_rows(states: Tensor, rows: Rows) -> Tensor:
+    """(D, H, K, v + 1) -> (R, H, K, v + 1), the state of each row's document.
+
+    A row that is not used gets zeros, not a state that was perhaps never written: what it holds
+    is multiplied by zero later, and that would let a NaN out.
+    """
+    used = rows.valid.any(1)[:, None, None, None]
+    return states.index_select(0, rows.document).masked_fill(~used, 0.0)
+
+
+def _normalized(summed: Tensor, epsilon: float) -> Tensor:
+    """(R, H, C, v + 1), the last column the mass, -> (R, C, H, v)."""
+    return (summed[..., :-1] / (summed[..., -1:] + epsilon)).transpose(1, 2)

@@ -1,0 +1,70 @@
+"""All that a document's future needs of its past."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, fields
+
+import torch
+from torch import Tensor
+
+from model.config import ModelConfig
+
+
+@dataclass(frozen=True)
+class State:
+    """The states of D documents; their size does not depend on how much was read.
+
+    D documents, L layers, H heads, K components, v value_dim, T tail (``conv_kernel - 1``), W width.
+    The pooled sums are float64, so that ten million tokens add up to what their chunks say.
+    """
+
+    memory: Tensor  # (D, L, H, K, v) float32
+    mass: Tensor  # (D, L, H, K) float32
+    tail: Tensor  # (D, L, T, W) float32: the convolutions' last inputs
+    evidence: Tensor  # (D, labels) float64: sum of weight * score over the tokens read
+    weight: Tensor  # (D,) float64: sum of the weights
+
+    @classmethod
+    def zeros(
+        cls,
+        config: ModelConfig,
+        documents: int,
+        *,
+        device: torch.device | str = "cpu",
+        dtype: torch.dtype = torch.float32,
+    ) -> State:
+        """States of documents of which nothing was read yet."""
+        layers, heads, components = config.layers, config.heads, config.num_components
+
+        def zeros(*shape: int, dtype: torch.dtype = dtype) -> Tensor:
+            return torch.zeros(documents, *shape, device=device, dtype=dtype)
+
+        return cls(
+            memory=zeros(layers, heads, components, config.value_dim),
+            mass=zeros(layers, heads, components),
+            tail=zeros(layers, config.tail, config.width),
+            evidence=zeros(len(config.labels), dtype=torch.float64),
+            weight=zeros(dtype=torch.float64),
+        )
+
+    def tensors(self) -> Iterator[tuple[str, Tensor]]:
+        """Name and tensor of every part, in a fixed order."""
+        for field in fields(self):
+            yield field.name, getattr(self, field.name)
+
+    @property
+    def nbytes(self) -> int:
+        return sum(tensor.nbytes for _, tensor in self.tensors())
+
+    def gather(self, documents: Tensor) -> State:
+        """Copies of the states at these indices, (n,) int64."""
+        return State(**{name: x.index_select(0, documents) for name, x in self.tensors()})
+
+    def scatter_(self, documents: Tensor, states: State) -> None:
+        """Overwrite the states at these distinct indices, (n,) int64, in place."""
+        for name, mine in self.tensors():
+            mine.index_copy_(0, documents, getattr(states, name))
+
+    def to(self, device: torch.device | str) -> State:
+        return State(**{name: x.to(device) for name, x in self.tensors()})

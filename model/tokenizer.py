@@ -1,0 +1,246 @@
+"""Byte-level BPE that takes text in pieces cut anywhere and yields the tokens of the whole text.
+
+Text is first split into words, then each word into tokens on its own. Words are bounded, so where
+one ends depends on `WINDOW` characters from its start at most. Hence a document of any length, be
+it without a single space, is tokenized in constant memory.
+"""
+
+from __future__ import annotations
+
+import codecs
+import json
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+import numpy.typing as npt
+import tokenizers as hf
+from tokenizers import decoders, models, pre_tokenizers, trainers
+
+Tokens = npt.NDArray[np.int32]
+
+# Letters, digits, punctuation, whitespace; a single leading space belongs to its word. Every
+# alternative is bounded, which is what bounds the text that a stream must hold back.
+WORD = (
+    r" ?[\p{L}\p{M}]{1,32}"
+    r"| ?\p{N}{1,3}"
+    r"| ?[^\s\p{L}\p{M}\p{N}]{1,8}"
+    r"|\s{1,32}(?!\S)"
+    r"|\s{1,32}"
+)
+# The longest look of any alternative: a space and 32 letters, or 32 spaces and what follows them.
+WINDOW = 33
+# A word starts before whitespace that follows anything else, wherever the scan began: no
+# alternative takes whitespace after its first character, and none that ends here looks further.
+# Python's \s is the scan's \s and \x1c to \x1f.
+_SPACE = re.compile(r".*\S(?=[ \t\r\n])", re.DOTALL)
+_WHITESPACE = re.compile(r"[^\S\x1c-\x1f]+")  # the scan's \s+
+_SPACE_SEARCH = 256  # characters; past them the scan itself is asked
+
+_PART = 4 * 1024  # characters given to one thread at a time; a usual network read feeds several
+_BATCH = 128  # parts encoded at once: bounds the memory of the records kept for each token
+
+
+class NotUtf8(ValueError):
+    """The document is not UTF-8; `offset` is the position of the first wrong byte in it."""
+
+    def __init__(self, offset: int) -> None:
+        super().__init__(f"not UTF-8: invalid or unfinished character at byte {offset}")
+        self.offset = offset
+
+
+class Tokenizer:
+    """A trained vocabulary. Lossless: the bytes of a text's tokens are the text's bytes.
+
+    Safe to share between threads: encoding changes nothing and runs outside Python's lock, on all
+    cores unless `TOKENIZERS_PARALLELISM=false` or `RAYON_NUM_THREADS` say otherwise.
+    """
+
+    def __init__(self, bpe: hf.Tokenizer) -> None:
+        """Raises `ValueError` that says what is wrong unless `bpe` is of the form `train` makes."""
+        self._bpe = bpe
+        self.byte_lengths = _byte_lengths(json.loads(bpe.to_str()))
+        """(vocab_size,) int32: the bytes of each token."""
+
+    @classmethod
+    def train(cls, texts: Iterator[str], vocab_size: int) -> Self:
+        """Learns at most `vocab_size` tokens, at least the 256 single bytes."""
+        bpe = _untrained()
+        alphabet = pre_tokenizers.ByteLevel.alphabet()
+        bpe.train_from_iterator(
+            texts,
+            trainers.BpeTrainer(
+                vocab_size=vocab_size, initial_alphabet=alphabet, show_progress=False
+            ),
+        )
+        return cls(bpe)
+
+    @classmethod
+    def load(cls, path: str | Path) -> Self:
+        """Reads a `tokenizer.json`. Raises `OSError`, or `ValueError` that says what is wrong."""
+        text = Path(path).read_bytes()
+        try:
+            return cls(hf.Tokenizer.from_buffer(text))
+        except Exception as error:  # the library raises bare Exception for a malformed file
+            raise ValueError(f"{path}: {error}") from error
+
+    def save(self, path: str | Path) -> None:
+        """Writes the one file that `load` reads."""
+        self._bpe.save(str(path))
+
+    @property
+    def vocab_size(self) -> int:
+        return len(self.byte_lengths)
+
+    def encode(self, text: str | bytes) -> Tokens:
+        """The tokens of a whole text in one piece: (tokens,) int32. Raises `NotUtf8`."""
+        data = text.encode("utf-8", "surrogatepass") if isinstance(text, str) else text
+        return self.encode_parts([_decode(data, start=0, final=True)[0]])
+
+    def stream(self, pending: bytes = b"", offset: int = 0) -> TokenStream:
+        """Tokens of a text that arrives in pieces, from its beginning by default.
+
+        To continue another stream, give its `pending` bytes; `offset`, which only errors need, is
+        where in the document they lie.
+        """
+        return TokenStream(self, pending, offset)
+
+    def encode_parts(self, parts: list[str]) -> Tokens:
+        """The tokens of each part on its own, joined; parts are spread over the cores."""
+        ids = [
+            np.array(encoding.ids, dtype=np.int32)
+            for start in range(0, len(parts), _BATCH)
+            for encoding in self._bpe.encode_batch_fast(
+                parts[start : start + _BATCH], add_special_tokens=False
+            )
+        ]
+        return np.concatenate(ids) if ids else np.empty(0, np.int32)
+
+
+class TokenStream:
+    """The tokens of one document, as far as they are certain, while its bytes arrive.
+
+    Joined, they equal `Tokenizer.encode` of the whole, however the bytes are cut. At most
+    `MAX_PENDING` bytes are held back. Time is linear in the bytes, also when they come one by one.
+    Not for several threads at once.
+    """
+
+    MAX_PENDING = 4 * (WINDOW - 1) + 3
+    """Bytes: the characters that do not fill a window, and an unfinished one."""
+
+    def __init__(self, tokenizer: Tokenizer, pending: bytes = b"", offset: int = 0) -> None:
+        self._tokenizer = tokenizer
+        self._pending = pending
+        self._offset = offset
+
+    @property
+    def pending(self) -> bytes:
+        """The bytes fed whose tokens later bytes could still change.
+
+        They are all that a stream remembers: `tokenizer.stream(pending)` continues this one, and
+        its `finish` tells the tokens that the document would have if it ended here.
+        """
+        return self._pending
+
+    def feed(self, data: bytes) -> Tokens:
+        """Takes the document's next bytes; returns (tokens,) int32, those no later byte can change.
+
+        Raises `NotUtf8` and then leaves the stream as it was before these bytes.
+        """
+        data = self._pending + data
+        text, decoded = _decode(data, self._offset, final=False)
+        parts, rest = _split(text)
+        tokens = self._tokenizer.encode_parts(parts)
+        taken = decoded - len(rest.encode())
+        self._pending = data[taken:]
+        self._offset += taken
+        return tokens
+
+    def finish(self) -> Tokens:
+        """Ends the document; returns its remaining tokens, (tokens,) int32.
+
+        Raises `NotUtf8` if the last character is unfinished.
+        """
+        text, taken = _decode(self._pending, self._offset, final=True)
+        self._pending = b""
+        self._offset += taken
+        return self._tokenizer.encode_parts([text])
+
+
+_words = pre_tokenizers.Split(hf.Regex(WORD), behavior="isolated")
+
+
+def _split(text: str) -> tuple[list[str], str]:
+    """Cuts text, which begins with a word, into parts of whole words and the rest that may change.
+
+    Each part alone has the words that it has in the text. The rest is shorter than WINDOW.
+    """
+    parts = []
+    start = 0
+    while end := _cut(text, start, min(start + _PART, len(text))):
+        parts.append(text[start:end])
+        start = end
+    return parts, text[start:]
+
+
+def _cut(text: str, start: int, stop: int) -> int:
+    """The end in (start, stop] of a part that begins at start, or 0 if none is certain yet."""
+    if space := _SPACE.match(text, max(start, stop - _SPACE_SEARCH), stop):
+        return space.end()
+    final = stop - start - WINDOW
+    words = _words.pre_tokenize_str(text[start:stop]) if final >= 0 else []
+    for word, (begin, end) in reversed(words):
+        if begin <= final:
+            # "\n\na" is "\n", "\n", "a", but "\n\n" is one word: whitespace ends no part, except
+            # as its only word.
+            only_or_solid = begin == 0 or not _WHITESPACE.fullmatch(word)
+            return start + (end if only_or_solid else begin)
+    return 0
+
+
+def _decode(data: bytes, start: int, *, final: bool) -> tuple[str, int]:
+    """Text and how many bytes it took: all if `final`, else all but an unfinished last character.
+
+    `start` is where in the document `data` lies, for `NotUtf8`.
+    """
+    try:
+        return codecs.utf_8_decode(data, "strict", final)
+    except UnicodeDecodeError as error:
+        raise NotUtf8(start + error.start) from None
+
+
+def _untrained() -> hf.Tokenizer:
+    bpe = hf.Tokenizer(models.BPE())
+    bpe.pre_tokenizer = pre_tokenizers.Sequence(
+        [_words, pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)]
+    )
+    bpe.decoder = decoders.ByteLevel()
+    return bpe
+
+
+def _byte_lengths(spec: dict[str, Any]) -> Tokens:
+    """The bytes of each token of a serialised tokenizer, checked to be of `_untrained`'s form."""
+    form = json.loads(_untrained().to_str())
+    _check_equal(spec, form, except_for={"model"})
+    _check_equal(spec["model"], form["model"], except_for={"vocab", "merges"})
+
+    vocabulary: dict[str, int] = spec["model"]["vocab"]
+    if sorted(vocabulary.values()) != list(range(len(vocabulary))):
+        raise ValueError("the vocabulary's ids are not 0, 1, 2, ... without gaps")
+    alphabet = set(pre_tokenizers.ByteLevel.alphabet())
+    if missing := alphabet - vocabulary.keys():
+        raise ValueError(f"the vocabulary lacks {len(missing)} of the 256 single bytes")
+    lengths = np.zeros(len(vocabulary), np.int32)
+    for token, index in vocabulary.items():
+        if not alphabet.issuperset(token):
+            raise ValueError(f"token {index} is not written in the byte-level alphabet: {token!r}")
+        lengths[index] = len(token)
+    return lengths
+
+
+def _check_equal(found: dict[str, Any], form: dict[str, Any], except_for: set[str]) -> None:
+    for key in form.keys() - except_for:
+        if found.get(key) != form[key]:
+            raise ValueError(f"{key} must be {form[key]}, not {found.get(key)}")

@@ -1,0 +1,124 @@
+"""Checkpoints: a folder of ``config.json``, ``model.safetensors`` and ``tokenizer.json``."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from pydantic import ValidationError
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from safetensors.torch import save as to_bytes
+
+from model.classifier import Classifier
+from model.config import ModelConfig, problems
+from model.tokenizer import Tokenizer
+
+DEFAULT = Path(__file__).parent / "checkpoints" / "books"
+"""The checkpoint that comes with the package."""
+
+STORED = {"F16": torch.float16, "BF16": torch.bfloat16, "F32": torch.float32}
+
+
+class CheckpointError(ValueError):
+    """A checkpoint that can't be used; the message says what is wrong with it."""
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A classifier ready to read, with all that came with it."""
+
+    config: ModelConfig
+    classifier: Classifier
+    tokenizer: Tokenizer
+    fingerprint: str
+    """SHA-256 of the three files: states and snapshots belong to exactly one."""
+
+
+def load(
+    path: Path | str, *, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32
+) -> Checkpoint:
+    """Read and check a checkpoint; the classifier comes in eval mode, in ``dtype`` on ``device``.
+
+    Raises CheckpointError for a file that is missing or malformed, for a tokenizer of another size
+    and for tensors whose names or shapes are not those of ``config.json``, or whose dtypes or values
+    can't be used.
+    """
+    folder = Path(path)
+    files = [folder / name for name in ("config.json", "model.safetensors", "tokenizer.json")]
+    for file in files:
+        if not file.is_file():
+            raise CheckpointError(f"{folder} is not a checkpoint: it has no {file.name}")
+    config_file, weights_file, tokenizer_file = files
+    try:
+        config = ModelConfig.model_validate_json(config_file.read_bytes())
+    except ValidationError as error:
+        raise CheckpointError(f"{config_file}: {problems(error)}") from error
+    try:
+        tokenizer = Tokenizer.load(tokenizer_file)
+    except ValueError as error:
+        raise CheckpointError(str(error)) from error
+    if tokenizer.vocab_size != config.vocab_size:
+        raise CheckpointError(
+            f"{tokenizer_file} has {tokenizer.vocab_size} tokens, "
+            f"config.json says {config.vocab_size}"
+        )
+    try:
+        tensors = load_file(weights_file)
+    except (SafetensorError, OSError) as error:
+        raise CheckpointError(f"{weights_file}: {error}") from error
+    with torch.device("meta"):
+        classifier = Classifier(config)
+    _check(tensors, classifier.state_dict(), weights_file)
+    classifier.load_state_dict({k: x.to(device, dtype) for k, x in tensors.items()}, assign=True)
+    classifier.requires_grad_(False).eval()
+    return Checkpoint(config, classifier, tokenizer, _fingerprint(files))
+
+
+def save(
+    path: Path | str,
+    classifier: Classifier,
+    tokenizer: Tokenizer,
+    *,
+    card: str,
+    dtype: torch.dtype = torch.float16,
+) -> None:
+    """Write a checkpoint with its model card (``README.md``), the weights stored in ``dtype``.
+
+    Whoever loads it meanwhile gets the weights of before or those of after, nothing between.
+    """
+    folder = Path(path)
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "config.json").write_text(classifier.config.model_dump_json(indent=2) + "\n")
+    state = classifier.state_dict()
+    tensors = {name: x.detach().to("cpu", dtype).contiguous() for name, x in state.items()}
+    partial = folder / "model.safetensors.partial"
+    # Not safetensors' own save_file: its files are readable by their owner only.
+    partial.write_bytes(to_bytes(tensors))
+    partial.replace(folder / "model.safetensors")
+    tokenizer.save(folder / "tokenizer.json")
+    (folder / "README.md").write_text(card)
+
+
+def _check(found: dict[str, torch.Tensor], expected: dict[str, torch.Tensor], file: Path) -> None:
+    wrong = [f"no tensor {name}" for name in sorted(expected.keys() - found.keys())]
+    wrong += [f"unknown tensor {name}" for name in sorted(found.keys() - expected.keys())]
+    for name in sorted(expected.keys() & found.keys()):
+        x, wanted = found[name], tuple(expected[name].shape)
+        if tuple(x.shape) != wanted:
+            wrong.append(f"{name} has shape {tuple(x.shape)}, config.json says {wanted}")
+        elif x.dtype not in STORED.values():
+            wrong.append(f"{name} is {x.dtype}, not one of {', '.join(STORED)}")
+        elif not torch.isfinite(x).all():
+            wrong.append(f"{name} has values that are not finite")
+    if wrong:
+        raise CheckpointError(f"{file}: " + "; ".join(wrong[:8]) + (" ..." if wrong[8:] else ""))
+
+
+def _fingerprint(files: list[Path]) -> str:
+    digest = hashlib.sha256()
+    for file in files:
+        digest.update(hashlib.sha256(file.read_bytes()).digest())
+    return digest.hexdigest()
