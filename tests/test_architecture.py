@@ -1,0 +1,138 @@
+"""The rules that keep the parts apart, read off the imports in the source."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+
+# Each package may import itself and those that follow.
+LAYERS = ("service", "export", "model")
+OURS = {*LAYERS, "loadtest"}
+
+# What a module, and whatever of ours it imports, may not import.
+IGNORANT_OF = {
+    "model": {"ray", "fastapi", "starlette", "uvicorn", "prometheus_client"},
+    "service.scheduler": {"torch", "numpy", "asyncio", "ray"},
+    "service.engine": {"ray", "fastapi", "starlette", "uvicorn", "tokenizers"},
+}
+
+
+class Code:
+    """The modules under a folder, and what each imports anywhere in its file."""
+
+    def __init__(self, root: Path) -> None:
+        files = [file for package in OURS for file in (root / package).rglob("*.py")]
+        names = {_module(file.relative_to(root)): file for file in files}
+        self.imports = {name: set(_imports(file, name)) for name, file in names.items()}
+
+    def modules(self, package: str) -> list[str]:
+        return sorted(name for name in self.imports if _is_under(name, package))
+
+    def reached(self, module: str) -> dict[str, str]:
+        """Everything that importing the module imports, through ours only: imported -> by whom."""
+        reached: dict[str, str] = {}
+        ahead = [module]
+        while ahead:
+            importer = ahead.pop()
+            for name in self.imports.get(importer, set()) - reached.keys():
+                reached[name] = importer
+                ahead.append(name)
+        return reached
+
+
+def _module(file: Path) -> str:
+    return ".".join(file.with_suffix("").parts).removesuffix(".__init__")
+
+
+def _imports(file: Path, module: str) -> Iterator[str]:
+    """All names that may be modules: `from a.b import c` is a.b and a.b.c."""
+    package = module if file.name == "__init__.py" else module.rpartition(".")[0]
+    for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            parents = package.split(".")[: len(package.split(".")) - node.level + 1]
+            base = ".".join(
+                [*(parents if node.level else []), *([node.module] if node.module else [])]
+            )
+            yield base
+            yield from (f"{base}.{alias.name}" for alias in node.names)
+
+
+def _is_under(name: str, package: str) -> bool:
+    return name == package or name.startswith(package + ".")
+
+
+def wrong_way(code: Code) -> list[str]:
+    """Imports of ours that point up, or out of the load test."""
+    allowed = {package: set(LAYERS[index:]) for index, package in enumerate(LAYERS)}
+    allowed["loadtest"] = {"loadtest"}
+    return [
+        f"{module} imports {name}"
+        for package in sorted(OURS)
+        for module in code.modules(package)
+        for name in sorted(code.imports[module])
+        if name.partition(".")[0] in OURS - allowed[package]
+    ]
+
+
+def forbidden(code: Code, part: str) -> list[str]:
+    return [
+        f"{module} imports {name} ({importer})"
+        for module in code.modules(part)
+        for name, importer in sorted(code.reached(module).items())
+        if name.partition(".")[0] in IGNORANT_OF[part]
+    ]
+
+
+@pytest.fixture(scope="module")
+def code() -> Code:
+    return Code(ROOT)
+
+
+def test_imports_flow_one_way(code: Code) -> None:
+    assert not wrong_way(code)
+
+
+@pytest.mark.parametrize("part", IGNORANT_OF)
+def test_parts_are_ignorant_of(code: Code, part: str) -> None:
+    assert code.modules(part), f"{part} is gone: mend the rule"
+    assert not forbidden(code, part)
+
+
+class TestTheRulesThemselves:
+    @pytest.fixture
+    def tree(self, tmp_path: Path) -> Path:
+        for package in ("model", "service", "loadtest"):
+            (tmp_path / package).mkdir()
+            (tmp_path / package / "__init__.py").touch()
+        return tmp_path
+
+    @pytest.mark.parametrize(
+        ("file", "source"),
+        [
+            ("model/a.py", "import service.engine"),
+            ("model/a.py", "def late():\n    from service import engine"),
+            ("loadtest/a.py", "from model.config import ModelConfig"),
+            ("loadtest/__init__.py", "from model import config"),
+        ],
+    )
+    def test_sees_an_import_the_wrong_way(self, tree: Path, file: str, source: str) -> None:
+        (tree / file).write_text(source)
+        assert len(wrong_way(Code(tree))) >= 1
+
+    def test_allows_the_right_way(self, tree: Path) -> None:
+        (tree / "service/a.py").write_text("import model.config\nfrom . import b\nfrom .b import c")
+        assert not wrong_way(Code(tree))
+
+    def test_follows_imports_of_ours(self, tree: Path) -> None:
+        (tree / "service/scheduler.py").write_text("from . import order")
+        (tree / "service/order.py").write_text("if 1:\n    import torch.nn")
+        assert forbidden(Code(tree), "service.scheduler") == [
+            "service.scheduler imports torch.nn (service.order)"
+        ]
