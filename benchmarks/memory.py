@@ -1,0 +1,104 @@
+"""The Worker's peak memory with a long document beside that with a short one, over HTTP.
+
+    python -m benchmarks.memory
+
+Each size gets a service of its own, started afresh (a peak never falls), with a tiny model and the
+default checkpoint's tokenizer. The text is the licence's words in random order. Prints Markdown.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import re
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import httpx
+
+from benchmarks.engine import TINY, random_classifier
+from model import weights
+from service.metrics import MEMORY_PERIOD_S
+
+ROOT = Path(__file__).parent.parent
+SIZES = (200_000, 20_000_000)
+START_S = 120
+
+
+def tiny_checkpoint(folder: Path) -> None:
+    """A tiny random model that shares the default checkpoint's tokenizer."""
+    tokenizer = weights.load(weights.DEFAULT).tokenizer
+    config = TINY.model_copy(update={"vocab_size": tokenizer.vocab_size})
+    weights.save(folder, random_classifier(config), tokenizer, card="# A random model\n")
+
+
+def words(size: int) -> bytes:
+    """About ``size`` bytes of English words in random order."""
+    vocabulary = (ROOT / "LICENSE").read_text().split()
+    rng = random.Random(0)
+    text = " ".join(rng.choices(vocabulary, k=size // 4))
+    return text[:size].encode()
+
+
+@contextmanager
+def service(checkpoint: Path) -> Iterator[str]:
+    """A service in a process of its own: its address."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    environment = os.environ | {"GMA_PORT": str(port), "GMA_CHECKPOINT": str(checkpoint)}
+    command = Path(sys.executable).parent / "gma"
+    with subprocess.Popen(  # noqa: S603 (our own command)
+        [command, "serve"], env=environment, stdout=subprocess.PIPE, text=True
+    ) as process:
+        try:
+            assert process.stdout
+            for line in process.stdout:
+                if line.startswith("Ready"):
+                    break
+            else:
+                raise SystemExit("the service did not start")
+            yield f"http://127.0.0.1:{port}"
+        finally:
+            process.send_signal(signal.SIGTERM)
+            process.communicate(timeout=START_S)
+
+
+def peak(url: str, size: int) -> float:
+    """MB resident at most in the Worker after a document of ``size`` bytes was classified."""
+    answer = httpx.post(
+        f"{url}/v1/documents",
+        content=words(size),
+        headers={"content-type": "text/plain"},
+        timeout=3600,
+    )
+    answer.raise_for_status()
+    time.sleep(2 * MEMORY_PERIOD_S)  # the gauge is refreshed so often
+    pattern = r'gma_resident_memory_peak_bytes\{[^}]*role="worker"[^}]*\} (\S+)'
+
+    found = re.findall(pattern, httpx.get(f"{url}/metrics").text)
+    return max(map(float, found)) / 1e6
+
+
+def main() -> None:
+    print("| document | Worker's peak resident memory, MB |\n|---|---|")
+    with tempfile.TemporaryDirectory() as folder:
+        tiny_checkpoint(Path(folder))
+        peaks = {}
+        for size in SIZES:
+            with service(Path(folder)) as url:
+                peaks[size] = peak(url, size)
+            print(f"| {size / 1e6:g} MB | {peaks[size]:.1f} |", flush=True)
+    short, long = (peaks[size] for size in SIZES)
+    print(f"\nRatio: {long / short:.3f}")
+
+
+if __name__ == "__main__":
+    main()

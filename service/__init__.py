@@ -1,0 +1,1 @@
+"""The service: documents over HTTP, read in steps that any documents share."""

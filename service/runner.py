@@ -1,0 +1,244 @@
+"""Runs a step on one backend: numpy in, numpy out, states left in their slots."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple, Protocol, Self
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from model.classifier import Classifier, Step
+from model.state import State
+from service.memory import resident_memory
+from service.pool import Slots, StatePool
+
+
+class Grid(NamedTuple):
+    rows: int  # R
+    chunk: int  # C
+
+
+@dataclass(frozen=True)
+class Batch:
+    """A step's input: R rows of C tokens, of at most R documents.
+
+    Rows of one document stand together, in order, and all but its last are full.
+    """
+
+    tokens: NDArray[np.int32]  # (R, C) ids
+    lengths: NDArray[np.int64]  # (R,) tokens of each row; 0 for an unused one
+    document_of_row: NDArray[np.int64]  # (R,) index into the two below
+    slot_of_document: NDArray[np.int64]  # (R,)
+    fresh: NDArray[np.bool_]  # (R,) the document begins here, whatever lies in its slot
+
+    @classmethod
+    def blank(cls, grid: Grid, scratch: int) -> Self:
+        """All rows unused: they belong to a last document, which always starts afresh in `scratch`.
+
+        A step with an unused row has fewer documents than rows, so the last is nobody's.
+        """
+        rows = grid.rows
+        return cls(
+            tokens=np.zeros(grid, np.int32),
+            lengths=np.zeros(rows, np.int64),
+            document_of_row=np.full(rows, rows - 1),
+            slot_of_document=np.full(rows, scratch),
+            fresh=np.ones(rows, np.bool_),
+        )
+
+    def rows_of(self, document: int) -> NDArray[np.intp]:
+        return np.flatnonzero((self.document_of_row == document) & (self.lengths > 0))
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a step answers. Rows and documents that were not used hold anything."""
+
+    evidence: NDArray[np.float32]  # (R, labels) sum of weight * score over the row's tokens
+    weight: NDArray[np.float32]  # (R,) sum of the weights
+    logits: NDArray[np.float64]  # (R, labels) of each document, over all that was read of it
+
+    @property
+    def finite(self) -> NDArray[np.bool_]:
+        """(R,) which rows' shares are numbers."""
+        return np.isfinite(self.evidence).all(1) & np.isfinite(self.weight)
+
+
+class Memory(NamedTuple):
+    """Bytes in use now, and at most since the process started. The device's are 0 on the CPU."""
+
+    resident: int
+    resident_peak: int
+    device: int
+    device_peak: int
+
+
+class Runner(Protocol):
+    """One backend with one model and the states of the documents that it reads.
+
+    `warm_up` and `step` are only ever called from one thread, the same for both.
+    """
+
+    @property
+    def backend(self) -> str: ...
+
+    @property
+    def device(self) -> str: ...
+
+    @property
+    def labels(self) -> tuple[str, ...]: ...
+
+    @property
+    def vocab_size(self) -> int: ...
+
+    @property
+    def grids(self) -> Sequence[Grid]:
+        """The shapes that `step` takes: ascending rows, one chunk. The last is the full grid."""
+
+    @property
+    def pool(self) -> Slots: ...
+
+    def warm_up(self) -> None:
+        """Run every grid once; raises RuntimeError if a result is not finite."""
+
+    def step(self, batch: Batch) -> Outcome:
+        """Read the batch on top of its documents' states, and leave the new ones in their slots.
+
+        A document whose numbers overflow spoils its own rows only.
+        """
+
+    def memory(self) -> Memory:
+        """Memory of this process and of its device; callable from any thread."""
+
+
+class TorchRunner:
+    """The classifier in PyTorch, eager or compiled, on the device where its weights are."""
+
+    backend = "torch"
+
+    def __init__(
+        self,
+        classifier: Classifier,
+        *,
+        slots: int,
+        rows: int = 8,
+        chunk: int = 256,
+        compile: bool = False,  # noqa: A002 (its name in torch)
+    ) -> None:
+        """`slots` documents at a time, `rows` x `chunk` tokens a step.
+
+        There is a grid of every power of two below `rows` too, so that a lone short document does
+        not pay for all. `compile` is worth its minute of warm-up on a GPU.
+        """
+        config = classifier.config
+        if not config.causal:
+            raise ValueError(f"{config.name} is bidirectional: only a causal model can be streamed")
+        if rows < 1 or chunk < max(1, config.tail):
+            raise ValueError(
+                f"a grid of {rows} x {chunk}: rows >= 1, chunk >= {max(1, config.tail)}"
+            )
+        weights = classifier.embedding.weight
+        self.device = str(weights.device)
+        self.labels = config.labels
+        self.vocab_size = config.vocab_size
+        powers = [1 << i for i in range((rows - 1).bit_length())]
+        self.grids = tuple(Grid(r, chunk) for r in [*powers, rows])
+        self.pool = StatePool(config, slots, device=weights.device, dtype=classifier.dtype)
+        self._forward: Callable[..., Step] = classifier.eval()
+        self._warm_ups = 1
+        if compile:
+            self._compile(classifier)
+
+    def _compile(self, classifier: Classifier) -> None:
+        # CUDA graphs: what launches cost the CPU would cost more than the kernels.
+        mode = "reduce-overhead" if self.device.startswith("cuda") else "default"
+        # Shapes are fixed, so there is one compilation a grid, and none once warm.
+        torch._dynamo.config.recompile_limit = max(8, 2 * len(self.grids))
+        self._forward = torch.compile(classifier, dynamic=False, mode=mode)
+        # A graph is run once, then recorded, then replayed.
+        self._warm_ups = 3
+
+    def warm_up(self) -> None:
+        for grid in self.grids:
+            batch = Batch.blank(grid, self.pool.scratch)
+            ids = np.arange(batch.tokens.size) % self.vocab_size
+            batch.tokens[:] = ids.reshape(grid)
+            batch.lengths[:] = grid.chunk
+            for _ in range(self._warm_ups):
+                outcome = self.step(batch)
+            if not (outcome.finite.all() and np.isfinite(outcome.logits[-1]).all()):
+                raise RuntimeError(
+                    f"a step of {grid.rows} x {grid.chunk} tokens gives what is not finite: "
+                    "the weights are damaged, or too large for this device's precision"
+                )
+
+    @torch.inference_mode()
+    def step(self, batch: Batch) -> Outcome:
+        slots = torch.from_numpy(batch.slot_of_document).to(self.device)
+        fresh = torch.from_numpy(batch.fresh).to(self.device)
+        step = self._forward(
+            torch.from_numpy(batch.tokens).to(self.device),
+            torch.from_numpy(batch.lengths).to(self.device),
+            torch.from_numpy(batch.document_of_row).to(self.device),
+            self.pool.gather(slots, fresh),
+        )
+        outcome = _outcome(step)
+        documents = np.unique(batch.document_of_row[batch.lengths > 0])
+        if len(documents) > 1 and not outcome.finite[batch.lengths > 0].all():
+            return self._step_apart(batch, documents)
+        self.pool.scatter(slots, step.states)
+        return outcome
+
+    def _step_apart(self, batch: Batch, documents: NDArray[np.int64]) -> Outcome:
+        """The same step, one document at a time.
+
+        The products that combine rows spread one document's NaN to all (0 * NaN is NaN), so each
+        runs again from its state before the step, which was not overwritten yet.
+        """
+        rows, labels = len(batch.lengths), len(self.labels)
+        together = Outcome(
+            np.zeros((rows, labels), np.float32),
+            np.zeros(rows, np.float32),
+            np.zeros((rows, labels)),
+        )
+        for document in documents:
+            own = batch.rows_of(document)
+            grid = fitting(self.grids, len(own))
+            alone = Batch.blank(grid, self.pool.scratch)
+            alone.tokens[: len(own)] = batch.tokens[own]
+            alone.lengths[: len(own)] = batch.lengths[own]
+            alone.document_of_row[: len(own)] = 0
+            alone.slot_of_document[0] = batch.slot_of_document[document]
+            alone.fresh[0] = batch.fresh[document]
+            outcome = self.step(alone)
+            together.evidence[own] = outcome.evidence[: len(own)]
+            together.weight[own] = outcome.weight[: len(own)]
+            together.logits[document] = outcome.logits[0]
+        return together
+
+    def memory(self) -> Memory:
+        resident, resident_peak = resident_memory()
+        if not self.device.startswith("cuda"):
+            return Memory(resident, resident_peak, 0, 0)
+        return Memory(
+            resident,
+            resident_peak,
+            torch.cuda.memory_allocated(self.device),
+            torch.cuda.max_memory_allocated(self.device),
+        )
+
+
+def fitting(grids: Sequence[Grid], rows: int) -> Grid:
+    """The smallest grid with so many rows."""
+    return next(grid for grid in grids if grid.rows >= rows)
+
+
+def _outcome(step: Step) -> Outcome:
+    states: State = step.states
+    logits = states.evidence / states.weight[:, None]
+    return Outcome(
+        step.evidence.float().cpu().numpy(), step.weight.float().cpu().numpy(), logits.cpu().numpy()
+    )

@@ -1,0 +1,97 @@
+"""Slots and the states in them."""
+
+import pytest
+import torch
+
+from model.config import ModelConfig
+from model.state import State
+from service.pool import Slots, StatePool
+
+CONFIG = ModelConfig(
+    name="tiny",
+    labels=("a", "b", "c"),
+    vocab_size=50,
+    width=8,
+    layers=2,
+    heads=2,
+    routing_dim=3,
+    value_dim=4,
+    num_components=5,
+    mlp_width=16,
+)
+
+
+def state_of(value: float, documents: int = 1) -> State:
+    state = State.zeros(CONFIG, documents)
+    for _, tensor in state.tensors():
+        tensor.fill_(value)
+    return state
+
+
+def values(state: State) -> list[set[float]]:
+    """What each document's tensors hold."""
+    documents = len(state.weight)
+    return [
+        {value for _, tensor in state.tensors() for value in tensor[document].flatten().tolist()}
+        for document in range(documents)
+    ]
+
+
+def test_every_slot_is_taken_once() -> None:
+    slots = Slots(3)
+    taken = [slots.take() for _ in range(3)]
+    assert sorted(taken) == [0, 1, 2]
+    assert slots.scratch not in taken
+    assert (slots.free, slots.in_use) == (0, 3)
+    with pytest.raises(IndexError):
+        slots.take()
+    slots.give(taken[1])
+    assert slots.take() == taken[1]
+
+
+@pytest.mark.parametrize("slot", [0, 3, -1])
+def test_only_taken_slots_can_be_given(slot: int) -> None:
+    with pytest.raises(ValueError, match="not taken"):
+        Slots(3).give(slot)
+
+
+def test_there_is_at_least_one() -> None:
+    with pytest.raises(ValueError, match="at least one"):
+        Slots(0)
+
+
+def test_a_fresh_slot_shows_nothing_of_the_past_even_if_that_was_not_a_number() -> None:
+    pool = StatePool(CONFIG, 3)
+    pool.scatter(torch.tensor([0, 1, 2, 3]), state_of(float("nan"), 4))
+    pool.scatter(torch.tensor([1]), state_of(7))
+    slots, fresh = torch.tensor([2, 1, 3]), torch.tensor([True, False, True])
+    assert values(pool.gather(slots, fresh)) == [{0}, {7}, {0}]
+
+
+def test_states_are_scattered_to_their_slots_only() -> None:
+    pool = StatePool(CONFIG, 3)
+    pool.scatter(torch.tensor([2, 0]), state_of(5, 2))
+    everything = pool.gather(torch.arange(4), torch.zeros(4, dtype=torch.bool))
+    assert values(everything) == [{5}, {0}, {5}, {0}]
+
+
+def test_a_snapshot_is_a_copy_that_another_pool_can_take() -> None:
+    here, there = StatePool(CONFIG, 2), StatePool(CONFIG, 5)
+    here.restore(1, state_of(3))
+    snapshot = here.snapshot(1)
+    here.restore(1, state_of(4))
+    there.restore(4, snapshot)
+    assert values(snapshot) == values(there.snapshot(4)) == [{3}]
+    assert values(here.snapshot(1)) == [{4}]
+    assert values(there.snapshot(3)) == [{0}]
+
+
+def test_the_scratch_slot_has_no_snapshot() -> None:
+    pool = StatePool(CONFIG, 2)
+    for slot in (pool.scratch, -1):
+        with pytest.raises(ValueError, match="not one of 2"):
+            pool.snapshot(slot)
+
+
+def test_states_keep_the_models_precision() -> None:
+    assert StatePool(CONFIG, 2, dtype=torch.float64).states.memory.dtype == torch.float64
