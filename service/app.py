@@ -1,0 +1,330 @@
+"""The service as a Ray Serve application, and how it is run on one machine.
+
+This module stays light: what needs torch or prometheus_client is imported inside the deployments,
+in their own processes, once those are set up.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import re
+import secrets
+import signal
+import socket
+import sys
+import threading
+from collections.abc import AsyncGenerator, Iterator
+from contextlib import ExitStack, contextmanager, suppress
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING, Any
+
+import ray
+from pydantic import ValidationError
+from ray import serve
+from ray.serve.config import HTTPOptions, RequestRouterConfig
+from ray.serve.handle import DeploymentHandle
+from ray.serve.schema import LoggingConfig
+
+from model.config import ModelConfig
+from service import logs
+from service.settings import Settings
+
+if TYPE_CHECKING:
+    from fastapi import FastAPI
+
+    from service.client import Tokens
+    from service.document import Progress
+    from service.replicas import Opened
+    from service.schemas import WorkerInfo
+
+APPLICATION, GATEWAY, WORKER = "gma", "Gateway", "Worker"
+METRICS_DIRECTORY = "PROMETHEUS_MULTIPROC_DIR"
+
+# Calls a replica takes at once. The service's own limits are stricter, and answer with reasons.
+GATEWAY_CALLS = 10_000
+
+STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+# Ray takes 127.0.0.1 to mean "find this machine's own address", which others can reach.
+LOOPBACK = "127.0.0.2" if sys.platform == "linux" else "127.0.0.1"
+
+# Tokens on their way to workers pass through it, at most 1 MiB a document.
+OBJECT_STORE_BYTES = 512 * 1024**2
+
+
+class StartError(Exception):
+    """The service can't start; the message says why in one line."""
+
+
+class WorkerReplica:
+    """A worker in its own process. Ready once it is constructed."""
+
+    async def __init__(self, settings: Settings) -> None:  # type: ignore[misc]  # Serve awaits it
+        _set_up_process(settings)
+        from service.worker import Worker
+
+        try:
+            self._worker = Worker.load(settings)
+            await self._worker.start()
+        except Exception as error:
+            # The name is how the message is found again in Serve's report of the failure.
+            raise StartError(" ".join(str(error).split())) from error
+
+    async def read(
+        self, document: str, tokens: Tokens, last: bool, evidence: bool
+    ) -> AsyncGenerator[Opened | Progress]:
+        """A document, open for as long as this runs: first where it is, then its progress."""
+        from service.replicas import Opened
+
+        async with self._worker.open(document, tokens, last, evidence=evidence) as reading:
+            yield Opened(serve.get_replica_context().replica_id.unique_id)
+            async for progress in reading:
+                yield progress
+
+    async def feed(self, document: str, offset: int, tokens: Tokens, last: bool) -> None:
+        """Add tokens to a document that this replica holds."""
+        await self._worker.feed(document, offset, tokens, last)
+
+    async def info(self) -> WorkerInfo:
+        """What this replica runs."""
+        return await self._worker.info()
+
+    async def check_health(self) -> None:
+        """Serve replaces the replica if this raises."""
+        if not self._worker.ready:
+            raise RuntimeError("the engine has stopped")
+
+
+class GatewayReplica:
+    """A gateway in its own process."""
+
+    def __init__(self, settings: Settings, worker: DeploymentHandle[Any]) -> None:
+        _set_up_process(settings)
+        from model.tokenizer import Tokenizer
+        from service.gateway import Gateway
+        from service.replicas import RayWorkers
+
+        self._gateway = Gateway(
+            settings,
+            _config(settings.checkpoint),
+            Tokenizer.load(settings.checkpoint / "tokenizer.json"),
+            RayWorkers(worker, timeout_s=settings.worker_timeout_s),
+        )
+
+    def __serve_build_asgi_app__(self) -> FastAPI:
+        from service.routes import create_app
+
+        # Serve's proxy puts the request's id into every answer.
+        return create_app(self._gateway, stamp_ids=False)
+
+    async def ready(self) -> None:
+        """Returns once this replica reaches a worker: the first call is slow. Raises NotReady."""
+        await self._gateway.info()
+
+    async def drain(self) -> None:
+        """Take no new documents, and return when those taken are answered."""
+        await self._gateway.admission.drain()
+
+
+def build(settings: Settings) -> serve.Application:
+    """The application: a gateway deployment in front of a worker deployment."""
+    documents = settings.slots + settings.max_waiting_documents
+    common: dict[str, Any] = {
+        "graceful_shutdown_timeout_s": settings.shutdown_timeout_s,
+        "graceful_shutdown_wait_loop_s": 0.5,
+        "logging_config": LoggingConfig(log_level="WARNING", enable_access_log=False),
+        # A checkpoint that fails once fails always.
+        "max_constructor_retry_count": 1,
+    }
+    worker = serve.deployment()(WorkerReplica).options(
+        name=WORKER,
+        num_replicas=settings.workers,
+        # Of each document a reading and a feeding call, and as many again that are about to be
+        # refused.
+        max_ongoing_requests=4 * documents,
+        ray_actor_options={"num_cpus": 0, "num_gpus": int(_device(settings) == "cuda")},
+        request_router_config=RequestRouterConfig(
+            request_router_class="service.replicas.PinnedRouter"  # type: ignore[arg-type]
+        ),
+        **common,
+    )
+    gateway = serve.deployment()(serve.ingress()(GatewayReplica)).options(
+        name=GATEWAY,
+        num_replicas=settings.gateways,
+        max_ongoing_requests=GATEWAY_CALLS,
+        ray_actor_options={"num_cpus": 0},
+        **common,
+    )
+    return gateway.bind(settings, worker.bind(settings))
+
+
+def deploy(settings: Settings, *, name: str = APPLICATION, route_prefix: str = "/") -> None:
+    """Add the application to a running Serve, and wait until it runs. Raises StartError."""
+    try:
+        serve.run(build(settings), name=name, route_prefix=route_prefix)
+    except RuntimeError as error:
+        raise StartError(_reason(name)) from error
+
+
+def serve_forever(settings: Settings) -> None:
+    """Run the service on this machine until SIGINT or SIGTERM. Raises StartError.
+
+    A first signal lets documents in flight end, a second does not.
+    """
+    here = url(settings)
+    with running(settings), _stop_signals() as stopping:
+        _say(
+            f"Ready at {here}. Try: curl --data-binary @FILE -H 'Content-Type: text/plain' "
+            f"{here}/v1/documents"
+        )
+        stopping.wait()
+        _say("Stopping: waiting for documents in flight. Once more to stop at once.")
+        _drain(settings.shutdown_timeout_s)
+
+
+@contextmanager
+def running(settings: Settings) -> Iterator[None]:
+    """The service on this machine, ready, for as long as the context lasts. Raises StartError."""
+    config = _config(settings.checkpoint)
+    if not config.causal:
+        raise StartError(
+            f"{settings.checkpoint} is bidirectional: it reads whole documents, not streams"
+        )
+    _check_port(settings.host, settings.port)
+    with ExitStack() as stack:
+        folder = settings.metrics_dir
+        if folder is None:
+            folder = Path(stack.enter_context(TemporaryDirectory(prefix="gma-metrics-")))
+        else:
+            folder = _emptied(folder)
+        stack.callback(ray.shutdown)
+        _start_ray()
+        settings = settings.model_copy(
+            update={
+                "device": _device(settings),
+                "checkpoint": settings.checkpoint.absolute(),
+                "metrics_dir": folder.absolute(),
+            }
+        )
+        serve.start(http_options=HTTPOptions(host=settings.host, port=settings.port))
+        deploy(settings)
+        _gateways().broadcast("ready").results()
+        yield
+
+
+def url(settings: Settings) -> str:
+    """Where the service answers."""
+    host = f"[{settings.host}]" if ":" in settings.host else settings.host
+    return f"http://{host}:{settings.port}"
+
+
+def _gateways() -> DeploymentHandle[Any]:
+    return serve.get_deployment_handle(GATEWAY, APPLICATION)
+
+
+def _drain(timeout_s: float) -> None:
+    """Take no new documents, and wait for those in flight, at most so long."""
+    with suppress(TimeoutError):
+        _gateways().broadcast("drain").results(timeout_s=timeout_s)
+
+
+def _start_ray() -> None:
+    """Ray for this machine alone, and quiet."""
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    # Some of Ray's ports listen on every address, but obey only who has this token.
+    os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
+    # Serve's own logs go to files in Ray's session folder.
+    os.environ.setdefault("RAY_SERVE_LOG_TO_STDERR", "0")
+    logging.getLogger("ray.serve").setLevel(logging.WARNING)
+    ray.init(
+        address="local",
+        _node_ip_address=LOOPBACK,
+        include_dashboard=False,
+        object_store_memory=OBJECT_STORE_BYTES,
+        logging_level=logging.ERROR,
+    )
+
+
+def _set_up_process(settings: Settings) -> None:
+    """What a deployment's process needs before it imports the rest."""
+    logs.configure(settings.log_level)
+    if settings.metrics_dir:
+        settings.metrics_dir.mkdir(parents=True, exist_ok=True)
+        os.environ[METRICS_DIRECTORY] = str(settings.metrics_dir)
+
+
+def _device(settings: Settings) -> str:
+    """cpu or cuda. Raises StartError if there are fewer GPUs than workers."""
+    resources = ray.cluster_resources() if ray.is_initialized() else {}  # type: ignore[no-untyped-call]
+    gpus = int(resources.get("GPU", 0))
+    if settings.device == "cpu" or (settings.device == "auto" and not gpus):
+        return "cpu"
+    if gpus < settings.workers:
+        raise StartError(f"{settings.workers} workers on cuda need as many GPUs; there are {gpus}")
+    return "cuda"
+
+
+def _config(checkpoint: Path) -> ModelConfig:
+    file = checkpoint / "config.json"
+    try:
+        return ModelConfig.model_validate_json(file.read_bytes())
+    except OSError as error:
+        raise StartError(f"{checkpoint} is not a checkpoint: {file}: {error.strerror}") from error
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(map(str, first["loc"]))
+        raise StartError(f"{file}: {where}: {first['msg']}") from error
+
+
+def _check_port(host: str, port: int) -> None:
+    """Ray Serve would wait for a port that is taken."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    with socket.socket(family) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((host, port))
+        except OSError as error:
+            raise StartError(
+                f"can't listen on {host}:{port}: {error.strerror}. "
+                "GMA_HOST and GMA_PORT choose another address"
+            ) from error
+
+
+def _emptied(folder: Path) -> Path:
+    """Without the metrics of an earlier run."""
+    for file in folder.glob("*.db"):
+        file.unlink()
+    return folder
+
+
+@contextmanager
+def _stop_signals() -> Iterator[threading.Event]:
+    """An event that the first SIGINT or SIGTERM sets; a second raises KeyboardInterrupt."""
+    stopping = threading.Event()
+
+    def on_signal(*_: object) -> None:
+        if stopping.is_set():
+            raise KeyboardInterrupt
+        stopping.set()
+
+    before = {number: signal.signal(number, on_signal) for number in STOP_SIGNALS}
+    try:
+        yield stopping
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _say(line: str) -> None:
+    sys.stdout.write(line + "\n")
+    sys.stdout.flush()
+
+
+def _reason(name: str) -> str:
+    """Why the application `name` failed: one of its replicas' StartError, or Serve's own words."""
+    application = serve.status().applications[name]
+    messages = [deployment.message for deployment in application.deployments.values()]
+    found = re.search(rf"{StartError.__name__}: (.+)", "\n".join(messages))
+    return found[1] if found else application.message

@@ -1,0 +1,382 @@
+"""The command `gma`. torch and Ray are imported where they are used, so that `--help` is quick."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterator
+from enum import StrEnum
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, BinaryIO
+
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
+from rich.table import Table
+
+if TYPE_CHECKING:
+    from model.weights import Checkpoint
+
+PIECE_BYTES = 64 * 1024
+LABELS_IN_TABLE = 3
+SPANS_IN_TABLE = 24
+SPANS_IN_JSON = 1024
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,  # plain text, in which brackets and line breaks stay as written
+)
+
+
+class Device(StrEnum):
+    auto = "auto"
+    cpu = "cpu"
+    cuda = "cuda"
+
+
+Folder = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="DIR",
+        help="Folder of config.json, model.safetensors and tokenizer.json. "
+        "[default: the one that comes with gma]",
+    ),
+]
+DeviceOption = Annotated[
+    Device, typer.Option(help="Where the model runs; auto takes a GPU if there is one.")
+]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+
+
+def main() -> None:
+    """Run the command. What a user can mend is one line on stderr and status 1, or 2 for usage."""
+    try:
+        app()
+    except (OSError, ValueError) as error:
+        _complain(error)
+        sys.exit(1)
+
+
+def _complain(error: Exception) -> None:
+    text = str(error)
+    if isinstance(error, OSError) and error.filename is not None:
+        text = f"{error.filename}: {error.strerror}"
+    print("gma:", " ".join(text.split()), file=sys.stderr)
+
+
+@app.callback(invoke_without_command=True)
+def _gma(
+    show_version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False,
+) -> None:
+    """Classify documents of any length with Gaussian Mixture Attention.
+
+    `gma classify book.txt` answers here and now. `gma serve` answers over HTTP. `gma train` makes a
+    classifier of your own labelled documents, `gma evaluate` measures it, `gma info` describes it.
+    """
+    if show_version:
+        typer.echo(version("gma-service"))
+        raise typer.Exit
+
+
+@app.command()
+def serve(
+    checkpoint: Folder = None,
+    host: Annotated[str | None, typer.Option(help="Address to listen on.")] = None,
+    port: Annotated[int | None, typer.Option(help="TCP port to listen on.")] = None,
+    device: Annotated[Device | None, typer.Option(help="Where the model runs.")] = None,
+    workers: Annotated[int | None, typer.Option(help="Processes that run the model.")] = None,
+    list_settings: Annotated[
+        bool, typer.Option("--list-settings", help="Print every setting and its default, and exit.")
+    ] = False,
+) -> None:
+    """Start the HTTP service, until Ctrl-C or SIGTERM.
+
+    Every setting is an environment variable GMA_*; the options here go before it.
+
+    \b
+    Examples:
+      gma serve
+      gma serve --port 9000 --checkpoint runs/mine/checkpoint
+      GMA_MAX_DOCUMENT_BYTES=1GiB gma serve
+      curl -s --data-binary @book.txt -H 'Content-Type: text/plain' 127.0.0.1:8000/v1/documents
+    """
+    from service.settings import Settings
+
+    if list_settings:
+        _print_settings()
+        return
+    options = {
+        "checkpoint": checkpoint,
+        "host": host,
+        "port": port,
+        "device": device and device.value,
+        "workers": workers,
+    }
+    settings = Settings.load(**{name: x for name, x in options.items() if x is not None})
+
+    from service.app import StartError, serve_forever
+
+    try:
+        serve_forever(settings)
+    except StartError as error:
+        _complain(error)
+        raise typer.Exit(1) from error
+
+
+@app.command()
+def classify(
+    files: Annotated[
+        list[Path], typer.Argument(metavar="FILE...", help="UTF-8 texts; - reads standard input.")
+    ],
+    checkpoint: Folder = None,
+    device: DeviceOption = Device.auto,
+    top_k: Annotated[
+        int | None,
+        typer.Option(min=1, help=f"List so many labels. [default: {LABELS_IN_TABLE}; --json: all]"),
+    ] = None,
+    evidence: Annotated[
+        bool, typer.Option("--evidence", help="Also tell which part of a text speaks for what.")
+    ] = False,
+    max_tokens: Annotated[
+        int | None, typer.Option(min=1, help="Read no more than the first so many tokens.")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Tell what each text is. Texts of any length are read in constant memory.
+
+    With --json each text is one line, an answer as the HTTP service gives it. A text that can't be
+    read is one line on stderr; the others are answered all the same, and the status is 1.
+
+    \b
+    Examples:
+      gma classify book.txt
+      gma classify --evidence --top-k 1 book.txt
+      gma classify --json *.txt | jq -r '[.file, .label] | @tsv'
+      zcat book.txt.gz | gma classify -
+    """
+    read = _load(checkpoint, device)
+    failed = False
+    for file in files:
+        try:
+            answer = _answer(read, file, top_k, evidence, max_tokens, as_json=as_json)
+        except (OSError, ValueError) as error:
+            _complain(error if isinstance(error, OSError) else ValueError(f"{file}: {error}"))
+            failed = True
+        else:
+            _print_json(answer) if as_json else _print_answer(answer)
+    raise typer.Exit(int(failed))
+
+
+@app.command()
+def train(
+    data: Annotated[
+        Path,
+        typer.Option(metavar="DIR", help="Folder of train*.jsonl and valid*.jsonl, or .jsonl.zst."),
+    ],
+    out: Annotated[Path, typer.Option(metavar="DIR", help="Folder of the run, made if need be.")],
+    config: Annotated[
+        Path, typer.Option(metavar="FILE", help="TOML: [model] architecture, [training] schedule.")
+    ],
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on with the interrupted run in --out.")
+    ] = False,
+) -> None:
+    """Train a classifier of your own documents.
+
+    A line of the data is one document: {"text": "...", "label": "..."}. The run's folder gets a
+    log and the checkpoint that was best on the valid split, which every other command takes.
+
+    \b
+    Examples:
+      gma train --data reviews --out runs/reviews --config small.toml
+      gma train --data reviews --out runs/reviews --config small.toml --resume
+      gma classify --checkpoint runs/reviews/checkpoint review.txt
+    """
+    from model.train import train
+
+    typer.echo(train(data, out, config, resume=resume))
+
+
+@app.command()
+def evaluate(
+    checkpoint: Annotated[Path, typer.Argument(metavar="CHECKPOINT", help="Its folder.")],
+    data: Annotated[
+        Path, typer.Option(metavar="DIR", help="Folder of the splits, as `gma train` takes them.")
+    ],
+    split: Annotated[str, typer.Option(help="Files whose names begin with it are read.")] = "test",
+    device: DeviceOption = Device.auto,
+    as_json: AsJson = False,
+) -> None:
+    """Measure accuracy and macro-F1 on labelled documents.
+
+    Once on the first 1, 4, 16 and 64 KB of each document, and once on the whole; and tell how many
+    components of the mixture are in use.
+
+    \b
+    Example:
+      gma evaluate runs/reviews/checkpoint --data reviews
+    """
+    from model.evaluate import evaluate
+
+    measured = evaluate(_load(checkpoint, device), data, split)
+    _print_json(measured.as_dict()) if as_json else typer.echo(measured.table())
+
+
+@app.command()
+def info(
+    checkpoint: Annotated[
+        Path | None,
+        typer.Argument(
+            metavar="CHECKPOINT", help="Its folder. [default: the one that comes with gma]"
+        ),
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Describe a checkpoint: its labels, its architecture, its size.
+
+    \b
+    Examples:
+      gma info
+      gma info runs/reviews/checkpoint --json
+    """
+    loaded = _load(checkpoint, Device.cpu)
+    description = {
+        **loaded.config.model_dump(mode="json"),
+        "parameters": sum(x.numel() for x in loaded.classifier.parameters()),
+        "state_bytes": loaded.classifier.new_states(1).nbytes,
+        "fingerprint": loaded.fingerprint,
+    }
+    if as_json:
+        _print_json(description)
+        return
+    table = _table("", "")
+    for name, value in description.items():
+        table.add_row(name, ", ".join(value) if isinstance(value, list) else _text(value))
+    Console().print(table)
+
+
+def _load(checkpoint: Path | None, device: Device) -> Checkpoint:
+    import torch
+
+    from model import weights
+
+    if device is Device.auto:
+        device = Device.cuda if torch.cuda.is_available() else Device.cpu
+    return weights.load(checkpoint or weights.DEFAULT, device=device.value)
+
+
+def _answer(
+    checkpoint: Checkpoint,
+    file: Path,
+    top_k: int | None,
+    evidence: bool,
+    max_tokens: int | None,
+    *,
+    as_json: bool,
+) -> dict[str, Any]:
+    """The answer of the HTTP service, less its timing. Raises ValueError or OSError."""
+    import numpy as np
+
+    from model.reading import Reader
+    from service.answers import evidence_spans, label_scores, ranked
+    from service.document import Span
+    from service.evidence import Evidence
+
+    reader = Reader(checkpoint, max_tokens=max_tokens)
+    shares = Evidence(SPANS_IN_JSON if as_json else SPANS_IN_TABLE)
+    chunks = 0
+    for span in reader.read(_pieces(file)):
+        shares.add(Span(span.tokens, span.weight, span.evidence), span.bytes)
+        chunks += 1
+    if not chunks:
+        raise ValueError("the document is empty")
+    weight = sum(share.weight for share in shares.shares)
+    logits = np.sum([share.evidence for share in shares.shares], axis=0) / weight
+    labels = checkpoint.config.labels
+    order = ranked(logits, top_k if as_json else top_k or LABELS_IN_TABLE)
+    answer: dict[str, Any] = {
+        "file": str(file),
+        "model": checkpoint.config.name,
+        "label": labels[int(order[0])],
+        "scores": label_scores(labels, logits, order),
+        "usage": {
+            "bytes": sum(share.bytes for share in shares.shares),
+            "tokens": sum(share.tokens for share in shares.shares),
+            "chunks": chunks,
+        },
+    }
+    if reader.truncated:
+        answer["truncated"] = True
+    if evidence:
+        answer["evidence"] = evidence_spans(labels, shares.shares, order)
+    return answer
+
+
+def _pieces(file: Path) -> Iterator[bytes]:
+    """A file's bytes, with a progress bar on stderr if that is a terminal."""
+    console = Console(stderr=True)
+    columns = TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn()
+    with (
+        _open(file) as opened,
+        Progress(
+            *columns, console=console, transient=True, disable=not console.is_terminal
+        ) as progress,
+    ):
+        size = file.stat().st_size if file.is_file() else None
+        bar = progress.add_task(str(file), total=size)
+        while piece := opened.read(PIECE_BYTES):
+            yield piece
+            progress.advance(bar, len(piece))
+
+
+def _open(file: Path) -> BinaryIO:
+    return sys.stdin.buffer if str(file) == "-" else file.open("rb")
+
+
+def _print_answer(answer: dict[str, Any]) -> None:
+    usage = answer["usage"]
+    read = "the first " if "truncated" in answer else ""
+    typer.echo(f"{answer['file']}: {read}{usage['bytes']:,} bytes, {usage['tokens']:,} tokens")
+    table = _table("label", "score")
+    for each in answer["scores"]:
+        table.add_row(each["label"], f"{each['score']:.3f}")
+    Console().print(table)
+    if "evidence" not in answer:
+        return
+    table = _table("bytes", "weight", "label", *(each["label"] for each in answer["scores"]))
+    for span in answer["evidence"]:
+        scores = {each["label"]: f"{each['score']:.3f}" for each in span["scores"]}
+        table.add_row(
+            f"{span['start']:,} - {span['end']:,}",
+            f"{span['weight']:.1%}",
+            span["label"],
+            *(scores[each["label"]] for each in answer["scores"]),
+        )
+    Console().print(table)
+
+
+def _print_settings() -> None:
+    from service.settings import Settings, variable
+
+    table = _table("variable", "default", "")
+    for name, field in Settings.model_fields.items():
+        table.add_row(variable(name), str(field.default), field.description)
+    Console().print(table)
+
+
+def _table(*columns: str) -> Table:
+    table = Table(show_header=any(columns), box=None, pad_edge=False)
+    for name in columns:
+        table.add_column(name, overflow="fold")
+    return table
+
+
+def _text(value: object) -> str:
+    return f"{value:,}" if type(value) is int else str(value)
+
+
+def _print_json(value: object) -> None:
+    typer.echo(json.dumps(value, ensure_ascii=False))

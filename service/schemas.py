@@ -1,0 +1,163 @@
+"""The shapes of the HTTP contract: strict models for what comes in, typed dicts for what goes out.
+
+Answers are plain dicts because evidence can hold fifty thousand of them. OpenAPI is generated from
+both.
+"""
+
+from typing import Annotated, Literal, NotRequired
+
+from pydantic import BaseModel, ConfigDict, Field
+from typing_extensions import TypedDict  # pydantic needs this one before Python 3.12
+
+
+class Options(BaseModel):
+    """How a document is to be answered."""
+
+    model_config = ConfigDict(extra="forbid", use_attribute_docstrings=True)
+
+    top_k: Annotated[int, Field(ge=1)] | None = None
+    """Answer with the best so many labels; all by default."""
+
+    evidence: bool = False
+    """Also tell which part of the document speaks for what."""
+
+    max_tokens: Annotated[int, Field(ge=1)] | None = None
+    """Read no more than the first so many tokens. By default nothing is truncated."""
+
+
+class DocumentRequest(Options):
+    """A document as JSON, with its options."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, use_attribute_docstrings=True)
+
+    text: str
+    """The document."""
+
+
+class LabelScore(TypedDict):
+    """What is said about one label."""
+
+    label: str
+    score: Annotated[float, Field(description="softmax over all labels, also those not listed")]
+    logit: float
+
+
+class Usage(TypedDict):
+    """How much was read."""
+
+    bytes: Annotated[int, Field(description="of UTF-8 text")]
+    tokens: int
+    chunks: Annotated[int, Field(description="pieces in which the model read the document")]
+
+
+class Timing(TypedDict):
+    """Milliseconds. Tokenizing and computing overlap with the upload and with each other."""
+
+    queue: Annotated[float, Field(description="ready to be read, and waiting for the model")]
+    tokenize: float
+    compute: Annotated[float, Field(description="in steps that read this document, beside others")]
+    total: Annotated[float, Field(description="from the first byte of the request")]
+
+
+class EvidenceSpan(TypedDict):
+    """Bytes [start, end) of the document, and their share in its answer."""
+
+    start: int
+    end: int
+    tokens: int
+    weight: Annotated[
+        float,
+        Field(
+            description="share of the whole document's: weights sum to 1, and the sum of "
+            "weight * logit over the spans is the document's logit"
+        ),
+    ]
+    label: Annotated[str, Field(description="the best label of this span alone")]
+    scores: Annotated[
+        list[LabelScore],
+        Field(description="best first; the labels that the document's scores list"),
+    ]
+
+
+class Answer(TypedDict):
+    """A classified document."""
+
+    model: str
+    label: Annotated[str, Field(description="the best label")]
+    scores: Annotated[list[LabelScore], Field(description="best first")]
+    usage: Usage
+    timing_ms: Timing
+    truncated: NotRequired[
+        Annotated[bool, Field(description="true if max_tokens cut something; else absent")]
+    ]
+    evidence: NotRequired[
+        Annotated[
+            list[EvidenceSpan], Field(description="spans that tile the document, if asked for")
+        ]
+    ]
+
+
+class ProgressEvent(TypedDict):
+    """How far the document has been read, and what it looks like so far."""
+
+    event: Literal["progress"]
+    bytes: int
+    tokens: int
+    label: str
+    score: float
+
+
+class ResultEvent(Answer):
+    """The last event: the answer."""
+
+    event: Literal["result"]
+
+
+class ErrorAnswer(TypedDict):
+    """Any answer whose status is not 2xx."""
+
+    error: Annotated[str, Field(description="what is wrong and what to do, for people")]
+    error_type: Annotated[str, Field(description="the same for programs")]
+
+
+class ErrorEvent(ErrorAnswer):
+    """The last event, in place of the result."""
+
+    event: Literal["error"]
+
+
+class Health(TypedDict):
+    """The service answers documents."""
+
+    status: Literal["ok"]
+
+
+class Limits(TypedDict):
+    """What the service takes."""
+
+    max_document_bytes: int
+    max_bytes_in_flight: int
+    max_documents_in_flight: int
+    max_evidence_spans: int
+    idle_timeout_s: float
+
+
+class WorkerInfo(TypedDict):
+    """Where the model runs."""
+
+    backend: str
+    device: str
+    fingerprint: Annotated[str, Field(description="SHA-256 of the checkpoint")]
+    rows: Annotated[int, Field(description="chunks that one step reads")]
+    chunk_tokens: int
+    slots: Annotated[int, Field(description="documents that a worker reads at the same time")]
+    versions: dict[str, str]
+
+
+class Info(WorkerInfo):
+    """What runs here."""
+
+    model: str
+    labels: list[str]
+    workers: int
+    limits: Limits

@@ -1,0 +1,151 @@
+"""Every setting of the service: `GMA_*` environment variables, read once, when it is started."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import ByteSize, Field, ValidationError, model_validator
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+PREFIX = "GMA_"
+DEFAULT_CHECKPOINT = Path(__file__).parent.parent / "model" / "checkpoints" / "books"
+
+MIB = 1024**2
+
+Count = Annotated[int, Field(gt=0)]
+Seconds = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+Bytes = Annotated[ByteSize, Field(gt=0)]
+
+
+class SettingsError(ValueError):
+    """The environment can't be used; the message names each variable that is wrong."""
+
+
+class Settings(BaseSettings):
+    """What the service runs with. Field `x` is read from the variable `GMA_X`."""
+
+    model_config = SettingsConfigDict(
+        env_prefix=PREFIX, extra="forbid", frozen=True, use_attribute_docstrings=True
+    )
+
+    checkpoint: Path = DEFAULT_CHECKPOINT
+    """Folder of the model: config.json, model.safetensors, tokenizer.json."""
+
+    host: str = "127.0.0.1"
+    """Address to listen on. The default can be reached from this machine only."""
+
+    port: Annotated[int, Field(gt=0, lt=65536)] = 8000
+    """TCP port to listen on."""
+
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """Where the model runs; auto takes GPUs if there are any."""
+
+    workers: Count = 1
+    """Worker processes, each with the whole model; on cuda each has a GPU of its own."""
+
+    gateways: Count = 1
+    """Processes that speak HTTP and tokenize."""
+
+    threads: Annotated[int, Field(ge=0)] = 0
+    """CPU threads that a worker computes with; 0 takes every core."""
+
+    rows: Count = 8
+    """Chunks that one step reads."""
+
+    chunk_tokens: Count = 256
+    """Tokens of one chunk."""
+
+    slots: Count = 64
+    """Documents that a worker reads at the same time."""
+
+    max_waiting_documents: Annotated[int, Field(ge=0)] = 256
+    """Documents that may wait for a slot of a worker; more are answered with 429."""
+
+    inbox_tokens: Count = 65536
+    """Tokens of one document that a worker holds unread before it lets the gateway wait."""
+
+    max_document_bytes: Bytes = ByteSize(64 * MIB)
+    """Largest request body; larger ones are answered with 413. Takes units: 64MiB."""
+
+    max_bytes_in_flight: Bytes = ByteSize(256 * MIB)
+    """Request bodies that a gateway takes at the same time; beyond that it is 429. Takes units."""
+
+    max_documents_in_flight: Count = 256
+    """Documents that a gateway takes at the same time; beyond that the answer is 429."""
+
+    max_evidence_spans: Annotated[int, Field(ge=2)] = 1024
+    """Spans in an answer's evidence; neighbours are merged until there are no more than that."""
+
+    progress_interval_s: Seconds = 0.1
+    """Least time between two progress events of one document."""
+
+    idle_timeout_s: Seconds = 60
+    """A document whose client sends nothing for so long is dropped and answered with 408."""
+
+    worker_timeout_s: Seconds = 10
+    """How long a gateway waits for a worker to take a document before it answers 503."""
+
+    shutdown_timeout_s: Seconds = 600
+    """How long a stopping service waits for its documents; longer than the longest takes."""
+
+    metrics_dir: Path | None = None
+    """Folder where a machine's processes share metrics; by default a new one, then removed."""
+
+    log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"
+    """Least severe message that is logged; each request is one line at INFO."""
+
+    @classmethod
+    def load(cls, **overrides: Any) -> Self:
+        """Settings of the environment, then `overrides`. Raises SettingsError."""
+        try:
+            return cls(**overrides)
+        except ValidationError as error:
+            raise SettingsError("; ".join(map(_explain, error.errors()))) from error
+
+    @model_validator(mode="before")
+    @classmethod
+    def _check_names(cls, values: Any) -> Any:
+        check_names(os.environ)
+        return values
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if self.max_bytes_in_flight < self.max_document_bytes:
+            raise ValueError(
+                "GMA_MAX_BYTES_IN_FLIGHT is less than GMA_MAX_DOCUMENT_BYTES: the largest document "
+                "would never be admitted"
+            )
+        if self.inbox_tokens < self.chunk_tokens:
+            raise ValueError(
+                "GMA_INBOX_TOKENS is less than GMA_CHUNK_TOKENS: no chunk would ever fill"
+            )
+        return self
+
+
+def variable(field: str) -> str:
+    """The environment variable that sets `field`."""
+    return PREFIX + field.upper()
+
+
+def check_names(environ: Iterable[str]) -> None:
+    """Raises ValueError for a `GMA_*` variable that sets nothing: typos must not go unnoticed."""
+    known = {variable(field) for field in Settings.model_fields}
+    for name in sorted(environ):
+        if name.upper().startswith(PREFIX) and name.upper() not in known:
+            close = get_close_matches(name.upper(), known, n=1)
+            hint = f"did you mean {close[0]}?" if close else f"there are {', '.join(sorted(known))}"
+            raise ValueError(f"{name} is not a setting: {hint}")
+
+
+def _explain(error: Any) -> str:
+    """One of pydantic's errors: `GMA_PORT: Input should be less than 65536, not '99999'`."""
+    if not error["loc"]:
+        return str(error["msg"]).removeprefix("Value error, ")
+    name = variable(str(error["loc"][0]))
+    if error["type"] == "extra_forbidden":
+        return f"{name} is not a setting"
+    return f"{name}: {error['msg']}, not {error['input']!r}"

@@ -1,0 +1,198 @@
+"""The worker: a checkpoint on one device, and the engine that reads documents with it."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import sys
+from collections.abc import AsyncGenerator, AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import replace
+from importlib.metadata import version
+from typing import Self
+
+import numpy as np
+import torch
+
+from model import weights
+from service import metrics
+from service.client import Reading, Tokens
+from service.document import Progress
+from service.engine import Ending, Engine, Observer
+from service.errors import NotReady
+from service.runner import Runner, TorchRunner
+from service.schemas import WorkerInfo
+from service.settings import Settings
+
+
+class Worker:
+    """Reads documents. A `WorkerClient` itself, for gateways in the same process."""
+
+    def __init__(self, runner: Runner, settings: Settings, *, fingerprint: str) -> None:
+        self._runner = runner
+        self._settings = settings
+        self._fingerprint = fingerprint
+        self._engine = Engine(
+            runner,
+            max_waiting=settings.max_waiting_documents,
+            inbox_tokens=settings.inbox_tokens,
+            idle_timeout_s=2 * settings.idle_timeout_s,  # the gateway's comes first, and says more
+            observer=Meter(),
+        )
+        self._memory: asyncio.Task[None] | None = None
+
+    @classmethod
+    def load(cls, settings: Settings) -> Self:
+        """A worker with the checkpoint of `settings`. Raises CheckpointError or RuntimeError."""
+        torch.set_num_threads(settings.threads or os.cpu_count() or 1)
+        device = settings.device
+        if device == "auto":
+            device = "cuda" if torch.cuda.is_available() else "cpu"
+        checkpoint = weights.load(settings.checkpoint, device=device)
+        runner = TorchRunner(
+            checkpoint.classifier,
+            slots=settings.slots,
+            rows=settings.rows,
+            chunk=settings.chunk_tokens,
+            compile=device == "cuda",
+        )
+        return cls(runner, settings, fingerprint=checkpoint.fingerprint)
+
+    async def start(self) -> None:
+        """Warm up. Raises what the warm-up raises; there is no reading then."""
+        await self._engine.start()
+        metrics.SLOTS.set(self._runner.pool.count)
+        self._memory = asyncio.create_task(metrics.watch_memory("worker", self._runner.memory))
+
+    async def stop(self) -> None:
+        """End the running step; what is not done by then fails with ShuttingDown."""
+        if self._memory:
+            self._memory.cancel()
+        await self._engine.stop()
+
+    @property
+    def ready(self) -> bool:
+        """Warm, and reading."""
+        return self._engine.ready
+
+    def _check_ready(self) -> None:
+        if not self.ready:
+            raise NotReady("the worker is not ready: try again when it has warmed up")
+
+    @asynccontextmanager
+    async def open(
+        self, document: str, tokens: Tokens, last: bool, *, evidence: bool
+    ) -> AsyncIterator[Reading]:
+        """See `WorkerClient.open`."""
+        self._check_ready()
+        progress = paced(
+            self._engine.read(document, tokens, last, evidence=evidence),
+            self._settings.progress_interval_s,
+        )
+        first = asyncio.ensure_future(anext(progress))
+        try:
+            await asyncio.sleep(0)  # within which the engine has opened the document, or refused it
+            yield _Reading(self, document, first, progress)
+        finally:
+            first.cancel()
+            await asyncio.gather(first, return_exceptions=True)
+            await progress.aclose()
+
+    async def feed(self, document: str, offset: int, tokens: Tokens, last: bool) -> None:
+        """Add tokens to an open document; see `Reading.feed`."""
+        await self._engine.feed(document, offset, tokens, last)
+
+    async def info(self) -> WorkerInfo:
+        """See `WorkerClient.info`."""
+        self._check_ready()
+        grid = self._runner.grids[-1]
+        return WorkerInfo(
+            backend=self._runner.backend,
+            device=self._runner.device,
+            fingerprint=self._fingerprint,
+            rows=grid.rows,
+            chunk_tokens=grid.chunk,
+            slots=self._runner.pool.count,
+            versions={
+                "service": version("gma-service"),
+                "python": ".".join(map(str, sys.version_info[:3])),
+                "torch": torch.__version__,
+                "numpy": np.__version__,
+            },
+        )
+
+
+class _Reading:
+    """A document of the engine in this process."""
+
+    def __init__(
+        self,
+        worker: Worker,
+        document: str,
+        first: asyncio.Future[Progress],
+        progress: AsyncGenerator[Progress],
+    ) -> None:
+        self._worker = worker
+        self._document = document
+        self._first = first
+        self._progress = progress
+
+    async def __aiter__(self) -> AsyncGenerator[Progress]:
+        yield await self._first
+        async for progress in self._progress:
+            yield progress
+
+    async def feed(self, offset: int, tokens: Tokens, last: bool) -> None:
+        await self._worker.feed(self._document, offset, tokens, last)
+
+
+class Meter(Observer):
+    """Tells Prometheus what the engine does."""
+
+    def occupancy(self, waiting: int, slots: int) -> None:
+        metrics.DOCUMENTS_WAITING.set(waiting)
+        metrics.SLOTS_IN_USE.set(slots)
+
+    def admitted(self, seconds: float) -> None:
+        metrics.SLOT_WAIT_SECONDS.observe(seconds)
+
+    def stepped(self, rows: int, grid_rows: int, tokens: int, seconds: float) -> None:
+        metrics.STEP_SECONDS.observe(seconds)
+        metrics.STEP_ROWS.inc(rows)
+        metrics.STEP_GRID_ROWS.inc(grid_rows)
+        metrics.TOKENS.inc(tokens)
+
+    def step_failed(self) -> None:
+        metrics.STEP_FAILURES.inc()
+
+    def closed(self, how: Ending, progress: Progress) -> None:
+        metrics.DOCUMENTS.labels(how).inc()
+
+
+async def paced(source: AsyncGenerator[Progress], interval_s: float) -> AsyncGenerator[Progress]:
+    """Joins what comes sooner than `interval_s` after the last. First and last come at once."""
+    loop = asyncio.get_running_loop()
+    held: Progress | None = None
+    upcoming: asyncio.Future[Progress] | None = None
+    try:
+        held, due = await anext(source), loop.time()
+        while True:
+            if held is not None and (held.done or loop.time() >= due):
+                yield held
+                if held.done:
+                    return
+                held, due = None, loop.time() + interval_s
+            upcoming = upcoming or asyncio.ensure_future(anext(source))
+            await asyncio.wait({upcoming}, timeout=None if held is None else due - loop.time())
+            if upcoming.done():
+                held, upcoming = join(held, upcoming.result()), None
+    finally:
+        if upcoming is not None:
+            upcoming.cancel()
+            await asyncio.gather(upcoming, return_exceptions=True)
+        await source.aclose()
+
+
+def join(earlier: Progress | None, later: Progress) -> Progress:
+    """Both as one: all but spans are counted from the document's start."""
+    return replace(later, spans=earlier.spans + later.spans) if earlier else later

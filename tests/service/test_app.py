@@ -1,0 +1,310 @@
+"""The whole service on Ray Serve, over a socket; and what keeps it from starting."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import os
+import signal
+import socket
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from service import app
+from service.settings import Settings
+from tests.service.asgi import PATIENCE_S, TEXT, save_checkpoint
+
+PLAIN = {"content-type": "text/plain"}
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_checkpoint(tmp_path_factory.mktemp("tiny"))
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+class TestStart:
+    """What stops it before Ray is started."""
+
+    def check(self, message: str, **settings: Any) -> None:
+        with pytest.raises(app.StartError, match=message) as raised:
+            app.serve_forever(Settings.load(**settings))
+        assert "\n" not in str(raised.value)
+
+    def test_without_a_checkpoint(self, tmp_path: Path) -> None:
+        self.check("nowhere is not a checkpoint", checkpoint=tmp_path / "nowhere")
+
+    def test_with_a_malformed_checkpoint(self, tmp_path: Path) -> None:
+        (tmp_path / "config.json").write_text('{"name": "x"}')
+        self.check(r"config\.json: labels: Field required", checkpoint=tmp_path)
+
+    def test_with_a_bidirectional_checkpoint(self, tmp_path: Path) -> None:
+        folder = save_checkpoint(tmp_path, causal=False, conv_kernel=0)
+        self.check("is bidirectional", checkpoint=folder)
+
+    def test_with_a_port_that_is_taken(self, checkpoint: Path) -> None:
+        with socket.socket() as other:
+            other.bind(("127.0.0.1", 0))
+            other.listen()
+            port = other.getsockname()[1]
+            self.check(f"can't listen on 127.0.0.1:{port}: ", checkpoint=checkpoint, port=port)
+
+    @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+    def test_stops_on_signals_after_draining(
+        self,
+        checkpoint: Path,
+        number: signal.Signals,
+        monkeypatch: pytest.MonkeyPatch,
+        capsys: pytest.CaptureFixture[str],
+    ) -> None:
+        life: list[str] = []
+
+        @contextmanager
+        def running(settings: Settings) -> Iterator[None]:
+            life.append("start")
+            yield
+            life.append("end")
+
+        def say(line: str) -> None:
+            life.append(line.split()[0])
+            if line.startswith("Ready"):
+                os.kill(os.getpid(), number)
+
+        monkeypatch.setattr(app, "running", running)
+        monkeypatch.setattr(app, "_drain", lambda timeout_s: life.append(f"drain {timeout_s}"))
+        monkeypatch.setattr(app, "_say", say)
+        before = [signal.getsignal(each) for each in (signal.SIGINT, signal.SIGTERM)]
+        app.serve_forever(Settings.load(checkpoint=checkpoint, shutdown_timeout_s=7))
+        assert life == ["start", "Ready", "Stopping:", "drain 7.0", "end"]
+        assert [signal.getsignal(each) for each in (signal.SIGINT, signal.SIGTERM)] == before
+
+
+class Connection:
+    """A chunked upload over a socket, and the lines of its answer as they come."""
+
+    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self._reader = reader
+        self._writer = writer
+
+    @classmethod
+    @asynccontextmanager
+    async def open(cls, port: int, accept: str) -> AsyncIterator[Connection]:
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        head = (
+            "POST /v1/documents HTTP/1.1",
+            "host: service",
+            "content-type: text/plain",
+            f"accept: {accept}",
+            "transfer-encoding: chunked",
+        )
+        writer.write("\r\n".join([*head, "", ""]).encode())
+        try:
+            yield cls(reader, writer)
+        finally:
+            writer.close()
+            with contextlib.suppress(OSError):
+                await writer.wait_closed()
+
+    async def send(self, body: bytes, *, last: bool = False) -> None:
+        if body:
+            self._writer.write(f"{len(body):x}\r\n".encode() + body + b"\r\n")
+        if last:
+            self._writer.write(b"0\r\n\r\n")
+        await self._writer.drain()
+
+    async def line_with(self, start: bytes) -> bytes:
+        async with asyncio.timeout(PATIENCE_S):
+            while not (line := await self._reader.readline()).startswith(start):
+                assert line, "the connection was closed"
+            return line
+
+    async def json(self) -> Any:
+        """A flat object."""
+        async with asyncio.timeout(PATIENCE_S):
+            return json.loads(await self._reader.readuntil(b"}"))
+
+    async def event(self) -> dict[str, Any]:
+        event: dict[str, Any] = json.loads(await self.line_with(b'{"event"'))
+        return event
+
+
+class Running:
+    """The service under test, from outside."""
+
+    def __init__(self, settings: Settings) -> None:
+        self.port = settings.port
+        self.url = app.url(settings)
+
+    def classify(self, text: str) -> dict[str, Any]:
+        response = httpx.post(
+            f"{self.url}/v1/documents", content=text, headers=PLAIN, timeout=PATIENCE_S
+        )
+        assert response.status_code == 200, response.text
+        answer: dict[str, Any] = response.json()
+        return answer
+
+    def metrics(self, name: str) -> dict[str, float]:
+        """The values of a metric by its labels."""
+        lines = httpx.get(f"{self.url}/metrics", timeout=PATIENCE_S).text.splitlines()
+        found = [
+            line.rpartition(" ") for line in lines if line.startswith((f"{name} ", f"{name}{{"))
+        ]
+        return {labels: float(value) for labels, _, value in found}
+
+    def workers(self) -> list[int]:
+        """The process ids of the workers."""
+        name = "gma_resident_memory_bytes"
+        return [
+            int(labels.partition('pid="')[2].partition('"')[0])
+            for labels in self.metrics(name)
+            if 'role="worker"' in labels
+        ]
+
+    def settle(self, **values: float) -> None:
+        """Ask until the metrics have these values."""
+        for _ in range(1000):
+            now = {name: sum(self.metrics(name).values()) for name in values}
+            if now == values:
+                return
+        pytest.fail(f"{now}, not {values}")
+
+
+@pytest.fixture(scope="module")
+def service(checkpoint: Path) -> Iterator[Running]:
+    settings = Settings.load(
+        checkpoint=checkpoint,
+        port=free_port(),
+        workers=2,
+        rows=1,
+        chunk_tokens=8,
+        slots=4,
+        max_waiting_documents=2,
+        threads=1,
+    )
+    with app.running(settings):
+        yield Running(settings)
+
+
+@pytest.mark.slow
+class TestRunning:
+    def test_is_healthy_and_tells_what_it_is(self, service: Running) -> None:
+        assert httpx.get(f"{service.url}/health", timeout=PATIENCE_S).status_code == 200
+        info = httpx.get(f"{service.url}/info", timeout=PATIENCE_S).json()
+        assert (info["model"], info["workers"], info["device"]) == ("tiny", 2, "cpu")
+
+    def test_answers_have_one_request_id(self, service: Running) -> None:
+        given = {"x-request-id": "mine-1"}
+        for path in ("/health", "/nowhere"):
+            response = httpx.get(service.url + path, headers=given, timeout=PATIENCE_S)
+            assert response.headers.get_list("x-request-id") == ["mine-1"]
+
+    def test_reads_pieces_of_many_documents_on_the_worker_that_has_each(
+        self, service: Running
+    ) -> None:
+        alone = service.classify(TEXT)
+
+        async def upload() -> dict[str, Any]:
+            body = TEXT.encode()
+            async with Connection.open(service.port, "application/x-ndjson") as connection:
+                await connection.send(body[:100])
+                await connection.event()  # so that the next is a call of its own
+                for start in range(100, len(body), 50):
+                    await connection.send(body[start : start + 50])
+                await connection.send(b"", last=True)
+                while (event := await connection.event())["event"] == "progress":
+                    pass
+                return event
+
+        async def together() -> list[dict[str, Any]]:
+            return await asyncio.gather(*(upload() for _ in range(6)))
+
+        for answer in asyncio.run(together()):
+            assert answer["event"] == "result"
+            assert answer["usage"] == alone["usage"]
+            assert answer["scores"][0]["logit"] == pytest.approx(
+                alone["scores"][0]["logit"], rel=1e-5, abs=1e-5
+            )
+
+    def test_workers_tell_that_they_are_full(self, service: Running) -> None:
+        """An error on its way through two processes."""
+
+        async def fill() -> Any:
+            """One document more than two workers have slots and places to wait."""
+            async with contextlib.AsyncExitStack() as stack:
+                answers = {}
+                for _ in range(2 * (4 + 2) + 1):
+                    opening = Connection.open(service.port, "application/json")
+                    connection = await stack.enter_async_context(opening)
+                    await connection.send(b"a " * 500)
+                    head = asyncio.ensure_future(connection.line_with(b"HTTP/1.1"))
+                    answers[head] = connection
+                (first, *_), rest = await asyncio.wait(answers, return_when="FIRST_COMPLETED")
+                for answer in rest:
+                    answer.cancel()
+                assert b" 429 " in first.result()
+                await answers[first].line_with(b"\r\n")
+                return await answers[first].json()
+
+        assert asyncio.run(fill())["error_type"] == "Overloaded"
+        service.settle(gma_slots_in_use=0, gma_documents_waiting=0, gma_documents_in_flight=0)
+
+    @pytest.mark.parametrize("last", [False, True], ids=["in-mid-upload", "in-mid-compute"])
+    @pytest.mark.parametrize("accept", ["application/json", "application/x-ndjson"])
+    def test_a_client_that_leaves_frees_its_slot(
+        self, service: Running, accept: str, last: bool
+    ) -> None:
+        async def leave() -> None:
+            async with Connection.open(service.port, accept) as connection:
+                await connection.send(TEXT.encode() * (1000 if last else 1), last=last)
+                if accept == "application/x-ndjson":
+                    await connection.event()
+                else:
+                    await asyncio.to_thread(service.settle, gma_slots_in_use=1)
+
+        asyncio.run(leave())
+        service.settle(gma_slots_in_use=0, gma_documents_in_flight=0, gma_bytes_in_flight=0)
+
+    def test_a_deployment_that_fails_says_why(self, service: Running, tmp_path: Path) -> None:
+        folder = save_checkpoint(tmp_path)
+        (folder / "model.safetensors").write_bytes(b"damaged")
+        settings = Settings.load(checkpoint=folder, device="cpu")
+        with pytest.raises(app.StartError, match=r"model\.safetensors: ") as raised:
+            app.deploy(settings, name="damaged", route_prefix="/damaged")
+        assert "\n" not in str(raised.value)
+
+    def test_a_lost_worker_is_told_at_once_and_replaced(self, service: Running) -> None:
+        async def lose() -> dict[str, Any]:
+            async with Connection.open(service.port, "application/x-ndjson") as connection:
+                await connection.send(TEXT.encode())
+                await connection.event()
+                for pid in service.workers():
+                    os.kill(pid, signal.SIGKILL)
+                while (event := await connection.event())["event"] == "progress":
+                    pass
+                return event
+
+        error = asyncio.run(lose())
+        assert (error["event"], error["error_type"]) == ("error", "UnknownDocument")
+        service.settle(gma_documents_in_flight=0)
+
+        def answers() -> bool:
+            response = httpx.post(
+                f"{service.url}/v1/documents", content=TEXT, headers=PLAIN, timeout=60
+            )
+            assert response.status_code in (200, 503), response.text
+            assert response.status_code == 200 or "retry-after" in response.headers
+            return response.status_code == 200
+
+        assert any(answers() for _ in range(6))

@@ -1,0 +1,262 @@
+"""The command `gma`, from its arguments to its output."""
+
+from __future__ import annotations
+
+import io
+import json
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+import torch
+
+from model import weights
+from model.classifier import Classifier
+from model.config import ModelConfig
+from model.tokenizer import Tokenizer
+from service import cli
+
+TEXT = "It was the best of times, it was the worst of times, it was the age of wisdom.\n"
+LABELS = ("austen", "dickens", "poe", "twain")
+
+
+class Result(NamedTuple):
+    status: int
+    out: str
+    err: str
+
+    def json(self) -> list[Any]:
+        return [json.loads(line) for line in self.out.splitlines()]
+
+
+Gma = Callable[..., Result]
+
+
+@pytest.fixture
+def gma(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Gma:
+    def run(*arguments: object) -> Result:
+        monkeypatch.setattr(sys, "argv", ["gma", *map(str, arguments)])
+        with pytest.raises(SystemExit) as exited:
+            cli.main()
+        captured = capsys.readouterr()
+        return Result(int(exited.value.code or 0), captured.out, captured.err)
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    torch.manual_seed(0)
+    tokenizer = Tokenizer.train(iter([TEXT]), vocab_size=300)
+    config = ModelConfig(
+        name="tiny",
+        labels=LABELS,
+        vocab_size=tokenizer.vocab_size,
+        width=16,
+        layers=1,
+        heads=2,
+        routing_dim=4,
+        value_dim=8,
+        num_components=4,
+        mlp_width=32,
+    )
+    classifier = Classifier(config)
+    for parameter in classifier.parameters():
+        torch.nn.init.normal_(parameter)
+    folder = tmp_path_factory.mktemp("checkpoint")
+    weights.save(folder, classifier, tokenizer, card="# tiny")
+    return folder
+
+
+@pytest.fixture
+def book(tmp_path: Path) -> Path:
+    file = tmp_path / "book.txt"
+    file.write_text(TEXT * 200)
+    return file
+
+
+class TestClassify:
+    def test_prints_a_table(self, gma: Gma, checkpoint: Path, book: Path) -> None:
+        result = gma("classify", "--checkpoint", checkpoint, book)
+        lines = result.out.splitlines()
+        assert result.status == 0
+        assert lines[0].startswith(f"{book}: 15,800 bytes, ")
+        assert lines[1].split() == ["label", "score"]
+        assert len(lines) == 2 + 3
+
+    def test_json_is_the_answer_of_the_service(
+        self, gma: Gma, checkpoint: Path, book: Path
+    ) -> None:
+        (answer,) = gma("classify", "--json", "--checkpoint", checkpoint, book).json()
+        assert answer["file"] == str(book)
+        assert answer["model"] == "tiny"
+        assert {score["label"] for score in answer["scores"]} == set(LABELS)
+        assert sum(score["score"] for score in answer["scores"]) == pytest.approx(1)
+        assert answer["label"] == answer["scores"][0]["label"]
+        assert answer["usage"]["bytes"] == book.stat().st_size
+        assert "truncated" not in answer
+        assert "evidence" not in answer
+
+    def test_evidence_tiles_the_text_and_sums_to_the_answer(
+        self, gma: Gma, checkpoint: Path, book: Path
+    ) -> None:
+        (answer,) = gma("classify", "--json", "--evidence", "--checkpoint", checkpoint, book).json()
+        spans = answer["evidence"]
+        assert len(spans) > 1
+        assert [span["start"] for span in spans] == [0, *(span["end"] for span in spans[:-1])]
+        assert spans[-1]["end"] == book.stat().st_size
+        for score in answer["scores"]:
+            parts = [
+                span["weight"] * each["logit"]
+                for span in spans
+                for each in span["scores"]
+                if each["label"] == score["label"]
+            ]
+            assert sum(parts) == pytest.approx(score["logit"], abs=1e-5)
+
+    def test_evidence_table_of_a_long_text_is_short(
+        self, gma: Gma, checkpoint: Path, book: Path
+    ) -> None:
+        book.write_text(TEXT * 2000)
+        result = gma("classify", "--evidence", "--top-k", 1, "--checkpoint", checkpoint, book)
+        assert len(result.out.splitlines()) <= 4 + cli.SPANS_IN_TABLE
+
+    def test_reads_standard_input(
+        self, gma: Gma, checkpoint: Path, book: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        stdin = io.TextIOWrapper(io.BytesIO(book.read_bytes()))
+        monkeypatch.setattr(sys, "stdin", stdin)
+        options = ["classify", "--json", "--checkpoint", checkpoint]
+        (piped,) = gma(*options, "-").json()
+        (read,) = gma(*options, book).json()
+        assert piped == {**read, "file": "-"}
+
+    def test_top_k(self, gma: Gma, checkpoint: Path, book: Path) -> None:
+        (answer,) = gma("classify", "--json", "--top-k", 2, "--checkpoint", checkpoint, book).json()
+        assert len(answer["scores"]) == 2
+
+    def test_max_tokens(self, gma: Gma, checkpoint: Path, book: Path) -> None:
+        options = ["--checkpoint", checkpoint, "--max-tokens", 10]
+        (answer,) = gma("classify", "--json", *options, book).json()
+        assert answer["usage"]["tokens"] == 10
+        assert answer["truncated"] is True
+        assert ": the first " in gma("classify", *options, book).out
+
+    def test_what_cannot_be_read_is_a_line_each_and_the_rest_is_answered(
+        self, gma: Gma, checkpoint: Path, book: Path, tmp_path: Path
+    ) -> None:
+        (tmp_path / "empty").touch()
+        (tmp_path / "latin1").write_bytes("naïve".encode("latin-1"))
+        files = [tmp_path / "missing", tmp_path / "empty", tmp_path / "latin1", tmp_path, book]
+        result = gma("classify", "--json", "--checkpoint", checkpoint, *files)
+        assert result.status == 1
+        assert [answer["file"] for answer in result.json()] == [str(book)]
+        assert result.err.splitlines() == [
+            f"gma: {tmp_path / 'missing'}: No such file or directory",
+            f"gma: {tmp_path / 'empty'}: the document is empty",
+            f"gma: {tmp_path / 'latin1'}: not UTF-8: invalid or unfinished character at byte 2",
+            f"gma: {tmp_path}: Is a directory",
+        ]
+
+
+class TestInfo:
+    def test_json(self, gma: Gma, checkpoint: Path) -> None:
+        (description,) = gma("info", checkpoint, "--json").json()
+        assert description["labels"] == list(LABELS)
+        assert description["fingerprint"] == weights.load(checkpoint).fingerprint
+        assert description["parameters"] > 0
+
+    def test_table(self, gma: Gma, checkpoint: Path) -> None:
+        assert "austen, dickens, poe, twain" in gma("info", checkpoint).out
+
+
+class TestEvaluate:
+    @pytest.fixture
+    def data(self, tmp_path: Path) -> Path:
+        lines = [json.dumps({"text": TEXT, "label": label}) for label in LABELS]
+        (tmp_path / "test.jsonl").write_text("\n".join(lines))
+        return tmp_path
+
+    def test_table(self, gma: Gma, checkpoint: Path, data: Path) -> None:
+        assert "accuracy" in gma("evaluate", checkpoint, "--data", data).out
+
+    def test_json(self, gma: Gma, checkpoint: Path, data: Path) -> None:
+        (measured,) = gma("evaluate", checkpoint, "--data", data, "--json").json()
+        assert measured["documents"] == len(LABELS)
+
+    def test_a_split_that_is_not_there(self, gma: Gma, checkpoint: Path, data: Path) -> None:
+        assert_one_line(gma("evaluate", checkpoint, "--data", data, "--split", "valid"), "valid")
+
+
+class TestErrors:
+    def test_not_a_checkpoint(self, gma: Gma, tmp_path: Path, book: Path) -> None:
+        assert_one_line(gma("info", tmp_path / "none"), "is not a checkpoint")
+        result = gma("classify", "--checkpoint", tmp_path / "none", book)
+        assert_one_line(result, "is not a checkpoint")
+
+    def test_a_damaged_checkpoint(self, gma: Gma, checkpoint: Path, tmp_path: Path) -> None:
+        for file in checkpoint.iterdir():
+            (tmp_path / file.name).write_bytes(file.read_bytes())
+        config = tmp_path / "config.json"
+        config.write_text(config.read_text().replace('"width"', '"girth"'))
+        assert_one_line(gma("info", tmp_path), "config.json")
+
+    def test_train_without_data(self, gma: Gma, tmp_path: Path) -> None:
+        config = tmp_path / "small.toml"
+        config.write_text("[model]\nvocab_size = 300\n")
+        arguments = ["--data", tmp_path / "none", "--out", tmp_path / "out", "--config", config]
+        assert_one_line(gma("train", *arguments), "none")
+
+    def test_serve_with_a_setting_that_is_none(
+        self, gma: Gma, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setenv("GMA_PROT", "9000")
+        assert_one_line(gma("serve"), "GMA_PROT")
+
+    @pytest.mark.parametrize(
+        "arguments",
+        [
+            ["classify"],
+            ["classify", "--top-k", "0", "a"],
+            ["evaluate", "a"],
+            ["nonsense"],
+            ["--nil"],
+        ],
+    )
+    def test_usage(self, gma: Gma, arguments: Sequence[str]) -> None:
+        result = gma(*arguments)
+        assert result.status == 2
+        assert "Traceback" not in result.err
+
+
+class TestHelp:
+    @pytest.mark.parametrize("command", ["serve", "classify", "train", "evaluate", "info"])
+    def test_every_command_has_examples(self, gma: Gma, command: str) -> None:
+        result = gma(command, "--help")
+        assert result.status == 0
+        assert f"\n    gma {command}" in result.out
+
+    def test_version(self, gma: Gma) -> None:
+        assert gma("--version").out.strip()
+
+    def test_settings_are_listed_by_their_variables(self, gma: Gma) -> None:
+        assert "GMA_MAX_DOCUMENT_BYTES" in gma("serve", "--list-settings").out
+
+    def test_is_quick(self) -> None:
+        """What takes seconds to import is imported by the commands that use it."""
+        code = "import sys, service.cli; print({'torch', 'ray', 'numpy'} & sys.modules.keys())"
+        ran = subprocess.run(
+            [sys.executable, "-c", code], capture_output=True, text=True, check=True
+        )
+        assert ran.stdout.strip() == "set()"
+
+
+def assert_one_line(result: Result, part: str) -> None:
+    assert result.status == 1
+    assert result.out == ""
+    assert result.err.startswith("gma: ")
+    assert result.err.count("\n") == 1
+    assert part in result.err

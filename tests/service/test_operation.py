@@ -1,0 +1,223 @@
+"""Health, info, metrics, docs, and what every answer has in common."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import subprocess
+import sys
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+from prometheus_client.parser import text_string_to_metric_families
+from pydantic import TypeAdapter
+
+from service.logs import JsonFormatter
+from service.schemas import Info
+from tests.service.asgi import LABELS, TEXT, Service, save_checkpoint
+
+pytestmark = pytest.mark.anyio
+
+PLAIN = {"content-type": "text/plain"}
+
+
+@pytest.fixture(scope="module")
+def anyio_backend() -> str:
+    return "asyncio"
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_checkpoint(tmp_path_factory.mktemp("tiny"))
+
+
+@pytest.fixture
+async def service(checkpoint: Path) -> AsyncIterator[Service]:
+    async with Service(checkpoint) as service:
+        yield service
+
+
+class TestHealth:
+    async def test_once_warm(self, service: Service) -> None:
+        response = await service.http.get("/health")
+        assert (response.status_code, response.json()) == (200, {"status": "ok"})
+
+    async def check(self, service: Service, error_type: str) -> None:
+        response = await service.http.get("/health")
+        assert (response.status_code, response.json()["error_type"]) == (503, error_type)
+        assert int(response.headers["retry-after"]) > 0
+
+    async def test_not_before(self, checkpoint: Path) -> None:
+        await self.check(Service(checkpoint), "NotReady")
+
+    async def test_not_after_a_failed_warm_up(
+        self, checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        service = Service(checkpoint)
+
+        def fail() -> None:
+            raise RuntimeError("out of memory")
+
+        monkeypatch.setattr(service.runner, "warm_up", fail)
+        with pytest.raises(RuntimeError, match="out of memory"):
+            await service.worker.start()
+        assert not service.worker.ready
+        await self.check(service, "NotReady")
+
+    async def test_not_once_the_engine_has_died(
+        self, checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        service = Service(checkpoint)
+        await service.worker.start()
+        monkeypatch.setattr(service.runner, "step", lambda batch: "a bug")
+        response = await service.http.post("/v1/documents", content=TEXT, headers=PLAIN)
+        assert (response.status_code, response.json()["error_type"]) == (503, "ShuttingDown")
+        await self.check(service, "NotReady")
+        with pytest.raises(AttributeError):
+            await service.worker.stop()
+
+    async def test_not_while_draining(self, service: Service) -> None:
+        await service.gateway.admission.drain()
+        await self.check(service, "ShuttingDown")
+
+
+async def test_info(service: Service) -> None:
+    info = (await service.http.get("/info")).json()
+    TypeAdapter(Info).validate_python(info, strict=True)
+    assert info["model"] == "tiny"
+    assert info["labels"] == list(LABELS)
+    assert (info["backend"], info["device"]) == ("torch", "cpu")
+    assert len(info["fingerprint"]) == 64
+    assert (info["rows"], info["chunk_tokens"], info["slots"]) == (2, 8, 4)
+    assert info["limits"]["max_document_bytes"] == service.settings.max_document_bytes
+
+
+class TestMetrics:
+    async def test_count_documents(self, service: Service) -> None:
+        before = await service.metric("gma_tokens_total")
+        answer = await service.classify(TEXT)
+        assert await service.metric("gma_tokens_total") == before + answer["usage"]["tokens"]
+        assert await service.metric("gma_slots") == 4
+        assert await service.metric("gma_slots_in_use") == 0
+        assert await service.metric("gma_documents_in_flight") == 0
+
+    async def test_are_named_explained_and_bounded(self, service: Service) -> None:
+        await service.classify(TEXT)
+        for path in ("/nowhere", "/v1/documents/7", "/%F0%9F%9A%A2"):
+            await service.http.get(path)
+        text = (await service.http.get("/metrics")).text
+        ours = [f for f in text_string_to_metric_families(text) if f.name.startswith("gma_")]
+        assert {
+            "gma_requests",
+            "gma_documents_in_flight",
+            "gma_tokens",
+            "gma_queue_seconds",
+            "gma_tokenize_seconds",
+            "gma_step_seconds",
+            "gma_request_seconds",
+            "gma_slots_in_use",
+            "gma_resident_memory_bytes",
+            "gma_resident_memory_peak_bytes",
+            "gma_device_memory_bytes",
+            "gma_device_memory_peak_bytes",
+        } <= {family.name for family in ours}
+        assert all(family.documentation for family in ours)
+        routes = {
+            sample.labels["route"] for f in ours for sample in f.samples if "route" in sample.labels
+        }
+        assert routes <= {"/", "/health", "/info", "/metrics", "/v1/documents", "other"}
+
+    def test_of_every_process_of_a_machine(self, tmp_path: Path) -> None:
+        """Counts of the dead stay; what they said of the present goes."""
+        run = (
+            "from service import metrics;"
+            "metrics.TOKENS.inc(3); metrics.SLOTS.set(5);"
+            "print(metrics.scrape().decode())"
+        )
+        environ = {**os.environ, "PROMETHEUS_MULTIPROC_DIR": str(tmp_path)}
+        for tokens in (3.0, 6.0):
+            done = subprocess.run(
+                [sys.executable, "-c", run], env=environ, check=True, capture_output=True, text=True
+            )
+            lines = done.stdout.splitlines()
+            assert f"gma_tokens_total {tokens}" in lines
+            assert "gma_slots 5.0" in lines
+
+
+class TestEveryAnswer:
+    @pytest.mark.parametrize(
+        ("method", "path", "status"),
+        [
+            ("GET", "/health", 200),
+            ("GET", "/nowhere", 404),
+            ("GET", "/v1/documents", 405),
+            ("POST", "/v1/documents", 415),
+        ],
+    )
+    async def test_has_the_request_id(
+        self, service: Service, method: str, path: str, status: int
+    ) -> None:
+        given = await service.http.request(method, path, headers={"x-request-id": "mine-1"})
+        assert given.status_code == status
+        assert given.headers.get_list("x-request-id") == ["mine-1"]
+        one, other = [await service.http.request(method, path) for _ in range(2)]
+        assert one.headers["x-request-id"] != other.headers["x-request-id"]
+
+    @pytest.mark.parametrize("given", [b"a b", b"a" * 129, "é".encode()])
+    async def test_has_a_new_id_for_one_that_does_not_fit(
+        self, service: Service, given: bytes
+    ) -> None:
+        response = await service.http.get("/health", headers=[(b"x-request-id", given)])
+        assert len(response.headers["x-request-id"]) == 32
+
+    async def test_says_that_there_is_no_such_route(self, service: Service) -> None:
+        response = await service.http.get("/nowhere")
+        assert (response.status_code, response.json()["error_type"]) == (404, "NotFound")
+        response = await service.http.get("/v1/documents")
+        assert (response.status_code, response.json()["error_type"]) == (405, "MethodNotAllowed")
+        assert response.headers["allow"] == "POST"
+
+    async def test_is_one_line_in_the_log(
+        self, service: Service, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        caplog.set_level(logging.INFO, logger="service")
+        answer = await service.classify(TEXT)
+        await service.http.post("/v1/documents?topk=1", content=TEXT, headers=PLAIN)
+        fine, wrong = [json.loads(JsonFormatter().format(record)) for record in caplog.records]
+        assert fine["status"] == 200
+        assert (fine["method"], fine["route"]) == ("POST", "/v1/documents")
+        assert (fine["bytes"], fine["tokens"]) == (
+            answer["usage"]["bytes"],
+            answer["usage"]["tokens"],
+        )
+        assert fine["ms"] > 0
+        assert (wrong["status"], wrong["error_type"]) == (422, "Validation")
+        assert fine["id"] != wrong["id"]
+
+
+class TestDocs:
+    async def test_page(self, service: Service) -> None:
+        assert (await service.http.get("/", follow_redirects=True)).url.path == "/docs"
+        assert (await service.http.get("/docs")).status_code == 200
+
+    async def test_tell_what_a_document_request_may_be(self, service: Service) -> None:
+        api = (await service.http.get("/openapi.json")).json()
+        post = api["paths"]["/v1/documents"]["post"]
+        assert set(post["requestBody"]["content"]) == {"text/plain", "application/json"}
+        assert {parameter["name"] for parameter in post["parameters"]} == {
+            "top_k",
+            "evidence",
+            "max_tokens",
+        }
+        assert all(parameter["description"] for parameter in post["parameters"])
+        answers = post["responses"]
+        assert set(answers["200"]["content"]) == {
+            "application/json",
+            "application/x-ndjson",
+            "text/event-stream",
+        }
+        for status in ("400", "408", "413", "415", "422", "429", "500", "503"):
+            schema = answers[status]["content"]["application/json"]["schema"]
+            assert schema == {"$ref": "#/components/schemas/ErrorAnswer"}

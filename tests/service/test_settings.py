@@ -1,0 +1,91 @@
+"""Settings: what stops the start, and what it says."""
+
+from __future__ import annotations
+
+import pickle
+from pathlib import Path
+
+import pytest
+
+from service.settings import DEFAULT_CHECKPOINT, Settings, SettingsError, variable
+
+
+@pytest.fixture(autouse=True)
+def _clean(monkeypatch: pytest.MonkeyPatch) -> None:
+    for field in Settings.model_fields:
+        monkeypatch.delenv(variable(field), raising=False)
+
+
+def test_defaults_are_this_machine_only_and_the_packaged_model() -> None:
+    settings = Settings.load()
+    assert (settings.host, settings.port) == ("127.0.0.1", 8000)
+    assert settings.checkpoint == DEFAULT_CHECKPOINT
+
+
+def test_reads_the_environment_and_overrides_go_before_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("GMA_PORT", "8001")
+    monkeypatch.setenv("GMA_CHECKPOINT", "runs/mine")
+    monkeypatch.setenv("gma_rows", "3")
+    monkeypatch.setenv("GMA_MAX_DOCUMENT_BYTES", "1MiB")
+    settings = Settings.load(port=8002)
+    assert settings.port == 8002
+    assert settings.checkpoint == Path("runs/mine")
+    assert settings.rows == 3
+    assert settings.max_document_bytes == 2**20
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [
+        ("GMA_PROT", "8001", "GMA_PROT is not a setting: did you mean GMA_PORT?"),
+        ("GMA_ZZZZZZZZ", "1", "GMA_ZZZZZZZZ is not a setting: there are GMA_CHECKPOINT,"),
+        ("gma_prot", "8001", "gma_prot is not a setting"),
+        ("GMA_PORT", "99999", "GMA_PORT: Input should be less than 65536, not '99999'"),
+        ("GMA_ROWS", "many", "GMA_ROWS: Input should be a valid integer"),
+        ("GMA_ROWS", "", "GMA_ROWS: "),
+        ("GMA_DEVICE", "tpu", "GMA_DEVICE: Input should be 'auto', 'cpu' or 'cuda', not 'tpu'"),
+        ("GMA_IDLE_TIMEOUT_S", "inf", "GMA_IDLE_TIMEOUT_S: "),
+        ("GMA_MAX_DOCUMENT_BYTES", "1 parsec", "GMA_MAX_DOCUMENT_BYTES: "),
+        ("GMA_MAX_DOCUMENT_BYTES", "1GiB", "GMA_MAX_BYTES_IN_FLIGHT is less than"),
+        ("GMA_INBOX_TOKENS", "1", "GMA_INBOX_TOKENS is less than"),
+    ],
+)
+def test_what_is_wrong_is_named(
+    monkeypatch: pytest.MonkeyPatch, name: str, value: str, message: str
+) -> None:
+    monkeypatch.setenv(name, value)
+    with pytest.raises(SettingsError) as raised:
+        Settings.load()
+    assert str(raised.value).startswith(message)
+    assert "\n" not in str(raised.value)
+
+
+def test_all_that_is_wrong_is_named_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("GMA_PORT", "0")
+    monkeypatch.setenv("GMA_ROWS", "0")
+    with pytest.raises(SettingsError, match=r"GMA_PORT: .*; GMA_ROWS: "):
+        Settings.load()
+
+
+def test_an_unknown_variable_stops_every_way_to_make_settings(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("GMA_PROT", "8001")
+    with pytest.raises(ValueError, match="GMA_PROT is not a setting"):
+        Settings()
+
+
+def test_an_unknown_override_is_refused() -> None:
+    with pytest.raises(SettingsError, match="GMA_PROT is not a setting"):
+        Settings.load(prot=1)
+
+
+def test_other_processes_get_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    settings = Settings.load(port=8001)
+    data = pickle.dumps(settings)
+    monkeypatch.setenv("GMA_PORT", "8002")
+    assert pickle.loads(data) == settings  # noqa: S301
+
+
+def test_every_setting_is_described() -> None:
+    assert all(field.description for field in Settings.model_fields.values())
