@@ -79,7 +79,7 @@ class Classifier(nn.Module):
     def hidden_bidirectional(
         self, pieces: Sequence[Tensor], rows: Sequence[Rows]
     ) -> tuple[list[Tensor], Tensor]:
-        """Embedded tokens through bidirectional layers: whole documents, in pieces (R, C, W) in order.
+        """Embedded documents, whole, in pieces (R, C, W) in order, through bidirectional layers.
 
         Each layer first writes all pieces into its memory, then lets all pieces read it. Row r of
         every piece is of document r. Returns the hidden pieces and the masses (R, L, H, K).
@@ -113,7 +113,9 @@ class Classifier(nn.Module):
         if not self.config.causal:
             raise ValueError("a bidirectional model has no step: read() takes whole documents")
         if tokens.shape[1] < self.config.tail:
-            raise ValueError(f"a row must hold at least conv_kernel - 1 = {self.config.tail} tokens")
+            raise ValueError(
+                f"a row must hold at least conv_kernel - 1 = {self.config.tail} tokens"
+            )
         rows = Rows.of(lengths, document_of_row, tokens.shape[1], self.dtype)
         # Whatever stands where no token is: from here on it is token 0.
         tokens = tokens.masked_fill(~rows.valid, 0)
@@ -138,7 +140,9 @@ class Classifier(nn.Module):
         Rows of one document stand together and in order, and all but its last are full. A row that
         is not used has length 0 and the index of a document that has no rows. ``states`` are those
         of R documents; those without rows pass unchanged. Any mix of documents and any chunking
-        give the same answer. Raises ValueError for a bidirectional model, and if C < conv_kernel - 1.
+        give the same answer.
+
+        Raises ValueError for a bidirectional model, and if C < conv_kernel - 1.
         """
         step: Step = self(tokens, lengths, document_of_row, states)
         return step
@@ -151,10 +155,8 @@ class Classifier(nn.Module):
 
         Causal: ``rows`` documents side by side, chunk by chunk, in memory that no length changes.
         Bidirectional: one document after the other, layer by layer, in memory linear in N.
-        Raises ValueError for an empty document, and if chunk < conv_kernel - 1.
+        Raises ValueError for an empty document.
         """
-        if chunk < max(1, self.config.tail):
-            raise ValueError(f"chunks must hold at least {max(1, self.config.tail)} tokens")
         if any(len(document) == 0 for document in documents):
             raise ValueError("an empty document has no answer")
         if not self.config.causal:
@@ -170,7 +172,7 @@ class Classifier(nn.Module):
         which = torch.arange(len(documents), device=device)
         evidence, weight = [], []
         for start in range(0, max(map(len, documents)), chunk):
-            step = self.step(*_chunks(documents, start, chunk, device), which, states)
+            step = self.step(*self._chunks(documents, start, chunk), which, states)
             states = step.states
             evidence.append(step.evidence)
             weight.append(step.weight)
@@ -184,9 +186,9 @@ class Classifier(nn.Module):
         device = self.embedding.weight.device
         which = torch.zeros(1, dtype=torch.long, device=device)
         pieces = [
-            _chunks([document], start, chunk, device) for start in range(0, len(document), chunk)
+            self._chunks([document], start, chunk) for start in range(0, len(document), chunk)
         ]
-        rows = [Rows.of(lengths, which, chunk, self.dtype) for _, lengths in pieces]
+        rows = [Rows.of(lengths, which, tokens.shape[1], self.dtype) for tokens, lengths in pieces]
         embedded = [self.embedding(tokens) for tokens, _ in pieces]
         hidden, mass = self.hidden_bidirectional(embedded, rows)
         pooled = [
@@ -196,21 +198,20 @@ class Classifier(nn.Module):
         evidence, weight = (torch.cat(parts) for parts in zip(*pooled, strict=True))
         return Reading(evidence, weight, mass[0])
 
+    def _chunks(self, documents: Sequence[Tensor], start: int, chunk: int) -> tuple[Tensor, Tensor]:
+        """The documents' next ``chunk`` tokens: tokens (R, C) padded with 0, lengths (R,)."""
+        # Rows are no narrower than the convolution needs, however small the chunks.
+        tokens = torch.zeros(len(documents), max(chunk, self.config.tail), dtype=torch.long)
+        lengths = torch.zeros(len(documents), dtype=torch.long)
+        for row, document in enumerate(documents):
+            piece = document[start : start + chunk]
+            tokens[row, : len(piece)] = piece
+            lengths[row] = len(piece)
+        device = self.embedding.weight.device
+        return tokens.to(device), lengths.to(device)
+
     def _pooled(self, x: Tensor, tokens: Tensor, rows: Rows) -> tuple[Tensor, Tensor]:
         """Every token weighs one: a row's evidence (R, labels) and weight (R,) are plain sums."""
         scores: Tensor = self.pooling(x, tokens)
         there = rows.valid.to(scores.dtype)
         return torch.einsum("rc,rcl->rl", there, scores), there.sum(1)
-
-
-def _chunks(
-    documents: Sequence[Tensor], start: int, chunk: int, device: torch.device
-) -> tuple[Tensor, Tensor]:
-    """The documents' tokens from ``start`` on: tokens (R, chunk) padded with 0, lengths (R,)."""
-    tokens = torch.zeros(len(documents), chunk, dtype=torch.long)
-    lengths = torch.zeros(len(documents), dtype=torch.long)
-    for row, document in enumerate(documents):
-        piece = document[start : start + chunk]
-        tokens[row, : len(piece)] = piece
-        lengths[row] = len(piece)
-    return tokens.to(device), lengths.to(device)

@@ -58,6 +58,8 @@ class ModelConfig(BaseModel):
 def problems(error: ValidationError) -> str:
     """What is wrong, in one line that names each field."""
     return "; ".join(
-        f"{'.'.join(map(str, problem['loc']))}: {problem['msg']}" if problem["loc"] else problem["msg"]
+        f"{'.'.join(map(str, problem['loc']))}: {problem['msg']}"
+        if problem["loc"]
+        else problem["msg"]
         for problem in error.errors()
     )

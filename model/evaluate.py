@@ -65,7 +65,7 @@ class Measured:
         for view in self.views:
             name = "whole" if view.prefix is None else f"{view.prefix >> 10} KB"
             lines.append(f"| {name} | {view.accuracy:.3f} | {view.macro_f1:.3f} |")
-        used = ["  ".join(f"{head:.1f}" for head in layer) for layer in self.components]
+        used = [", ".join(f"{head:.1f}" for head in layer) for layer in self.components]
         lines += [
             "",
             f"Mixture components in use, of {self.num_components} a head (layer: head, head, ...): "
@@ -104,9 +104,7 @@ def measure(
         accuracy = float(np.mean(predicted == labels))
         measured.append(View(prefix, accuracy, macro_f1(predicted, labels)))
         components = components_in_use(torch.stack([reading.mass for reading in readings]))
-    return Measured(
-        len(labels), tuple(measured), components, classifier.config.num_components
-    )
+    return Measured(len(labels), tuple(measured), components, classifier.config.num_components)
 
 
 def components_in_use(mass: Tensor) -> NDArray[np.float64]:

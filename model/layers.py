@@ -190,8 +190,8 @@ class Layer(nn.Module):
 class Pooling(nn.Module):
     """Each token's score per label: its deep reading, gated, plus the token's own.
 
-    The document's logits are the mean of its tokens' scores, so any part's share of them is exact. The
-    tokens' own scores are a bag of words: a linear model over the whole document, however long.
+    The document's logits are the mean of its tokens' scores, so any part's share of them is exact.
+    The tokens' own scores are a bag of words: a linear model of the whole document, however long.
     """
 
     def __init__(self, config: ModelConfig) -> None:

@@ -6,7 +6,7 @@ to the valid split, put that right and leave probabilities that mean something.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import numpy as np
 import torch
@@ -31,8 +31,9 @@ def fit(classifier: Classifier, valid: Corpus) -> tuple[float, float]:
     much as one document does. (1, 1) if nothing better is found.
     """
     parts = [torch.cat(part) for part in zip(*_parts(classifier, valid), strict=True)]
-    # Tensors made in inference mode can't be used where gradients are wanted; their copies can.
+    # Copies: tensors made in inference mode can't be used where gradients are wanted.
     deep, own, labels, share = (part.clone() for part in parts)
+    deep, own, share = deep.double(), own.double(), share.double()
     # Both factors are kept positive by their logarithm.
     logs = torch.zeros(2, device=deep.device, dtype=deep.dtype, requires_grad=True)
     optimizer = torch.optim.LBFGS([logs], max_iter=50, line_search_fn="strong_wolfe")
@@ -43,17 +44,23 @@ def fit(classifier: Classifier, valid: Corpus) -> tuple[float, float]:
         stay = 0.5 * logs.square().sum() / len(valid)
         return (each * share).sum() / share.sum() + stay
 
+    with torch.no_grad():
+        unscaled = loss(logs)
+    if not unscaled.isfinite():
+        return 1.0, 1.0
+
     def closure() -> float:
         optimizer.zero_grad()
         total = loss(logs)
         torch.autograd.backward(total)
         return total.item()
 
-    optimizer.step(closure)
+    minimize: Callable[[Callable[[], float]], object] = optimizer.step
+    minimize(closure)
     with torch.no_grad():
         factors = logs.exp().clamp(1 / LIMIT, LIMIT)
-        # Written so that a factor or a loss that is NaN is no better.
-        if not loss(factors.log()) < loss(torch.zeros_like(logs)):
+        # Written so that what is NaN is no better.
+        if not loss(factors.log()) < unscaled:
             return 1.0, 1.0
     fitted: list[float] = factors.tolist()
     return fitted[0], fitted[1]

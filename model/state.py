@@ -15,8 +15,9 @@ from model.config import ModelConfig
 class State:
     """The states of D documents; their size does not depend on how much was read.
 
-    D documents, L layers, H heads, K components, v value_dim, T tail (``conv_kernel - 1``), W width.
-    The pooled sums are float64, so that ten million tokens add up to what their chunks say.
+    D documents, L layers, H heads, K components, v value_dim, T tail (``conv_kernel - 1``),
+    W width. What is float32 here is float64 where the weights are. The pooled sums are always
+    float64, so that ten million tokens add up to what their chunks say.
     """
 
     memory: Tensor  # (D, L, H, K, v) float32
@@ -55,6 +56,7 @@ class State:
 
     @property
     def nbytes(self) -> int:
+        """Bytes of all D documents' states."""
         return sum(tensor.nbytes for _, tensor in self.tensors())
 
     def gather(self, documents: Tensor) -> State:
@@ -67,4 +69,5 @@ class State:
             mine.index_copy_(0, documents, getattr(states, name))
 
     def to(self, device: torch.device | str) -> State:
+        """The same states on another device."""
         return State(**{name: x.to(device) for name, x in self.tensors()})

@@ -31,11 +31,13 @@ class TokenScoresConfig(BaseModel):
     learning_rate: Annotated[float, Field(gt=0)] = 0.1
     scale: Annotated[
         float,
-        Field(gt=0, description="of the scores: few tokens of a crop tell anything, and must shout"),
+        Field(
+            gt=0, description="of the scores: few tokens of a crop tell anything, and must shout"
+        ),
     ] = 25.0
     label_smoothing: Annotated[float, Field(ge=0, le=1)] = 0.3
     decay: Annotated[float, Field(ge=0, description="L2 penalty of the unscaled scores")] = 1e-6
-    seed: int = 0
+    seed: Annotated[int, Field(ge=0)] = 0
 
 
 def fit(

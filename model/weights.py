@@ -42,9 +42,9 @@ def load(
 ) -> Checkpoint:
     """Read and check a checkpoint; the classifier comes in eval mode, in ``dtype`` on ``device``.
 
-    Raises CheckpointError for a file that is missing or malformed, for a tokenizer of another size
-    and for tensors whose names or shapes are not those of ``config.json``, or whose dtypes or values
-    can't be used.
+    Raises CheckpointError for a file that is missing or malformed, for a tokenizer of another size,
+    and for tensors whose names or shapes are not what ``config.json`` says, or whose dtypes or
+    values can't be used.
     """
     folder = Path(path)
     files = [folder / name for name in ("config.json", "model.safetensors", "tokenizer.json")]

@@ -14,8 +14,8 @@ from torch import Tensor
 from torch.nn import functional
 
 BLOCK = 64
-"""Tokens whose affinities are formed explicitly. Both costs of a token, B * (K + v) inside the block
-and K * v / B for the block's own sum, are small next to the projections at this size."""
+"""Tokens whose affinities are formed explicitly. Both costs of a token, B * (K + v) inside the
+block and K * v / B for the block's own sum, are small next to the projections at this size."""
 
 
 class Rows(NamedTuple):
@@ -87,7 +87,10 @@ def write(k: Tensor, val: Tensor, mixture: Coefficients, rows: Rows) -> tuple[Te
 def read(
     q: Tensor, memory: Tensor, mass: Tensor, mixture: Coefficients, rows: Rows, *, epsilon: float
 ) -> Tensor:
-    """Each token's mean over its document's memory: q (R, C, H, r) -> (R, C, H, v)."""
+    """Each token's mean over its document's memory.
+
+    q (R, C, H, r), memory (D, H, K, v), mass (D, H, K) -> (R, C, H, v).
+    """
     both = _of_rows(torch.cat([memory, mass[..., None]], dim=-1), rows)
     return _normalized(responsibilities(q, mixture) @ both, epsilon)
 
@@ -106,8 +109,8 @@ def causal(
     """Each token's mean over what it and its document's earlier tokens wrote.
 
     q and k (R, C, H, r), val (R, C, H, v), incoming memory (D, H, K, v) and mass (D, H, K)
-    -> out (R, C, H, v) and the memory and mass after the step. Tokens that are not there write nothing;
-    what is read at their places means nothing.
+    -> out (R, C, H, v) and the memory and mass after the step. Tokens that are not there write
+    nothing; what is read at their places means nothing.
     """
     chunk = q.shape[1]
     blocks = -(-chunk // BLOCK)

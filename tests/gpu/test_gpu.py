@@ -60,8 +60,10 @@ def test_engine_on_gpu(classifier: Classifier, compile: bool) -> None:
             await engine.stop()
 
     got = asyncio.run(run())
-    exact = copy.deepcopy(classifier).double().read(
-        [torch.from_numpy(document) for document in documents]
+    exact = (
+        copy.deepcopy(classifier)
+        .double()
+        .read([torch.from_numpy(document) for document in documents])
     )
     for mine, reading in zip(got, exact, strict=True):
         error = np.linalg.norm(mine - reading.logits.numpy())

@@ -1,0 +1,91 @@
+"""Small classifiers with weights that leave nothing at its neutral value, and the same by hand."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from model.classifier import Classifier
+from model.config import ModelConfig
+from model.layers import Layer
+from model.ops import reference
+from model.state import State
+
+SMALL = ModelConfig(
+    name="small",
+    labels=("a", "b", "c"),
+    vocab_size=50,
+    width=16,
+    layers=2,
+    heads=2,
+    routing_dim=4,
+    value_dim=6,
+    num_components=4,
+    mlp_width=24,
+)
+
+
+def small(**changes: object) -> Classifier:
+    """Always the same weights; ``changes`` to the configuration."""
+    torch.manual_seed(0)
+    classifier = Classifier(SMALL.model_copy(update=changes)).requires_grad_(False).eval()
+    classifier.pooling.token.weight.normal_()
+    for name, parameter in classifier.named_parameters():
+        if name.endswith(("alpha", "omega", "norm.weight", "bias")):
+            parameter.add_(torch.randn_like(parameter) * 0.3)
+    return classifier
+
+
+class ByHand(NamedTuple):
+    scores: Tensor  # (N, labels), each token's
+    memory: Tensor  # (L, H, K, v)
+    mass: Tensor  # (L, H, K)
+    tail: Tensor  # (L, T, W)
+
+
+def by_hand(classifier: Classifier, tokens: Tensor, state: State) -> ByHand:
+    """One document in one piece, token by token where that matters, after the state of one."""
+    config = classifier.config
+    x = classifier.embedding(tokens)
+    memories, masses, tails = [], [], []
+    for index, layer in enumerate(classifier.layers):
+        assert isinstance(layer, Layer)
+        tail = state.tail[0, index]
+        if layer.convolution is not None:
+            seen = torch.cat([tail, layer.convolution.norm(x)])
+            taps = layer.convolution.weight
+            update = [(seen[i : i + len(taps)] * taps).sum(0) for i in range(len(x))]
+            x, tail = x + torch.stack(update), seen[-config.tail :]
+        q, k, val = (part[0] for part in layer.mixer.routed(x[None]))
+        gamma_q, gamma_k = (
+            reference.responsibilities(part, *layer.mixer.mixture.distribution()) for part in (q, k)
+        )
+        if config.causal:
+            out, memory, mass = reference.causal(
+                gamma_q,
+                gamma_k,
+                val,
+                state.memory[0, index],
+                state.mass[0, index],
+                epsilon=config.epsilon,
+            )
+        else:
+            out = reference.bidirectional(gamma_q, gamma_k, val, epsilon=config.epsilon)
+            memory, mass = torch.einsum("nhk,nhv->hkv", gamma_k, val), gamma_k.sum(0)
+        x = x + layer.mixer.out(out.flatten(1))
+        x = x + layer.mlp(x)
+        memories.append(memory)
+        masses.append(mass)
+        tails.append(tail)
+    scores = classifier.pooling(x[None], tokens[None])[0]
+    return ByHand(scores, torch.stack(memories), torch.stack(masses), torch.stack(tails))
+
+
+def error(found: Tensor, expected: Tensor) -> float:
+    """Largest difference, relative to the largest value."""
+    if not expected.numel():
+        return 0.0
+    difference = (found.double() - expected.double()).abs().max()
+    return float(difference / expected.double().abs().max().clamp_min(1e-30))

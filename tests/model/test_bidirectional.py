@@ -1,0 +1,62 @@
+"""Whole documents through a bidirectional model: every token reads all of them."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from torch import Tensor
+
+from model.classifier import Classifier
+from tests.model.small import SMALL, ByHand, by_hand, error, small
+
+
+@pytest.fixture(scope="module", params=[4, 0], ids=["convolution", "no convolution"])
+def classifier(request: pytest.FixtureRequest) -> Classifier:
+    return small(causal=False, conv_kernel=request.param)
+
+
+def expected_of(classifier: Classifier, document: Tensor) -> ByHand:
+    exact = copy.deepcopy(classifier).double()
+    return by_hand(exact, document, exact.new_states(1))
+
+
+def document_of(tokens: int) -> Tensor:
+    generator = torch.Generator().manual_seed(tokens)
+    return torch.randint(0, SMALL.vocab_size, (tokens,), generator=generator)
+
+
+@pytest.mark.parametrize("tokens", [1, 2, 63, 64, 65, 500])
+@pytest.mark.parametrize("chunk", [1, 3, 63, 64, 1000])
+def test_any_chunks_are_the_one_shot(classifier: Classifier, tokens: int, chunk: int) -> None:
+    document = document_of(tokens)
+    (reading,) = classifier.read([document], chunk=chunk)
+    expected = expected_of(classifier, document)
+    assert error(reading.logits, expected.scores.mean(0)) <= 1e-5
+    assert error(reading.mass, expected.mass) <= 1e-5
+    assert reading.weight.tolist() == [len(piece) for piece in torch.split(document, chunk)]
+    for share, part in zip(reading.evidence, torch.split(expected.scores, chunk), strict=True):
+        difference = (share.double() - part.sum(0)).abs().max()
+        assert float(difference) <= 1e-5 * float(part.abs().sum(0).max())
+
+
+def test_float64_is_exact(classifier: Classifier) -> None:
+    document = document_of(300)
+    exact = copy.deepcopy(classifier).double()
+    (reading,) = exact.read([document], chunk=37)
+    assert error(reading.logits, expected_of(classifier, document).scores.mean(0)) <= 1e-12
+
+
+def test_documents_do_not_see_each_other(classifier: Classifier) -> None:
+    documents = [document_of(n) for n in (5, 100, 1)]
+    for document, reading in zip(documents, classifier.read(documents, chunk=16), strict=True):
+        assert torch.equal(reading.logits, classifier.read([document], chunk=16)[0].logits)
+
+
+def test_the_first_token_knows_the_last(classifier: Classifier) -> None:
+    document = document_of(100)
+    before = classifier.read([document], chunk=10)[0].evidence
+    document[-1] = (document[-1] + 1) % SMALL.vocab_size
+    after = classifier.read([document], chunk=10)[0].evidence
+    assert (before != after).any(1).all()
