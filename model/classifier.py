@@ -170,16 +170,19 @@ class Classifier(nn.Module):
         device = self.embedding.weight.device
         states = self.new_states(len(documents))
         which = torch.arange(len(documents), device=device)
-        evidence, weight = [], []
-        for start in range(0, max(map(len, documents)), chunk):
-            step = self.step(*self._chunks(documents, start, chunk), which, states)
+        counts = [-(-len(document) // chunk) for document in documents]
+        # Made once: a small tensor kept of each step would scatter over the heap.
+        shape = len(documents), max(counts)
+        evidence = torch.empty(*shape, len(self.config.labels), dtype=self.dtype, device=device)
+        weight = torch.empty(shape, dtype=self.dtype, device=device)
+        for index in range(max(counts)):
+            step = self.step(*self._chunks(documents, index * chunk, chunk), which, states)
             states = step.states
-            evidence.append(step.evidence)
-            weight.append(step.weight)
-        evidences, weights = torch.stack(evidence, 1), torch.stack(weight, 1)
+            evidence[:, index] = step.evidence
+            weight[:, index] = step.weight
         return [
-            Reading(evidences[row, :chunks], weights[row, :chunks], states.mass[row])
-            for row, chunks in enumerate(-(-len(document) // chunk) for document in documents)
+            Reading(evidence[row, :count], weight[row, :count], states.mass[row])
+            for row, count in enumerate(counts)
         ]
 
     def _read_bidirectional(self, document: Tensor, chunk: int) -> Reading:
