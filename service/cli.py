@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from collections.abc import Iterator
 from enum import StrEnum
@@ -53,6 +54,9 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 def main() -> None:
     """Run the command. What a user can mend is one line on stderr and status 1, or 2 for usage."""
+    # OpenMP reads it when torch is imported. Threads that spin while they wait take the cores from
+    # whatever else runs: two texts read side by side then take twice as long.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     try:
         app()
     except (OSError, ValueError) as error:
