@@ -23,11 +23,6 @@ from tests.service.asgi import PATIENCE_S, TEXT, save_checkpoint
 PLAIN = {"content-type": "text/plain"}
 
 
-@pytest.fixture(scope="module")
-def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return save_checkpoint(tmp_path_factory.mktemp("tiny"))
-
-
 def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))

@@ -14,29 +14,13 @@ from pydantic import TypeAdapter
 
 from service.errors import NotReady
 from service.schemas import Answer, ErrorEvent, ProgressEvent, ResultEvent
-from tests.service.asgi import LABELS, TEXT, Exchange, Service, save_checkpoint
+from tests.service.asgi import LABELS, TEXT, Exchange, Service
 
 pytestmark = pytest.mark.anyio
 
 PLAIN = {"content-type": "text/plain"}
 NDJSON = {**PLAIN, "accept": "application/x-ndjson"}
 PATH = "/v1/documents"
-
-
-@pytest.fixture(scope="module")
-def anyio_backend() -> str:
-    return "asyncio"
-
-
-@pytest.fixture(scope="module")
-def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return save_checkpoint(tmp_path_factory.mktemp("tiny"))
-
-
-@pytest.fixture
-async def service(checkpoint: Path) -> AsyncIterator[Service]:
-    async with Service(checkpoint) as service:
-        yield service
 
 
 def logits(answer: dict[str, Any]) -> dict[str, float]:

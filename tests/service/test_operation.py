@@ -7,7 +7,6 @@ import logging
 import os
 import subprocess
 import sys
-from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
@@ -16,27 +15,11 @@ from pydantic import TypeAdapter
 
 from service.logs import JsonFormatter
 from service.schemas import Info
-from tests.service.asgi import LABELS, TEXT, Service, save_checkpoint
+from tests.service.asgi import LABELS, TEXT, Service
 
 pytestmark = pytest.mark.anyio
 
 PLAIN = {"content-type": "text/plain"}
-
-
-@pytest.fixture(scope="module")
-def anyio_backend() -> str:
-    return "asyncio"
-
-
-@pytest.fixture(scope="module")
-def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return save_checkpoint(tmp_path_factory.mktemp("tiny"))
-
-
-@pytest.fixture
-async def service(checkpoint: Path) -> AsyncIterator[Service]:
-    async with Service(checkpoint) as service:
-        yield service
 
 
 class TestHealth:
