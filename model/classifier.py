@@ -25,16 +25,12 @@ class Step(NamedTuple):
 
 @dataclass(frozen=True)
 class Reading:
-    """What a whole document says: logits = evidence.sum(0) / weight.sum()."""
+    """What a whole document says."""
 
+    logits: Tensor  # (labels,) float64
     evidence: Tensor  # (chunks, labels)
     weight: Tensor  # (chunks,)
     mass: Tensor  # (L, H, K): how much was written to each component of each head
-
-    @property
-    def logits(self) -> Tensor:
-        """(labels,) float64"""
-        return self.evidence.double().sum(0) / self.weight.double().sum()
 
 
 class Classifier(nn.Module):
@@ -55,6 +51,14 @@ class Classifier(nn.Module):
     def dtype(self) -> torch.dtype:
         """At least float32: what states and sums are kept in."""
         return torch.promote_types(self.embedding.weight.dtype, torch.float32)
+
+    def logits(self, evidence: Tensor, weight: Tensor) -> Tensor:
+        """Sums of scores (..., labels) and of weights (...) -> the mean score, (..., labels).
+
+        It counts ``prior_tokens`` more that score 0 for every label, so that a few tokens, however
+        clearly they speak, do not make an answer sure.
+        """
+        return evidence / (weight[..., None] + self.config.prior_tokens)
 
     def new_states(self, documents: int) -> State:
         """States of documents of which nothing was read yet, where the weights are."""
@@ -180,8 +184,9 @@ class Classifier(nn.Module):
             states = step.states
             evidence[:, index] = step.evidence
             weight[:, index] = step.weight
+        logits = self.logits(states.evidence, states.weight)
         return [
-            Reading(evidence[row, :count], weight[row, :count], states.mass[row])
+            Reading(logits[row], evidence[row, :count], weight[row, :count], states.mass[row])
             for row, count in enumerate(counts)
         ]
 
@@ -199,7 +204,8 @@ class Classifier(nn.Module):
             for x, (tokens, _), row in zip(hidden, pieces, rows, strict=True)
         ]
         evidence, weight = (torch.cat(parts) for parts in zip(*pooled, strict=True))
-        return Reading(evidence, weight, mass[0])
+        logits = self.logits(evidence.double().sum(0), weight.double().sum())
+        return Reading(logits, evidence, weight, mass[0])
 
     def _chunks(self, documents: Sequence[Tensor], start: int, chunk: int) -> tuple[Tensor, Tensor]:
         """The documents' next ``chunk`` tokens: tokens (R, C) padded with 0, lengths (R,)."""

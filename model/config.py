@@ -13,7 +13,7 @@ class ModelConfig(BaseModel):
     """Architecture of one classifier. Unknown fields are errors; a change of meaning raises
     ``format_version``."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
 
     format_version: Literal[1] = 1
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
@@ -40,6 +40,10 @@ class ModelConfig(BaseModel):
     epsilon: Annotated[
         float, Field(gt=0, description="added to the mass that a read divides by")
     ] = 1e-6
+    prior_tokens: Annotated[
+        float,
+        Field(ge=0, description="of score 0, in every mean: they keep short texts unsure"),
+    ] = 0.0
 
     @model_validator(mode="after")
     def _check(self) -> Self:

@@ -1,4 +1,4 @@
-"""How good a classifier is: accuracy and macro-F1 at prefixes, and the components in use."""
+"""How good a classifier is, and how sure, at prefixes; and the components in use."""
 
 from __future__ import annotations
 
@@ -28,6 +28,7 @@ class View:
     prefix: int | None  # bytes
     accuracy: float
     macro_f1: float
+    confidence: float  # mean score of the label answered; calibrated if it is the accuracy
 
 
 @dataclass(frozen=True)
@@ -53,6 +54,7 @@ class Measured:
                     "prefix_bytes": view.prefix,
                     "accuracy": round(view.accuracy, 4),
                     "macro_f1": round(view.macro_f1, 4),
+                    "confidence": round(view.confidence, 4),
                 }
                 for view in self.views
             ],
@@ -61,10 +63,14 @@ class Measured:
 
     def table(self) -> str:
         """Markdown: the views, then the components in use."""
-        lines = [f"| prefix ({self.documents} documents) | accuracy | macro-F1 |", "|---|---|---|"]
+        lines = [
+            f"| prefix ({self.documents} documents) | accuracy | macro-F1 | confidence |",
+            "|---|---|---|---|",
+        ]
         for view in self.views:
             name = "whole" if view.prefix is None else f"{view.prefix >> 10} KB"
-            lines.append(f"| {name} | {view.accuracy:.3f} | {view.macro_f1:.3f} |")
+            figures = view.accuracy, view.macro_f1, view.confidence
+            lines.append(f"| {name} | " + " | ".join(f"{figure:.3f}" for figure in figures) + " |")
         used = [", ".join(f"{head:.1f}" for head in layer) for layer in self.components]
         lines += [
             "",
@@ -88,7 +94,7 @@ def measure(
     views: Sequence[tuple[int | None, Sequence[Tensor]]],
     labels: NDArray[np.int64],
 ) -> Measured:
-    """Accuracy and F1 of every view: a prefix in bytes, and every document's tokens up to there.
+    """What each view shows: a prefix in bytes, and every document's tokens up to there.
 
     labels (documents,): index of each document's label.
     """
@@ -99,10 +105,11 @@ def measure(
     for prefix, documents in views:
         order = sorted(range(len(documents)), key=lambda i: len(documents[i]))
         readings = classifier.read([documents[i] for i in order], chunk=chunk, rows=rows)
+        scores, best = torch.stack([r.logits for r in readings]).softmax(1).max(1)
         predicted = np.empty(len(documents), dtype=np.int64)
-        predicted[order] = [int(reading.logits.argmax()) for reading in readings]
-        accuracy = float(np.mean(predicted == labels))
-        measured.append(View(prefix, accuracy, macro_f1(predicted, labels)))
+        predicted[order] = best.cpu().numpy()
+        accuracy, f1 = float(np.mean(predicted == labels)), macro_f1(predicted, labels)
+        measured.append(View(prefix, accuracy, f1, scores.mean().item()))
         components = components_in_use(torch.stack([reading.mass for reading in readings]))
     return Measured(len(labels), tuple(measured), components, classifier.config.num_components)
 

@@ -23,7 +23,7 @@ ROWS = 8
 
 @dataclass(frozen=True)
 class Span:
-    """One chunk's share of the document: logits are sum(evidence) / sum(weight) over its spans."""
+    """One chunk's share of the document: logits are `Classifier.logits` of the spans' sums."""
 
     tokens: int
     bytes: int

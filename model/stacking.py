@@ -1,12 +1,16 @@
-"""How loudly each of the two parts of a score speaks: fitted on documents that neither has seen.
+"""How loudly a score's two parts speak, and how much text it takes to be sure.
 
-Both parts are surer of the documents that they were trained on than of others. Two factors, fitted
-to the valid split, put that right and leave probabilities that mean something.
+Both parts are surer of the documents that they were trained on than of others, and a mean of few
+scores is as loud as one of many. Two factors and a prior, fitted to the valid split, put that right
+and leave probabilities that mean something, whatever the length.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
+from functools import partial
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -17,62 +21,83 @@ from model.classifier import Classifier
 from model.corpus import Corpus
 from model.ops.chunked import Rows
 
-WINDOWS = ((256, 16), (1024, 8), (4096, 4))
+WINDOWS = ((64, 16), (256, 16), (1024, 8), (4096, 4), (16384, 2))
 """Tokens of a window, and windows of a document: short views count as much as long ones."""
 
 LIMIT = 100.0
 """Neither factor is larger, nor smaller than its inverse."""
 
+PRIORS = (0.0, *(2.0**i for i in range(1, 14)))
+"""Tokens."""
 
-def fit(classifier: Classifier, valid: Corpus) -> tuple[float, float]:
-    """Factors of the deep and of the tokens' own scores with the least cross-entropy on valid.
 
-    Documents that are all told apart would have ever larger factors, so staying at one counts as
-    much as one document does. (1, 1) if nothing better is found.
-    """
-    parts = [torch.cat(part) for part in zip(*_parts(classifier, valid), strict=True)]
+class Stacking(NamedTuple):
+    """What is fitted."""
+
+    deep: float = 1.0  # multiplies the deep scores
+    token: float = 1.0  # multiplies the tokens' own scores
+    prior_tokens: float = 0.0  # see ModelConfig
+
+
+def apply(classifier: Classifier, stacking: Stacking) -> None:
+    """Fold it into the classifier, which had no prior."""
+    classifier.pooling.scale_(stacking.deep, stacking.token)
+    prior = {"prior_tokens": stacking.prior_tokens}
+    classifier.config = classifier.config.model_copy(update=prior)
+
+
+def fit(classifier: Classifier, valid: Corpus) -> Stacking:
+    """What gives the least cross-entropy on valid; ``Stacking()`` if nothing better is found."""
+    windows = [torch.cat(part) for part in zip(*_parts(classifier, valid), strict=True)]
     # Copies: tensors made in inference mode can't be used where gradients are wanted.
-    deep, own, labels, share = (part.clone() for part in parts)
-    deep, own, share = deep.double(), own.double(), share.double()
-    # Both factors are kept positive by their logarithm.
-    logs = torch.zeros(2, device=deep.device, dtype=deep.dtype, requires_grad=True)
-    optimizer = torch.optim.LBFGS([logs], max_iter=50, line_search_fn="strong_wolfe")
+    deep, own, weight, labels, share = (part.clone() for part in windows)
+    deep, own, weight, share = deep.double(), own.double(), weight.double(), share.double()
 
-    def loss(logs: Tensor) -> Tensor:
-        logits = logs.exp()[0] * deep + logs.exp()[1] * own
+    def cross_entropy(factors: Tensor, prior: float) -> Tensor:
+        logits = (factors[0] * deep + factors[1] * own) / (weight + prior)[:, None]
         each = functional.cross_entropy(logits, labels, reduction="none")
-        stay = 0.5 * logs.square().sum() / len(valid)
-        return (each * share).sum() / share.sum() + stay
+        return (each * share).sum() / share.sum()
 
-    with torch.no_grad():
-        unscaled = loss(logs)
-    if not unscaled.isfinite():
-        return 1.0, 1.0
+    # Documents that are all told apart would have ever larger factors, so staying at one counts as
+    # much as one document does.
+    stay = 0.5 / len(valid)
+
+    def loss(logs: Tensor, prior: float) -> Tensor:
+        return cross_entropy(logs.exp(), prior) + stay * logs.square().sum()
+
+    best, least = Stacking(), float(cross_entropy(deep.new_ones(2), 0.0))
+    for prior in PRIORS if math.isfinite(least) else ():
+        logs = _least(partial(loss, prior=prior), deep.new_zeros(2))
+        factors = logs.exp().clamp(1 / LIMIT, LIMIT)
+        found = float(cross_entropy(factors, prior))
+        if found < least:  # which what is NaN is not
+            best, least = Stacking(factors[0].item(), factors[1].item(), prior), found
+    return best
+
+
+def _least(loss: Callable[[Tensor], Tensor], start: Tensor) -> Tensor:
+    """Where the loss is least."""
+    x = start.clone().requires_grad_()
+    optimizer = torch.optim.LBFGS([x], max_iter=20, line_search_fn="strong_wolfe")
 
     def closure() -> float:
         optimizer.zero_grad()
-        total = loss(logs)
-        torch.autograd.backward(total)
-        return total.item()
+        value = loss(x)
+        torch.autograd.backward(value)
+        return value.item()
 
-    minimize: Callable[[Callable[[], float]], object] = optimizer.step
-    minimize(closure)
-    with torch.no_grad():
-        factors = logs.exp().clamp(1 / LIMIT, LIMIT)
-        # Written so that what is NaN is no better.
-        if not loss(factors.log()) < unscaled:
-            return 1.0, 1.0
-    fitted: list[float] = factors.tolist()
-    return fitted[0], fitted[1]
+    step: Callable[[Callable[[], float]], object] = optimizer.step
+    step(closure)
+    return x.detach()
 
 
 @torch.inference_mode()
 def _parts(
     classifier: Classifier, valid: Corpus
-) -> Iterator[tuple[Tensor, Tensor, Tensor, Tensor]]:
+) -> Iterator[tuple[Tensor, Tensor, Tensor, Tensor, Tensor]]:
     """The n windows of one size of one document, document after document.
 
-    Mean deep and mean own scores (n, labels), the label (n,), the share 1 / n (n,).
+    Sums of deep and of own scores (n, labels), tokens, the label, the share 1 / n: (n,) each.
     """
     device = classifier.embedding.weight.device
     pooling = classifier.pooling
@@ -83,10 +108,11 @@ def _parts(
             starts = np.unique(np.linspace(0, len(document) - size, most).astype(np.int64))
             tokens = torch.from_numpy(np.stack([document[s : s + size] for s in starts])).to(device)
             count = len(starts)
-            hidden = _hidden(classifier, tokens)
+            deep = pooling.deep_scores(_hidden(classifier, tokens)).sum(1)
+            weight = torch.full((count,), float(size), device=device)
             label = torch.full((count,), int(valid.labels[index]), device=device)
             share = torch.full((count,), 1.0 / count, device=device)
-            yield pooling.deep_scores(hidden).mean(1), pooling.token(tokens).mean(1), label, share
+            yield deep, pooling.token(tokens).sum(1), weight, label, share
 
 
 def _hidden(classifier: Classifier, tokens: Tensor) -> Tensor:

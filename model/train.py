@@ -42,6 +42,9 @@ LOG = "log.jsonl"
 RESUME = "resume.safetensors"
 """Files of a run: a line for each report, and all that it takes to go on."""
 
+FROM_DATA = {"labels": "the train split's", "prior_tokens": "fitted to the valid split"}
+"""Fields of the model that no configuration sets."""
+
 LOG_EVERY = 20
 """Steps whose mean losses make a line of the log."""
 
@@ -157,8 +160,9 @@ def read_config(file: Path) -> tuple[ModelConfig, TrainingConfig]:
     if tables or not isinstance(model, dict) or not isinstance(training, dict):
         unknown = f", not {', '.join(sorted(tables))}" if tables else ""
         raise TrainingError(f"{file}: the tables are [model], and [training] if need be{unknown}")
-    if "labels" in model:
-        raise TrainingError(f"{file}: [model] takes no labels: they are the train split's")
+    for name, origin in FROM_DATA.items():
+        if name in model:
+            raise TrainingError(f"{file}: [model] takes no {name}: they are {origin}")
     try:
         table = "model"
         architecture = ModelConfig.model_validate({**model, "labels": ("a", "b")})
@@ -440,10 +444,10 @@ class Run:
         """Stack and measure the averaged weights; keep them if no evaluation so far was better."""
         candidate = copy.deepcopy(self.average)
         valid = self.prepared.valid
-        deep, token = stacking.fit(candidate, valid)
-        candidate.pooling.scale_(deep, token)
+        stacked = stacking.fit(candidate, valid)
+        stacking.apply(candidate, stacked)
         measured = measure_tokens(candidate, valid, self.prepared.tokenizer)
-        self._log(valid=measured.as_dict(), stacking={"deep": deep, "token": token})
+        self._log(valid=measured.as_dict(), stacking=stacked._asdict())
         if measured.score <= self.best:
             self.since_best += 1
             return

@@ -30,14 +30,23 @@ def label_scores(
 
 
 def evidence_spans(
-    labels: Sequence[str], shares: Sequence[Share], listed: NDArray[np.intp]
+    labels: Sequence[str],
+    shares: Sequence[Share],
+    listed: NDArray[np.intp],
+    *,
+    prior_tokens: float,
 ) -> list[EvidenceSpan]:
-    """The shares as spans that tile the document, with the scores of the labels at `listed`."""
+    """The shares as spans that tile the document, with the scores of the labels at `listed`.
+
+    What the prior takes off the document's logits is taken off each span's alike, so the spans'
+    weighted mean is the document's logits.
+    """
     total = sum(share.weight for share in shares)
+    seen = total / (total + prior_tokens)
     spans = []
     start = 0
     for share in shares:
-        logits = share.evidence / share.weight
+        logits = share.evidence / share.weight * seen
         order = listed[np.argsort(-logits[listed], kind="stable")]
         spans.append(
             EvidenceSpan(

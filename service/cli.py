@@ -283,6 +283,7 @@ def _answer(
 ) -> dict[str, Any]:
     """The answer of the HTTP service, less its timing. Raises ValueError or OSError."""
     import numpy as np
+    import torch
 
     from model.reading import Reader
     from service.answers import evidence_spans, label_scores, ranked
@@ -297,8 +298,9 @@ def _answer(
         chunks += 1
     if not chunks:
         raise ValueError("the document is empty")
-    weight = sum(share.weight for share in shares.shares)
-    logits = np.sum([share.evidence for share in shares.shares], axis=0) / weight
+    evidence_sum = np.sum([share.evidence for share in shares.shares], axis=0)
+    weight = torch.tensor(sum(share.weight for share in shares.shares))
+    logits = checkpoint.classifier.logits(torch.from_numpy(evidence_sum), weight).numpy()
     labels = checkpoint.config.labels
     order = ranked(logits, top_k if as_json else top_k or LABELS_IN_TABLE)
     answer: dict[str, Any] = {
@@ -315,7 +317,8 @@ def _answer(
     if reader.truncated:
         answer["truncated"] = True
     if evidence:
-        answer["evidence"] = evidence_spans(labels, shares.shares, order)
+        prior = checkpoint.config.prior_tokens
+        answer["evidence"] = evidence_spans(labels, shares.shares, order, prior_tokens=prior)
     return answer
 
 

@@ -17,7 +17,7 @@ NO_SLOT = -1
 
 @dataclass(frozen=True)
 class Span:
-    """One row's share of a document: its logits are sum(evidence) / sum(weight) over its spans."""
+    """One row's share of a document: its logits are `Classifier.logits` of its spans' sums."""
 
     tokens: int
     weight: float

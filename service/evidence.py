@@ -38,7 +38,7 @@ class Ruler:
 
 @dataclass
 class Share:
-    """What `rows` neighbouring rows contribute: logits are evidence / weight."""
+    """What `rows` neighbouring rows contribute."""
 
     rows: int
     tokens: int

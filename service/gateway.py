@@ -171,7 +171,9 @@ class Gateway:
             answer["truncated"] = True
         if options.evidence:
             shares = document.evidence.shares
-            answer["evidence"] = evidence_spans(self._config.labels, shares, best)
+            answer["evidence"] = evidence_spans(
+                self._config.labels, shares, best, prior_tokens=self._config.prior_tokens
+            )
         return answer
 
 

@@ -11,7 +11,6 @@ import torch
 from numpy.typing import NDArray
 
 from model.classifier import Classifier, Step
-from model.state import State
 from service.memory import resident_memory
 from service.pool import Slots, StatePool
 
@@ -147,6 +146,7 @@ class TorchRunner:
         powers = [1 << i for i in range((rows - 1).bit_length())]
         self.grids = tuple(Grid(r, chunk) for r in [*powers, rows])
         self.pool = StatePool(config, slots, device=weights.device, dtype=classifier.dtype)
+        self._logits = classifier.logits
         self._forward: Callable[..., Step] = classifier.eval()
         self._warm_ups = 1
         if compile:
@@ -185,12 +185,20 @@ class TorchRunner:
             torch.from_numpy(batch.document_of_row).to(self.device),
             self.pool.gather(slots, fresh),
         )
-        outcome = _outcome(step)
+        outcome = self._outcome(step)
         documents = np.unique(batch.document_of_row[batch.lengths > 0])
         if len(documents) > 1 and not outcome.finite[batch.lengths > 0].all():
             return self._step_apart(batch, documents)
         self.pool.scatter(slots, step.states)
         return outcome
+
+    def _outcome(self, step: Step) -> Outcome:
+        logits = self._logits(step.states.evidence, step.states.weight)
+        return Outcome(
+            step.evidence.float().cpu().numpy(),
+            step.weight.float().cpu().numpy(),
+            logits.cpu().numpy(),
+        )
 
     def _step_apart(self, batch: Batch, documents: NDArray[np.int64]) -> Outcome:
         """The same step, one document at a time.
@@ -234,11 +242,3 @@ class TorchRunner:
 def fitting(grids: Sequence[Grid], rows: int) -> Grid:
     """The smallest grid with so many rows."""
     return next(grid for grid in grids if grid.rows >= rows)
-
-
-def _outcome(step: Step) -> Outcome:
-    states: State = step.states
-    logits = states.evidence / states.weight[:, None]
-    return Outcome(
-        step.evidence.float().cpu().numpy(), step.weight.float().cpu().numpy(), logits.cpu().numpy()
-    )

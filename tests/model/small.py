@@ -24,6 +24,7 @@ SMALL = ModelConfig(
     value_dim=6,
     num_components=4,
     mlp_width=24,
+    prior_tokens=5.0,
 )
 
 
@@ -40,6 +41,7 @@ def small(**changes: object) -> Classifier:
 
 class ByHand(NamedTuple):
     scores: Tensor  # (N, labels), each token's
+    logits: Tensor  # (labels,)
     memory: Tensor  # (L, H, K, v)
     mass: Tensor  # (L, H, K)
     tail: Tensor  # (L, T, W)
@@ -80,7 +82,9 @@ def by_hand(classifier: Classifier, tokens: Tensor, state: State) -> ByHand:
         masses.append(mass)
         tails.append(tail)
     scores = classifier.pooling(x[None], tokens[None])[0]
-    return ByHand(scores, torch.stack(memories), torch.stack(masses), torch.stack(tails))
+    silent = scores.new_zeros(int(config.prior_tokens), scores.shape[1])
+    logits = torch.cat([silent, scores]).mean(0)
+    return ByHand(scores, logits, torch.stack(memories), torch.stack(masses), torch.stack(tails))
 
 
 def error(found: Tensor, expected: Tensor) -> float:

@@ -202,12 +202,14 @@ def test_evidence_of_the_rows_is_the_logits() -> None:
     (document,) = documents_of([500], rng)
     read = read_in_steps(classifier, [document], classifier.new_states(1), 17, rng)
     evidence = torch.stack([share.evidence for share in read.shares[0]]).double().sum(0)
-    logits = evidence / sum(share.weight for share in read.shares[0])
-    mean = one_shot(classifier, document, classifier.new_states(1)).scores.mean(0)
-    assert error(logits, mean) <= 1e-5
-    assert error(read.states.evidence[0] / read.states.weight[0], logits) <= 1e-12
+    weight = torch.tensor(sum(share.weight for share in read.shares[0]))
+    logits = classifier.logits(evidence, weight)
+    expected = one_shot(classifier, document, classifier.new_states(1)).logits
+    assert error(logits, expected) <= 1e-5
+    of_state = classifier.logits(read.states.evidence, read.states.weight)[0]
+    assert error(of_state, logits) <= 1e-12
     whole = classifier.read([document], chunk=64)[0]
-    assert error(whole.logits, mean) <= 1e-5
+    assert error(whole.logits, expected) <= 1e-5
 
 
 @pytest.mark.parametrize("chunk", [1, 2, 8])
@@ -219,7 +221,7 @@ def test_read_of_several_is_each_alone(chunk: int) -> None:
     for document, reading in zip(documents, together, strict=True):
         expected = one_shot(classifier, document, classifier.new_states(1))
         assert len(reading.evidence) == len(reading.weight) == -(-len(document) // chunk)
-        assert error(reading.logits, expected.scores.mean(0)) <= 1e-5
+        assert error(reading.logits, expected.logits) <= 1e-5
         assert error(reading.mass, expected.mass) <= 1e-5
 
 

@@ -271,6 +271,7 @@ class TestWrongInput:
             ({"model": {"colour": 1}}, "colour"),
             ({"model": {"heads": -1}}, "heads"),
             ({"model": {"labels": ["a", "b"]}}, "labels"),
+            ({"model": {"prior_tokens": 3.0}}, "prior_tokens"),
         ],
     )
     def test_configuration(
@@ -365,6 +366,8 @@ class TestEvaluate:
         checkpoint = Checkpoint(classifier.config, classifier, tokenizer, fingerprint="")
         measured = evaluate(checkpoint, tmp_path, "test")
         views = [(view.prefix, view.accuracy) for view in measured.views]
+        # So loud that the prior changes nothing.
+        assert all(view.confidence == pytest.approx(1.0) for view in measured.views)
         sizes = (1 << 10, 4 << 10, 16 << 10, 64 << 10, None)
         assert views == list(zip(sizes, (0.8, 0.6, 0.4, 0.2, 0.0), strict=True))
 
@@ -418,9 +421,10 @@ class TestStacking:
         for label, character in enumerate("abc"):
             own[byte[character], label] = 1.0
         own[byte["b"], 1] = 0.5  # "ab" is an a
-        deep, token = stacking.fit(classifier, valid)
-        assert deep == pytest.approx(1.0)
-        assert 2.0 < token < 10.0
+        stacked = stacking.fit(classifier, valid)
+        assert stacked.deep == pytest.approx(1.0)
+        assert 2.0 < stacked.token < 10.0
+        assert stacked.prior_tokens < 10.0
 
     @staticmethod
     def ids() -> np.ndarray:
@@ -429,19 +433,41 @@ class TestStacking:
     def test_noise_is_quietened(self, valid: Corpus) -> None:
         classifier = small(vocab_size=256)
         classifier.pooling.token.weight.normal_(generator=torch.Generator().manual_seed(0)).mul_(50)
-        deep, token = stacking.fit(classifier, valid)
-        assert 0.01 <= token < 0.5
-        assert 0.01 <= deep <= 100.0
+        stacked = stacking.fit(classifier, valid)
+        assert 0.01 <= stacked.token < 0.5
+        assert 0.01 <= stacked.deep <= 100.0
 
     @pytest.mark.parametrize("scale", [torch.nan, torch.inf])
     def test_what_is_not_finite_is_left_alone(self, valid: Corpus, scale: float) -> None:
         classifier = small(vocab_size=256)
         classifier.pooling.token.weight.mul_(scale)
-        assert stacking.fit(classifier, valid) == (1.0, 1.0)
+        assert stacking.fit(classifier, valid) == stacking.Stacking(1.0, 1.0, 0.0)
 
     def test_what_is_absurdly_loud_is_quietened_as_far_as_may_be(self, valid: Corpus) -> None:
         classifier = small(vocab_size=256)
         classifier.pooling.token.weight.mul_(1e30)
-        deep, token = stacking.fit(classifier, valid)
-        assert 0.01 <= deep <= 100.0
-        assert 0.01 <= token <= 1.0
+        stacked = stacking.fit(classifier, valid)
+        assert 0.01 <= stacked.deep <= 100.0
+        assert 0.01 <= stacked.token <= 1.0
+
+    def test_few_tokens_are_no_surer_than_they_are_right(self) -> None:
+        """One token in ten is of its document's label: short views mislead."""
+        rng = np.random.default_rng(0)
+        labels = rng.integers(0, 3, 60)
+        told = rng.random((60, 512)) < 0.1
+        tokens = np.where(told, labels[:, None], rng.integers(0, 3, told.shape))
+        ends = np.arange(1, 61) * 512
+        valid = Corpus(tokens.ravel().astype(np.uint16), ends, labels)
+        classifier = small(vocab_size=3)
+        classifier.pooling.deep.weight.zero_()
+        classifier.pooling.deep.bias.zero_()
+        classifier.pooling.token.weight.copy_(1000 * torch.eye(3))
+        stacked = stacking.fit(classifier, valid)
+        stacking.apply(classifier, stacked)
+        assert classifier.config.prior_tokens == stacked.prior_tokens > 10
+        for length in 4, 64, 512:
+            views = [torch.from_numpy(row[:length]) for row in tokens]
+            logits = torch.stack([reading.logits for reading in classifier.read(views)])
+            sure = logits.softmax(1).max(1).values.mean().item()
+            right = float(np.mean(logits.argmax(1).numpy() == labels))
+            assert abs(sure - right) < 0.15, (length, sure, right)

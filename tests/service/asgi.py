@@ -46,6 +46,7 @@ def save_checkpoint(folder: Path, **changes: Any) -> Path:
             "value_dim": 8,
             "num_components": 4,
             "mlp_width": 16,
+            "prior_tokens": 20.0,
             **changes,
         },
     )

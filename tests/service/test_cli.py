@@ -62,6 +62,7 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
         value_dim=8,
         num_components=4,
         mlp_width=32,
+        prior_tokens=20.0,
     )
     classifier = Classifier(config)
     for parameter in classifier.parameters():

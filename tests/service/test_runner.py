@@ -28,6 +28,7 @@ CONFIG = ModelConfig(
     value_dim=8,
     num_components=6,
     mlp_width=32,
+    prior_tokens=20.0,
 )
 
 Tokens = NDArray[np.int32]
@@ -124,7 +125,8 @@ def check_all(runner: TorchRunner, classifier: Classifier, seed: int) -> None:
         expected = reference(classifier, tokens)
         assert_close(progress.logits, expected)
         evidence = np.sum([span.evidence.astype(float) for span in progress.spans], axis=0)
-        assert_close(evidence / sum(span.weight for span in progress.spans), expected)
+        weight = sum(span.weight for span in progress.spans)
+        assert_close(evidence / (weight + CONFIG.prior_tokens), expected)
         assert sum(span.tokens for span in progress.spans) == len(tokens)
 
 
