@@ -25,6 +25,7 @@ import httpx
 
 from benchmarks.engine import TINY, random_classifier
 from model import weights
+from model.config import DEFAULT_CHECKPOINT
 from service.metrics import MEMORY_PERIOD_S
 
 ROOT = Path(__file__).parent.parent
@@ -34,7 +35,7 @@ START_S = 120
 
 def tiny_checkpoint(folder: Path) -> None:
     """A tiny random model that shares the default checkpoint's tokenizer."""
-    tokenizer = weights.load(weights.DEFAULT).tokenizer
+    tokenizer = weights.load(DEFAULT_CHECKPOINT).tokenizer
     config = TINY.model_copy(update={"vocab_size": tokenizer.vocab_size})
     weights.save(folder, random_classifier(config), tokenizer, card="# A random model\n")
 

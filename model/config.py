@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+DEFAULT_CHECKPOINT = Path(__file__).parent / "checkpoints" / "books"
+"""The checkpoint that comes with the package."""
 
 Positive = Annotated[int, Field(gt=0)]
 

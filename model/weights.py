@@ -16,9 +16,6 @@ from model.classifier import Classifier
 from model.config import ModelConfig, problems
 from model.tokenizer import Tokenizer
 
-DEFAULT = Path(__file__).parent / "checkpoints" / "books"
-"""The checkpoint that comes with the package."""
-
 STORED = {"F16": torch.float16, "BF16": torch.bfloat16, "F32": torch.float32}
 
 

@@ -266,10 +266,11 @@ def _load(checkpoint: Path | None, device: Device) -> Checkpoint:
     import torch
 
     from model import weights
+    from model.config import DEFAULT_CHECKPOINT
 
     if device is Device.auto:
         device = Device.cuda if torch.cuda.is_available() else Device.cpu
-    return weights.load(checkpoint or weights.DEFAULT, device=device.value)
+    return weights.load(checkpoint or DEFAULT_CHECKPOINT, device=device.value)
 
 
 def _answer(

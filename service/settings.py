@@ -11,8 +11,9 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import ByteSize, Field, ValidationError, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
+from model.config import DEFAULT_CHECKPOINT
+
 PREFIX = "GMA_"
-DEFAULT_CHECKPOINT = Path(__file__).parent.parent / "model" / "checkpoints" / "books"
 
 MIB = 1024**2
 

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from model import weights
 from model.classifier import Classifier
-from model.config import ModelConfig
+from model.config import DEFAULT_CHECKPOINT, ModelConfig
 from model.reading import Reader
 from model.tokenizer import Tokenizer
 from model.weights import CheckpointError
@@ -189,12 +189,12 @@ def test_truncated_weights(folder: Path, size: int) -> None:
 
 class TestDefaultCheckpoint:
     def test_is_small(self) -> None:
-        files = [file for file in weights.DEFAULT.iterdir() if file.is_file()]
+        files = [file for file in DEFAULT_CHECKPOINT.iterdir() if file.is_file()]
         assert sum(file.stat().st_size for file in files) <= 20_000_000
         assert "README.md" in {file.name for file in files}
 
     def test_knows_who_wrote_an_excerpt(self) -> None:
-        checkpoint = weights.load(weights.DEFAULT)
+        checkpoint = weights.load(DEFAULT_CHECKPOINT)
         for line in EXCERPTS.read_text().splitlines():
             excerpt = json.loads(line)
             spans = list(Reader(checkpoint).read([excerpt["text"].encode()]))
@@ -203,7 +203,7 @@ class TestDefaultCheckpoint:
 
     def test_has_components_in_use(self) -> None:
         """Responsibilities that collapsed would leave one."""
-        checkpoint = weights.load(weights.DEFAULT)
+        checkpoint = weights.load(DEFAULT_CHECKPOINT)
         text = "".join(json.loads(line)["text"] for line in EXCERPTS.read_text().splitlines())
         reading = checkpoint.classifier.read([torch.from_numpy(checkpoint.tokenizer.encode(text))])
         share = reading[0].mass / reading[0].mass.sum(-1, keepdim=True)

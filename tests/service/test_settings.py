@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from service.settings import DEFAULT_CHECKPOINT, Settings, SettingsError, variable
+from model.config import DEFAULT_CHECKPOINT
+from service.settings import Settings, SettingsError, variable
 
 
 @pytest.fixture(autouse=True)
