@@ -214,7 +214,7 @@ def evaluate(
     device: DeviceOption = Device.auto,
     as_json: AsJson = False,
 ) -> None:
-    """Measure accuracy and macro-F1 on labelled documents.
+    """Measure accuracy, macro-F1 and confidence on labelled documents.
 
     Once on the first 1, 4, 16 and 64 KB of each document, and once on the whole; and tell how many
     components of the mixture are in use.
