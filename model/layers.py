@@ -61,10 +61,6 @@ class Mixer(nn.Module):
         """x (R, C, W) -> q, k (R, C, H, r) and val (R, C, H, v)."""
         projected = self.project(self.norm(x)).split(self.widths, dim=-1)
         q, k, val = (part.unflatten(-1, (self.config.heads, -1)) for part in projected)
-        if self.config.normalize_routing:
-            # In float32: what rounding moves here, 1 / var multiplies.
-            dtype = torch.promote_types(q.dtype, torch.float32)
-            q, k = (functional.rms_norm(x.to(dtype), x.shape[-1:], eps=1e-6) for x in (q, k))
         return q, k, val
 
     def causal(
@@ -72,10 +68,18 @@ class Mixer(nn.Module):
     ) -> tuple[Tensor, Tensor, Tensor]:
         """x (R, C, W), memory (D, H, K, v), mass (D, H, K) -> update (R, C, W), memory, mass."""
         q, k, val = self.routed(x)
-        mixture, epsilon = self.mixture.coefficients(), self.config.epsilon
+        mixture, config = self.mixture.coefficients(), self.config
         with torch.autocast(x.device.type, enabled=False):
             out, memory, mass = chunked.causal(
-                q, k, val, memory, mass, mixture, rows, epsilon=epsilon
+                q,
+                k,
+                val,
+                memory,
+                mass,
+                mixture,
+                rows,
+                normalize=config.normalize_routing,
+                epsilon=config.epsilon,
             )
         return self._update(out, x), memory, mass
 
@@ -84,14 +88,22 @@ class Mixer(nn.Module):
         _, k, val = self.routed(x)
         mixture = self.mixture.coefficients()
         with torch.autocast(x.device.type, enabled=False):
-            return chunked.write(k, val, mixture, rows)
+            return chunked.write(k, val, mixture, rows, normalize=self.config.normalize_routing)
 
     def read(self, x: Tensor, memory: Tensor, mass: Tensor, rows: Rows) -> Tensor:
         """What rows x (R, C, W) read from their documents' finished memory: update (R, C, W)."""
         q, _, _ = self.routed(x)
-        mixture, epsilon = self.mixture.coefficients(), self.config.epsilon
+        mixture, config = self.mixture.coefficients(), self.config
         with torch.autocast(x.device.type, enabled=False):
-            out = chunked.read(q, memory, mass, mixture, rows, epsilon=epsilon)
+            out = chunked.read(
+                q,
+                memory,
+                mass,
+                mixture,
+                rows,
+                normalize=config.normalize_routing,
+                epsilon=config.epsilon,
+            )
         return self._update(out, x)
 
     def _update(self, out: Tensor, x: Tensor) -> Tensor:

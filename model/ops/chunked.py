@@ -17,6 +17,9 @@ BLOCK = 64
 """Tokens whose affinities are formed explicitly. Both costs of a token, B * (K + v) inside the
 block and K * v / B for the block's own sum, are small next to the projections at this size."""
 
+ROUTING_EPSILON = 1e-6
+"""Added to the mean square that a routing vector is normalised by."""
+
 
 class Rows(NamedTuple):
     """Which tokens of a step are there, and which rows belong together."""
@@ -56,12 +59,15 @@ class Coefficients(NamedTuple):
         return cls(mu / var, -0.5 / var, bias)
 
 
-def responsibilities(x: Tensor, mixture: Coefficients) -> Tensor:
+def responsibilities(x: Tensor, mixture: Coefficients, *, normalize: bool) -> Tensor:
     """x (R, C, H, r) -> (R, H, C, K) in at least float32: rows are >= 0 and sum to 1.
 
-    Bfloat16 squares against 1 / var would lose the posterior.
+    With `normalize`, x is RMS-normalised first. Bfloat16 squares against 1 / var would lose the
+    posterior.
     """
     x = x.transpose(1, 2).to(mixture.bias.dtype)
+    if normalize:
+        x = functional.rms_norm(x, x.shape[-1:], eps=ROUTING_EPSILON)
     both = torch.cat([x, x.square()], dim=-1)
     weights = torch.cat([mixture.linear, mixture.quadratic], dim=-1)
     scores = both @ weights.transpose(-1, -2)
@@ -73,26 +79,35 @@ def _with_ones(val: Tensor, dtype: torch.dtype) -> Tensor:
     return functional.pad(val.transpose(1, 2).to(dtype), (0, 1), value=1.0)
 
 
-def write(k: Tensor, val: Tensor, mixture: Coefficients, rows: Rows) -> tuple[Tensor, Tensor]:
+def write(
+    k: Tensor, val: Tensor, mixture: Coefficients, rows: Rows, *, normalize: bool
+) -> tuple[Tensor, Tensor]:
     """What each document's rows add to its state: memory (D, H, K, v) and mass (D, H, K).
 
     k (R, C, H, r), val (R, C, H, v).
     """
-    gamma = responsibilities(k, mixture) * rows.valid[:, None, :, None]
+    gamma = responsibilities(k, mixture, normalize=normalize) * rows.valid[:, None, :, None]
     sums = gamma.transpose(-1, -2) @ _with_ones(val, gamma.dtype)
     total = torch.einsum("dr,rhkv->dhkv", rows.belongs, sums)
     return total[..., :-1], total[..., -1]
 
 
 def read(
-    q: Tensor, memory: Tensor, mass: Tensor, mixture: Coefficients, rows: Rows, *, epsilon: float
+    q: Tensor,
+    memory: Tensor,
+    mass: Tensor,
+    mixture: Coefficients,
+    rows: Rows,
+    *,
+    normalize: bool,
+    epsilon: float,
 ) -> Tensor:
     """Each token's mean over its document's memory.
 
     q (R, C, H, r), memory (D, H, K, v), mass (D, H, K) -> (R, C, H, v).
     """
     both = _of_rows(torch.cat([memory, mass[..., None]], dim=-1), rows)
-    return _normalized(responsibilities(q, mixture) @ both, epsilon)
+    return _normalized(responsibilities(q, mixture, normalize=normalize) @ both, epsilon)
 
 
 def causal(
@@ -104,6 +119,7 @@ def causal(
     mixture: Coefficients,
     rows: Rows,
     *,
+    normalize: bool,
     epsilon: float,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Each token's mean over what it and its document's earlier tokens wrote.
@@ -122,8 +138,9 @@ def causal(
             x = functional.pad(x, (0, 0, 0, missing))
         return x.reshape(*x.shape[:2], blocks, block, x.shape[-1])
 
-    gamma_q = split(responsibilities(q, mixture))
-    gamma_k = split(responsibilities(k, mixture) * rows.valid[:, None, :, None])
+    gamma_q = split(responsibilities(q, mixture, normalize=normalize))
+    gamma_k = responsibilities(k, mixture, normalize=normalize)
+    gamma_k = split(gamma_k * rows.valid[:, None, :, None])
     values = split(_with_ones(val, gamma_k.dtype))
 
     sums = gamma_k.transpose(-1, -2) @ values  # (R, H, blocks, K, v + 1)

@@ -61,6 +61,8 @@ def by_hand(classifier: Classifier, tokens: Tensor, state: State) -> ByHand:
             update = [(seen[i : i + len(taps)] * taps).sum(0) for i in range(len(x))]
             x, tail = x + torch.stack(update), seen[-config.tail :]
         q, k, val = (part[0] for part in layer.mixer.routed(x[None]))
+        if config.normalize_routing:
+            q, k = (part / (part.square().mean(-1, keepdim=True) + 1e-6).sqrt() for part in (q, k))
         gamma_q, gamma_k = (
             reference.responsibilities(part, *layer.mixer.mixture.distribution()) for part in (q, k)
         )

@@ -72,7 +72,11 @@ def make(tokens: int, heads: int = 2, r: int = 5, components: int = 7, v: int = 
     )
 
 
-def causal(x: Input) -> tuple[Tensor, Tensor, Tensor]:
+def normalized(x: Tensor) -> Tensor:
+    return x / (x.square().mean(-1, keepdim=True) + 1e-6).sqrt()
+
+
+def causal(x: Input, *, normalize: bool = False) -> tuple[Tensor, Tensor, Tensor]:
     """The chunked form on one row."""
     out, memory, mass = chunked.causal(
         x.q[None],
@@ -82,16 +86,19 @@ def causal(x: Input) -> tuple[Tensor, Tensor, Tensor]:
         x.mass[None],
         Coefficients.of(*x.mixture),
         one_row(len(x.q), x.memory.dtype),
+        normalize=normalize,
         epsilon=EPSILON,
     )
     return out[0], memory[0], mass[0]
 
 
-def bidirectional(x: Input) -> Tensor:
+def bidirectional(x: Input, *, normalize: bool = False) -> Tensor:
     mixture = Coefficients.of(*x.mixture)
     rows = one_row(len(x.q), x.memory.dtype)
-    memory, mass = chunked.write(x.k[None], x.val[None], mixture, rows)
-    return chunked.read(x.q[None], memory, mass, mixture, rows, epsilon=EPSILON)[0]
+    memory, mass = chunked.write(x.k[None], x.val[None], mixture, rows, normalize=normalize)
+    return chunked.read(
+        x.q[None], memory, mass, mixture, rows, normalize=normalize, epsilon=EPSILON
+    )[0]
 
 
 def one_row(tokens: int, dtype: torch.dtype) -> Rows:
@@ -105,12 +112,17 @@ TOLERANCES = pytest.mark.parametrize(
 
 
 @TOLERANCES
+@pytest.mark.parametrize("normalize", [False, True])
 @pytest.mark.parametrize("tokens", LENGTHS)
-def test_causal_is_its_definition(tokens: int, dtype: torch.dtype, tolerance: float) -> None:
+def test_causal_is_its_definition(
+    tokens: int, normalize: bool, dtype: torch.dtype, tolerance: float
+) -> None:
     exact = make(tokens)
-    found = causal(exact.to(dtype))
+    found = causal(exact.to(dtype), normalize=normalize)
     # Of the rounded input: how far rounding a query moves its posterior is not the operation's.
     rounded = exact.to(dtype).to(torch.float64)
+    if normalize:
+        rounded = rounded._replace(q=normalized(rounded.q), k=normalized(rounded.k))
     expected = reference.causal(
         *rounded.gammas(), rounded.val, rounded.memory, rounded.mass, epsilon=EPSILON
     )
@@ -119,12 +131,17 @@ def test_causal_is_its_definition(tokens: int, dtype: torch.dtype, tolerance: fl
 
 
 @TOLERANCES
+@pytest.mark.parametrize("normalize", [False, True])
 @pytest.mark.parametrize("tokens", LENGTHS)
-def test_bidirectional_is_its_definition(tokens: int, dtype: torch.dtype, tolerance: float) -> None:
+def test_bidirectional_is_its_definition(
+    tokens: int, normalize: bool, dtype: torch.dtype, tolerance: float
+) -> None:
     exact = make(tokens)
     rounded = exact.to(dtype).to(torch.float64)
+    if normalize:
+        rounded = rounded._replace(q=normalized(rounded.q), k=normalized(rounded.k))
     expected = reference.bidirectional(*rounded.gammas(), rounded.val, epsilon=EPSILON)
-    assert error(bidirectional(exact.to(dtype)), expected) <= tolerance
+    assert error(bidirectional(exact.to(dtype), normalize=normalize), expected) <= tolerance
 
 
 def test_definition_token_by_token() -> None:
@@ -156,14 +173,15 @@ def test_responsibilities_are_a_posterior(implementation: str) -> None:
         if implementation == "reference":
             gamma = reference.responsibilities(tokens, *x.mixture)
         else:
-            gamma = chunked.responsibilities(tokens[None], Coefficients.of(*x.mixture))[0]
+            mixture = Coefficients.of(*x.mixture)
+            gamma = chunked.responsibilities(tokens[None], mixture, normalize=False)[0]
         assert (gamma >= 0).all()
         torch.testing.assert_close(gamma.sum(-1), torch.ones_like(gamma.sum(-1)))
 
 
 def test_scores_of_bfloat16_are_float32() -> None:
     x = make(10).to(torch.bfloat16)
-    gamma = chunked.responsibilities(x.q[None], Coefficients.of(*x.mixture))
+    gamma = chunked.responsibilities(x.q[None], Coefficients.of(*x.mixture), normalize=True)
     assert gamma.dtype == torch.float32
 
 
@@ -218,7 +236,11 @@ def test_ten_million_tokens() -> None:
     def write(piece: Input, dtype: torch.dtype) -> Tensor:
         x = piece.to(dtype)
         memory, mass = chunked.write(
-            x.k[None], x.val[None], Coefficients.of(*x.mixture), one_row(len(x.k), dtype)
+            x.k[None],
+            x.val[None],
+            Coefficients.of(*x.mixture),
+            one_row(len(x.k), dtype),
+            normalize=False,
         )
         return torch.cat([memory[0], mass[0, ..., None]], -1)
 
