@@ -24,24 +24,31 @@ ROUTING_EPSILON = 1e-6
 class Rows(NamedTuple):
     """Which tokens of a step are there, and which rows belong together."""
 
+    lengths: Tensor  # (R,) int64: tokens of each row
     valid: Tensor  # (R, C) bool: the token exists
     document: Tensor  # (R,) int64
     belongs: Tensor  # (D, R) float: 1 where the row is the document's
     earlier: Tensor  # (R, R) float: 1 where column's row is of the same document, and before
     last: Tensor  # (R,) bool: no later row of the step is of the same document
+    first: Tensor  # (D,) int64: the document's first row; anything if it has none
+    count: Tensor  # (D,) int64: the document's rows
 
     @classmethod
     def of(cls, lengths: Tensor, document_of_row: Tensor, chunk: int, dtype: torch.dtype) -> Rows:
         """lengths (R,), document_of_row (R,) -> the masks of a step of R documents."""
         index = torch.arange(len(lengths), device=lengths.device)
         used = lengths > 0
+        belongs = (index[:, None] == document_of_row) & used
         same = (document_of_row[:, None] == document_of_row) & used[:, None] & used
         return cls(
+            lengths=lengths,
             valid=torch.arange(chunk, device=lengths.device) < lengths[:, None],
             document=document_of_row.long(),
-            belongs=((index[:, None] == document_of_row) & used).to(dtype),
+            belongs=belongs.to(dtype),
             earlier=(same & (index < index[:, None])).to(dtype),
             last=used & ~(same & (index > index[:, None])).any(1),
+            first=belongs.int().argmax(1),
+            count=belongs.sum(1),
         )
 
 
