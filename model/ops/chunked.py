@@ -31,7 +31,7 @@ class Rows(NamedTuple):
     earlier: Tensor  # (R, R) float: 1 where column's row is of the same document, and before
     last: Tensor  # (R,) bool: no later row of the step is of the same document
     first: Tensor  # (D,) int64: the document's first row; anything if it has none
-    count: Tensor  # (D,) int64: the document's rows
+    count: Tensor  # type: ignore[assignment]  # (D,) int64: the document's rows
 
     @classmethod
     def of(cls, lengths: Tensor, document_of_row: Tensor, chunk: int, dtype: torch.dtype) -> Rows:

@@ -1,241 +1,31 @@
-"""Gaussian Mixture Attention over the rows of a step, in Triton: responsibilities live in registers.
+"""Gaussian Mixture Attention over the rows of a step, in Triton.
 
-Source: arXiv:2606.18283. Signatures, shapes and meaning are those of `model.ops.chunked`.
-
-A row is cut into segments. Three kernels: each segment's sums; each document's exclusive prefix of
-them, which starts at its incoming state and ends at its new one; each segment's outputs, block by
-block, from the prefix before it. Q, k and val are read and out is written once, k and val once more
-for the sums; nothing of size N * K is ever in memory. Documents meet in no sum, so that what is not
-finite in one stays there.
-
-Squares and scores are exact to about 2^-16 with bfloat16 inputs: a bfloat16's square is the sum of
-two bfloat16s, a weight nearly so. Sums and states are float32.
+Source: arXiv:2606.18283. Signatures, shapes and meaning are those of `model.ops.chunked`, with
+tokens in bfloat16, float16 or float32, mixture and states in float32, and outputs in the tokens'
+dtype. Each function is an operator of `torch.library`: one node to autograd and torch.compile.
 
 Shapes: R rows of C tokens, D documents, H heads, r routing_dim, K components, v value_dim, G
-segments. r, K and v are powers of two from 16 to 128.
+segments. r, K and v are powers of two from 16 to 128. A document's rows stand together.
 """
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any, NamedTuple
 
 import torch
-import triton
-import triton.language as tl
 from torch import Tensor
 
+from model.ops import kernels
 from model.ops.chunked import ROUTING_EPSILON, Coefficients, Rows
 
-LOG2_E = 1.4426950408889634
+WIDTHS = {16, 32, 64, 128}
+DTYPES = torch.bfloat16, torch.float16, torch.float32
+INTERPRETED = bool(kernels._INTERPRETED.value)
 
-
-# Triton's interpreter multiplies the bits of bfloat16s.
-_INTERPRETED = tl.constexpr(triton.knobs.runtime.interpret)
-
-
-@triton.jit
-def _dot(a, b, acc=None):
-    """a @ b + acc in float32, of bfloat16s or float32s."""
-    if _INTERPRETED:
-        a, b = a.to(tl.float32), b.to(tl.float32)
-    return tl.dot(a, b, acc, input_precision="tf32x3")
-
-
-@triton.jit
-def _weights(linear, quadratic, bias, head, K: tl.constexpr, R: tl.constexpr):
-    """A head's mixture for scores in units of log 2: (r, K), (r, K) and (K,), float32."""
-    component = tl.arange(0, K)
-    at = (head * K + component)[None, :] * R + tl.arange(0, R)[:, None]
-    scale: tl.constexpr = 1.4426950408889634
-    return (
-        tl.load(linear + at) * scale,
-        tl.load(quadratic + at) * scale,
-        tl.load(bias + head * K + component) * scale,
-    )
-
-
-@triton.jit
-def _split(x):
-    """Two bfloat16s whose sum is x to 16 bits."""
-    high = x.to(tl.bfloat16)
-    return high, (x - high.to(tl.float32)).to(tl.bfloat16)
-
-
-@triton.jit
-def _posterior(x, linear, quadratic, bias, NORMALIZE: tl.constexpr, EPSILON: tl.constexpr):
-    """x (B, r) -> responsibilities (B, K) float32, not normalised, and their sums (B,)."""
-    wide = x.to(tl.float32)
-    square = wide * wide
-    if x.dtype == tl.bfloat16:
-        linear_high, linear_low = _split(linear)
-        quadratic_high, quadratic_low = _split(quadratic)
-        square_high, square_low = _split(square)
-        first = _dot(x, linear_high)
-        first = _dot(x, linear_low, first)
-        second = _dot(square_high, quadratic_high)
-        second = _dot(square_low, quadratic_high, second)
-        second = _dot(square_high, quadratic_low, second)
-    else:
-        first = _dot(wide, linear)
-        second = _dot(square, quadratic)
-    if NORMALIZE:
-        inverse = 1.0 / (tl.sum(square, 1) / x.shape[1] + EPSILON)
-        scores = first * tl.sqrt(inverse)[:, None] + second * inverse[:, None] + bias[None, :]
-    else:
-        scores = first + second + bias[None, :]
-    weights = tl.exp2(scores - tl.max(scores, 1)[:, None])
-    return weights, tl.sum(weights, 1)
-
-
-@triton.jit
-def _place(lengths, segments, C, SEGMENT: tl.constexpr):
-    """The program's row, its first token, and how many tokens are there and are in the row."""
-    row = tl.program_id(0) // segments
-    first = tl.program_id(0) % segments * SEGMENT
-    here = tl.minimum(tl.maximum(tl.load(lengths + row).to(tl.int32) - first, 0), SEGMENT)
-    return row.to(tl.int64), first, here, tl.minimum(C - first, SEGMENT)
-
-
-@triton.jit
-def _sum_segments(
-    k, val, linear, quadratic, bias, lengths, sums,
-    k_row, k_token, k_head, v_row, v_token, v_head, C, segments,
-    H: tl.constexpr, R: tl.constexpr, K: tl.constexpr, V: tl.constexpr,
-    SEGMENT: tl.constexpr, BLOCK: tl.constexpr,
-    NORMALIZE: tl.constexpr, EPSILON: tl.constexpr, STAGES: tl.constexpr,
-):  # fmt: skip
-    """What each segment writes: sums (G, H, v + 1, K), the last row the mass."""
-    head = tl.program_id(1)
-    row, first, here, _ = _place(lengths, segments, C, SEGMENT)
-    token = tl.arange(0, BLOCK)
-    component = tl.arange(0, K)
-    value = tl.arange(0, V)
-    A, B, b = _weights(linear, quadratic, bias, head, K, R)
-    k += row * k_row + first.to(tl.int64) * k_token + head * k_head
-    val += row * v_row + first.to(tl.int64) * v_token + head * v_head
-    k_at = token[:, None] * k_token + tl.arange(0, R)[None, :]
-    v_at = token[:, None] * v_token + value[None, :]
-    memory = tl.zeros((V, K), tl.float32)
-    mass = tl.zeros((K,), tl.float32)
-    for start in tl.range(0, here, BLOCK, num_stages=STAGES):
-        there = start + token < here
-        keys = tl.load(k + k_at, mask=there[:, None], other=0.0)
-        values = tl.load(val + v_at, mask=there[:, None], other=0.0)
-        gamma, total = _posterior(keys, A, B, b, NORMALIZE, EPSILON)
-        gamma = (gamma * tl.where(there, 1.0 / total, 0.0)[:, None]).to(values.dtype)
-        memory = _dot(tl.trans(values), gamma, memory)
-        # Of the rounded responsibilities, so that memory / mass is a mean of the values.
-        mass += tl.sum(gamma.to(tl.float32), 0)
-        k += BLOCK * k_token
-        val += BLOCK * v_token
-    sums += (tl.program_id(0).to(tl.int64) * H + head) * (V + 1) * K
-    tl.store(sums + value[:, None] * K + component[None, :], memory)
-    tl.store(sums + V * K + component, mass)
-
-
-@triton.jit
-def _prefix(
-    sums, memory, mass, memory_after, mass_after, first_row, row_count,
-    memory_document, memory_head, memory_component, mass_document, mass_head, segments,
-    H: tl.constexpr, K: tl.constexpr, V: tl.constexpr, TILE: tl.constexpr, DEPTH: tl.constexpr,
-):  # fmt: skip
-    """Each document's incoming state plus its earlier segments, in the place of their sums."""
-    head = tl.program_id(1)
-    document = tl.program_id(2).to(tl.int64)
-    at = tl.program_id(0) * TILE + tl.arange(0, TILE)
-    of_memory = at < V * K
-    of_mass = (at >= V * K) & (at < (V + 1) * K)
-    here = at < (V + 1) * K
-    in_memory = at % K * memory_component + at // K
-    memory += document * memory_document + head * memory_head
-    mass += document * mass_document + head * mass_head
-    state = tl.load(memory + in_memory, mask=of_memory, other=0.0)
-    state += tl.load(mass + at - V * K, mask=of_mass, other=0.0)
-    count = tl.load(row_count + document).to(tl.int32) * segments
-    begin = tl.load(first_row + document).to(tl.int64) * segments
-    size: tl.constexpr = (V + 1) * K
-    sums += (begin * H + head) * size
-    depth = tl.arange(0, DEPTH)
-    offsets = depth[:, None] * (H * size) + at[None, :]
-    for start in range(0, count, DEPTH):
-        there = ((start + depth) < count)[:, None] & here[None, :]
-        own = tl.load(sums + offsets, mask=there, other=0.0)
-        upto = tl.cumsum(own, 0)
-        tl.store(sums + offsets, state[None, :] + (upto - own), mask=there)
-        state += tl.sum(own, 0)
-        sums += DEPTH * H * size
-    memory_after += (document * H + head) * K * V
-    mass_after += (document * H + head) * K
-    tl.store(memory_after + at % K * V + at // K, state, mask=of_memory)
-    tl.store(mass_after + at - V * K, state, mask=of_mass)
-
-
-@triton.jit
-def _read_segments(
-    q, k, val, linear, quadratic, bias, lengths, before, out,
-    q_row, q_token, q_head, k_row, k_token, k_head, v_row, v_token, v_head, C, segments, epsilon,
-    H: tl.constexpr, R: tl.constexpr, K: tl.constexpr, V: tl.constexpr,
-    SEGMENT: tl.constexpr, BLOCK: tl.constexpr,
-    NORMALIZE: tl.constexpr, EPSILON: tl.constexpr, STAGES: tl.constexpr,
-):  # fmt: skip
-    """out (R, C, H, v), contiguous: each token's mean over what was written up to it."""
-    head = tl.program_id(1)
-    row, first, here, width = _place(lengths, segments, C, SEGMENT)
-    token = tl.arange(0, BLOCK)
-    component = tl.arange(0, K)
-    value = tl.arange(0, V)
-    out += ((row * C + first) * H + head) * V
-    out_at = token[:, None] * (H * V) + value[None, :]
-    if here > 0:
-        A, B, b = _weights(linear, quadratic, bias, head, K, R)
-        q += row * q_row + first.to(tl.int64) * q_token + head * q_head
-        k += row * k_row + first.to(tl.int64) * k_token + head * k_head
-        val += row * v_row + first.to(tl.int64) * v_token + head * v_head
-        q_at = token[:, None] * q_token + tl.arange(0, R)[None, :]
-        k_at = token[:, None] * k_token + tl.arange(0, R)[None, :]
-        v_at = token[:, None] * v_token + value[None, :]
-        before += (tl.program_id(0).to(tl.int64) * H + head) * (V + 1) * K
-        memory = tl.load(before + value[:, None] * K + component[None, :])
-        mass = tl.load(before + V * K + component)
-        earlier = token[:, None] >= token[None, :]
-        for start in tl.range(0, here, BLOCK, num_stages=STAGES):
-            there = start + token < here
-            keys = tl.load(k + k_at, mask=there[:, None], other=0.0)
-            queries = tl.load(q + q_at, mask=there[:, None], other=0.0)
-            values = tl.load(val + v_at, mask=there[:, None], other=0.0)
-            gamma, total = _posterior(keys, A, B, b, NORMALIZE, EPSILON)
-            gamma = (gamma * tl.where(there, 1.0 / total, 0.0)[:, None]).to(values.dtype)
-            reading, total = _posterior(queries, A, B, b, NORMALIZE, EPSILON)
-            rounded = reading.to(values.dtype)
-            affinity = _dot(rounded, tl.trans(gamma))
-            affinity = tl.where(earlier, affinity, 0.0)
-            # Not divided by their sum: it cancels but for epsilon.
-            weight = tl.sum(affinity, 1) + tl.sum(reading * mass[None, :], 1) + epsilon * total
-            read = _dot(rounded, tl.trans(memory.to(values.dtype)))
-            read = _dot(affinity.to(values.dtype), values, read)
-            read = tl.where(there, 1.0 / weight, 0.0)[:, None] * read
-            inside = start + token < width
-            tl.store(out + out_at, read.to(out.dtype.element_ty), mask=inside[:, None])
-            memory = _dot(tl.trans(values), gamma, memory)
-            mass += tl.sum(gamma.to(tl.float32), 0)
-            q += BLOCK * q_token
-            k += BLOCK * k_token
-            val += BLOCK * v_token
-            out += BLOCK * H * V
-    # Whoever multiplies by zero later what stands where no token is must not find NaN there.
-    nothing = tl.zeros((BLOCK, V), out.dtype.element_ty)
-    for start in range(tl.cdiv(here, BLOCK) * BLOCK, width, BLOCK):
-        tl.store(out + out_at, nothing, mask=(start + token < width)[:, None])
-        out += BLOCK * H * V
-
-
-def segment(rows: int, chunk: int, heads: int) -> int:
-    """Tokens of a segment: long ones save memory traffic, many keep the device busy."""
-    enough = 8 * 132
-    tokens = 1024
-    while tokens > 64 and rows * heads * -(-chunk // tokens) < enough:
-        tokens //= 2
-    return tokens
+TILE, DEPTH = 256, 16
+"""Entries of a state, and segments, that a program sums at once."""
 
 
 class Plan(NamedTuple):
@@ -245,6 +35,15 @@ class Plan(NamedTuple):
     block: int = 64
     warps: int = 4
     stages: int = 2
+
+    @classmethod
+    def of(cls, rows: int, chunk: int, heads: int) -> Plan:
+        """Long segments save memory traffic, many keep the device busy."""
+        enough = 8 * 132
+        tokens = 1024
+        while tokens > 64 and rows * heads * -(-chunk // tokens) < enough:
+            tokens //= 2
+        return cls(tokens)
 
 
 def causal(
@@ -260,27 +59,273 @@ def causal(
     epsilon: float,
     plan: Plan | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """See `model.ops.chunked.causal`."""
-    R, C, H, r = q.shape
-    D, _, K, v = memory.shape
-    plan = plan or Plan(segment(R, C, H))
-    segments = -(-C // plan.segment)
-    sums = torch.empty(R * segments, H, v + 1, K, device=q.device, dtype=torch.float32)
-    out = torch.empty(R, C, H, v, device=q.device, dtype=q.dtype)
-    memory_after = torch.empty(D, H, K, v, device=q.device, dtype=torch.float32)
-    mass_after = torch.empty(D, H, K, device=q.device, dtype=torch.float32)
-    shape = dict(H=H, K=K, V=v)
-    cut = dict(R=r, SEGMENT=plan.segment, BLOCK=plan.block, NORMALIZE=normalize, EPSILON=ROUTING_EPSILON, STAGES=plan.stages, num_warps=plan.warps)
-    grid = (R * segments, H)
-    _sum_segments[grid](
-        k, val, *mixture, rows.lengths, sums, *k.stride()[:3], *val.stride()[:3], C, segments, **shape, **cut
+    """See `model.ops.chunked.causal`. Raises ValueError for what the kernels can't take."""
+    out, memory, mass = _causal(
+        q, k, val, memory, mass, *mixture, rows.lengths, rows.first, rows.count,
+        normalize, epsilon, plan,
+    )  # fmt: skip
+    return out, memory, mass
+
+
+def write(
+    k: Tensor,
+    val: Tensor,
+    mixture: Coefficients,
+    rows: Rows,
+    *,
+    normalize: bool,
+    plan: Plan | None = None,
+) -> tuple[Tensor, Tensor]:
+    """See `model.ops.chunked.write`. Raises ValueError for what the kernels can't take."""
+    memory, mass = _write(
+        k, val, *mixture, rows.lengths, rows.document, rows.first, rows.count, normalize, plan
     )
-    TILE = 256
-    _prefix[(-(-(v + 1) * K // TILE), H, D)](
-        sums, memory, mass, memory_after, mass_after, rows.first, rows.count,
-        *memory.stride()[:3], *mass.stride()[:2], segments, **shape, TILE=TILE, DEPTH=16,
+    return memory, mass
+
+
+def read(
+    q: Tensor,
+    memory: Tensor,
+    mass: Tensor,
+    mixture: Coefficients,
+    rows: Rows,
+    *,
+    normalize: bool,
+    epsilon: float,
+    plan: Plan | None = None,
+) -> Tensor:
+    """See `model.ops.chunked.read`. Raises ValueError for what the kernels can't take."""
+    out: Tensor = _read(
+        q, memory, mass, *mixture, rows.lengths, rows.document, rows.first, rows.count,
+        normalize, epsilon, plan,
+    )  # fmt: skip
+    return out
+
+
+Mixture = tuple[Tensor, Tensor, Tensor]
+
+
+class _Call:
+    """How a call's tokens (R, C, H, r) are cut, and what kernels over them are launched with."""
+
+    def __init__(
+        self,
+        x: Tensor,
+        components: int,
+        value_dim: int,
+        normalize: bool,
+        plan: Sequence[int] | None,
+    ) -> None:
+        R, C, H, r = x.shape
+        plan = Plan(*plan) if plan else Plan.of(R, C, H)
+        segments = -(-C // plan.segment)
+        self.x = x
+        self.grid = R * segments, H
+        self.sizes = {"H": H, "K": components, "V": value_dim, "segments": segments}
+        self.cut = {
+            **self.sizes,
+            "C": C,
+            "R": r,
+            "SEGMENT": plan.segment,
+            "BLOCK": plan.block,
+            "NORMALIZE": normalize,
+            "EPSILON": ROUTING_EPSILON,
+            "STAGES": plan.stages,
+            "num_warps": plan.warps,
+        }
+
+    def over_segments(self, kernel: Any, *args: object, **more: object) -> None:
+        with _device_of(self.x):
+            kernel[self.grid](*args, **self.cut, **more)
+
+    def over_documents(self, kernel: Any, documents: int, *args: object) -> None:
+        """Launch a kernel whose programs each take a part of a document's and head's state."""
+        size = (self.sizes["V"] + 1) * self.sizes["K"]
+        grid = -(-size // TILE), self.sizes["H"], documents
+        with _device_of(self.x):
+            kernel[grid](*args, **self.sizes, TILE=TILE, DEPTH=DEPTH)
+
+    def prefixes(
+        self,
+        k: Tensor,
+        val: Tensor,
+        memory: Tensor,
+        mass: Tensor,
+        mixture: Mixture,
+        lengths: Tensor,
+        first: Tensor,
+        count: Tensor,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """The state before each segment (G, H, v + 1, K), and the memory and mass after all."""
+        D, H, K, v = memory.shape
+        sums = k.new_empty((self.grid[0], H, v + 1, K), dtype=torch.float32)
+        self.over_segments(
+            kernels._sum_segments, k, val, *mixture, lengths, sums, *_strides(k, val)
+        )
+        memory_after, mass_after = _new_state(k, D, K, v)
+        self.over_documents(
+            kernels._prefix, D, sums, memory, mass, memory_after, mass_after, first, count,
+            *memory.stride()[:3], *mass.stride()[:2],
+        )  # fmt: skip
+        return sums, memory_after, mass_after
+
+
+@torch.library.custom_op("gma::causal", mutates_args=())
+def _causal(
+    q: Tensor,
+    k: Tensor,
+    val: Tensor,
+    memory: Tensor,
+    mass: Tensor,
+    linear: Tensor,
+    quadratic: Tensor,
+    bias: Tensor,
+    lengths: Tensor,
+    first: Tensor,
+    count: Tensor,
+    normalize: bool,
+    epsilon: float,
+    plan: Sequence[int] | None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    mixture = linear.contiguous(), quadratic.contiguous(), bias.contiguous()
+    _check((q, k, val), (memory, mass, *mixture), bias.shape[1])
+    q, k, val, memory, mass = _unit_stride(q, k, val, memory, mass)
+    call = _Call(q, bias.shape[1], val.shape[3], normalize, plan)
+    before, memory_after, mass_after = call.prefixes(
+        k, val, memory, mass, mixture, lengths, first, count
     )
-    _read_segments[grid](
-        q, k, val, *mixture, rows.lengths, sums, out, *q.stride()[:3], *k.stride()[:3], *val.stride()[:3], C, segments, epsilon, **shape, **cut
-    )
+    out = _new_out(q, val.shape[3])
+    call.over_segments(
+        kernels._read_segments, q, k, val, *mixture, lengths, before, out, *_strides(q, k, val),
+        epsilon=epsilon,
+    )  # fmt: skip
     return out, memory_after, mass_after
+
+
+@_causal.register_fake
+def _(
+    q: Tensor, k: Tensor, val: Tensor, memory: Tensor, *_: object
+) -> tuple[Tensor, Tensor, Tensor]:
+    D, _H, K, v = memory.shape
+    return _new_out(q, v), *_new_state(q, D, K, v)
+
+
+@torch.library.custom_op("gma::write", mutates_args=())
+def _write(
+    k: Tensor,
+    val: Tensor,
+    linear: Tensor,
+    quadratic: Tensor,
+    bias: Tensor,
+    lengths: Tensor,
+    document: Tensor,
+    first: Tensor,
+    count: Tensor,
+    normalize: bool,
+    plan: Sequence[int] | None,
+) -> tuple[Tensor, Tensor]:
+    mixture = linear.contiguous(), quadratic.contiguous(), bias.contiguous()
+    _check((k, val), mixture, bias.shape[1])
+    k, val = _unit_stride(k, val)
+    D, (H, K), v = len(first), bias.shape, val.shape[3]
+    call = _Call(k, K, v, normalize, plan)
+    nothing = k.new_zeros(max(K, v), dtype=torch.float32)
+    memory, mass = nothing[:v].expand(D, H, K, v), nothing[:K].expand(D, H, K)
+    _, memory, mass = call.prefixes(k, val, memory, mass, mixture, lengths, first, count)
+    return memory, mass
+
+
+@_write.register_fake
+def _(
+    k: Tensor,
+    val: Tensor,
+    linear: Tensor,
+    quadratic: Tensor,
+    bias: Tensor,
+    lengths: Tensor,
+    document: Tensor,
+    first: Tensor,
+    *_: object,
+) -> tuple[Tensor, Tensor]:
+    return _new_state(k, first.shape[0], bias.shape[1], val.shape[3])
+
+
+@torch.library.custom_op("gma::read", mutates_args=())
+def _read(
+    q: Tensor,
+    memory: Tensor,
+    mass: Tensor,
+    linear: Tensor,
+    quadratic: Tensor,
+    bias: Tensor,
+    lengths: Tensor,
+    document: Tensor,
+    first: Tensor,
+    count: Tensor,
+    normalize: bool,
+    epsilon: float,
+    plan: Sequence[int] | None,
+) -> Tensor:
+    mixture = linear.contiguous(), quadratic.contiguous(), bias.contiguous()
+    _check((q,), (memory, mass, *mixture), bias.shape[1])
+    (q,) = _unit_stride(q)
+    call = _Call(q, bias.shape[1], memory.shape[3], normalize, plan)
+    out = _new_out(q, memory.shape[3])
+    call.over_segments(
+        kernels._read_states, q, *mixture, lengths, document, _packed(memory, mass), out,
+        *_strides(q), epsilon=epsilon,
+    )  # fmt: skip
+    return out
+
+
+@_read.register_fake
+def _(q: Tensor, memory: Tensor, *_: object) -> Tensor:
+    return _new_out(q, memory.shape[3])
+
+
+def _check(tokens: Sequence[Tensor], states: Sequence[Tensor], components: int) -> None:
+    """Raises ValueError for what the kernels can't take."""
+    x = tokens[0]
+    if not (x.is_cuda or INTERPRETED):
+        raise ValueError(
+            f"Triton's kernels run on a CUDA device, not on {x.device.type}: "
+            "use model.ops.chunked, or set TRITON_INTERPRET=1 before triton is imported"
+        )
+    if x.dtype not in DTYPES or any(y.dtype != x.dtype for y in tokens):
+        raise ValueError(f"q, k and val must be of one dtype of {DTYPES}")
+    if any(y.dtype != torch.float32 for y in states):
+        raise ValueError("memory, mass and mixture must be float32")
+    if any(y.device != x.device for y in (*tokens, *states)):
+        raise ValueError("all tensors must be on one device")
+    if not {components, *(y.shape[3] for y in (*tokens, states[0]) if y.ndim == 4)} <= WIDTHS:
+        raise ValueError(f"routing_dim, num_components and value_dim must be of {sorted(WIDTHS)}")
+
+
+def _device_of(x: Tensor) -> AbstractContextManager[None]:
+    """Triton launches on the current device."""
+    return torch.cuda.device(x.device) if x.is_cuda else nullcontext()
+
+
+def _unit_stride(*tensors: Tensor) -> tuple[Tensor, ...]:
+    """Strided as they are, but for the last dimension, which kernels take to be contiguous."""
+    return tuple(x if x.stride(-1) == 1 else x.contiguous() for x in tensors)
+
+
+def _strides(*tensors: Tensor) -> tuple[int, ...]:
+    """Of row, token and head, of each."""
+    return tuple(stride for x in tensors for stride in x.stride()[:3])
+
+
+def _packed(memory: Tensor, mass: Tensor) -> Tensor:
+    """(D, H, K, v) and (D, H, K) -> (D, H, v + 1, K), as kernels hold a state."""
+    return torch.cat([memory, mass[..., None]], -1).transpose(-1, -2).contiguous()
+
+
+def _new_out(q: Tensor, value_dim: int) -> Tensor:
+    return q.new_empty((*q.shape[:3], value_dim))
+
+
+def _new_state(x: Tensor, documents: int, components: int, value_dim: int) -> tuple[Tensor, Tensor]:
+    shape = documents, x.shape[2], components
+    mass = x.new_empty(shape, dtype=torch.float32)
+    return x.new_empty((*shape, value_dim), dtype=torch.float32), mass

@@ -1,0 +1,261 @@
+"""Triton kernels of the operation forward: responsibilities live in registers.
+
+Source: arXiv:2606.18283. `model.ops.triton` launches them.
+
+A row is cut into segments. Three kernels: each segment's sums; each document's exclusive prefix of
+them, which starts at its incoming state and ends at its new one; each segment's outputs, block by
+block, from the prefix before it. Q, k and val are read and out is written once, k and val once more
+for the sums; nothing of size N * K is ever in memory. Documents meet in no sum, so that what is not
+finite in one stays there.
+
+Squares and scores are exact to about 2^-16 with bfloat16 inputs: a bfloat16's square is the sum of
+two bfloat16s, a weight nearly so. Sums and states are float32.
+
+Shapes: R rows of C tokens, D documents, H heads, r routing_dim, K components, v value_dim, G
+segments. r, K and v are powers of two from 16 to 128.
+"""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+# Triton's interpreter multiplies the bits of bfloat16s.
+_INTERPRETED = tl.constexpr(triton.knobs.runtime.interpret)
+
+
+@triton.jit
+def _dot(a, b, acc=None):
+    """a @ b + acc in float32, of bfloat16s or float32s."""
+    if _INTERPRETED:
+        a, b = a.to(tl.float32), b.to(tl.float32)
+    return tl.dot(a, b, acc, input_precision="tf32x3")
+
+
+@triton.jit
+def _weights(linear, quadratic, bias, head, K: tl.constexpr, R: tl.constexpr):
+    """A head's mixture for scores in units of log 2: (r, K), (r, K) and (K,), float32."""
+    component = tl.arange(0, K)
+    at = (head * K + component)[None, :] * R + tl.arange(0, R)[:, None]
+    scale: tl.constexpr = 1.4426950408889634
+    return (
+        tl.load(linear + at) * scale,
+        tl.load(quadratic + at) * scale,
+        tl.load(bias + head * K + component) * scale,
+    )
+
+
+@triton.jit
+def _split(x):
+    """Two bfloat16s whose sum is x to 16 bits."""
+    high = x.to(tl.bfloat16)
+    return high, (x - high.to(tl.float32)).to(tl.bfloat16)
+
+
+@triton.jit
+def _posterior(x, linear, quadratic, bias, NORMALIZE: tl.constexpr, EPSILON: tl.constexpr):
+    """x (B, r) -> responsibilities (B, K) float32, not normalised, and their sums (B,)."""
+    wide = x.to(tl.float32)
+    square = wide * wide
+    if x.dtype == tl.bfloat16:
+        linear_high, linear_low = _split(linear)
+        quadratic_high, quadratic_low = _split(quadratic)
+        square_high, square_low = _split(square)
+        first = _dot(x, linear_high)
+        first = _dot(x, linear_low, first)
+        second = _dot(square_high, quadratic_high)
+        second = _dot(square_low, quadratic_high, second)
+        second = _dot(square_high, quadratic_low, second)
+    else:
+        first = _dot(wide, linear)
+        second = _dot(square, quadratic)
+    if NORMALIZE:
+        inverse = 1.0 / (tl.sum(square, 1) / x.shape[1] + EPSILON)
+        scores = first * tl.sqrt(inverse)[:, None] + second * inverse[:, None] + bias[None, :]
+    else:
+        scores = first + second + bias[None, :]
+    weights = tl.exp2(scores - tl.max(scores, 1)[:, None])
+    return weights, tl.sum(weights, 1)
+
+
+@triton.jit
+def _place(lengths, segments, C, SEGMENT: tl.constexpr):
+    """The program's row, its first token, and how many tokens are there and are in the row."""
+    row = tl.program_id(0) // segments
+    first = tl.program_id(0) % segments * SEGMENT
+    here = tl.minimum(tl.maximum(tl.load(lengths + row).to(tl.int32) - first, 0), SEGMENT)
+    return row.to(tl.int64), first, here, tl.minimum(C - first, SEGMENT)
+
+
+@triton.jit
+def _sum_segments(
+    k, val, linear, quadratic, bias, lengths, sums,
+    k_row, k_token, k_head, v_row, v_token, v_head, C, segments,
+    H: tl.constexpr, R: tl.constexpr, K: tl.constexpr, V: tl.constexpr,
+    SEGMENT: tl.constexpr, BLOCK: tl.constexpr,
+    NORMALIZE: tl.constexpr, EPSILON: tl.constexpr, STAGES: tl.constexpr,
+):  # fmt: skip
+    """What each segment writes: sums (G, H, v + 1, K), the last row the mass."""
+    head = tl.program_id(1)
+    row, first, here, _ = _place(lengths, segments, C, SEGMENT)
+    token = tl.arange(0, BLOCK)
+    component = tl.arange(0, K)
+    value = tl.arange(0, V)
+    A, B, b = _weights(linear, quadratic, bias, head, K, R)
+    k += row * k_row + first.to(tl.int64) * k_token + head * k_head
+    val += row * v_row + first.to(tl.int64) * v_token + head * v_head
+    k_at = token[:, None] * k_token + tl.arange(0, R)[None, :]
+    v_at = token[:, None] * v_token + value[None, :]
+    memory = tl.zeros((V, K), tl.float32)
+    mass = tl.zeros((K,), tl.float32)
+    for start in tl.range(0, here, BLOCK, num_stages=STAGES):
+        there = start + token < here
+        keys = tl.load(k + k_at, mask=there[:, None], other=0.0)
+        values = tl.load(val + v_at, mask=there[:, None], other=0.0)
+        gamma, total = _posterior(keys, A, B, b, NORMALIZE, EPSILON)
+        gamma = (gamma * tl.where(there, 1.0 / total, 0.0)[:, None]).to(values.dtype)
+        memory = _dot(tl.trans(values), gamma, memory)
+        # Of the rounded responsibilities, so that memory / mass is a mean of the values.
+        mass += tl.sum(gamma.to(tl.float32), 0)
+        k += BLOCK * k_token
+        val += BLOCK * v_token
+    sums += (tl.program_id(0).to(tl.int64) * H + head) * (V + 1) * K
+    tl.store(sums + value[:, None] * K + component[None, :], memory)
+    tl.store(sums + V * K + component, mass)
+
+
+@triton.jit
+def _prefix(
+    sums, memory, mass, memory_after, mass_after, first_row, row_count,
+    memory_document, memory_head, memory_component, mass_document, mass_head, segments,
+    H: tl.constexpr, K: tl.constexpr, V: tl.constexpr, TILE: tl.constexpr, DEPTH: tl.constexpr,
+):  # fmt: skip
+    """Each document's incoming state plus its earlier segments, in the place of their sums."""
+    head = tl.program_id(1)
+    document = tl.program_id(2).to(tl.int64)
+    at = tl.program_id(0) * TILE + tl.arange(0, TILE)
+    of_memory = at < V * K
+    of_mass = (at >= V * K) & (at < (V + 1) * K)
+    here = at < (V + 1) * K
+    in_memory = at % K * memory_component + at // K
+    memory += document * memory_document + head * memory_head
+    mass += document * mass_document + head * mass_head
+    state = tl.load(memory + in_memory, mask=of_memory, other=0.0)
+    state += tl.load(mass + at - V * K, mask=of_mass, other=0.0)
+    count = tl.load(row_count + document).to(tl.int32) * segments
+    begin = tl.load(first_row + document).to(tl.int64) * segments
+    size: tl.constexpr = (V + 1) * K
+    sums += (begin * H + head) * size
+    depth = tl.arange(0, DEPTH)
+    offsets = depth[:, None] * (H * size) + at[None, :]
+    for start in range(0, count, DEPTH):
+        there = ((start + depth) < count)[:, None] & here[None, :]
+        own = tl.load(sums + offsets, mask=there, other=0.0)
+        upto = tl.cumsum(own, 0)
+        tl.store(sums + offsets, state[None, :] + (upto - own), mask=there)
+        state += tl.sum(own, 0)
+        sums += DEPTH * H * size
+    memory_after += (document * H + head) * K * V
+    mass_after += (document * H + head) * K
+    tl.store(memory_after + at % K * V + at // K, state, mask=of_memory)
+    tl.store(mass_after + at - V * K, state, mask=of_mass)
+
+
+@triton.jit
+def _read_segments(
+    q, k, val, linear, quadratic, bias, lengths, before, out,
+    q_row, q_token, q_head, k_row, k_token, k_head, v_row, v_token, v_head, C, segments, epsilon,
+    H: tl.constexpr, R: tl.constexpr, K: tl.constexpr, V: tl.constexpr,
+    SEGMENT: tl.constexpr, BLOCK: tl.constexpr,
+    NORMALIZE: tl.constexpr, EPSILON: tl.constexpr, STAGES: tl.constexpr,
+):  # fmt: skip
+    """out (R, C, H, v), contiguous: each token's mean over what was written up to it."""
+    head = tl.program_id(1)
+    row, first, here, width = _place(lengths, segments, C, SEGMENT)
+    token = tl.arange(0, BLOCK)
+    component = tl.arange(0, K)
+    value = tl.arange(0, V)
+    out += ((row * C + first) * H + head) * V
+    out_at = token[:, None] * (H * V) + value[None, :]
+    if here > 0:
+        A, B, b = _weights(linear, quadratic, bias, head, K, R)
+        q += row * q_row + first.to(tl.int64) * q_token + head * q_head
+        k += row * k_row + first.to(tl.int64) * k_token + head * k_head
+        val += row * v_row + first.to(tl.int64) * v_token + head * v_head
+        q_at = token[:, None] * q_token + tl.arange(0, R)[None, :]
+        k_at = token[:, None] * k_token + tl.arange(0, R)[None, :]
+        v_at = token[:, None] * v_token + value[None, :]
+        before += (tl.program_id(0).to(tl.int64) * H + head) * (V + 1) * K
+        memory = tl.load(before + value[:, None] * K + component[None, :])
+        mass = tl.load(before + V * K + component)
+        earlier = token[:, None] >= token[None, :]
+        for start in tl.range(0, here, BLOCK, num_stages=STAGES):
+            there = start + token < here
+            keys = tl.load(k + k_at, mask=there[:, None], other=0.0)
+            queries = tl.load(q + q_at, mask=there[:, None], other=0.0)
+            values = tl.load(val + v_at, mask=there[:, None], other=0.0)
+            gamma, total = _posterior(keys, A, B, b, NORMALIZE, EPSILON)
+            gamma = (gamma * tl.where(there, 1.0 / total, 0.0)[:, None]).to(values.dtype)
+            reading, total = _posterior(queries, A, B, b, NORMALIZE, EPSILON)
+            rounded = reading.to(values.dtype)
+            affinity = _dot(rounded, tl.trans(gamma))
+            affinity = tl.where(earlier, affinity, 0.0)
+            # Not divided by their sum: it cancels but for epsilon.
+            weight = tl.sum(affinity, 1) + tl.sum(reading * mass[None, :], 1) + epsilon * total
+            read = _dot(rounded, tl.trans(memory.to(values.dtype)))
+            read = _dot(affinity.to(values.dtype), values, read)
+            read = tl.where(there, 1.0 / weight, 0.0)[:, None] * read
+            inside = start + token < width
+            tl.store(out + out_at, read.to(out.dtype.element_ty), mask=inside[:, None])
+            memory = _dot(tl.trans(values), gamma, memory)
+            mass += tl.sum(gamma.to(tl.float32), 0)
+            q += BLOCK * q_token
+            k += BLOCK * k_token
+            val += BLOCK * v_token
+            out += BLOCK * H * V
+    # Whoever multiplies by zero later what stands where no token is must not find NaN there.
+    nothing = tl.zeros((BLOCK, V), out.dtype.element_ty)
+    for start in range(tl.cdiv(here, BLOCK) * BLOCK, width, BLOCK):
+        tl.store(out + out_at, nothing, mask=(start + token < width)[:, None])
+        out += BLOCK * H * V
+
+
+@triton.jit
+def _read_states(
+    q, linear, quadratic, bias, lengths, document, states, out,
+    q_row, q_token, q_head, C, segments, epsilon,
+    H: tl.constexpr, R: tl.constexpr, K: tl.constexpr, V: tl.constexpr,
+    SEGMENT: tl.constexpr, BLOCK: tl.constexpr,
+    NORMALIZE: tl.constexpr, EPSILON: tl.constexpr, STAGES: tl.constexpr,
+):  # fmt: skip
+    """out (R, C, H, v), contiguous: each token's mean over its document's (D, H, v + 1, K)."""
+    head = tl.program_id(1).to(tl.int64)
+    row, first, here, width = _place(lengths, segments, C, SEGMENT)
+    token = tl.arange(0, BLOCK)
+    component = tl.arange(0, K)
+    value = tl.arange(0, V)
+    out += ((row * C + first) * H + head) * V
+    out_at = token[:, None] * (H * V) + value[None, :]
+    if here > 0:
+        A, B, b = _weights(linear, quadratic, bias, head, K, R)
+        q += row * q_row + first.to(tl.int64) * q_token + head * q_head
+        q_at = token[:, None] * q_token + tl.arange(0, R)[None, :]
+        states += (tl.load(document + row).to(tl.int64) * H + head) * (V + 1) * K
+        memory = tl.load(states + value[:, None] * K + component[None, :])
+        mass = tl.load(states + V * K + component)
+        for start in tl.range(0, here, BLOCK, num_stages=STAGES):
+            there = start + token < here
+            queries = tl.load(q + q_at, mask=there[:, None], other=0.0)
+            reading, total = _posterior(queries, A, B, b, NORMALIZE, EPSILON)
+            rounded = reading.to(queries.dtype)
+            weight = tl.sum(rounded.to(tl.float32) * mass[None, :], 1) + epsilon * total
+            read = _dot(rounded, tl.trans(memory.to(queries.dtype)))
+            read = tl.where(there, 1.0 / weight, 0.0)[:, None] * read
+            inside = start + token < width
+            tl.store(out + out_at, read.to(out.dtype.element_ty), mask=inside[:, None])
+            q += BLOCK * q_token
+            out += BLOCK * H * V
+    nothing = tl.zeros((BLOCK, V), out.dtype.element_ty)
+    for start in range(tl.cdiv(here, BLOCK) * BLOCK, width, BLOCK):
+        tl.store(out + out_at, nothing, mask=(start + token < width)[:, None])
+        out += BLOCK * H * V
