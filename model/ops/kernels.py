@@ -2,10 +2,10 @@
 
 Source: arXiv:2606.18283. `model.ops.triton` launches them.
 
-A row is cut into segments. Three kernels: each segment's sums; each document's exclusive prefix of
-them, which starts at its incoming state and ends at its new one; each segment's outputs, block by
-block, from the prefix before it. Q, k and val are read and out is written once, k and val once more
-for the sums; nothing of size N * K is ever in memory. Documents meet in no sum, so that what is not
+A row is cut into segments. Three kernels: each segment's sums, and the keys' responsibilities; each
+document's exclusive prefix of the sums, which starts at its incoming state and ends at its new one;
+each segment's outputs, block by block, from the prefix before it. Keys are scored once: to keep
+their responsibilities costs less than to compute them again. Documents meet in no sum, so that what is not
 finite in one stays there.
 
 Squares and scores are exact to about 2^-16 with bfloat16 inputs: a bfloat16's square is the sum of
@@ -89,13 +89,17 @@ def _place(lengths, segments, C, SEGMENT: tl.constexpr):
 
 @triton.jit
 def _sum_segments(
-    k, val, linear, quadratic, bias, lengths, sums,
+    k, val, linear, quadratic, bias, lengths, sums, gammas, masses,
     k_row, k_token, k_head, v_row, v_token, v_head, C, segments,
     H: tl.constexpr, R: tl.constexpr, K: tl.constexpr, V: tl.constexpr,
     SEGMENT: tl.constexpr, BLOCK: tl.constexpr,
-    NORMALIZE: tl.constexpr, EPSILON: tl.constexpr, STAGES: tl.constexpr,
+    NORMALIZE: tl.constexpr, EPSILON: tl.constexpr, STAGES: tl.constexpr, KEEP: tl.constexpr,
 ):  # fmt: skip
-    """What each segment writes: sums (G, H, v + 1, K), the last row the mass."""
+    """What each segment writes: sums (G, H, v + 1, K), the last row the mass.
+
+    With KEEP also what `_read_segments` goes on from: the keys' responsibilities, gammas (R, H, C,
+    K) in val's dtype, and the segment's mass before each block, masses (G, H, SEGMENT / BLOCK, K).
+    """
     head = tl.program_id(1)
     row, first, here, _ = _place(lengths, segments, C, SEGMENT)
     token = tl.arange(0, BLOCK)
@@ -106,6 +110,10 @@ def _sum_segments(
     val += row * v_row + first.to(tl.int64) * v_token + head * v_head
     k_at = token[:, None] * k_token + tl.arange(0, R)[None, :]
     v_at = token[:, None] * v_token + value[None, :]
+    g_at = token[:, None] * K + component[None, :]
+    segment = tl.program_id(0).to(tl.int64) * H + head
+    gammas += ((row * H + head) * C + first) * K
+    masses += segment * (SEGMENT // BLOCK) * K
     memory = tl.zeros((V, K), tl.float32)
     mass = tl.zeros((K,), tl.float32)
     for start in tl.range(0, here, BLOCK, num_stages=STAGES):
@@ -115,61 +123,80 @@ def _sum_segments(
         gamma, total = _posterior(keys, A, B, b, NORMALIZE, EPSILON)
         gamma = (gamma * tl.where(there, 1.0 / total, 0.0)[:, None]).to(values.dtype)
         memory = _dot(tl.trans(values), gamma, memory)
+        if KEEP:
+            tl.store(gammas + g_at, gamma, mask=there[:, None])
+            tl.store(masses + start // BLOCK * K + component, mass)
         # Of the rounded responsibilities, so that memory / mass is a mean of the values.
         mass += tl.sum(gamma.to(tl.float32), 0)
         k += BLOCK * k_token
         val += BLOCK * v_token
-    sums += (tl.program_id(0).to(tl.int64) * H + head) * (V + 1) * K
+        gammas += BLOCK * K
+    sums += segment * (V + 1) * K
     tl.store(sums + value[:, None] * K + component[None, :], memory)
     tl.store(sums + V * K + component, mass)
 
 
 @triton.jit
 def _prefix(
-    sums, memory, mass, memory_after, mass_after, first_row, row_count,
-    memory_document, memory_head, memory_component, mass_document, mass_head, segments,
+    sums, memory, mass, memory_after, mass_after, first_row, row_count, slots, fresh,
+    memory_document, memory_head, memory_component, mass_document, mass_head,
+    after_document, after_head, after_component, mass_after_document, mass_after_head, segments,
     H: tl.constexpr, K: tl.constexpr, V: tl.constexpr, TILE: tl.constexpr, DEPTH: tl.constexpr,
+    SLOTS: tl.constexpr,
 ):  # fmt: skip
-    """Each document's incoming state plus its earlier segments, in the place of their sums."""
+    """Each document's incoming state plus its earlier segments, in the place of their sums.
+
+    With SLOTS, a document's state lies in its slot of memory and mass, means nothing if the
+    document is fresh, and stays as it is if the document has no rows.
+    """
     head = tl.program_id(1)
     document = tl.program_id(2).to(tl.int64)
+    count = tl.load(row_count + document).to(tl.int32) * segments
     at = tl.program_id(0) * TILE + tl.arange(0, TILE)
+    old = tl.full((), 1, tl.int1)
+    slot = document
+    if SLOTS:
+        slot = tl.load(slots + document).to(tl.int64)
+        old = tl.load(fresh + document) == 0
     of_memory = at < V * K
     of_mass = (at >= V * K) & (at < (V + 1) * K)
     here = at < (V + 1) * K
-    in_memory = at % K * memory_component + at // K
-    memory += document * memory_document + head * memory_head
-    mass += document * mass_document + head * mass_head
-    state = tl.load(memory + in_memory, mask=of_memory, other=0.0)
-    state += tl.load(mass + at - V * K, mask=of_mass, other=0.0)
-    count = tl.load(row_count + document).to(tl.int32) * segments
-    begin = tl.load(first_row + document).to(tl.int64) * segments
-    size: tl.constexpr = (V + 1) * K
-    sums += (begin * H + head) * size
-    depth = tl.arange(0, DEPTH)
-    offsets = depth[:, None] * (H * size) + at[None, :]
-    for start in range(0, count, DEPTH):
-        there = ((start + depth) < count)[:, None] & here[None, :]
-        own = tl.load(sums + offsets, mask=there, other=0.0)
-        upto = tl.cumsum(own, 0)
-        tl.store(sums + offsets, state[None, :] + (upto - own), mask=there)
-        state += tl.sum(own, 0)
-        sums += DEPTH * H * size
-    memory_after += (document * H + head) * K * V
-    mass_after += (document * H + head) * K
-    tl.store(memory_after + at % K * V + at // K, state, mask=of_memory)
-    tl.store(mass_after + at - V * K, state, mask=of_mass)
+    if (count > 0) | (not SLOTS):
+        memory += slot * memory_document + head * memory_head
+        mass += slot * mass_document + head * mass_head
+        in_memory = at % K * memory_component + at // K
+        state = tl.load(memory + in_memory, mask=of_memory & old, other=0.0)
+        state += tl.load(mass + at - V * K, mask=of_mass & old, other=0.0)
+        begin = tl.load(first_row + document).to(tl.int64) * segments
+        size: tl.constexpr = (V + 1) * K
+        sums += (begin * H + head) * size
+        depth = tl.arange(0, DEPTH)
+        offsets = depth[:, None] * (H * size) + at[None, :]
+        for start in range(0, count, DEPTH):
+            there = ((start + depth) < count)[:, None] & here[None, :]
+            own = tl.load(sums + offsets, mask=there, other=0.0)
+            upto = tl.cumsum(own, 0)
+            tl.store(sums + offsets, state[None, :] + (upto - own), mask=there)
+            state += tl.sum(own, 0)
+            sums += DEPTH * H * size
+        memory_after += slot * after_document + head * after_head
+        mass_after += slot * mass_after_document + head * mass_after_head
+        tl.store(memory_after + at % K * after_component + at // K, state, mask=of_memory)
+        tl.store(mass_after + at - V * K, state, mask=of_mass)
 
 
 @triton.jit
 def _read_segments(
-    q, k, val, linear, quadratic, bias, lengths, before, out,
-    q_row, q_token, q_head, k_row, k_token, k_head, v_row, v_token, v_head, C, segments, epsilon,
+    q, gammas, masses, val, linear, quadratic, bias, lengths, before, out,
+    q_row, q_token, q_head, v_row, v_token, v_head, C, segments, epsilon, scale,
     H: tl.constexpr, R: tl.constexpr, K: tl.constexpr, V: tl.constexpr,
     SEGMENT: tl.constexpr, BLOCK: tl.constexpr,
     NORMALIZE: tl.constexpr, EPSILON: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
-    """out (R, C, H, v), contiguous: each token's mean over what was written up to it."""
+    """out (R, C, H, v), contiguous: scale times each token's mean over what was written up to it.
+
+    gammas and masses are those that `_sum_segments` kept.
+    """
     head = tl.program_id(1)
     row, first, here, width = _place(lengths, segments, C, SEGMENT)
     token = tl.arange(0, BLOCK)
@@ -179,39 +206,40 @@ def _read_segments(
     out_at = token[:, None] * (H * V) + value[None, :]
     if here > 0:
         A, B, b = _weights(linear, quadratic, bias, head, K, R)
+        segment = tl.program_id(0).to(tl.int64) * H + head
         q += row * q_row + first.to(tl.int64) * q_token + head * q_head
-        k += row * k_row + first.to(tl.int64) * k_token + head * k_head
         val += row * v_row + first.to(tl.int64) * v_token + head * v_head
+        gammas += ((row * H + head) * C + first) * K
+        masses += segment * (SEGMENT // BLOCK) * K
         q_at = token[:, None] * q_token + tl.arange(0, R)[None, :]
-        k_at = token[:, None] * k_token + tl.arange(0, R)[None, :]
         v_at = token[:, None] * v_token + value[None, :]
-        before += (tl.program_id(0).to(tl.int64) * H + head) * (V + 1) * K
+        g_at = token[:, None] * K + component[None, :]
+        before += segment * (V + 1) * K
         memory = tl.load(before + value[:, None] * K + component[None, :])
         mass = tl.load(before + V * K + component)
         earlier = token[:, None] >= token[None, :]
         for start in tl.range(0, here, BLOCK, num_stages=STAGES):
             there = start + token < here
-            keys = tl.load(k + k_at, mask=there[:, None], other=0.0)
             queries = tl.load(q + q_at, mask=there[:, None], other=0.0)
             values = tl.load(val + v_at, mask=there[:, None], other=0.0)
-            gamma, total = _posterior(keys, A, B, b, NORMALIZE, EPSILON)
-            gamma = (gamma * tl.where(there, 1.0 / total, 0.0)[:, None]).to(values.dtype)
+            gamma = tl.load(gammas + g_at, mask=there[:, None], other=0.0)
+            mass_here = mass + tl.load(masses + start // BLOCK * K + component)
             reading, total = _posterior(queries, A, B, b, NORMALIZE, EPSILON)
             rounded = reading.to(values.dtype)
             affinity = _dot(rounded, tl.trans(gamma))
             affinity = tl.where(earlier, affinity, 0.0)
             # Not divided by their sum: it cancels but for epsilon.
-            weight = tl.sum(affinity, 1) + tl.sum(reading * mass[None, :], 1) + epsilon * total
+            weight = tl.sum(affinity, 1) + tl.sum(rounded.to(tl.float32) * mass_here[None, :], 1)
+            weight += epsilon * total
             read = _dot(rounded, tl.trans(memory.to(values.dtype)))
             read = _dot(affinity.to(values.dtype), values, read)
-            read = tl.where(there, 1.0 / weight, 0.0)[:, None] * read
+            read = tl.where(there, scale / weight, 0.0)[:, None] * read
             inside = start + token < width
             tl.store(out + out_at, read.to(out.dtype.element_ty), mask=inside[:, None])
             memory = _dot(tl.trans(values), gamma, memory)
-            mass += tl.sum(gamma.to(tl.float32), 0)
             q += BLOCK * q_token
-            k += BLOCK * k_token
             val += BLOCK * v_token
+            gammas += BLOCK * K
             out += BLOCK * H * V
     # Whoever multiplies by zero later what stands where no token is must not find NaN there.
     nothing = tl.zeros((BLOCK, V), out.dtype.element_ty)

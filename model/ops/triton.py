@@ -24,7 +24,7 @@ WIDTHS = {16, 32, 64, 128}
 DTYPES = torch.bfloat16, torch.float16, torch.float32
 INTERPRETED = bool(kernels._INTERPRETED.value)
 
-TILE, DEPTH = 256, 16
+TILE, DEPTH = 64, 32
 """Entries of a state, and segments, that a program sums at once."""
 
 
@@ -34,16 +34,24 @@ class Plan(NamedTuple):
     segment: int
     block: int = 64
     warps: int = 4
-    stages: int = 2
+    stages: int = 3
+    registers: int = 0
+    """Of a thread that reads; 0 leaves it to the compiler."""
 
     @classmethod
-    def of(cls, rows: int, chunk: int, heads: int) -> Plan:
-        """Long segments save memory traffic, many keep the device busy."""
+    def of(cls, rows: int, chunk: int, heads: int, widest: int) -> Plan:
+        """Long segments save memory traffic, many keep the device busy.
+
+        widest: the largest of routing_dim, num_components and value_dim.
+        """
         enough = 8 * 132
         tokens = 1024
         while tokens > 64 and rows * heads * -(-chunk // tokens) < enough:
             tokens //= 2
-        return cls(tokens)
+        if widest > 64:
+            return cls(tokens, warps=8, stages=2)
+        # Three programs of a multiprocessor hide each other's waits better than two.
+        return cls(tokens, registers=168)
 
 
 def causal(
@@ -117,9 +125,12 @@ class _Call:
         plan: Sequence[int] | None,
     ) -> None:
         R, C, H, r = x.shape
-        plan = Plan(*plan) if plan else Plan.of(R, C, H)
+        widest = max(r, components, value_dim)
+        plan = Plan(*plan) if plan else Plan.of(R, C, H, widest)
         segments = -(-C // plan.segment)
         self.x = x
+        self.registers = {"maxnreg": plan.registers} if plan.registers else {}
+        self.blocks = plan.segment // plan.block
         self.grid = R * segments, H
         self.sizes = {"H": H, "K": components, "V": value_dim, "segments": segments}
         self.cut = {
@@ -143,7 +154,7 @@ class _Call:
         size = (self.sizes["V"] + 1) * self.sizes["K"]
         grid = -(-size // TILE), self.sizes["H"], documents
         with _device_of(self.x):
-            kernel[grid](*args, **self.sizes, TILE=TILE, DEPTH=DEPTH)
+            kernel[grid](*args, **self.sizes, TILE=TILE, DEPTH=DEPTH, SLOTS=False)
 
     def prefixes(
         self,
@@ -155,17 +166,23 @@ class _Call:
         lengths: Tensor,
         first: Tensor,
         count: Tensor,
+        kept: tuple[Tensor, Tensor] | None = None,
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """The state before each segment (G, H, v + 1, K), and the memory and mass after all."""
+        """The state before each segment (G, H, v + 1, K), and the memory and mass after all.
+
+        kept: where to put gammas and masses, see `kernels._sum_segments`.
+        """
         D, H, K, v = memory.shape
         sums = k.new_empty((self.grid[0], H, v + 1, K), dtype=torch.float32)
         self.over_segments(
-            kernels._sum_segments, k, val, *mixture, lengths, sums, *_strides(k, val)
-        )
+            kernels._sum_segments, k, val, *mixture, lengths, sums, *(kept or (sums, sums)),
+            *_strides(k, val), KEEP=kept is not None,
+        )  # fmt: skip
         memory_after, mass_after = _new_state(k, D, K, v)
         self.over_documents(
             kernels._prefix, D, sums, memory, mass, memory_after, mass_after, first, count,
-            *memory.stride()[:3], *mass.stride()[:2],
+            first, first, *memory.stride()[:3], *mass.stride()[:2],
+            *memory_after.stride()[:3], *mass_after.stride()[:2],
         )  # fmt: skip
         return sums, memory_after, mass_after
 
@@ -191,13 +208,16 @@ def _causal(
     _check((q, k, val), (memory, mass, *mixture), bias.shape[1])
     q, k, val, memory, mass = _unit_stride(q, k, val, memory, mass)
     call = _Call(q, bias.shape[1], val.shape[3], normalize, plan)
+    R, C, H = q.shape[:3]
+    gammas = val.new_empty((R, H, C, bias.shape[1]))
+    masses = val.new_empty((call.grid[0], H, call.blocks, bias.shape[1]), dtype=torch.float32)
     before, memory_after, mass_after = call.prefixes(
-        k, val, memory, mass, mixture, lengths, first, count
+        k, val, memory, mass, mixture, lengths, first, count, (gammas, masses)
     )
     out = _new_out(q, val.shape[3])
     call.over_segments(
-        kernels._read_segments, q, k, val, *mixture, lengths, before, out, *_strides(q, k, val),
-        epsilon=epsilon,
+        kernels._read_segments, q, gammas, masses, val, *mixture, lengths, before, out,
+        *_strides(q, val), epsilon=epsilon, scale=1.0, **call.registers,
     )  # fmt: skip
     return out, memory_after, mass_after
 
