@@ -21,13 +21,13 @@ import triton
 import triton.language as tl
 
 # Triton's interpreter multiplies the bits of bfloat16s.
-_INTERPRETED = tl.constexpr(triton.knobs.runtime.interpret)
+INTERPRETED = tl.constexpr(triton.knobs.runtime.interpret)
 
 
 @triton.jit
 def _dot(a, b, acc=None):
     """a @ b + acc in float32, of bfloat16s or float32s."""
-    if _INTERPRETED:
+    if INTERPRETED:
         a, b = a.to(tl.float32), b.to(tl.float32)
     return tl.dot(a, b, acc, input_precision="tf32x3")
 

@@ -15,6 +15,7 @@ from contextlib import AbstractContextManager, nullcontext
 from typing import Any, NamedTuple
 
 import torch
+import triton
 from torch import Tensor
 
 from model.ops import kernels
@@ -22,7 +23,7 @@ from model.ops.chunked import ROUTING_EPSILON, Coefficients, Rows
 
 WIDTHS = {16, 32, 64, 128}
 DTYPES = torch.bfloat16, torch.float16, torch.float32
-INTERPRETED = bool(kernels._INTERPRETED.value)
+INTERPRETED = bool(kernels.INTERPRETED.value)
 
 TILE, DEPTH = 64, 32
 """Entries of a state, and segments, that a program sums at once."""
@@ -45,13 +46,18 @@ class Plan(NamedTuple):
         widest: the largest of routing_dim, num_components and value_dim.
         """
         enough = 8 * 132
-        tokens = 1024
+        tokens = min(1024, max(64, triton.next_power_of_2(chunk)))
         while tokens > 64 and rows * heads * -(-chunk // tokens) < enough:
             tokens //= 2
         if widest > 64:
             return cls(tokens, warps=8, stages=2)
         # Three programs of a multiprocessor hide each other's waits better than two.
         return cls(tokens, registers=168)
+
+    @property
+    def limit(self) -> dict[str, int]:
+        """The option that holds a kernel to `registers`."""
+        return {"maxnreg": self.registers} if self.registers else {}
 
 
 def causal(
@@ -129,7 +135,7 @@ class _Call:
         plan = Plan(*plan) if plan else Plan.of(R, C, H, widest)
         segments = -(-C // plan.segment)
         self.x = x
-        self.registers = {"maxnreg": plan.registers} if plan.registers else {}
+        self.limit = plan.limit
         self.blocks = plan.segment // plan.block
         self.grid = R * segments, H
         self.sizes = {"H": H, "K": components, "V": value_dim, "segments": segments}
@@ -217,7 +223,7 @@ def _causal(
     out = _new_out(q, val.shape[3])
     call.over_segments(
         kernels._read_segments, q, gammas, masses, val, *mixture, lengths, before, out,
-        *_strides(q, val), epsilon=epsilon, scale=1.0, **call.registers,
+        *_strides(q, val), epsilon=epsilon, scale=1.0, **call.limit,
     )  # fmt: skip
     return out, memory_after, mass_after
 

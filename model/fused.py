@@ -1,0 +1,380 @@
+"""The classifier's step for a GPU: the same numbers with few passes over memory, states in slots.
+
+Where `model.layers` says what a layer is, this says how it is computed fast: weights are prepared
+once, every buffer is allocated once, normalisation is a factor of the product that follows it,
+GELU and the residual are the end of the product before them, and states are read and written where
+they lie. Documents meet nowhere, so that what is not finite in one stays there.
+
+Shapes: R rows of C tokens, N = R * C, D = R documents, S slots, L layers, W width, H heads,
+r routing_dim, K components, v value_dim, T tail.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal, NamedTuple, TypeAlias
+
+import torch
+import triton
+from torch import Tensor
+
+from model.classifier import Classifier
+from model.config import ModelConfig
+from model.layers import Layer
+from model.ops import kernels, tokens
+from model.ops.chunked import ROUTING_EPSILON, Coefficients
+from model.ops.products import Squares, aligned, multiply, parts
+from model.ops.triton import DEPTH, TILE, WIDTHS, Plan
+from model.state import State
+
+Precision: TypeAlias = Literal["bfloat16", "float8"]
+
+FLOAT8 = torch.float8_e4m3fn
+LARGEST = torch.finfo(FLOAT8).max
+NORM_EPSILON = 1e-6
+SCORED_TOKENS = 4096
+"""Entries of a tile of scores."""
+
+
+def obstacle(config: ModelConfig, precision: Precision = "bfloat16") -> str | None:
+    """Why this model has no fused step, or None."""
+    dims = config.routing_dim, config.num_components, config.value_dim
+    dtype = FLOAT8 if precision == "float8" else torch.bfloat16
+    sizes = config.width, config.mlp_width, config.heads * config.value_dim
+    if not config.causal:
+        return "it is bidirectional"
+    if not set(dims) <= WIDTHS:
+        return f"routing_dim, num_components and value_dim must be of {sorted(WIDTHS)}, not {dims}"
+    if not all(aligned(size, dtype) for size in sizes):
+        return f"width, mlp_width and heads * value_dim must be multiples of 16, not {sizes}"
+    return None
+
+
+class Weight(NamedTuple):
+    """A product's weight (O, I), and the factor that undoes its scaling and its input's."""
+
+    matrix: Tensor
+    alpha: float
+
+
+class LayerWeights(NamedTuple):
+    project: Weight
+    out: Weight
+    up: Weight
+    down: Weight
+    mixture: Coefficients
+    out_scale: float  # of the mixer's outputs
+    conv_norm: Tensor  # (W,) float32
+    taps: Tensor  # (T + 1, W) float32
+
+
+class Grid(NamedTuple):
+    rows: int
+    chunk: int
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """A step's input, see `Classifier.step`, in memory that stays where it is.
+
+    Slots of distinct documents are distinct, but for documents without rows. first_row and
+    row_count of a document tell where its rows stand; a document without rows has none.
+    """
+
+    tokens: Tensor  # (R, C) int32
+    lengths: Tensor  # (R,) int32
+    document: Tensor  # (R,) int32
+    slots: Tensor  # (D,) int32
+    fresh: Tensor  # (D,) int32: 1 where the document begins here, whatever lies in its slot
+    first_row: Tensor  # (D,) int32
+    row_count: Tensor  # (D,) int32
+
+    @classmethod
+    def empty(cls, grid: Grid, device: torch.device | str) -> Inputs:
+        """No document has rows, and all that follows is in one piece of memory."""
+        rows, chunk = grid
+        whole = torch.zeros(rows * (chunk + 6), dtype=torch.int32, device=device)
+        ids, *rest = whole.split([rows * chunk, *[rows] * 6])
+        return cls(ids.view(rows, chunk), *rest)
+
+    @property
+    def whole(self) -> Tensor:
+        """All of it, (R * (C + 6),) int32."""
+        size = self.tokens.numel() + 6 * len(self.lengths)
+        return self.tokens.as_strided((size,), (1,))
+
+
+@dataclass(frozen=True)
+class Outputs:
+    """What a step answers, in memory that the next step overwrites.
+
+    Rows and documents that were not used hold anything.
+    """
+
+    evidence: Tensor  # (R, labels) float32: sum of the scores of the row's tokens
+    logits: Tensor  # (D, labels) float64, over all that was read of the document
+
+
+class FusedStep:
+    """Steps of a causal classifier in bfloat16, or with float8 matrix products; see `Classifier`.
+
+    Scores, sums and states are float32, pooled sums float64.
+    """
+
+    def __init__(
+        self, classifier: Classifier, *, rows: int, chunk: int, precision: Precision = "bfloat16"
+    ) -> None:
+        """For grids up to `rows` x `chunk`. Raises ValueError if there is an `obstacle`."""
+        config = classifier.config
+        reason = obstacle(config, precision)
+        if reason:
+            raise ValueError(f"{config.name} has no fused step in {precision}: {reason}")
+        if chunk < max(1, config.tail):
+            raise ValueError(f"rows of {chunk} tokens: at least {max(1, config.tail)}")
+        self.config = config
+        self.precision = precision
+        self.device = classifier.embedding.weight.device
+        self._multiprocessors = (
+            torch.cuda.get_device_properties(self.device).multi_processor_count
+            if self.device.type == "cuda"
+            else 4
+        )
+        self._table = classifier.embedding.weight.to(torch.bfloat16)
+        self._layers = [self._prepared(layer) for layer in classifier.layers]
+        pooling = classifier.pooling
+        deep = pooling.deep.weight.float() * pooling.norm.weight.float()
+        self._labels = len(config.labels)
+        # A row of a multiple of 16 bytes.
+        self._deep = deep.new_zeros(-(-(self._labels + 1) // 8) * 8, config.width)
+        self._deep[: self._labels + 1] = deep
+        self._deep = self._deep.to(torch.bfloat16)
+        self._deep_bias = pooling.deep.bias.float()
+        self._own_scores = pooling.token.weight.float()
+        self._allocate(rows, chunk)
+
+    def _prepared(self, layer: object) -> LayerWeights:
+        assert isinstance(layer, Layer)
+        config, mixer, mlp = self.config, layer.mixer, layer.mlp
+        project = mixer.project.weight.float() * mixer.norm.weight.float()
+        up = mlp.up.weight.float() * mlp.norm.weight.float()
+        root = config.width**0.5
+        # A normalised row is no longer than sqrt(W), so none of its products exceeds this; and an
+        # output is a mean of values.
+        values = float(project[2 * config.heads * config.routing_dim :].norm(dim=1).max()) * root
+        hidden = float(up.norm(dim=1).max()) * root
+        out_scale = 1.0
+        if self.precision == "float8":
+            if hidden > LARGEST:
+                raise ValueError(
+                    f"{config.name} can't be read in float8: hidden activations may reach "
+                    f"{hidden:.0f}, and {LARGEST:.0f} is the largest number"
+                )
+            out_scale = 2.0 ** int(torch.tensor(LARGEST / max(values, 1e-3)).log2().floor())
+        convolution = layer.convolution
+        ones = torch.ones(config.width, device=self.device)
+        return LayerWeights(
+            project=self._weight(project),
+            out=self._weight(mixer.out.weight.float(), out_scale),
+            up=self._weight(up),
+            down=self._weight(mlp.down.weight.float()),
+            mixture=Coefficients(*(x.contiguous() for x in mixer.mixture.coefficients())),
+            out_scale=out_scale,
+            conv_norm=convolution.norm.weight.float() if convolution else ones,
+            taps=convolution.weight.float().contiguous() if convolution else ones[None] * 0.0,
+        )
+
+    def _weight(self, matrix: Tensor, input_scale: float = 1.0) -> Weight:
+        if self.precision == "bfloat16":
+            return Weight(matrix.to(torch.bfloat16).contiguous(), 1.0 / input_scale)
+        scale = LARGEST / float(matrix.abs().max().clamp_min(1e-12))
+        return Weight((matrix * scale).to(FLOAT8).contiguous(), 1.0 / (scale * input_scale))
+
+    def _allocate(self, rows: int, chunk: int) -> None:
+        config, count = self.config, rows * chunk
+        read = config.heads * config.value_dim
+        routed = 2 * config.heads * config.routing_dim + read
+        narrow = FLOAT8 if self.precision == "float8" else torch.bfloat16
+
+        def buffer(*shape: int, dtype: torch.dtype = torch.bfloat16) -> Tensor:
+            return torch.empty(shape, dtype=dtype, device=self.device)
+
+        self._x = buffer(count, config.width)
+        self._spare = buffer(count, config.width)
+        self._normal = buffer(count, config.width, dtype=narrow)
+        self._routed = buffer(count, routed)
+        self._gammas = buffer(count * config.heads * config.num_components)
+        self._read = buffer(count, read, dtype=narrow)
+        self._hidden = buffer(count, config.mlp_width, dtype=narrow)
+        self._last = buffer(count, config.width) if narrow == FLOAT8 else self._normal
+        self._deep_out = buffer(count, len(self._deep), dtype=torch.float32)
+        self._inverse = buffer(count, dtype=torch.float32)
+        self._squares = buffer(count * -(-config.width // 64), dtype=torch.float32)
+        plans = [(r, self._plan(Grid(r, chunk))) for r in range(1, rows + 1)]
+        segments = max(r * -(-chunk // plan.segment) for r, plan in plans)
+        blocks = max(r * -(-chunk // plan.segment) * (plan.segment // plan.block) for r, plan in plans)
+        state = config.heads * config.num_components * (config.value_dim + 1)
+        self._sums = buffer(segments * state, dtype=torch.float32)
+        self._masses = buffer(
+            blocks * config.heads * config.num_components, dtype=torch.float32
+        )
+        self._label_width = triton.next_power_of_2(self._labels)
+        self._scored = max(1, min(64, SCORED_TOKENS // self._label_width))
+        self._shares = buffer(rows * -(-chunk // self._scored), self._labels, dtype=torch.float32)
+
+    def _plan(self, grid: Grid) -> Plan:
+        config = self.config
+        widest = max(config.routing_dim, config.num_components, config.value_dim)
+        return Plan.of(grid.rows, grid.chunk, config.heads, widest)
+
+    def outputs(self, grid: Grid) -> Outputs:
+        """Memory for what a step of this grid answers."""
+        shape = grid.rows, self._labels
+        return Outputs(
+            torch.zeros(shape, device=self.device),
+            torch.zeros(shape, dtype=torch.float64, device=self.device),
+        )
+
+    @torch.no_grad()
+    def __call__(self, inputs: Inputs, states: State, outputs: Outputs) -> None:
+        """Read a step's rows on top of the states in their slots, and leave the new ones there.
+
+        Nothing is allocated and nothing waits for the device: it can be captured in a CUDA graph.
+        """
+        grid = Grid(*inputs.tokens.shape)
+        count = grid.rows * grid.chunk
+        config, wide = self.config, triton.next_power_of_2(self.config.width)
+        x, spare = self._x[:count], self._spare[:count]
+        tokens.embed[(count,)](inputs.tokens, self._table, x, config.width, WIDTH=wide)
+        for index, layer in enumerate(self._layers):
+            self._layer(x, spare, layer, inputs, grid, states, index)
+            x, spare = spare, x
+        normal = self._last[:count]
+        self._normalize(x, normal)
+        deep = self._deep_out[:count]
+        multiply(normal, self._deep, deep, multiprocessors=self._multiprocessors)
+        blocks = -(-grid.chunk // self._scored)
+        tokens.score[(grid.rows * blocks,)](
+            deep, self._deep_bias, inputs.tokens, self._own_scores, inputs.lengths, self._shares,
+            grid.chunk, self._labels, deep.stride(0),
+            LABELS=self._label_width, TOKENS=self._scored,
+        )  # fmt: skip
+        tokens.pool[(grid.rows,)](
+            self._shares, inputs.lengths, inputs.first_row, inputs.row_count, inputs.slots,
+            inputs.fresh, states.evidence, states.weight, outputs.evidence, outputs.logits,
+            blocks, self._labels, config.prior_tokens,
+            BLOCKS=triton.next_power_of_2(blocks), LABELS=self._label_width,
+        )  # fmt: skip
+
+    def _layer(
+        self,
+        x: Tensor,
+        y: Tensor,
+        weights: LayerWeights,
+        inputs: Inputs,
+        grid: Grid,
+        states: State,
+        index: int,
+    ) -> None:
+        """One layer: x (N, W) -> y (N, W)."""
+        count = len(x)
+        normal, inverse = self._normal[:count], self._inverse[:count]
+        routed, read, hidden = self._routed[:count], self._read[:count], self._hidden[:count]
+        parted = parts(count, self.config.width, self._multiprocessors)
+        squares = self._squares[: count * parted].view(count, parted)
+        self._convolve(x, y, inverse, normal, weights, inputs, grid, states.tail[:, index])
+        if self.precision == "float8":
+            self._multiply(normal, weights.project, routed)
+        else:
+            self._multiply(y, weights.project, routed, factor=inverse)
+        memory, mass = states.memory[:, index], states.mass[:, index]
+        self._mix(routed, read, weights, inputs, grid, memory, mass)
+        self._multiply(read, weights.out, y, squares=squares)
+        if self.precision == "float8":
+            self._normalize(y, normal)
+            self._multiply(normal, weights.up, hidden, gelu=True)
+            self._multiply(hidden, weights.down, y, squares=squares)
+        else:
+            rows = Squares(squares, self.config.width, NORM_EPSILON)
+            self._multiply(y, weights.up, hidden, gelu=True, normalize=rows)
+            y.addmm_(hidden, weights.down.matrix.T)
+
+    def _convolve(
+        self,
+        x: Tensor,
+        y: Tensor,
+        inverse: Tensor,
+        normal: Tensor,
+        weights: LayerWeights,
+        inputs: Inputs,
+        grid: Grid,
+        tail: Tensor,
+    ) -> None:
+        width, depth = self.config.width, self.config.tail
+        wide = triton.next_power_of_2(width)
+        each = max(1, min(triton.next_power_of_2(grid.chunk), 8192 // wide))
+        of_rows = inputs.lengths, inputs.document, inputs.first_row
+        tokens.convolve[(grid.rows * -(-grid.chunk // each),)](
+            x, tail, weights.conv_norm, weights.taps, *of_rows, inputs.slots, inputs.fresh, y,
+            inverse, normal, grid.chunk, width, NORM_EPSILON, tail.stride(0), T=depth,
+            WIDTH=wide, TOKENS=each, NORMAL=self.precision == "float8", num_warps=8,
+        )  # fmt: skip
+        if depth:
+            tokens.remember[(grid.rows,)](
+                x, tail, weights.conv_norm, *of_rows, inputs.row_count, inputs.slots,
+                inputs.fresh, grid.chunk, width, NORM_EPSILON, tail.stride(0), T=depth,
+                DEPTH=triton.next_power_of_2(depth), WIDTH=wide,
+            )  # fmt: skip
+
+    def _mix(
+        self,
+        routed: Tensor,
+        read: Tensor,
+        weights: LayerWeights,
+        inputs: Inputs,
+        grid: Grid,
+        memory: Tensor,
+        mass: Tensor,
+    ) -> None:
+        """The causal mixer: routed (N, H * (2r + v)) -> read (N, H * v), states in their slots."""
+        config, plan, mixture = self.config, self._plan(grid), weights.mixture
+        H, K, v, r = config.heads, config.num_components, config.value_dim, config.routing_dim
+        q, k, val = (
+            part.view(*grid, H, -1)
+            for part in routed.split([H * r, H * r, H * v], dim=-1)
+        )
+        segments = -(-grid.chunk // plan.segment)
+        sizes = {"H": H, "K": K, "V": v}
+        cut = {
+            "R": r, "SEGMENT": plan.segment, "BLOCK": plan.block, "STAGES": plan.stages,
+            "NORMALIZE": config.normalize_routing, "EPSILON": ROUTING_EPSILON,
+            "num_warps": plan.warps,
+        }  # fmt: skip
+        kernels._sum_segments[(grid.rows * segments, H)](
+            k, val, *mixture, inputs.lengths, self._sums, self._gammas, self._masses,
+            *k.stride()[:3], *val.stride()[:3], grid.chunk, segments, **sizes, **cut, KEEP=True,
+        )  # fmt: skip
+        kernels._prefix[(-(-(v + 1) * K // TILE), H, grid.rows)](
+            self._sums, memory, mass, memory, mass, inputs.first_row, inputs.row_count,
+            inputs.slots, inputs.fresh, *memory.stride()[:3], *mass.stride()[:2],
+            *memory.stride()[:3], *mass.stride()[:2], segments, **sizes,
+            TILE=TILE, DEPTH=DEPTH, SLOTS=True,
+        )  # fmt: skip
+        kernels._read_segments[(grid.rows * segments, H)](
+            q, self._gammas, self._masses, val, *mixture, inputs.lengths, self._sums, read,
+            *q.stride()[:3], *val.stride()[:3], grid.chunk, segments, config.epsilon,
+            weights.out_scale, **sizes, **cut, **plan.limit,
+        )  # fmt: skip
+
+    def _multiply(self, a: Tensor, weight: Weight, out: Tensor, **how: object) -> None:
+        multiply(
+            a, weight.matrix, out, alpha=weight.alpha, multiprocessors=self._multiprocessors,
+            **how,  # type: ignore[arg-type]
+        )  # fmt: skip
+
+    def _normalize(self, x: Tensor, normal: Tensor) -> None:
+        count, width = x.shape
+        wide = triton.next_power_of_2(width)
+        each = max(1, 4096 // wide)
+        tokens.normalize[(-(-count // each),)](
+            x, normal, width, NORM_EPSILON, count, WIDTH=wide, TOKENS=each
+        )
