@@ -23,7 +23,7 @@ from model.config import ModelConfig
 from model.layers import Layer
 from model.ops import kernels, tokens
 from model.ops.chunked import ROUTING_EPSILON, Coefficients
-from model.ops.products import Squares, aligned, multiply, parts
+from model.ops.products import aligned, multiply
 from model.ops.triton import DEPTH, TILE, WIDTHS, Plan
 from model.state import State
 
@@ -32,8 +32,17 @@ Precision: TypeAlias = Literal["bfloat16", "float8"]
 FLOAT8 = torch.float8_e4m3fn
 LARGEST = torch.finfo(FLOAT8).max
 NORM_EPSILON = 1e-6
-SCORED_TOKENS = 4096
+SCORES = 4096
 """Entries of a tile of scores."""
+
+PART = 256
+"""Numbers that a warp reads at once."""
+
+STRIPS, STRIP = 4, 16
+"""Strips that a program convolves side by side, one a warp, and their tokens."""
+
+TAPS = 4
+"""Of the short convolution, at most."""
 
 
 def obstacle(config: ModelConfig, precision: Precision = "bfloat16") -> str | None:
@@ -43,6 +52,8 @@ def obstacle(config: ModelConfig, precision: Precision = "bfloat16") -> str | No
     sizes = config.width, config.mlp_width, config.heads * config.value_dim
     if not config.causal:
         return "it is bidirectional"
+    if config.conv_kernel > TAPS:
+        return f"conv_kernel must be at most {TAPS}, not {config.conv_kernel}"
     if not set(dims) <= WIDTHS:
         return f"routing_dim, num_components and value_dim must be of {sorted(WIDTHS)}, not {dims}"
     if not all(aligned(size, dtype) for size in sizes):
@@ -51,7 +62,7 @@ def obstacle(config: ModelConfig, precision: Precision = "bfloat16") -> str | No
 
 
 class Weight(NamedTuple):
-    """A product's weight (O, I), and the factor that undoes its scaling and its input's."""
+    """A product's weight (O, I), and the factor that undoes its scaling."""
 
     matrix: Tensor
     alpha: float
@@ -59,13 +70,12 @@ class Weight(NamedTuple):
 
 class LayerWeights(NamedTuple):
     project: Weight
-    out: Weight
+    out: Tensor  # (W, H * v) bfloat16
     up: Weight
     down: Weight
     mixture: Coefficients
-    out_scale: float  # of the mixer's outputs
     conv_norm: Tensor  # (W,) float32
-    taps: Tensor  # (T + 1, W) float32
+    taps: Tensor  # (4, W) float32, zeros first
 
 
 class Grid(NamedTuple):
@@ -139,6 +149,7 @@ class FusedStep:
             if self.device.type == "cuda"
             else 4
         )
+        self._parts = triton.next_power_of_2(-(-config.width // PART))
         self._table = classifier.embedding.weight.to(torch.bfloat16)
         self._layers = [self._prepared(layer) for layer in classifier.layers]
         pooling = classifier.pooling
@@ -157,37 +168,33 @@ class FusedStep:
         config, mixer, mlp = self.config, layer.mixer, layer.mlp
         project = mixer.project.weight.float() * mixer.norm.weight.float()
         up = mlp.up.weight.float() * mlp.norm.weight.float()
-        root = config.width**0.5
-        # A normalised row is no longer than sqrt(W), so none of its products exceeds this; and an
-        # output is a mean of values.
-        values = float(project[2 * config.heads * config.routing_dim :].norm(dim=1).max()) * root
-        hidden = float(up.norm(dim=1).max()) * root
-        out_scale = 1.0
-        if self.precision == "float8":
-            if hidden > LARGEST:
-                raise ValueError(
-                    f"{config.name} can't be read in float8: hidden activations may reach "
-                    f"{hidden:.0f}, and {LARGEST:.0f} is the largest number"
-                )
-            out_scale = 2.0 ** int(torch.tensor(LARGEST / max(values, 1e-3)).log2().floor())
+        # A normalised row is no longer than sqrt(W), so no hidden activation exceeds this.
+        hidden = float(up.norm(dim=1).max()) * config.width**0.5
+        if self.precision == "float8" and hidden > LARGEST:
+            raise ValueError(
+                f"{config.name} can't be read in float8: hidden activations may reach "
+                f"{hidden:.0f}, and {LARGEST:.0f} is the largest number"
+            )
         convolution = layer.convolution
-        ones = torch.ones(config.width, device=self.device)
+        norm, taps = torch.ones(config.width), torch.zeros(TAPS, config.width)
+        if convolution:
+            norm = convolution.norm.weight.float()
+            taps[TAPS - config.conv_kernel :] = convolution.weight
         return LayerWeights(
             project=self._weight(project),
-            out=self._weight(mixer.out.weight.float(), out_scale),
+            out=mixer.out.weight.to(torch.bfloat16),
             up=self._weight(up),
             down=self._weight(mlp.down.weight.float()),
             mixture=Coefficients(*(x.contiguous() for x in mixer.mixture.coefficients())),
-            out_scale=out_scale,
-            conv_norm=convolution.norm.weight.float() if convolution else ones,
-            taps=convolution.weight.float().contiguous() if convolution else ones[None] * 0.0,
+            conv_norm=norm.to(self.device),
+            taps=taps.to(self.device),
         )
 
-    def _weight(self, matrix: Tensor, input_scale: float = 1.0) -> Weight:
+    def _weight(self, matrix: Tensor) -> Weight:
         if self.precision == "bfloat16":
-            return Weight(matrix.to(torch.bfloat16).contiguous(), 1.0 / input_scale)
+            return Weight(matrix.to(torch.bfloat16).contiguous(), 1.0)
         scale = LARGEST / float(matrix.abs().max().clamp_min(1e-12))
-        return Weight((matrix * scale).to(FLOAT8).contiguous(), 1.0 / (scale * input_scale))
+        return Weight((matrix * scale).to(FLOAT8).contiguous(), 1.0 / scale)
 
     def _allocate(self, rows: int, chunk: int) -> None:
         config, count = self.config, rows * chunk
@@ -203,12 +210,11 @@ class FusedStep:
         self._normal = buffer(count, config.width, dtype=narrow)
         self._routed = buffer(count, routed)
         self._gammas = buffer(count * config.heads * config.num_components)
-        self._read = buffer(count, read, dtype=narrow)
+        self._read = buffer(count, read)
         self._hidden = buffer(count, config.mlp_width, dtype=narrow)
         self._last = buffer(count, config.width) if narrow == FLOAT8 else self._normal
         self._deep_out = buffer(count, len(self._deep), dtype=torch.float32)
         self._inverse = buffer(count, dtype=torch.float32)
-        self._squares = buffer(count * -(-config.width // 64), dtype=torch.float32)
         plans = [(r, self._plan(Grid(r, chunk))) for r in range(1, rows + 1)]
         segments = max(r * -(-chunk // plan.segment) for r, plan in plans)
         blocks = max(r * -(-chunk // plan.segment) * (plan.segment // plan.block) for r, plan in plans)
@@ -218,7 +224,7 @@ class FusedStep:
             blocks * config.heads * config.num_components, dtype=torch.float32
         )
         self._label_width = triton.next_power_of_2(self._labels)
-        self._scored = max(1, min(64, SCORED_TOKENS // self._label_width))
+        self._scored = max(1, min(64, SCORES // self._label_width))
         self._shares = buffer(rows * -(-chunk // self._scored), self._labels, dtype=torch.float32)
 
     def _plan(self, grid: Grid) -> Plan:
@@ -242,14 +248,17 @@ class FusedStep:
         """
         grid = Grid(*inputs.tokens.shape)
         count = grid.rows * grid.chunk
-        config, wide = self.config, triton.next_power_of_2(self.config.width)
+        config, wide = self.config, self._parts * PART
         x, spare = self._x[:count], self._spare[:count]
-        tokens.embed[(count,)](inputs.tokens, self._table, x, config.width, WIDTH=wide)
+        each = max(1, 4096 // wide)
+        tokens.embed[(-(-count // each),)](
+            inputs.tokens, self._table, x, config.width, count, WIDTH=wide, TOKENS=each
+        )
         for index, layer in enumerate(self._layers):
             self._layer(x, spare, layer, inputs, grid, states, index)
             x, spare = spare, x
         normal = self._last[:count]
-        self._normalize(x, normal)
+        self._normalize(x, normal=normal)
         deep = self._deep_out[:count]
         multiply(normal, self._deep, deep, multiprocessors=self._multiprocessors)
         blocks = -(-grid.chunk // self._scored)
@@ -279,23 +288,21 @@ class FusedStep:
         count = len(x)
         normal, inverse = self._normal[:count], self._inverse[:count]
         routed, read, hidden = self._routed[:count], self._read[:count], self._hidden[:count]
-        parted = parts(count, self.config.width, self._multiprocessors)
-        squares = self._squares[: count * parted].view(count, parted)
         self._convolve(x, y, inverse, normal, weights, inputs, grid, states.tail[:, index])
+        memory, mass = states.memory[:, index], states.mass[:, index]
         if self.precision == "float8":
             self._multiply(normal, weights.project, routed)
+            self._mix(routed, read, weights, inputs, grid, memory, mass)
+            y.addmm_(read, weights.out.T)
+            self._normalize(y, normal=normal)
+            self._multiply(normal, weights.up, hidden, gelu=True)
+            self._multiply(hidden, weights.down, y, add=True)
         else:
             self._multiply(y, weights.project, routed, factor=inverse)
-        memory, mass = states.memory[:, index], states.mass[:, index]
-        self._mix(routed, read, weights, inputs, grid, memory, mass)
-        self._multiply(read, weights.out, y, squares=squares)
-        if self.precision == "float8":
-            self._normalize(y, normal)
-            self._multiply(normal, weights.up, hidden, gelu=True)
-            self._multiply(hidden, weights.down, y, squares=squares)
-        else:
-            rows = Squares(squares, self.config.width, NORM_EPSILON)
-            self._multiply(y, weights.up, hidden, gelu=True, normalize=rows)
+            self._mix(routed, read, weights, inputs, grid, memory, mass)
+            y.addmm_(read, weights.out.T)
+            self._normalize(y, inverse=inverse)
+            self._multiply(y, weights.up, hidden, factor=inverse, gelu=True)
             y.addmm_(hidden, weights.down.matrix.T)
 
     def _convolve(
@@ -310,19 +317,18 @@ class FusedStep:
         tail: Tensor,
     ) -> None:
         width, depth = self.config.width, self.config.tail
-        wide = triton.next_power_of_2(width)
-        each = max(1, min(triton.next_power_of_2(grid.chunk), 8192 // wide))
         of_rows = inputs.lengths, inputs.document, inputs.first_row
-        tokens.convolve[(grid.rows * -(-grid.chunk // each),)](
+        tokens.convolve[(grid.rows * -(-grid.chunk // (STRIPS * STRIP)),)](
             x, tail, weights.conv_norm, weights.taps, *of_rows, inputs.slots, inputs.fresh, y,
             inverse, normal, grid.chunk, width, NORM_EPSILON, tail.stride(0), T=depth,
-            WIDTH=wide, TOKENS=each, NORMAL=self.precision == "float8", num_warps=8,
+            PARTS=self._parts, PART=PART, STRIPS=STRIPS, STRIP=STRIP,
+            NORMAL=self.precision == "float8",
         )  # fmt: skip
         if depth:
             tokens.remember[(grid.rows,)](
                 x, tail, weights.conv_norm, *of_rows, inputs.row_count, inputs.slots,
                 inputs.fresh, grid.chunk, width, NORM_EPSILON, tail.stride(0), T=depth,
-                DEPTH=triton.next_power_of_2(depth), WIDTH=wide,
+                DEPTH=triton.next_power_of_2(depth), WIDTH=self._parts * PART,
             )  # fmt: skip
 
     def _mix(
@@ -362,7 +368,7 @@ class FusedStep:
         kernels._read_segments[(grid.rows * segments, H)](
             q, self._gammas, self._masses, val, *mixture, inputs.lengths, self._sums, read,
             *q.stride()[:3], *val.stride()[:3], grid.chunk, segments, config.epsilon,
-            weights.out_scale, **sizes, **cut, **plan.limit,
+            **sizes, **cut, **plan.limit,
         )  # fmt: skip
 
     def _multiply(self, a: Tensor, weight: Weight, out: Tensor, **how: object) -> None:
@@ -371,10 +377,12 @@ class FusedStep:
             **how,  # type: ignore[arg-type]
         )  # fmt: skip
 
-    def _normalize(self, x: Tensor, normal: Tensor) -> None:
+    def _normalize(
+        self, x: Tensor, *, inverse: Tensor | None = None, normal: Tensor | None = None
+    ) -> None:
         count, width = x.shape
-        wide = triton.next_power_of_2(width)
-        each = max(1, 4096 // wide)
-        tokens.normalize[(-(-count // each),)](
-            x, normal, width, NORM_EPSILON, count, WIDTH=wide, TOKENS=each
-        )
+        tokens.normalize[(-(-count // STRIPS),)](
+            x, x if inverse is None else inverse, x if normal is None else normal, width,
+            NORM_EPSILON, count, PARTS=self._parts, PART=PART, TOKENS=STRIPS,
+            NORMAL=normal is not None,
+        )  # fmt: skip

@@ -188,12 +188,12 @@ def _prefix(
 @triton.jit
 def _read_segments(
     q, gammas, masses, val, linear, quadratic, bias, lengths, before, out,
-    q_row, q_token, q_head, v_row, v_token, v_head, C, segments, epsilon, scale,
+    q_row, q_token, q_head, v_row, v_token, v_head, C, segments, epsilon,
     H: tl.constexpr, R: tl.constexpr, K: tl.constexpr, V: tl.constexpr,
     SEGMENT: tl.constexpr, BLOCK: tl.constexpr,
     NORMALIZE: tl.constexpr, EPSILON: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
-    """out (R, C, H, v), contiguous: scale times each token's mean over what was written up to it.
+    """out (R, C, H, v), contiguous: each token's mean over what was written up to it.
 
     gammas and masses are those that `_sum_segments` kept.
     """
@@ -233,7 +233,7 @@ def _read_segments(
             weight += epsilon * total
             read = _dot(rounded, tl.trans(memory.to(values.dtype)))
             read = _dot(affinity.to(values.dtype), values, read)
-            read = tl.where(there, scale / weight, 0.0)[:, None] * read
+            read = tl.where(there, 1.0 / weight, 0.0)[:, None] * read
             inside = start + token < width
             tl.store(out + out_at, read.to(out.dtype.element_ty), mask=inside[:, None])
             memory = _dot(tl.trans(values), gamma, memory)

@@ -11,76 +11,122 @@ import triton.language as tl
 
 
 @triton.jit
-def embed(tokens, table, x, width, WIDTH: tl.constexpr):
+def embed(tokens, table, x, width, count, WIDTH: tl.constexpr, TOKENS: tl.constexpr):
     """x (N, W) from ids (N,) and table (V, W)."""
-    token = tl.program_id(0).to(tl.int64)
-    at = tl.arange(0, WIDTH)
-    there = at < width
-    row = tl.load(table + tl.load(tokens + token).to(tl.int64) * width + at, mask=there)
-    tl.store(x + token * width + at, row, mask=there)
+    token = tl.program_id(0).to(tl.int64) * TOKENS + tl.arange(0, TOKENS)
+    here = tl.arange(0, WIDTH)
+    there = (token < count)[:, None] & (here < width)[None, :]
+    id_ = tl.load(tokens + token, mask=token < count, other=0).to(tl.int64)
+    rows = tl.load(table + id_[:, None] * width + here[None, :], mask=there)
+    tl.store(x + token[:, None] * width + here[None, :], rows, mask=there)
 
 
 @triton.jit
-def normalize(x, normal, width, epsilon, count, WIDTH: tl.constexpr, TOKENS: tl.constexpr):
-    """normal (N, W) is x (N, W) divided by its rows' root mean squares."""
+def normalize(
+    x, inverse, normal, width, epsilon, count,
+    PARTS: tl.constexpr, PART: tl.constexpr, TOKENS: tl.constexpr, NORMAL: tl.constexpr,
+):  # fmt: skip
+    """inverse (N,) is one over the root mean squares of the rows of x (N, W).
+
+    With NORMAL, normal (N, W) is x times that, instead.
+    """
     token = tl.program_id(0).to(tl.int64) * TOKENS + tl.arange(0, TOKENS)
-    at = token[:, None] * width + tl.arange(0, WIDTH)[None, :]
-    there = (token < count)[:, None] & (tl.arange(0, WIDTH) < width)[None, :]
-    row = tl.load(x + at, mask=there, other=0.0).to(tl.float32)
-    inverse = tl.rsqrt(tl.sum(row * row, 1) / width + epsilon)
-    tl.store(normal + at, (row * inverse[:, None]).to(normal.dtype.element_ty), mask=there)
+    at, inside = _tile(token, token < count, width, PARTS, PART)
+    row = tl.load(x + at, mask=inside, other=0.0).to(tl.float32)
+    root = _inverse_root(row, width, epsilon)
+    if NORMAL:
+        tl.store(normal + at, (row * root[None, :, None]).to(normal.dtype.element_ty), mask=inside)
+    else:
+        tl.store(inverse + token, root, mask=token < count)
+
+
+@triton.jit
+def _tile(token, there, width, PARTS: tl.constexpr, PART: tl.constexpr):
+    """Offsets and mask of rows of W, (PARTS, tokens, PART).
+
+    A part is a warp's width, so that a row lies in one warp and its sums need no barrier.
+    """
+    here = tl.arange(0, PARTS)[:, None, None] * PART + tl.arange(0, PART)[None, None, :]
+    return token[None, :, None] * width + here, there[None, :, None] & (here < width)
+
+
+@triton.jit
+def _inverse_root(row, width, epsilon):
+    """(PARTS, tokens, PART) -> (tokens,), one over the rows' root mean squares."""
+    return tl.rsqrt(tl.sum(tl.sum(row * row, 2), 0) / width + epsilon)
+
+
+@triton.jit
+def _before(
+    x, tail, scale, base, place, there, continues, old, width, epsilon,
+    T: tl.constexpr, PARTS: tl.constexpr, PART: tl.constexpr,
+):  # fmt: skip
+    """The convolution's inputs at places before strips: of the row, the row before, or a tail."""
+    reachable = there & ((place >= 0) | continues)
+    at, inside = _tile(base + place, reachable, width, PARTS, PART)
+    seen = tl.load(x + at, mask=inside, other=0.0).to(tl.float32)
+    root = _inverse_root(seen, width, epsilon)
+    at, inside = _tile(
+        (place + T).to(tl.int64), there & old & (place < 0) & (not continues), width, PARTS, PART
+    )
+    return seen * root[None, :, None] * scale + tl.load(tail + at, mask=inside, other=0.0)
 
 
 @triton.jit
 def convolve(
     x, tail, norm, taps, lengths, document, first_row, slots, fresh, y, inverse, normal,
-    C, width, epsilon, tail_slot, T: tl.constexpr,
-    WIDTH: tl.constexpr, TOKENS: tl.constexpr, NORMAL: tl.constexpr,
+    C, width, epsilon, tail_slot, T: tl.constexpr, PARTS: tl.constexpr, PART: tl.constexpr,
+    STRIPS: tl.constexpr, STRIP: tl.constexpr, NORMAL: tl.constexpr,
 ):  # fmt: skip
     """y (N, W) is x plus the short convolution of x's normalised rows, and `inverse` (N,) one over
-    y's rows' root mean squares; with NORMAL, normal (N, W) is y normalised.
+    y's rows' root mean squares; with NORMAL, normal (N, W) is y normalised, instead.
 
-    norm (W,) weighs x's normalised rows, taps (T + 1, W) are the convolution's, tail (S, ., T, W)
-    at the layer. What comes before a row is its document's row before, or its document's tail.
+    norm (W,) weighs x's normalised rows, taps (4, W) are the convolution's, the last the token's
+    own; tail (S, ., T, W) is the layer's, T at most 3. What comes before a row is its document's
+    row before, or its document's tail. A program goes through STRIPS strips of a row side by side.
     """
-    row = tl.program_id(0) // tl.cdiv(C, TOKENS)
-    first = tl.program_id(0) % tl.cdiv(C, TOKENS) * TOKENS
-    here = tl.arange(0, WIDTH)
-    inside = here < width
-    token = first + tl.arange(0, TOKENS)
+    programs = tl.cdiv(C, STRIPS * STRIP)
+    row = tl.program_id(0) // programs
+    first = tl.program_id(0) % programs * (STRIPS * STRIP) + tl.arange(0, STRIPS) * STRIP
+    base = row.to(tl.int64) * C
     belongs = tl.load(document + row)
     used = tl.load(lengths + row) > 0
     continues = used & (tl.load(first_row + belongs) < row)
-    scale = tl.load(norm + here, mask=inside, other=0.0)
-    base = (row.to(tl.int64) * C + token)[:, None]
-    exists = (token < C)[:, None] & inside[None, :]
-    own = tl.load(x + base * width + here[None, :], mask=exists, other=0.0).to(tl.float32)
-    total = own
-    for tap in tl.static_range(T + 1):
-        back = T - tap
-        weight = tl.load(taps + tap * width + here, mask=inside, other=0.0)
-        if back == 0:
-            seen = own
+    old = used & (tl.load(fresh + belongs) == 0)
+    tail += tl.load(slots + belongs).to(tl.int64) * tail_slot
+    at, inside = _tile(tl.zeros((1,), tl.int32), tl.full((1,), 1, tl.int1), width, PARTS, PART)
+    scale = tl.load(norm + at, mask=inside, other=0.0)
+    third = tl.zeros((PARTS, STRIPS, PART), tl.float32)
+    second = third
+    last = third
+    if T > 2:
+        third = _before(x, tail, scale, base, first - 3, first < C, continues, old, width,
+                        epsilon, T, PARTS, PART)  # fmt: skip
+    if T > 1:
+        second = _before(x, tail, scale, base, first - 2, first < C, continues, old, width,
+                         epsilon, T, PARTS, PART)  # fmt: skip
+    if T > 0:
+        last = _before(x, tail, scale, base, first - 1, first < C, continues, old, width,
+                       epsilon, T, PARTS, PART)  # fmt: skip
+    for step in tl.range(STRIP, num_stages=2):
+        token = first + step
+        here, there = _tile(base + token, token < C, width, PARTS, PART)
+        seen = tl.load(x + here, mask=there, other=0.0).to(tl.float32)
+        own = seen * _inverse_root(seen, width, epsilon)[None, :, None] * scale
+        total = seen + tl.load(taps + at, mask=inside, other=0.0) * third
+        total += tl.load(taps + width + at, mask=inside, other=0.0) * second
+        total += tl.load(taps + 2 * width + at, mask=inside, other=0.0) * last
+        total += tl.load(taps + 3 * width + at, mask=inside, other=0.0) * own
+        third, second, last = second, last, own
+        stored = total.to(y.dtype.element_ty)
+        tl.store(y + here, stored, mask=there)
+        wide = stored.to(tl.float32)
+        root = _inverse_root(wide, width, epsilon)
+        if NORMAL:
+            narrow = (wide * root[None, :, None]).to(normal.dtype.element_ty)
+            tl.store(normal + here, narrow, mask=there)
         else:
-            reachable = exists & ((token >= back) | continues)[:, None]
-            at = (base - back) * width + here[None, :]
-            seen = tl.load(x + at, mask=reachable, other=0.0).to(tl.float32)
-        root = tl.rsqrt(tl.sum(seen * seen, 1) / width + epsilon)
-        total += seen * root[:, None] * (weight * scale)[None, :]
-        if back > 0:
-            if (first < T) & used & (not continues):
-                slot = tl.load(slots + belongs).to(tl.int64)
-                old = (tl.load(fresh + belongs) == 0) & (token < back)[:, None] & inside[None, :]
-                at = slot * tail_slot + (token + tap)[:, None] * width + here[None, :]
-                total += tl.load(tail + at, mask=old, other=0.0) * weight[None, :]
-    stored = total.to(y.dtype.element_ty)
-    tl.store(y + base * width + here[None, :], stored, mask=exists)
-    wide = stored.to(tl.float32)
-    root = tl.rsqrt(tl.sum(wide * wide, 1) / width + epsilon)
-    tl.store(inverse + row.to(tl.int64) * C + token, root, mask=token < C)
-    if NORMAL:
-        at = base * width + here[None, :]
-        tl.store(normal + at, (wide * root[:, None]).to(normal.dtype.element_ty), mask=exists)
+            tl.store(inverse + base + token, root, mask=token < C)
 
 
 @triton.jit

@@ -50,7 +50,7 @@ class Plan(NamedTuple):
         while tokens > 64 and rows * heads * -(-chunk // tokens) < enough:
             tokens //= 2
         if widest > 64:
-            return cls(tokens, warps=8, stages=2)
+            return cls(tokens, warps=8, stages=1)
         # Three programs of a multiprocessor hide each other's waits better than two.
         return cls(tokens, registers=168)
 
@@ -223,7 +223,7 @@ def _causal(
     out = _new_out(q, val.shape[3])
     call.over_segments(
         kernels._read_segments, q, gammas, masses, val, *mixture, lengths, before, out,
-        *_strides(q, val), epsilon=epsilon, scale=1.0, **call.limit,
+        *_strides(q, val), epsilon=epsilon, **call.limit,
     )  # fmt: skip
     return out, memory_after, mass_after
 
