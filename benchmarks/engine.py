@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import time
+from collections import deque
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -30,7 +31,7 @@ from model.classifier import Classifier
 from model.config import ModelConfig
 from service.engine import Engine, Observer
 from service.memory import resident_memory
-from service.runner import Batch, Grid, TorchRunner
+from service.runner import Batch, Grid, Launched, Runner, TorchRunner
 
 BOOKS = (17, 22, 9, 31, 14, 26, 12, 40, 19, 8, 24, 35, 11, 28, 16, 21)
 """Lengths of the books read at once, as shares of all tokens."""
@@ -73,7 +74,7 @@ def random_classifier(config: ModelConfig) -> Classifier:
     return Classifier(config).requires_grad_(False).eval()
 
 
-def random_tokens(runner: TorchRunner, length: int, seed: int = 0) -> Tokens:
+def random_tokens(runner: Runner, length: int, seed: int = 0) -> Tokens:
     return np.random.default_rng(seed).integers(0, runner.vocab_size, length, dtype=np.int32)
 
 
@@ -108,7 +109,7 @@ class Steps(Observer):
 
 
 @asynccontextmanager
-async def running(runner: TorchRunner, observer: Observer | None = None) -> AsyncIterator[Engine]:
+async def running(runner: Runner, observer: Observer | None = None) -> AsyncIterator[Engine]:
     engine = Engine(
         runner, max_waiting=256, inbox_tokens=65_536, idle_timeout_s=60, observer=observer
     )
@@ -134,7 +135,7 @@ async def read(engine: Engine, name: str, tokens: Tokens) -> list[tuple[float, i
         return [(time.perf_counter(), progress.tokens) async for progress in reading]
 
 
-def full_batch(runner: TorchRunner) -> Batch:
+def full_batch(runner: Runner) -> Batch:
     """A step of as many documents as rows, all rows full."""
     grid = runner.grids[-1]
     batch = Batch.blank(grid, runner.pool.scratch)
@@ -144,16 +145,21 @@ def full_batch(runner: TorchRunner) -> Batch:
     return batch
 
 
-def run_steps(runner: TorchRunner, steps: int) -> float:
-    """Seconds of so many bare steps of the full grid."""
+def run_steps(runner: Runner, steps: int) -> float:
+    """Seconds of so many bare steps of the full grid, as many in flight as the runner takes."""
     batch = full_batch(runner)
+    in_flight: deque[Launched] = deque()
     began = time.perf_counter()
     for _ in range(steps):
-        runner.step(batch)
+        if len(in_flight) == runner.depth:
+            in_flight.popleft().outcome()
+        in_flight.append(runner.launch(batch))
+    for step in in_flight:
+        step.outcome()
     return time.perf_counter() - began
 
 
-async def throughput(runner: TorchRunner, tokens: int, rounds: int) -> Comparison:
+async def throughput(runner: Runner, tokens: int, rounds: int) -> Comparison:
     """Tokens a second of the bare step, and of the engine with 16 books at once."""
     lengths = [max(1, share * tokens // sum(BOOKS)) for share in BOOKS]
     books = [random_tokens(runner, length, seed) for seed, length in enumerate(lengths)]
@@ -170,7 +176,7 @@ async def throughput(runner: TorchRunner, tokens: int, rounds: int) -> Compariso
     return Comparison.of(bare, engines)
 
 
-async def fairness(runner: TorchRunner, documents: int) -> Comparison:
+async def fairness(runner: Runner, documents: int) -> Comparison:
     """Seconds of a full step while four books are read, and of a short document beside them."""
     steps = Steps()
     full_steps, latencies = [], []
@@ -193,7 +199,7 @@ async def fairness(runner: TorchRunner, documents: int) -> Comparison:
     return Comparison.of(full_steps, latencies)
 
 
-async def flatness(runner: TorchRunner, rounds: int) -> Comparison:
+async def flatness(runner: Runner, rounds: int) -> Comparison:
     """Seconds a token of the first and of the last tenth of a long document.
 
     Each last tenth is compared with the first of the next round, which follows it at once.
@@ -214,7 +220,7 @@ def seconds_a_token(came: Sequence[tuple[float, int]], start: int, end: int) -> 
     return median((b[0] - a[0]) / (b[1] - a[1]) for a, b in pairwise(within))
 
 
-async def peak_memory(runner: TorchRunner) -> tuple[int, int]:
+async def peak_memory(runner: Runner) -> tuple[int, int]:
     """This process's peak resident bytes after a 200 KB document, and after one of 20 MB."""
     peaks = []
     async with running(runner) as engine:

@@ -32,8 +32,8 @@ class Progress:
     chunks: int  # so far
     logits: NDArray[np.float64]  # (labels,), over all that was read
     spans: list[Span]  # read since the last Progress, in order; empty if evidence is not kept
-    queue_s: float  # so far: a chunk was ready and not in a step
-    compute_s: float  # so far: steps that had rows of the document
+    queue_s: float  # so far: a chunk was ready, and no step with rows of the document was running
+    compute_s: float  # so far: one was running
     done: bool
 
 
@@ -48,9 +48,9 @@ class Document:
         """`max_unread`: spans that may lie unread before the document is held; None: keep none."""
         self.name = name
         self.slot = NO_SLOT
-        self.fresh = True  # nothing of it is in its slot yet
+        self.fresh = True  # no step with rows of it was launched: what is in its slot is another's
         self.served = 0
-        self.stepping = False  # the running step has rows of it
+        self.stepping = 0  # rows of it in the steps in flight
         self.closed = False
         self.error: ServiceError | None = None
         self.touched_at = 0.0  # when its client or a step last did something for it
@@ -93,8 +93,10 @@ class Document:
     @property
     def runnable(self) -> bool:
         """A chunk is ready, and what was read before has been consumed far enough."""
-        held = self._max_unread is not None and len(self._spans) >= self._max_unread
-        return not (self.stepping or self.closed or held) and chunks_ready(self, self._chunk) > 0
+        # What is in flight will lie unread too.
+        unread = len(self._spans) + self.stepping
+        held = self._max_unread is not None and unread >= self._max_unread
+        return not (self.closed or held) and chunks_ready(self, self._chunk) > 0
 
     # The client's side.
 
@@ -140,21 +142,20 @@ class Document:
     def touch(self, now: float) -> None:
         """The client or a step did something: it is not idle; a chunk may be ready from now on."""
         self.touched_at = now
-        if self._ready_at is None and self.runnable:
+        if self._ready_at is None and not self.stepping and self.runnable:
             self._ready_at = now
 
     def ready_for(self, now: float) -> float:
-        """Seconds that a chunk has been ready and in no step."""
+        """Seconds that a chunk had been ready, and in no running step, by `now`."""
         return 0.0 if self._ready_at is None else now - self._ready_at
 
-    def begin_step(self, step: int, now: float) -> None:
-        self.queue_s += self.ready_for(now)
-        self._ready_at = None
+    def begin_step(self, step: int) -> None:
+        """The step with this number, about to be launched, is to have rows of it."""
         self.served = step
-        self.stepping = True
+        self.fresh = False
 
     def take(self, row: NDArray[np.int32]) -> int:
-        """Move the next tokens from the inbox into `row`, (C,); how many there were."""
+        """Move the next tokens from the inbox into a step's `row`, (C,); how many there were."""
         taken = 0
         while taken < len(row) and self._inbox:
             piece = self._inbox.popleft()
@@ -164,13 +165,16 @@ class Document:
             if len(now) < len(piece):
                 self._inbox.appendleft(piece[len(now) :])
         self.waiting -= taken
+        self.stepping += 1
         self._room.set()
         return taken
 
-    def end_step(self, seconds: float, now: float) -> None:
-        self.compute_s += seconds
-        self.stepping = False
-        self.fresh = False
+    def end_step(self, rows: int, began: float, now: float) -> None:
+        """A step with so many rows of it ran from `began` until now."""
+        self.queue_s += self.ready_for(began)
+        self._ready_at = None
+        self.compute_s += now - began
+        self.stepping -= rows
         self.touch(now)
 
     def add(self, spans: list[Span], logits: NDArray[np.float64]) -> None:

@@ -3,9 +3,11 @@
 The life of a document: `read` opens it; with its first chunk ready it takes a slot; the scheduler
 gives it rows of a step whenever it has chunks ready; after each such step its reader gets Progress;
 with the last token read it is done and gives its slot back. It may fail or be aborted at any time,
-but a slot is never given back under a running step.
+but a slot is never given back under a step in flight.
 
-All of this happens on one event loop's thread. Steps run in one other thread, one at a time.
+All of this happens on one event loop's thread. One other thread launches steps, and a third waits
+for their ends. With a runner of depth 2, a step is launched while the one before it runs, so the
+device need not wait for the loop.
 """
 
 from __future__ import annotations
@@ -13,10 +15,12 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
+from collections import deque
 from collections.abc import AsyncGenerator, Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from typing import Literal, TypeAlias, TypeVar
+from dataclasses import dataclass
+from typing import Literal, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -39,7 +43,6 @@ __all__ = ["Engine", "Observer", "Progress", "Span"]
 
 logger = logging.getLogger(__name__)
 
-T = TypeVar("T")
 Tokens: TypeAlias = NDArray[np.integer]
 Plan: TypeAlias = list[tuple[Document, int]]
 """The documents of a step, and how many tokens of each."""
@@ -57,13 +60,26 @@ class Observer:
         """A document took a slot, so long after its first chunk was ready."""
 
     def stepped(self, rows: int, grid_rows: int, tokens: int, seconds: float) -> None:
-        """A step read `tokens` in `rows` of the `grid_rows` rows that it paid for."""
+        """A step read `tokens` in `rows` of the `grid_rows` rows that it paid for.
+
+        `seconds` are its own: from its launch or the end of the step before, whichever came later.
+        """
 
     def step_failed(self) -> None:
         """A step raised; its documents are lost."""
 
     def closed(self, how: Ending, progress: Progress) -> None:
         """A document ended; `progress` is what was read of it, without spans."""
+
+
+@dataclass(frozen=True)
+class _Step:
+    """A step in flight: launched, and its documents were not told yet what it said."""
+
+    plan: Plan
+    batch: Batch
+    launched_at: float
+    outcome: asyncio.Future[Outcome]
 
 
 class Engine:
@@ -104,10 +120,13 @@ class Engine:
 
         self._waiting: dict[str, Document] = {}  # without a slot, in order of arrival
         self._resident: dict[str, Document] = {}  # with a slot, in order of admission
-        self._steps = 0
+        self._steps = 0  # launched
+        self._in_flight: deque[_Step] = deque()  # in order of launch
+        self._ended_at = clock()  # when the last step did
         self._stall_check_at = clock()
         self._wake = asyncio.Event()
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix="compute")
+        self._compute = ThreadPoolExecutor(1, thread_name_prefix="compute")
+        self._outcomes = ThreadPoolExecutor(1, thread_name_prefix="outcomes")
         self._task: asyncio.Task[None] | None = None
         self._stopping = False
         self.failed_steps = 0
@@ -120,18 +139,20 @@ class Engine:
 
     async def start(self) -> None:
         """Warm up, then begin to step. Raises what the warm-up raises: never serve after that."""
-        await self._in_thread(self._runner.warm_up)
+        loop = asyncio.get_running_loop()
+        await loop.run_in_executor(self._compute, self._runner.warm_up)
         self._task = asyncio.create_task(self._run(), name="engine")
 
     async def stop(self) -> None:
-        """Let the running step end; documents that are not done then fail with ShuttingDown."""
+        """Let the steps in flight end; documents not done by then fail with ShuttingDown."""
         self._stopping = True
         self._wake.set()
         try:
             if self._task:
                 await self._task
         finally:
-            self._thread.shutdown()
+            self._compute.shutdown()
+            self._outcomes.shutdown()
 
     # What clients call.
 
@@ -183,17 +204,17 @@ class Engine:
         if opened:
             self._abort(opened)
 
-    # The loop: schedule, run, finish.
+    # The loop: schedule, launch, finish.
 
     async def _run(self) -> None:
         try:
-            while not self._stopping:
+            while self._in_flight or not self._stopping:
                 self._wake.clear()
                 self._drop_stalled()
-                runnable = [document for document in self._resident.values() if document.runnable]
-                plan = schedule(runnable, self._grid.rows, self._grid.chunk)
-                if plan:
-                    await self._step(plan)
+                if plan := self._schedule():
+                    self._launch(plan)
+                elif self._in_flight and self._in_flight[0].outcome.done():
+                    self._finish(self._in_flight.popleft())
                 else:
                     await self._idle()
         except Exception:
@@ -205,50 +226,72 @@ class Engine:
                 error = ShuttingDown("the service is stopping: send the document again")
                 self._close(document, "failed", error)
 
-    async def _step(self, plan: Plan) -> None:
-        batch = self._begin(plan)
-        began = self._clock()
-        try:
-            outcome = await self._in_thread(self._runner.step, batch)
-        except Exception:
-            logger.exception("a step with %d documents failed", len(plan))
-            outcome = None
-        now = self._clock()
-        for document, _ in plan:
-            document.end_step(now - began, now)
-        if outcome is None:
-            self._fail(plan)
-        else:
-            self._finish(plan, batch, outcome)
-            self._report(batch, now - began)
+    def _schedule(self) -> Plan:
+        """What to launch now, if anything.
 
-    def _begin(self, plan: Plan) -> Batch:
+        While a step is in flight only a full grid is launched behind it. Anything less waits for
+        its end: what comes meanwhile can then join, and does not wait for two steps.
+        """
+        if self._stopping or len(self._in_flight) == self._runner.depth:
+            return []
+        runnable = [document for document in self._resident.values() if document.runnable]
+        plan = schedule(runnable, self._grid.rows, self._grid.chunk)
+        full = sum(self._rows(tokens) for _, tokens in plan) == self._grid.rows
+        return plan if full or not self._in_flight else []
+
+    def _launch(self, plan: Plan) -> None:
+        batch = self._fill(plan)
+        launched_at = self._clock()
+        launching = self._compute.submit(self._runner.launch, batch)
+        outcome = asyncio.get_running_loop().run_in_executor(
+            self._outcomes, lambda: launching.result().outcome()
+        )
+        outcome.add_done_callback(lambda _: self._wake.set())
+        self._in_flight.append(_Step(plan, batch, launched_at, outcome))
+
+    def _fill(self, plan: Plan) -> Batch:
         """Move the planned tokens from the inboxes into a batch."""
-        chunk = self._grid.chunk
-        rows = sum(-(-tokens // chunk) for _, tokens in plan)
+        rows = sum(self._rows(tokens) for _, tokens in plan)
         batch = Batch.blank(fitting(self._grids, rows), self._pool.scratch)
         self._steps += 1
-        now = self._clock()
         row = 0
         for index, (document, tokens) in enumerate(plan):
             batch.slot_of_document[index] = document.slot
             batch.fresh[index] = document.fresh
-            document.begin_step(self._steps, now)
-            for _ in range(0, tokens, chunk):
+            document.begin_step(self._steps)
+            for _ in range(0, tokens, self._grid.chunk):
                 batch.document_of_row[row] = index
                 batch.lengths[row] = document.take(batch.tokens[row])
                 row += 1
         return batch
 
-    def _finish(self, plan: Plan, batch: Batch, outcome: Outcome) -> None:
+    def _finish(self, step: _Step) -> None:
+        """Tell the documents of a step that ended."""
+        now = self._clock()
+        began = max(step.launched_at, self._ended_at)
+        self._ended_at = now
+        for document, tokens in step.plan:
+            document.end_step(self._rows(tokens), began, now)
+            if document.closed:
+                self._release(document)
+        try:
+            outcome = step.outcome.result()
+        except Exception:
+            logger.exception("a step with %d documents failed", len(step.plan))
+            self._fail(step.plan)
+        else:
+            self._hand_out(step.plan, step.batch, outcome)
+            self._report(step.batch, now - began)
+
+    def _hand_out(self, plan: Plan, batch: Batch, outcome: Outcome) -> None:
         """Give each document of the step what it said."""
         self.failed_steps = 0
         finite = outcome.finite
         for index, (document, _) in enumerate(plan):
-            rows, logits = batch.rows_of(index), outcome.logits[index]
             if document.closed:
-                self._release(document)
-            elif not (finite[rows].all() and np.isfinite(logits).all()):
+                continue
+            rows, logits = batch.rows_of(index), outcome.logits[index]
+            if not (finite[rows].all() and np.isfinite(logits).all()):
                 error = StepFailed("reading the document gave numbers that are not finite")
                 self._close(document, "failed", error)
             else:
@@ -261,14 +304,11 @@ class Engine:
         self.failed_steps += 1
         self._observer.step_failed()
         for document, _ in plan:
-            if document.closed:
-                self._release(document)
-            else:
-                error = StepFailed("reading the document failed: send it again")
-                self._close(document, "failed", error)
+            error = StepFailed("reading the document failed: send it again")
+            self._close(document, "failed", error)
 
     async def _idle(self) -> None:
-        """Wait until a client does something, or it is time to see who stalls."""
+        """Wait until a client does something, a step ends, or it is time to see who stalls."""
         with suppress(TimeoutError):
             async with asyncio.timeout(self._stall_check_at - self._clock()):
                 await self._wake.wait()
@@ -281,7 +321,7 @@ class Engine:
         # Whoever is waited for only later cannot stall before this either.
         self._stall_check_at = now + self._idle_timeout_s
         for document in self._open_documents():
-            if document.runnable:
+            if document.runnable or document.stepping:
                 continue
             stalls_at = document.touched_at + self._idle_timeout_s
             if stalls_at > now:
@@ -335,8 +375,7 @@ class Engine:
             return
         document.close(error)
         (self._resident if document.resident else self._waiting).pop(document.name)
-        if not document.stepping:
-            self._release(document)
+        self._release(document)
         self._observer.closed(how, document.so_far([]))
         self._observe_occupancy()
 
@@ -344,8 +383,11 @@ class Engine:
         self._close(document, "aborted", UnknownDocument(f"document {document.name} was aborted"))
 
     def _release(self, document: Document) -> None:
-        """Give a closed document's slot to the first that waits with a chunk ready."""
-        if not document.resident:
+        """Give a closed document's slot to the first that waits with a chunk ready.
+
+        Under a step in flight with rows of the document it stays: the step's end calls again.
+        """
+        if not document.resident or document.stepping:
             return
         self._pool.give(document.slot)
         document.slot = NO_SLOT
@@ -375,8 +417,9 @@ class Engine:
         used = int(np.count_nonzero(batch.lengths))
         self._observer.stepped(used, len(batch.lengths), int(batch.lengths.sum()), seconds)
 
-    async def _in_thread(self, call: Callable[..., T], *arguments: object) -> T:
-        return await asyncio.get_running_loop().run_in_executor(self._thread, call, *arguments)
+    def _rows(self, tokens: int) -> int:
+        """That so many tokens of a document take."""
+        return -(-tokens // self._grid.chunk)
 
 
 def _spans(batch: Batch, outcome: Outcome, rows: NDArray[np.intp]) -> list[Span]:

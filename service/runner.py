@@ -75,10 +75,18 @@ class Memory(NamedTuple):
     device_peak: int
 
 
+class Launched(Protocol):
+    """A step that the device was given."""
+
+    def outcome(self) -> Outcome:
+        """Wait for the step's end; raises what made it fail. To be called once."""
+
+
 class Runner(Protocol):
     """One backend with one model and the states of the documents that it reads.
 
-    `warm_up` and `step` are only ever called from one thread, the same for both.
+    `warm_up` and `launch` are only ever called from one thread, the same for both; outcomes are
+    waited for in another, in the order of the launches.
     """
 
     @property
@@ -95,7 +103,11 @@ class Runner(Protocol):
 
     @property
     def grids(self) -> Sequence[Grid]:
-        """The shapes that `step` takes: ascending rows, one chunk. The last is the full grid."""
+        """The shapes that `launch` takes: ascending rows, one chunk. The last is the full grid."""
+
+    @property
+    def depth(self) -> int:
+        """How many steps may be launched and not ended: 1 where a launch computes at once."""
 
     @property
     def pool(self) -> Slots: ...
@@ -103,20 +115,33 @@ class Runner(Protocol):
     def warm_up(self) -> None:
         """Run every grid once; raises RuntimeError if a result is not finite."""
 
-    def step(self, batch: Batch) -> Outcome:
+    def launch(self, batch: Batch) -> Launched:
         """Read the batch on top of its documents' states, and leave the new ones in their slots.
 
-        A document whose numbers overflow spoils its own rows only.
+        Steps take effect in the order of their launches: a document may have rows in several that
+        have not ended. One whose numbers overflow spoils its own rows only. The batch is left as
+        it is until the step has ended.
         """
 
     def memory(self) -> Memory:
         """Memory of this process and of its device; callable from any thread."""
 
 
+@dataclass(frozen=True)
+class Ended:
+    """A step that ended within its launch."""
+
+    result: Outcome
+
+    def outcome(self) -> Outcome:
+        return self.result
+
+
 class TorchRunner:
     """The classifier in PyTorch, eager or compiled, on the device where its weights are."""
 
     backend = "torch"
+    depth = 1
 
     def __init__(
         self,
@@ -175,8 +200,12 @@ class TorchRunner:
                     "the weights are damaged, or too large for this device's precision"
                 )
 
+    def launch(self, batch: Batch) -> Launched:
+        return Ended(self.step(batch))
+
     @torch.inference_mode()
     def step(self, batch: Batch) -> Outcome:
+        """A step from its launch to its end."""
         slots = torch.from_numpy(batch.slot_of_document).to(self.device)
         fresh = torch.from_numpy(batch.fresh).to(self.device)
         step = self._forward(

@@ -65,7 +65,7 @@ class Worker:
         self._memory = asyncio.create_task(metrics.watch_memory("worker", self._runner.memory))
 
     async def stop(self) -> None:
-        """End the running step; what is not done by then fails with ShuttingDown."""
+        """End the steps in flight; what is not done by then fails with ShuttingDown."""
         if self._memory:
             self._memory.cancel()
         await self._engine.stop()

@@ -19,7 +19,7 @@ from model.config import ModelConfig
 from model.tokenizer import Tokenizer
 from service.gateway import Gateway
 from service.routes import create_app
-from service.runner import Batch, Outcome, TorchRunner
+from service.runner import Batch, Launched, TorchRunner
 from service.settings import Settings
 from service.worker import Worker
 
@@ -73,13 +73,13 @@ class HeldRunner(TorchRunner):
         super().warm_up()
         self.warm = True
 
-    def step(self, batch: Batch) -> Outcome:
+    def launch(self, batch: Batch) -> Launched:
         if self.warm:
             self.stepping.release()
             assert self.go.wait(PATIENCE_S)
             if self.fails:
                 raise RuntimeError("the device is on fire")
-        return super().step(batch)
+        return super().launch(batch)
 
     async def step_begun(self) -> None:
         """Wait until a step that nobody waited for yet has begun."""

@@ -7,7 +7,7 @@ import tracemalloc
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterable
 from contextlib import aclosing, asynccontextmanager
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
@@ -26,7 +26,7 @@ from service.errors import (
     WrongOffset,
 )
 from service.pool import Slots
-from service.runner import Batch, Grid, Memory, Outcome
+from service.runner import Batch, Ended, Grid, Launched, Memory, Outcome
 
 CHUNK = 4
 ROWS = 4
@@ -50,6 +50,7 @@ class CountingRunner:
     """
 
     backend, device, labels, vocab_size = "counting", "cpu", ("mean", "order"), 1000
+    depth = 1
 
     def __init__(
         self, *, slots: int = 8, rows: int = ROWS, chunk: int = CHUNK, clock: Clock | None = None
@@ -70,17 +71,23 @@ class CountingRunner:
     def warm_up(self) -> None:
         self.threads.add(threading.get_ident())
 
-    def step(self, batch: Batch) -> Outcome:
-        self.threads.add(threading.get_ident())
-        self.steps.append(batch)
+    def launch(self, batch: Batch) -> Launched:
+        self.take(batch)
         self.entered.set()
         assert self.go.wait(10)
+        self.end(batch)
+        return Ended(self.count(batch))
+
+    def take(self, batch: Batch) -> None:
+        self.threads.add(threading.get_ident())
+        self.steps.append(batch)
+        check_layout(batch, self.pool.scratch)
+
+    def end(self, batch: Batch) -> None:
         if self.clock:
             self.clock.now += 1
-        check_layout(batch, self.pool.scratch)
         if RAISES in batch.tokens:
             raise RuntimeError("the device has had enough")
-        return self.count(batch)
 
     def count(self, batch: Batch) -> Outcome:
         rows = len(batch.lengths)
@@ -110,6 +117,79 @@ class CountingRunner:
     def pause(self) -> None:
         self.entered.clear()
         self.go.clear()
+
+    def resume(self) -> None:
+        self.go.set()
+
+
+class DeviceRunner(CountingRunner):
+    """Steps are in flight until the test ends each of them, or all that come."""
+
+    def __init__(self, *, depth: int = 2, held: bool = True, **options: Any) -> None:
+        super().__init__(**options)
+        self.depth = depth
+        self.in_flight: deque[Batch] = deque()
+        self.waiters: set[int] = set()
+        self.launches = threading.Semaphore(0)
+        self.ends = threading.Semaphore(0)
+        if not held:
+            self.resume()
+
+    def launch(self, batch: Batch) -> Launched:
+        self.take(batch)
+        busy = [slot for other in self.in_flight for slot in other.slot_of_document]
+        taken = {*batch.slot_of_document[batch.fresh].tolist()} & {*busy} - {self.pool.scratch}
+        assert not taken, "a slot was given back under a step in flight"
+        self.in_flight.append(batch)
+        assert len(self.in_flight) <= self.depth
+        self.launches.release()
+        return Flying(self, batch, self.count(batch))
+
+    async def until_launched(self, steps: int) -> None:
+        """So many more than were waited for before."""
+        for _ in range(steps):
+            assert await asyncio.to_thread(self.launches.acquire, timeout=10)
+
+    def end_step(self) -> None:
+        self.ends.release()
+
+    def resume(self) -> None:
+        self.ends.release(100_000)
+
+
+class Flying(NamedTuple):
+    """A step of a DeviceRunner."""
+
+    runner: DeviceRunner
+    batch: Batch
+    result: Outcome
+
+    def outcome(self) -> Outcome:
+        self.runner.waiters.add(threading.get_ident())
+        assert self.runner.ends.acquire(timeout=10)
+        assert self.runner.in_flight.popleft() is self.batch
+        self.runner.end(self.batch)
+        return self.result
+
+
+class Finished(Observer):
+    """Lets a test wait until a step's documents were told."""
+
+    def __init__(self) -> None:
+        self.steps = asyncio.Semaphore(0)
+
+    def stepped(self, rows: int, grid_rows: int, tokens: int, seconds: float) -> None:
+        self.steps.release()
+
+    def step_failed(self) -> None:
+        self.steps.release()
+
+
+def free_running(depth: int, **options: Any) -> CountingRunner:
+    return CountingRunner(**options) if depth == 1 else DeviceRunner(held=False, **options)
+
+
+at_any_depth = pytest.mark.parametrize("depth", [1, 2])
 
 
 def check_layout(batch: Batch, scratch: int) -> None:
@@ -146,7 +226,7 @@ async def running(runner: CountingRunner, **options: Any) -> AsyncIterator[Engin
     try:
         yield engine
     finally:
-        runner.go.set()
+        runner.resume()
         await engine.stop()
         assert runner.pool.in_use == 0, "every slot came back"
 
@@ -235,12 +315,16 @@ def test_a_document_in_one_piece(length: int) -> None:
     run(test)
 
 
+@at_any_depth
 @pytest.mark.parametrize("seed", range(20))
-def test_however_it_is_cut_the_answer_and_its_spans_are_those_of_one_piece(seed: int) -> None:
+def test_however_it_is_cut_the_answer_and_its_spans_are_those_of_one_piece(
+    seed: int, depth: int
+) -> None:
     async def test() -> None:
         rng = random.Random(seed)
         tokens = tokens_of(rng.randrange(1, 200), seed)
-        async with running(CountingRunner(), inbox_tokens=rng.randrange(CHUNK, 40)) as engine:
+        runner = free_running(depth)
+        async with running(runner, inbox_tokens=rng.randrange(CHUNK, 40)) as engine:
             check(await read(engine, "a", cut(tokens, rng)), tokens)
 
     run(test)
@@ -262,12 +346,13 @@ def test_the_end_may_come_without_tokens(length: int) -> None:
     run(test)
 
 
+@at_any_depth
 @pytest.mark.parametrize("seed", range(8))
-def test_documents_beside_each_other_do_not_see_each_other(seed: int) -> None:
+def test_documents_beside_each_other_do_not_see_each_other(seed: int, depth: int) -> None:
     async def test() -> None:
         rng = random.Random(seed)
         documents = [tokens_of(rng.randrange(1, 300), i) for i in range(30)]
-        async with running(CountingRunner(slots=rng.randrange(1, 9))) as engine:
+        async with running(free_running(depth, slots=rng.randrange(1, 9))) as engine:
             answers = await asyncio.gather(
                 *(read(engine, str(i), cut(t, rng)) for i, t in enumerate(documents))
             )
@@ -277,13 +362,14 @@ def test_documents_beside_each_other_do_not_see_each_other(seed: int) -> None:
     run(test)
 
 
+@at_any_depth
 @pytest.mark.parametrize("seed", range(8))
-def test_a_storm_of_aborts_and_failures_leaves_the_others_right(seed: int) -> None:
+def test_a_storm_of_aborts_and_failures_leaves_the_others_right(seed: int, depth: int) -> None:
     """Documents that are cancelled, aborted or overflow, among ones that stay."""
 
     async def test() -> None:
         rng = random.Random(seed)
-        runner = CountingRunner(slots=5)
+        runner = free_running(depth, slots=5)
         documents = [tokens_of(rng.randrange(1, 300), i) for i in range(60)]
         fates = [rng.choice(["stays", "cancel", "abort", "overflow"]) for _ in documents]
         for tokens, fate in zip(documents, fates, strict=True):
@@ -390,13 +476,213 @@ def test_a_partial_chunk_waits_for_more_or_for_the_end() -> None:
     run(test)
 
 
-def test_every_step_runs_in_the_thread_that_warmed_up() -> None:
+def test_every_step_is_launched_in_the_thread_that_warmed_up_and_awaited_in_another() -> None:
     async def test() -> None:
-        runner = CountingRunner()
+        runner = DeviceRunner(held=False)
         async with running(runner) as engine:
             await asyncio.gather(*(read(engine, str(i), [tokens_of(99)]) for i in range(9)))
-        assert len(runner.threads) == 1
-        assert threading.get_ident() not in runner.threads
+        assert len(runner.threads) == len(runner.waiters) == 1
+        assert len(runner.threads | runner.waiters | {threading.get_ident()}) == 3
+
+    run(test)
+
+
+# Two steps in flight. What is launched, and when, shows in the steps' tokens.
+
+FULL = ROWS * CHUNK
+
+
+def marked(mark: int, chunks: int) -> Tokens:
+    return np.full(chunks * CHUNK, mark, np.int32)
+
+
+def marks(batch: Batch) -> list[int]:
+    """What stands in the rows of a step, unused ones left out."""
+    return [int(row[0]) for row in batch.tokens[batch.lengths > 0]]
+
+
+def test_a_lone_long_document_is_in_two_steps_at_once() -> None:
+    async def test() -> None:
+        runner = DeviceRunner()
+        tokens = tokens_of(3 * FULL + 1)
+        async with running(runner) as engine:
+            following = await open_(engine, "a", tokens, last=True)
+            await runner.until_launched(2)
+            assert not following.done()
+            runner.end_step()
+            progress = [await following]
+            await runner.until_launched(1)
+            for _ in range(3):
+                runner.end_step()
+                progress.append(await anext(following.reading))  # type: ignore[attr-defined]
+            assert [each.tokens for each in progress] == [FULL, 2 * FULL, 3 * FULL, 3 * FULL + 1]
+            check(progress, tokens)
+
+    run(test)
+
+
+@at_any_depth
+def test_steps_in_flight_are_no_more_than_the_runners_depth(depth: int) -> None:
+    async def test() -> None:
+        runner = DeviceRunner(depth=depth)
+        async with running(runner) as engine:
+            book = asyncio.create_task(read(engine, "book", [marked(1, 4 * ROWS)]))
+            await runner.until_launched(depth)
+            late = asyncio.create_task(read(engine, "late", [marked(2, 1)]))
+            await settle()
+            runner.resume()
+            await asyncio.gather(book, late)
+        assert [2 in marks(batch) for batch in runner.steps].index(True) == depth
+
+    run(test)
+
+
+def test_a_step_that_is_not_full_waits_for_the_running_one_and_takes_in_who_comes_meanwhile() -> (
+    None
+):
+    async def test() -> None:
+        runner = DeviceRunner()
+        async with running(runner) as engine:
+            first = asyncio.create_task(read(engine, "first", [marked(1, ROWS + 1)]))
+            await runner.until_launched(1)
+            second = asyncio.create_task(read(engine, "second", [marked(2, 1)]))
+            await settle()
+            runner.resume()
+            await asyncio.gather(first, second)
+        assert [sorted(marks(batch)) for batch in runner.steps] == [[1] * ROWS, [1, 2]]
+
+    run(test)
+
+
+def test_a_step_that_becomes_full_waits_no_longer() -> None:
+    async def test() -> None:
+        runner = DeviceRunner()
+        async with running(runner) as engine:
+            first = asyncio.create_task(read(engine, "first", [marked(1, ROWS + 1)]))
+            await runner.until_launched(1)
+            second = asyncio.create_task(read(engine, "second", [marked(2, ROWS - 1)]))
+            await runner.until_launched(1)
+            assert sorted(marks(runner.steps[1])) == [1] + [2] * (ROWS - 1)
+            assert len(runner.in_flight) == 2
+            runner.resume()
+            await asyncio.gather(first, second)
+
+    run(test)
+
+
+def test_a_failed_step_fails_its_documents_once_and_the_next_step_keeps_its_others() -> None:
+    class Tally(Finished):
+        def __init__(self) -> None:
+            super().__init__()
+            self.ended: list[Ending] = []
+
+        def closed(self, how: Ending, progress: Progress) -> None:
+            self.ended.append(how)
+
+    async def test() -> None:
+        tally = Tally()
+        runner = DeviceRunner(slots=2)
+        culprit = marked(1, ROWS + 2)
+        culprit[3] = RAISES
+        async with running(runner, observer=tally) as engine:
+            failing = asyncio.create_task(read(engine, "culprit", [culprit]))
+            await runner.until_launched(1)
+            mate = asyncio.create_task(read(engine, "mate", [marked(2, ROWS - 2)]))
+            await runner.until_launched(1)
+            assert {*marks(runner.steps[1])} == {1, 2}
+            runner.end_step()
+            await tally.steps.acquire()
+            with pytest.raises(StepFailed, match="reading the document failed"):
+                await failing
+            assert engine.failed_steps == 1
+            assert runner.pool.in_use == 2, "the next step is in flight, in both slots"
+            runner.end_step()
+            check(await mate, marked(2, ROWS - 2))
+            assert runner.pool.in_use == 0
+            assert engine.failed_steps == 0
+            assert tally.ended == ["failed", "done"]
+
+    run(test)
+
+
+def test_numbers_that_are_not_finite_fail_their_own_document_with_more_of_it_in_flight() -> None:
+    async def test() -> None:
+        finished = Finished()
+        runner = DeviceRunner(slots=2)
+        culprit = marked(1, ROWS + 2)
+        culprit[3] = OVERFLOWS
+        async with running(runner, observer=finished) as engine:
+            failing = asyncio.create_task(read(engine, "culprit", [culprit]))
+            await runner.until_launched(1)
+            mate = asyncio.create_task(read(engine, "mate", [marked(2, ROWS - 2)]))
+            await runner.until_launched(1)
+            assert {*marks(runner.steps[1])} == {1, 2}
+            runner.end_step()
+            await finished.steps.acquire()
+            with pytest.raises(StepFailed, match="not finite"):
+                await failing
+            assert runner.pool.in_use == 2, "the next step is in flight, in both slots"
+            runner.end_step()
+            check(await mate, marked(2, ROWS - 2))
+            assert runner.pool.in_use == 0
+
+    run(test)
+
+
+def test_an_aborted_documents_slot_stays_until_the_last_step_with_its_rows_has_ended() -> None:
+    async def test() -> None:
+        finished = Finished()
+        runner = DeviceRunner(slots=1)
+        async with running(runner, observer=finished) as engine:
+            aborted = await open_(engine, "a", tokens_of(5 * FULL), last=True)
+            await runner.until_launched(2)
+            engine.abort("a")
+            with pytest.raises(UnknownDocument):
+                await aborted
+            for slots in (1, 0):
+                runner.end_step()
+                await finished.steps.acquire()
+                assert runner.pool.in_use == slots
+            assert len(runner.steps) == 2
+            runner.resume()
+            check(await read(engine, "a", [tokens_of(50)]), tokens_of(50))
+
+    run(test)
+
+
+def test_stopping_ends_both_steps_in_flight_and_launches_no_other() -> None:
+    async def test() -> None:
+        finished = Finished()
+        runner = DeviceRunner()
+        async with running(runner, observer=finished) as engine:
+            book = asyncio.create_task(read(engine, "book", [marked(1, 9 * ROWS)]))
+            await runner.until_launched(2)
+            stopping = asyncio.create_task(engine.stop())
+            for _ in range(2):
+                await settle()
+                assert not stopping.done()
+                assert not book.done()
+                runner.end_step()
+                await finished.steps.acquire()
+            await stopping
+            with pytest.raises(ShuttingDown):
+                await book
+            assert len(runner.steps) == 2
+
+    run(test)
+
+
+def test_a_document_whose_last_rows_are_in_flight_at_the_stop_gets_its_answer() -> None:
+    async def test() -> None:
+        runner = DeviceRunner()
+        async with running(runner) as engine:
+            ending = asyncio.create_task(read(engine, "ending", [tokens_of(2 * FULL)]))
+            await runner.until_launched(2)
+            stopping = asyncio.create_task(engine.stop())
+            await settle()
+            runner.resume()
+            await stopping
+            check(await ending, tokens_of(2 * FULL))
 
     run(test)
 
@@ -641,9 +927,10 @@ def test_a_feeder_that_waits_hears_what_closed_its_document(how: str) -> None:
 # Slow consumers.
 
 
-def test_a_slow_consumer_loses_nothing_and_its_unread_evidence_is_bounded() -> None:
+@at_any_depth
+def test_a_slow_consumer_loses_nothing_and_its_unread_evidence_is_bounded(depth: int) -> None:
     async def test() -> None:
-        runner = CountingRunner()
+        runner = free_running(depth)
         tokens = tokens_of(100 * CHUNK)
         async with running(runner, max_unread_spans=6) as engine:
             reading = engine.read("slow", tokens, last=True)
@@ -823,20 +1110,21 @@ def test_a_client_that_consumes_nothing_more_is_dropped() -> None:
     run(test)
 
 
-def test_a_client_that_the_engine_keeps_waiting_is_not_dropped() -> None:
+@pytest.mark.parametrize("length", [9, 99])
+def test_a_client_that_the_engine_keeps_waiting_is_not_dropped(length: int) -> None:
     async def test() -> None:
         clock = Clock()
         runner = CountingRunner(slots=1)
         async with running(runner, idle_timeout_s=30, clock=clock) as engine:
             runner.pause()
-            first = asyncio.create_task(read(engine, "first", [tokens_of(99)]))
+            first = asyncio.create_task(read(engine, "first", [tokens_of(length)]))
             await runner.until_in_step()
-            second = asyncio.create_task(read(engine, "second", [tokens_of(99)]))
+            second = asyncio.create_task(read(engine, "second", [tokens_of(length)]))
             await settle()
             clock.now = 1000
             runner.go.set()
-            check(await first, tokens_of(99))
-            check(await second, tokens_of(99))
+            check(await first, tokens_of(length))
+            check(await second, tokens_of(length))
 
     run(test)
 
@@ -937,6 +1225,53 @@ def test_time_in_the_queue_and_in_steps() -> None:
             for task in (first, second):
                 final = (await task)[-1]
                 assert (final.queue_s, final.compute_s) == (1 if task is first else 2, 2)
+
+    run(test)
+
+
+def test_time_in_steps_that_overlap_counts_once_and_waiting_behind_one_is_queueing() -> None:
+    class Durations(Finished):
+        seconds = 0.0
+
+        def stepped(self, rows: int, grid_rows: int, tokens: int, seconds: float) -> None:
+            self.seconds += seconds
+            super().stepped(rows, grid_rows, tokens, seconds)
+
+    async def test() -> None:
+        clock = Clock()  # each step takes a second
+        durations = Durations()
+        runner = DeviceRunner(clock=clock)
+        async with running(runner, clock=clock, observer=durations) as engine:
+            book = asyncio.create_task(read(engine, "book", [marked(1, 2 * ROWS + 2)]))
+            await runner.until_launched(2)
+            mate = asyncio.create_task(read(engine, "mate", [marked(2, ROWS - 2)]))
+            await settle()
+            for _ in range(3):
+                runner.end_step()
+                await durations.steps.acquire()
+            final = (await book)[-1]
+            assert (final.queue_s, final.compute_s) == (0, 3)
+            final = (await mate)[-1]
+            assert (final.queue_s, final.compute_s) == (2, 1)
+            assert durations.seconds == 3
+
+    run(test)
+
+
+def test_what_comes_while_its_document_is_read_does_not_count_as_queueing() -> None:
+    async def test() -> None:
+        clock = Clock()  # each step takes a second, and the second one waits for the client too
+        runner = DeviceRunner(clock=clock)
+        async with running(runner, clock=clock) as engine:
+            following = await open_(engine, "a", marked(1, 2 * ROWS), last=False)
+            await runner.until_launched(2)
+            runner.end_step()
+            await following
+            clock.now += 1
+            await engine.feed("a", 2 * FULL, marked(1, 1), last=True)
+            runner.resume()
+            *_, final = [each async for each in following.reading]  # type: ignore[attr-defined]
+            assert (final.queue_s, final.compute_s) == (0, 4)
 
     run(test)
 
