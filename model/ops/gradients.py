@@ -34,6 +34,17 @@ def _factor(x, tokens):
 
 
 @triton.jit
+def _dot_all(a, b):
+    """a @ b with all digits of b (float32), whatever a is."""
+    if a.dtype == tl.bfloat16:
+        high, low = _split(b)
+        product = _dot(a, low, _dot(a, high))
+    else:
+        product = _dot(a, b)
+    return product
+
+
+@triton.jit
 def _responsibilities(x, A, B, b, there, NORMALIZE: tl.constexpr, EPSILON: tl.constexpr):
     """x (B, r) -> (B, K) float32; zeros where no token is."""
     weights, total = _posterior(x, A, B, b, NORMALIZE, EPSILON)
@@ -109,7 +120,8 @@ def _query_gradients(
                 weight += tl.sum(affinity, 1)
             over = tl.where(there, 1.0 / weight, 0.0)
             d_read = _factor(d_means * over[:, None], queries)
-            d_reading = _dot(d_read, _factor(memory, queries))
+            # All digits: after many tokens the components' means are nearly one and the same.
+            d_reading = _dot_all(d_read, memory)
             # Out . dout from what it is subtracted from, so that their roundings cancel too.
             pulled = tl.sum(read.to(tl.float32) * d_reading, 1)
             if CAUSAL:
@@ -300,16 +312,8 @@ def _score_gradients(
         if NORMALIZE:
             scale = 1.0 / tl.sqrt(tl.sum(unit * unit, 1) / R + EPSILON)
             unit = unit * scale[:, None]
-        if own.dtype == tl.bfloat16:
-            # mu / var and x / var nearly cancel where a component is narrow.
-            A_high, A_low = _split(A)
-            B_high, B_low = _split(B)
-            of_unit = _dot(scores, A_low, _dot(scores, A_high))
-            of_square = _dot(scores, B_low, _dot(scores, B_high))
-        else:
-            of_unit = _dot(scores, A)
-            of_square = _dot(scores, B)
-        d_unit = of_unit + 2.0 * unit * of_square
+        # All digits: mu / var and x / var nearly cancel where a component is narrow.
+        d_unit = _dot_all(scores, A) + 2.0 * unit * _dot_all(scores, B)
         if NORMALIZE:
             along = tl.sum(d_unit * unit, 1) / R
             d_unit = scale[:, None] * (d_unit - unit * along[:, None])

@@ -24,8 +24,6 @@ WIDTHS = {16, 32, 64, 128}
 DTYPES = torch.bfloat16, torch.float16, torch.float32
 INTERPRETED = bool(kernels._INTERPRETED.value)
 
-STATES = "memory", "mass", "linear", "quadratic", "bias"
-
 ENOUGH = 8 * 132
 """Programs that keep a large device busy."""
 
@@ -34,7 +32,7 @@ TILE, DEPTH = 256, 16
 
 
 class Plan(NamedTuple):
-    """How a shape is cut, and what the kernels are launched with."""
+    """How a shape is cut, and what the kernels are launched with: backward too, if one is given."""
 
     segment: int
     block: int = 64
@@ -188,7 +186,7 @@ class _Call:
         d_out: Tensor,
         epsilon: float,
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """See `gradients._query_gradients`."""
+        """See `gradients._query_gradients`; causal if no documents are given."""
         d_scores = self.new_scores()
         inverse, pull = q.new_empty((2, *q.shape[:3]), dtype=torch.float32)
         sums = self.new_sums()
@@ -212,7 +210,7 @@ class _Call:
         inverse: Tensor | None,
         pull: Tensor | None,
     ) -> tuple[Tensor, Tensor]:
-        """See `gradients._key_gradients`."""
+        """See `gradients._key_gradients`; causal if no documents are given."""
         d_scores = self.new_scores()
         d_val = val.new_empty(val.shape)
         self.over_segments(
@@ -534,6 +532,7 @@ SHAPES = {
     "first": "D",
     "count": "D",
 }
+"""Letters as in the head of this file."""
 
 
 def _check(**tensors: Tensor) -> None:
@@ -549,8 +548,11 @@ def _check(**tensors: Tensor) -> None:
     device, dtype = tokens[0].device, tokens[0].dtype
     if dtype not in DTYPES or any(x.dtype != dtype for x in tokens):
         raise ValueError(f"q, k and val must be of one dtype of {DTYPES}")
-    if any(x.dtype != torch.float32 for name, x in tensors.items() if name in STATES):
-        raise ValueError(f"{STATES} must be float32")
+    state_and_mixture = {"memory", "mass", *Coefficients._fields} & tensors.keys()
+    if any(tensors[name].dtype != torch.float32 for name in state_and_mixture):
+        raise ValueError("memory, mass and mixture must be float32")
+    if not all(x.is_contiguous() for x in tensors.values() if x.ndim == 1):
+        raise ValueError("lengths, document, first and count must be contiguous")
     if any(x.device != device for x in tensors.values()):
         raise ValueError("all tensors must be on one device")
     if device.type != "cuda" and not INTERPRETED:

@@ -278,6 +278,15 @@ def test_sizes(form: str, sizes: tuple[int, int, int]) -> None:
     compare(form, *make([40, 20], [0, 1], sizes=sizes), plan=Plan(segment=32, block=16))
 
 
+@FORMS
+def test_gradients_after_many_tokens(form: str) -> None:
+    """Components' means are nearly one and the same, and their differences still count."""
+    exact, rows = make([100], [0])
+    mass = exact.mass * 1e4
+    exact = exact._replace(mass=mass, memory=mass[..., None] * (0.5 + exact.val[0, :16, 0] * 0.05))
+    compare(form, exact, rows, torch.bfloat16, 1e-2, 1e-2, plan=SMALL)
+
+
 @pytest.mark.usefixtures("_poisoned")
 @FORMS
 def test_chosen_plan(form: str) -> None:
@@ -394,10 +403,12 @@ class TestRefuses:
             outputs("causal", triton, x._replace(memory=x.memory.bfloat16()), rows)
 
     def test_shapes(self) -> None:
-        exact, rows = make([20], [0], heads=2)
+        exact, rows = make([20, 20], [0, 1], heads=2)
         x = exact.to(torch.float32)
         with pytest.raises(ValueError, match="mass is"):
             outputs("causal", triton, x._replace(mass=x.mass[:, :1]), rows)
+        with pytest.raises(ValueError, match="contiguous"):
+            outputs("causal", triton, x, rows._replace(lengths=rows.lengths.repeat(2)[::2]))
 
 
 @pytest.mark.gpu
