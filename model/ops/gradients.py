@@ -317,8 +317,6 @@ def _score_gradients(
         if NORMALIZE:
             along = tl.sum(d_unit * unit, 1) / R
             d_unit = scale[:, None] * (d_unit - unit * along[:, None])
-        # Not even NaN of the mixture's where no token is.
-        d_unit = tl.where(there[:, None], d_unit, 0.0)
         inside = first + token < C
         tl.store(d_x + at * R + d_x_at, d_unit.to(d_x.dtype.element_ty), mask=inside[:, None])
         d_linear = _dot(tl.trans(_factor(unit, own)), scores, d_linear)
