@@ -38,16 +38,17 @@ format: $(INSTALLED)  ## Format the code and mend what the linter can mend
 	$(BIN)/ruff check --fix $(CODE)
 	$(BIN)/ruff format $(CODE)
 
-# A fresh environment of the newest versions that pyproject.toml allows, but for torch: edit its pin in
-# requirements.lock to move it. CUDA's packages are left out, for torch's own build chooses them.
-lock:  ## Pin the newest versions of everything but torch in requirements.lock
+# A fresh environment of the newest versions that pyproject.toml allows, but for torch, and triton, which
+# torch's builds for GPUs require in one version: edit both pins in requirements.lock to move them.
+# CUDA's packages are left out, for torch's own build chooses them.
+lock:  ## Pin the newest versions of everything but torch and triton in requirements.lock
 	rm -rf .lock-venv
 	$(PYTHON) -m venv .lock-venv
-	.lock-venv/bin/python -m pip install --quiet "$$(grep '^torch==' requirements.lock)" hatchling
+	.lock-venv/bin/python -m pip install --quiet $$(grep -E '^(torch|triton)==' requirements.lock) hatchling
 	.lock-venv/bin/python -m pip install --quiet --no-build-isolation --editable '.[dev]'
 	{ echo '# Every version that is tested together. Made by `make lock`; a pip constraints file.'; \
 	  .lock-venv/bin/python -m pip freeze --all --exclude pip --exclude-editable \
-	    | grep -Ev '^(nvidia-|cuda-|triton)' | sed -E 's/^(torch==[0-9.]+)\+.*/\1/'; } > .lock-venv/lock
+	    | grep -Ev '^(nvidia-|cuda-)' | sed -E 's/^((torch|triton)==[0-9.]+)\+.*/\1/'; } > .lock-venv/lock
 	mv .lock-venv/lock requirements.lock
 	rm -rf .lock-venv
 

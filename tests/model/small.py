@@ -94,4 +94,4 @@ def error(found: Tensor, expected: Tensor) -> float:
     if not expected.numel():
         return 0.0
     difference = (found.double() - expected.double()).abs().max()
-    return float(difference / expected.double().abs().max().clamp_min(1e-30))
+    return (difference / expected.double().abs().max().clamp_min(1e-30)).item()
