@@ -9,10 +9,10 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from benchmarks.timing import digits, progress, tokens_name
+from benchmarks.timing import progress, tokens_name
 
 # Okabe and Ito's, that colour-blind eyes tell apart.
-BLUE, RED, GREEN = "#0072B2", "#D55E00", "#009E73"
+BLUE, RED, GREEN, SKY = "#0072B2", "#D55E00", "#009E73", "#56B4E9"
 QUIET = "#8C8C8C"
 INK = "#333333"
 
@@ -40,7 +40,7 @@ def draw(path: Path, title: str, panels: Sequence[Panel]) -> None:
 
     style = {"font.family": "sans-serif", "font.size": 10, "svg.hashsalt": "gma"}
     with mpl.rc_context(style):
-        size = 5.6 * len(panels), 4.2
+        size = 5.6 * len(panels), 4.4
         sheet, axes = plt.subplots(1, len(panels), figsize=size, squeeze=False)
         sheet.patch.set_facecolor("white")
         for axis, panel in zip(axes[0], panels, strict=True):
@@ -58,7 +58,9 @@ def _draw(axis: Any, panel: Panel) -> None:
     axis.set_title(panel.title, loc="left", fontsize=10, color=INK)
     axis.set_xscale("log", base=2)
     axis.set_yscale("log")
-    for line in sorted(lines, key=lambda line: line.colour is not None):
+    behind = [line for line in lines if line.colour is None]
+    front = [line for line in lines if line.colour is not None]
+    for line in behind + front[::-1]:  # the first on top of all
         strong = line.colour is not None
         axis.plot(
             *zip(*line.points, strict=True),
@@ -72,7 +74,7 @@ def _draw(axis: Any, panel: Panel) -> None:
     places = sorted({x for line in lines for x, _ in line.points})
     axis.set_xticks(places, [tokens_name(int(x)) for x in places])
     axis.xaxis.set_minor_locator(_nowhere())
-    axis.yaxis.set_major_formatter(lambda y, _: digits(y).rstrip("0").rstrip(".") or "0")
+    axis.yaxis.set_major_formatter(lambda y, _: f"{y:g}")
     axis.yaxis.set_minor_locator(_nowhere())
     axis.grid(axis="y", color="#E6E6E6", linewidth=0.8)
     axis.set_axisbelow(True)
@@ -95,7 +97,7 @@ def _name(axis: Any, lines: Sequence[Line], right: float) -> None:
     gap = (high - low) / 19
     ends = sorted(lines, key=lambda line: line.points[-1][1])
     heights = [math.log(line.points[-1][1]) for line in ends]
-    places = _spread(heights, gap)
+    places = spread(heights, gap)
     for line, place in zip(ends, places, strict=True):
         x, y = line.points[-1]
         colour = line.colour or "#6B6B6B"
@@ -120,7 +122,7 @@ def _name(axis: Any, lines: Sequence[Line], right: float) -> None:
         )
 
 
-def _spread(heights: Sequence[float], gap: float) -> list[float]:
+def spread(heights: Sequence[float], gap: float) -> list[float]:
     """Ascending heights moved as little as it takes to be a gap apart."""
     groups: list[list[float]] = []  # of heights that stand gap by gap around their mean
     for height in heights:
