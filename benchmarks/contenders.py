@@ -109,8 +109,8 @@ def sdpa(backend: SDPBackend, *, causal: bool) -> Callable[[int, Size, torch.dev
 
         def run() -> tuple[Tensor, ...]:
             with sdpa_kernel(backend):
-                parts = (x.transpose(1, 2) for x in inputs)
-                out = functional.scaled_dot_product_attention(*parts, is_causal=causal)
+                q, k, val = (x.transpose(1, 2) for x in inputs)
+                out = functional.scaled_dot_product_attention(q, k, val, is_causal=causal)
             return (out.transpose(1, 2),)
 
         def expected() -> tuple[Tensor, ...]:
@@ -128,7 +128,8 @@ def gla(tokens: int, size: Size, device: torch.device) -> Problem:
     gate = functional.logsigmoid(torch.randn_like(q)) / 16  # as its layer does
 
     def run() -> tuple[Tensor, ...]:
-        return chunk_gla(q, k, val, gate, output_final_state=True)[:1]
+        out, _ = chunk_gla(q, k, val, gate, output_final_state=True)
+        return (out,)
 
     def expected() -> tuple[Tensor, ...]:
         scaled = q[0].double() * size.routing**-0.5
@@ -193,7 +194,7 @@ def mamba3(tokens: int, size: Size, device: torch.device) -> Problem:
         dt, mix, kept = (y[0].T.double() for y in (step, trapezoid.sigmoid(), decay))
         angles = (angle[0].double().tanh() * torch.pi * dt[..., None]).cumsum(0)
         q, k = (definitions.rotated(y[0] + ones, angles) for y in (query, key))
-        now = dt * mix  # the trapezoidal rule: half of a token's write waits for the next
+        now = dt * mix  # trapezoidal rule: a part of a write waits for the next token
         later = now + functional.pad((dt * (1 - mix))[1:], (0, 0, 0, 1))
         out = definitions.linear_attention(q, k * later[..., None], x[0], kept)
         return (out - ((later - now) * (q * k).sum(-1))[..., None] * x[0],)
@@ -202,14 +203,13 @@ def mamba3(tokens: int, size: Size, device: torch.device) -> Problem:
     return Problem(run, grown, expected)
 
 
-FLA = {"distribution": "fla-core", "module": "fla.ops"}
-MAMBA = {"distribution": "mamba-ssm", "module": "mamba_ssm.ops.triton.ssd_combined"}
+FLA, MAMBA = "fla.ops", "mamba_ssm.ops.triton."
 FLASH, CUDNN = SDPBackend.FLASH_ATTENTION, SDPBackend.CUDNN_ATTENTION
 
 OURS, SOFTMAX, SSD = "GMA, ours", "FlashAttention, causal", "Mamba-2 SSD"
 
 CONTENDERS = (
-    Contender(OURS, by_rows(fused), module="model.ops.triton", tolerance=1e-2,
+    Contender(OURS, by_rows(fused), "model.ops.triton", tolerance=1e-2,
               note="`model.ops.triton`"),
     Contender("GMA, PyTorch in chunks", by_rows(chunks), gpu=False, tolerance=1e-2,
               note="`model.ops.chunked`, torch.compile"),
@@ -221,14 +221,13 @@ CONTENDERS = (
               note="PyTorch's SDPA, cuDNN backend; heads of 64"),
     Contender("FlashAttention, not causal", sdpa(FLASH, causal=False), power=2, causal=False,
               note="PyTorch's SDPA, flash backend; heads of 64"),
-    Contender("fla linear attention", fla_linear(compute=False), **FLA, tolerance=1e-2,
+    Contender("fla linear attention", fla_linear(compute=False), FLA, "fla-core", tolerance=1e-2,
               note="`chunk_linear_attn` on our responsibilities, given in bfloat16; no division"),
-    Contender("fla linear attention + responsibilities", fla_linear(compute=True), **FLA,
+    Contender("fla linear attention + responsibilities", fla_linear(compute=True), FLA, "fla-core",
               tolerance=1e-2, note="the same, computing them by torch.compile; no division"),
-    Contender("fla GLA", gla, **FLA, note="`chunk_gla`, keys of 32, values of 64"),
-    Contender(SSD, mamba2, **MAMBA,
+    Contender("fla GLA", gla, FLA, "fla-core", note="`chunk_gla`, keys of 32, values of 64"),
+    Contender(SSD, mamba2, MAMBA + "ssd_combined", "mamba-ssm",
               note="twice the heads, of 64, state 128: a layer of the same width expands by 2"),
-    Contender("Mamba-3 SISO", mamba3, distribution="mamba-ssm",
-              module="mamba_ssm.ops.triton.mamba3.mamba3_siso_combined",
+    Contender("Mamba-3 SISO", mamba3, MAMBA + "mamba3.mamba3_siso_combined", "mamba-ssm",
               note="as Mamba-2; its kernel walks a head's sequence in one program"),
 )  # fmt: skip

@@ -70,5 +70,5 @@ def rotated(x: Tensor, angle: Tensor) -> Tensor:
     x = x.double()
     turned = torch.zeros(*x.shape[:-1], x.shape[-1] // 2, device=x.device, dtype=x.dtype)
     turned[..., : angle.shape[-1]] = angle
-    pairs = torch.view_as_complex(x.unflatten(-1, (-1, 2)).contiguous())
+    pairs = torch.view_as_complex(x.reshape(*x.shape[:-1], -1, 2))
     return torch.view_as_real(pairs * torch.polar(torch.ones_like(turned), turned)).flatten(-2)

@@ -4,7 +4,7 @@
     python -m benchmarks.mixers --out build/mixers
 
 Each contender is checked first, against its definition in float64 and for causality; one that fails
-is not timed. Prints Markdown; writes mixers.json and mixers.svg. Every row of the tables is from
+is not timed. Prints Markdown; writes mixers.json, .md and .svg. Every row of the tables is from
 this one run, in which the contenders take turns.
 """
 
@@ -85,7 +85,7 @@ def checked(
             passed = passed and leaked <= 1e-6
             found += f"; leak {leaked:.0e}"
     except Exception as error:
-        return False, f"failed: {type(error).__name__}: {str(error).splitlines()[0]}"
+        return False, f"failed: {timing.first_line(error)}"
     return passed, found
 
 
@@ -129,7 +129,7 @@ class Run:
             except torch.OutOfMemoryError:
                 why = "out of memory"
             except Exception as error:
-                why = f"failed: {type(error).__name__}: {str(error).splitlines()[0]}"
+                why = f"failed: {timing.first_line(error)}"
             if why:
                 progress(f"{tokens_name(tokens)} {contender.name}: {why}")
                 self.skips.append((contender.name, tokens, why))
@@ -185,7 +185,7 @@ def table(run: Run) -> str:
         ]
         return f"\n{title}\n\n" + markdown(["", *map(tokens_name, lengths)], rows)
 
-    text = markdown(
+    text = timing.machine_line(run.device) + markdown(
         ["contender", "check", "found", "what"],
         [[c["contender"], c["check"], c["found"], c["source"]] for c in run.checks],
     )
@@ -206,22 +206,23 @@ def table(run: Run) -> str:
     return text
 
 
-def plot(run: Run, path: Path) -> None:
+def plot(results: Sequence[Result], path: Path) -> None:
+    """Draw the results; those of a mixers.json will do."""
     colours = {OURS: figure.BLUE, SOFTMAX: figure.RED, SSD: figure.GREEN}
 
     def lines(value: Any) -> list[figure.Line]:
-        names = dict.fromkeys(result.contender for result in run.results)
+        names = dict.fromkeys(result.contender for result in results)
         return [
             figure.Line(
                 name,
-                [(r.tokens, value(r)) for r in run.results if r.contender == name],
+                [(r.tokens, value(r)) for r in results if r.contender == name],
                 colours.get(name),
             )
             for name in names
         ]
 
     panels = [figure.Panel("Million tokens a second", lines(lambda r: r.tokens_per_s / 1e6))]
-    if run.device.type == "cuda":
+    if any(result.extra_bytes for result in results):
         memory = lines(lambda r: r.extra_bytes / 1e9)
         panels.append(figure.Panel("Extra memory, GB", memory))
     figure.draw(path, "One layer's mixer, one document", panels)
@@ -260,10 +261,9 @@ def main(argv: Sequence[str] | None = None) -> None:
                 "results": [asdict(result) for result in run.results],
                 "skipped": run.skips,
             }
-            timing.save(arguments.out, "mixers", results)
-    print(", ".join(f"{key} {value}" for key, value in timing.machine(device).items()) + "\n")
+            timing.save(arguments.out, "mixers", results, table(run))
+            plot(run.results, arguments.out / "mixers.svg")
     print(table(run))
-    plot(run, arguments.out / "mixers.svg")
 
 
 if __name__ == "__main__":

@@ -57,8 +57,8 @@ class Ours(NamedTuple):
     def of(cls, tokens: int, size: Size, device: torch.device) -> Ours:
         heads, r, K, v = size  # noqa: N806 (the paper's letters)
         projected = random(1, tokens, heads * (2 * r + v), device=device)
-        parts = projected.split([heads * r, heads * r, heads * v], -1)
-        q, k, val = (part.unflatten(-1, (heads, -1)) for part in parts)
+        parts = torch.split(projected, [heads * r, heads * r, heads * v], -1)
+        q, k, val = (part.view(1, tokens, heads, -1) for part in parts)
         val += 0.5  # so that means of many values do not vanish
         mu = torch.randn(heads, K, r, device=device)
         var = torch.rand(heads, K, r, device=device) * 2 + 0.5
@@ -79,7 +79,7 @@ class Ours(NamedTuple):
     def rows(self) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Rows]:
         """q, k, val in rows; memory and mass of one new document; and its rows."""
         chunk = min(ROW, self.q.shape[1])
-        parts = [x.unflatten(1, (-1, chunk)).squeeze(0) for x in (self.q, self.k, self.val)]
+        parts = [x.view(-1, chunk, *x.shape[2:]) for x in (self.q, self.k, self.val)]
         count, _, heads, value = parts[2].shape
         lengths = torch.full((count,), chunk, device=self.q.device)
         rows = Rows.of(lengths, torch.zeros_like(lengths), chunk, torch.float32)

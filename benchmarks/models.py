@@ -7,7 +7,7 @@ Ours, and the same model without its mixers, stream the document in steps of 64 
 tokens; a shorter document is one smaller step. The same model with causal FlashAttention reads it
 in one piece, since every token may look at all before it. Beside them stand the layers' matrix
 products alone. Ours is first held to the float64 model; what fails is not timed. Prints Markdown;
-writes models.json and models.svg, all from this one run, in which the contenders take turns.
+writes models.json, .md and .svg, all from this one run, in which the contenders take turns.
 """
 
 from __future__ import annotations
@@ -97,8 +97,7 @@ class Run:
             if passed:
                 self.models[name] = take
         except Exception as failure:
-            what = f"{type(failure).__name__}: {str(failure).splitlines()[0]}"
-            found["verdict"] = f"FAILED, not timed: {what}"
+            found["verdict"] = f"FAILED, not timed: {timing.first_line(failure)}"
         self.checks.append(found)
 
     def measure(self, tokens: int) -> None:
@@ -150,6 +149,8 @@ class Run:
         peak = timing.peak(partial(stream.read, document, eager=True), self.device) - before
         if stream.replay is None:
             stream.capture(document[:step])
+        if self.device.type != "cuda":
+            return stream, 0
         return stream, peak + self.own_bytes[name] + stream.nbytes
 
 
@@ -172,7 +173,7 @@ def table(run: Run) -> str:
     def figures(check: dict[str, Any]) -> list[str]:
         return [f"{check[key]:.1e}" if key in check else "" for key in ("logits", "states")]
 
-    text = markdown(
+    text = timing.machine_line(run.device) + markdown(
         ["against float64", "error of logits", "of states", "limit", "check"],
         [[c["contender"], *figures(c), f"{c['limit']:g}", c["verdict"]] for c in run.checks],
     )
@@ -203,28 +204,28 @@ def table(run: Run) -> str:
     return text
 
 
-def plot(run: Run, path: Path) -> None:
+def plot(results: Sequence[Result], title: str, path: Path) -> None:
+    """Draw the results; those of a models.json will do."""
     colours = {BF16: figure.BLUE, FP8: figure.SKY, ATTENTION: figure.RED}
 
     def lines(value: Any) -> list[figure.Line]:
         return [
             figure.Line(
                 name,
-                [(r.tokens, value(r)) for r in run.results if r.contender == name],
+                [(r.tokens, value(r)) for r in results if r.contender == name],
                 colours.get(name),
             )
-            for name in dict.fromkeys(result.contender for result in run.results)
+            for name in dict.fromkeys(result.contender for result in results)
         ]
 
     speed = lines(lambda r: r.tokens / r.seconds / 1e6)
     panels = [figure.Panel("Million tokens a second", speed)]
-    if run.device.type == "cuda":
+    if any(result.peak_bytes for result in results):
         panels.append(figure.Panel("Peak memory, GB", lines(lambda r: r.peak_bytes / 1e9)))
-    config = run.config
-    figure.draw(path, f"Whole model: {config.layers} layers of {config.width}", panels)
+    figure.draw(path, title, panels)
 
 
-def random_classifier(size: Mapping[str, int]) -> Classifier:
+def random_classifier(size: Mapping[str, Any]) -> Classifier:
     classifier = Classifier(
         ModelConfig(
             name="random",
@@ -274,6 +275,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     classifier = classifier.to(arguments.device)
     budget = 0.05 if arguments.quick else 2.0
     run = Run(classifier, grid, arguments.cap, budget)
+    title = f"Whole model: {run.config.layers} layers of {run.config.width}, one document"
     flash = run.device.type == "cuda"
     with (
         torch.inference_mode(),
@@ -290,10 +292,9 @@ def main(argv: Sequence[str] | None = None) -> None:
                 "products_tokens_per_s": run.products,
                 "results": [asdict(result) for result in run.results],
             }
-            timing.save(arguments.out, "models", results)
-    print(", ".join(f"{key} {value}" for key, value in timing.machine(run.device).items()) + "\n")
+            timing.save(arguments.out, "models", results, table(run))
+            plot(run.results, title, arguments.out / "models.svg")
     print(table(run))
-    plot(run, arguments.out / "models.svg")
 
 
 if __name__ == "__main__":

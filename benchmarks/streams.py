@@ -62,7 +62,7 @@ class Stream:
         advance = self.eager if eager else self.replay or self.eager
         for x in self.state:
             x.zero_()
-        for piece in document.split(self.tokens.numel()):
+        for piece in torch.split(document, self.tokens.numel()):
             self.tokens.copy_(piece.view_as(self.tokens), non_blocking=True)
             advance()
         return [x.clone() for x in self.state]

@@ -48,7 +48,7 @@ def turns(
         if few == rounds:  # the first one only told how often to repeat
             samples[name].clear()
     names = list(calls)
-    for turn in range(rounds):
+    for turn in range(rounds if names else 0):
         for name in names[turn % len(names) :] + names[: turn % len(names)]:
             if len(samples[name]) < count[name]:
                 samples[name].append(elapsed(calls[name], device, repeats[name]))
@@ -67,7 +67,8 @@ def elapsed(call: Call, device: torch.device, repeats: int = 1) -> float:
         for _ in range(repeats):
             call()
         return (time.perf_counter() - began) / repeats
-    start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+    cuda: Any = torch.cuda  # whose classes say no types
+    start, end = (cuda.Event(enable_timing=True) for _ in range(2))
     torch.cuda.synchronize()
     start.record()
     for _ in range(repeats):
@@ -82,7 +83,8 @@ def captured(call: Call) -> Call | None:
 
     A capture is not trusted: its replay must give the tensor that the call gives, or tensors.
     """
-    stream = torch.cuda.Stream()
+    cuda: Any = torch.cuda
+    stream = cuda.Stream()
     stream.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(stream):
         expected = [x.clone() for x in _tensors(call())]
@@ -148,6 +150,10 @@ def machine(device: torch.device) -> dict[str, str]:
     return found
 
 
+def machine_line(device: torch.device) -> str:
+    return ", ".join(f"{key} {value}" for key, value in machine(device).items()) + "\n\n"
+
+
 def markdown(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     lines = [header, ["---"] * len(header), *rows]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines) + "\n"
@@ -168,9 +174,17 @@ def digits(value: float) -> str:
     return f"{value:.{1 if value >= 10 else 2 if value >= 1 else 3}f}"
 
 
-def save(folder: Path, name: str, results: object) -> None:
+def first_line(error: Exception) -> str:
+    """What went wrong, fit for a table's cell."""
+    what = str(error).partition("\n")[0].replace("|", "/")
+    return f"{type(error).__name__}: {what}"
+
+
+def save(folder: Path, name: str, results: object, table: str) -> None:
+    """Both as files; what was measured so far outlives a run that is cut short."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / f"{name}.json").write_text(json.dumps(results, indent=1) + "\n")
+    (folder / f"{name}.md").write_text(table)
 
 
 def progress(message: str) -> None:
