@@ -60,6 +60,7 @@ class Run:
         self.grid, self.cap_s, self.budget_s = grid, cap_s, budget_s
         self.checks: list[dict[str, Any]] = []
         self.results: list[Result] = []
+        self.skips: dict[tuple[str, int], str] = {}
         self.products: dict[str, float] = {}  # tokens a second, in steps of the full grid
         self.alone: dict[str, timing.Call] = {}  # what measures those
         self.models: dict[str, Any] = {}
@@ -82,9 +83,14 @@ class Run:
             self.own_bytes[name] = timing.allocated(self.device) - before
         for ours, name in PRODUCTS.items():
             if ours in self.own_bytes:
-                self.alone[name] = products(
-                    self.config, self.grid.tokens, self.device, fp8=ours == FP8
-                )
+                fp8 = ours == FP8
+                run = products(self.config, self.grid.tokens, self.device, fp8=fp8)
+                try:
+                    run()
+                except RuntimeError as failure:  # no such product on this device
+                    progress(f"{name}: {timing.first_line(failure)}")
+                else:
+                    self.alone[name] = run
 
     def _check(self, name: str) -> None:
         progress(f"check {name}")
@@ -108,30 +114,31 @@ class Run:
         calls: dict[str, timing.Call] = {}
         facts = {}
         for name in self.models:
-            if self._too_long(name, tokens):
+            seconds = self._predicted(name, tokens)
+            if seconds > self.cap_s:
+                self.skips[name, tokens] = f"{seconds:.0f} s predicted"
                 continue
             progress(f"{tokens_name(tokens)} {name}")
             try:
                 stream, peak = self._prepare(name, document)
             except torch.OutOfMemoryError:
-                progress("out of memory")
+                self.skips[name, tokens] = "out of memory"
                 continue
             calls[name] = partial(stream.read, document)
             facts[name] = stream.replay is not None, peak
         if tokens == self.grid.tokens:
             calls |= self.alone
-            for run in self.alone.values():
-                run()
         for name, timed in timing.turns(calls, self.device, budget_s=self.budget_s).items():
             if name in self.alone:
                 self.products[name] = tokens / timed.seconds
             else:
                 self.results.append(Result(name, tokens, *timed, *facts[name]))
 
-    def _too_long(self, name: str, tokens: int) -> bool:
+    def _predicted(self, name: str, tokens: int) -> float:
+        """Seconds, from the last length; 0 if there was none."""
         past = [result for result in self.results if result.contender == name]
         power = 2 if name == ATTENTION else 1
-        return bool(past) and past[-1].seconds * (tokens / past[-1].tokens) ** power > self.cap_s
+        return past[-1].seconds * (tokens / past[-1].tokens) ** power if past else 0.0
 
     def _prepare(self, name: str, document: Tensor) -> tuple[Stream, int]:
         """What reads the document, and the peak of the bytes that it needs."""
@@ -161,13 +168,10 @@ def table(run: Run) -> str:
     found = {(result.contender, result.tokens): result for result in run.results}
 
     def each(title: str, cell: Any) -> str:
-        rows = [
-            [
-                tokens_name(n),
-                *(cell(found[name, n]) if (name, n) in found else "" for name in names),
-            ]
-            for n in lengths
-        ]
+        def shown(name: str, n: int) -> str:
+            return cell(found[name, n]) if (name, n) in found else run.skips.get((name, n), "")
+
+        rows = [[tokens_name(n), *(shown(name, n) for name in names)] for n in lengths]
         return f"\n{title}\n\n" + markdown(["tokens", *names], rows)
 
     def figures(check: dict[str, Any]) -> list[str]:
