@@ -98,20 +98,15 @@ class Inputs:
     fresh: Tensor  # (D,) int32: 1 where the document begins here, whatever lies in its slot
     first_row: Tensor  # (D,) int32
     row_count: Tensor  # (D,) int32
+    whole: Tensor  # (R * (C + 6),) int32: all of it, in one piece
 
     @classmethod
     def empty(cls, grid: Grid, device: torch.device | str) -> Inputs:
-        """No document has rows, and all that follows is in one piece of memory."""
+        """No document has rows."""
         rows, chunk = grid
         whole = torch.zeros(rows * (chunk + 6), dtype=torch.int32, device=device)
         ids, *rest = whole.split([rows * chunk, *[rows] * 6])
-        return cls(ids.view(rows, chunk), *rest)
-
-    @property
-    def whole(self) -> Tensor:
-        """All of it, (R * (C + 6),) int32."""
-        size = self.tokens.numel() + 6 * len(self.lengths)
-        return self.tokens.as_strided((size,), (1,))
+        return cls(ids.view(rows, chunk), *rest, whole)
 
 
 @dataclass(frozen=True)
@@ -123,6 +118,16 @@ class Outputs:
 
     evidence: Tensor  # (R, labels) float32: sum of the scores of the row's tokens
     logits: Tensor  # (D, labels) float64, over all that was read of the document
+    whole: Tensor  # (bytes,) uint8: both, in one piece
+
+    @classmethod
+    def empty(cls, rows: int, labels: int, device: torch.device | str) -> Outputs:
+        """Zeros."""
+        size = rows * labels
+        whole = torch.zeros(size * 12, dtype=torch.uint8, device=device)
+        logits, evidence = whole.split([size * 8, size * 4])
+        shape = rows, labels
+        return cls(evidence.view(torch.float32).view(shape), logits.view(torch.float64).view(shape), whole)
 
 
 class FusedStep:
@@ -225,20 +230,11 @@ class FusedStep:
         )
         self._label_width = triton.next_power_of_2(self._labels)
         self._scored = max(1, min(64, SCORES // self._label_width))
-        self._shares = buffer(rows * -(-chunk // self._scored), self._labels, dtype=torch.float32)
 
     def _plan(self, grid: Grid) -> Plan:
         config = self.config
         widest = max(config.routing_dim, config.num_components, config.value_dim)
         return Plan.of(grid.rows, grid.chunk, config.heads, widest)
-
-    def outputs(self, grid: Grid) -> Outputs:
-        """Memory for what a step of this grid answers."""
-        shape = grid.rows, self._labels
-        return Outputs(
-            torch.zeros(shape, device=self.device),
-            torch.zeros(shape, dtype=torch.float64, device=self.device),
-        )
 
     @torch.no_grad()
     def __call__(self, inputs: Inputs, states: State, outputs: Outputs) -> None:
@@ -261,17 +257,15 @@ class FusedStep:
         self._normalize(x, normal=normal)
         deep = self._deep_out[:count]
         multiply(normal, self._deep, deep, multiprocessors=self._multiprocessors)
-        blocks = -(-grid.chunk // self._scored)
-        tokens.score[(grid.rows * blocks,)](
-            deep, self._deep_bias, inputs.tokens, self._own_scores, inputs.lengths, self._shares,
-            grid.chunk, self._labels, deep.stride(0),
+        tokens.score[(grid.rows,)](
+            deep, self._deep_bias, inputs.tokens, self._own_scores, inputs.lengths,
+            outputs.evidence, grid.chunk, self._labels, deep.stride(0),
             LABELS=self._label_width, TOKENS=self._scored,
         )  # fmt: skip
         tokens.pool[(grid.rows,)](
-            self._shares, inputs.lengths, inputs.first_row, inputs.row_count, inputs.slots,
-            inputs.fresh, states.evidence, states.weight, outputs.evidence, outputs.logits,
-            blocks, self._labels, config.prior_tokens,
-            BLOCKS=triton.next_power_of_2(blocks), LABELS=self._label_width,
+            outputs.evidence, inputs.lengths, inputs.first_row, inputs.row_count, inputs.slots,
+            inputs.fresh, states.evidence, states.weight, outputs.logits, self._labels,
+            config.prior_tokens, ROWS=32, LABELS=self._label_width,
         )  # fmt: skip
 
     def _layer(

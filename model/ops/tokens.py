@@ -162,45 +162,45 @@ def remember(
 
 @triton.jit
 def score(
-    deep, bias, tokens, table, lengths, shares, C, labels, deep_stride,
+    deep, bias, tokens, table, lengths, evidence, C, labels, deep_stride,
     LABELS: tl.constexpr, TOKENS: tl.constexpr,
 ):  # fmt: skip
-    """What each block of TOKENS says: shares (R, blocks, labels), sums of its tokens' scores.
+    """What each row says: evidence (R, labels) float32, the sum of its tokens' scores.
 
     deep (N, deep_stride): a reading for each label, then the gate's. table (V, labels) has the
     tokens' own scores.
     """
-    blocks = tl.cdiv(C, TOKENS)
-    row = tl.program_id(0) // blocks
-    token = tl.program_id(0) % blocks * TOKENS + tl.arange(0, TOKENS)
-    there = token < tl.load(lengths + row)
+    row = tl.program_id(0)
+    length = tl.load(lengths + row)
     label = tl.arange(0, LABELS)
-    inside = there[:, None] & (label < labels)[None, :]
-    at = row.to(tl.int64) * C + token
-    id_ = tl.load(tokens + at, mask=there, other=0).to(tl.int64)
-    reading = tl.load(deep + at[:, None] * deep_stride + label[None, :], mask=inside, other=0.0)
-    reading += tl.load(bias + label, mask=label < labels, other=0.0)[None, :]
-    gate = tl.load(deep + at * deep_stride + labels, mask=there, other=0.0)
-    gate += tl.load(bias + labels)
-    # softplus, which is the identity where exp would overflow
-    open_ = tl.where(gate > 20.0, gate, tl.log(1.0 + tl.exp(tl.minimum(gate, 20.0))))
-    own = tl.load(table + id_[:, None] * labels + label[None, :], mask=inside, other=0.0)
-    scores = tl.where(inside, reading * open_[:, None] + own.to(tl.float32), 0.0)
-    tl.store(
-        shares + tl.program_id(0).to(tl.int64) * labels + label,
-        tl.sum(scores, 0),
-        mask=label < labels,
-    )
+    known = label < labels
+    label_bias = tl.load(bias + label, mask=known, other=0.0)
+    gate_bias = tl.load(bias + labels)
+    total = tl.zeros((LABELS,), tl.float32)
+    for start in tl.range(0, length, TOKENS):
+        token = start + tl.arange(0, TOKENS)
+        there = token < length
+        inside = there[:, None] & known[None, :]
+        at = row.to(tl.int64) * C + token
+        id_ = tl.load(tokens + at, mask=there, other=0).to(tl.int64)
+        reading = tl.load(deep + at[:, None] * deep_stride + label[None, :], mask=inside, other=0.0)
+        gate = tl.load(deep + at * deep_stride + labels, mask=there, other=0.0) + gate_bias
+        # softplus, which is the identity where exp would overflow
+        open_ = tl.where(gate > 20.0, gate, tl.log(1.0 + tl.exp(tl.minimum(gate, 20.0))))
+        own = tl.load(table + id_[:, None] * labels + label[None, :], mask=inside, other=0.0)
+        scores = (reading + label_bias[None, :]) * open_[:, None] + own
+        total += tl.sum(tl.where(inside, scores, 0.0), 0)
+    tl.store(evidence + row * labels + label, total, mask=known)
 
 
 @triton.jit
 def pool(
-    shares, lengths, first_row, row_count, slots, fresh, evidence, weight, row_evidence, logits,
-    blocks, labels, prior, BLOCKS: tl.constexpr, LABELS: tl.constexpr,
+    row_evidence, lengths, first_row, row_count, slots, fresh, evidence, weight, logits, labels,
+    prior, ROWS: tl.constexpr, LABELS: tl.constexpr,
 ):  # fmt: skip
     """Add a document's rows to its sums, evidence (S, labels) and weight (S,) float64, in place.
 
-    row_evidence (R, labels) float32 is each row's, logits (D, labels) float64 the document's mean.
+    row_evidence (R, labels) is each row's, logits (D, labels) float64 become the document's mean.
     """
     document = tl.program_id(0)
     count = tl.load(row_count + document)
@@ -208,18 +208,18 @@ def pool(
         slot = tl.load(slots + document).to(tl.int64)
         old = tl.load(fresh + document) == 0
         label = tl.arange(0, LABELS)
-        inside = label < labels
-        block = tl.arange(0, BLOCKS)
-        total = tl.load(evidence + slot * labels + label, mask=inside & old, other=0.0)
+        known = label < labels
+        total = tl.load(evidence + slot * labels + label, mask=known & old, other=0.0)
         tokens = tl.load(weight + slot, mask=old, other=0.0)
         first = tl.load(first_row + document)
-        for row in range(first, first + count):
-            at = (row * blocks + block).to(tl.int64)[:, None] * labels + label[None, :]
-            there = (block < blocks)[:, None] & inside[None, :]
-            share = tl.sum(tl.load(shares + at, mask=there, other=0.0), 0)
-            tl.store(row_evidence + row * labels + label, share, mask=inside)
-            total += share.to(tl.float64)
-            tokens += tl.load(lengths + row).to(tl.float64)
-        tl.store(evidence + slot * labels + label, total, mask=inside)
+        for start in tl.range(0, count, ROWS):
+            row = start + tl.arange(0, ROWS)
+            at = (first + row)[:, None] * labels + label[None, :]
+            there = (row < count)[:, None] & known[None, :]
+            of_row = tl.load(row_evidence + at, mask=there, other=0.0)
+            total += tl.sum(of_row.to(tl.float64), 0)
+            length = tl.load(lengths + first + row, mask=row < count, other=0)
+            tokens += tl.sum(length, 0).to(tl.float64)
+        tl.store(evidence + slot * labels + label, total, mask=known)
         tl.store(weight + slot, tokens)
-        tl.store(logits + document * labels + label, total / (tokens + prior), mask=inside)
+        tl.store(logits + document * labels + label, total / (tokens + prior), mask=known)

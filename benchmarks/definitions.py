@@ -1,0 +1,74 @@
+"""What each mixer computes, as its definition says, in float64: contenders are held to these.
+
+Shapes: one document of N tokens, H heads, r width of a query and a key, v of a value.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from model.ops import reference
+from model.ops.chunked import ROUTING_EPSILON
+
+
+def responsibilities(x: Tensor, distribution: tuple[Tensor, Tensor, Tensor]) -> Tensor:
+    """Of RMS-normalised x (N, H, r): (N, H, K)."""
+    x = x.double()
+    x = x / (x.square().mean(-1, keepdim=True) + ROUTING_EPSILON).sqrt()
+    mu, var, log_pi = (part.double() for part in distribution)
+    return reference.responsibilities(x, mu, var, log_pi)
+
+
+def mixture_attention(
+    gamma_q: Tensor, gamma_k: Tensor, val: Tensor, epsilon: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    """gammas (N, H, K), val (N, H, v) -> out (N, H, v), memory (H, K, v), mass (H, K)."""
+    heads, components = gamma_k.shape[1:]
+    memory = torch.zeros(heads, components, val.shape[-1], device=val.device, dtype=torch.float64)
+    return reference.causal(
+        gamma_q.double(), gamma_k.double(), val.double(), memory, memory[..., 0], epsilon=epsilon
+    )
+
+
+def softmax_attention(q: Tensor, k: Tensor, val: Tensor, *, causal: bool) -> Tensor:
+    """q, k (N, H, r), val (N, H, v) -> (N, H, v)."""
+    scale = q.shape[-1] ** -0.5
+    out = torch.empty_like(val, dtype=torch.float64)
+    for head in range(q.shape[1]):
+        scores = q[:, head].double() @ k[:, head].double().T * scale
+        if causal:
+            scores = scores.masked_fill(torch.ones_like(scores).triu(1).bool(), -torch.inf)
+        out[:, head] = torch.softmax(scores, -1) @ val[:, head].double()
+    return out
+
+
+def linear_attention(q: Tensor, k: Tensor, val: Tensor, decay: Tensor | None = None) -> Tensor:
+    """Each query over the decayed sum of key x value up to its token: (N, H, v).
+
+    decay (N, H): how much of the sum each token keeps, as a logarithm; or (N, H, r), of each of a
+    key's directions, which must not sum up to more than float64 can hold the exponential of.
+    """
+    out = torch.empty_like(val, dtype=torch.float64)
+    for head in range(q.shape[1]):
+        query, key = q[:, head].double(), k[:, head].double()
+        kept = None
+        if decay is not None:
+            total = decay[:, head].double().cumsum(0)
+            if total.dim() == 2:
+                query, key = query * total.exp(), key * (-total).exp()
+            else:
+                kept = (total[:, None] - total).clamp(max=0).exp()
+        scores = query @ key.T
+        scores = (scores if kept is None else scores * kept).tril()
+        out[:, head] = scores @ val[:, head].double()
+    return out
+
+
+def rotated(x: Tensor, angle: Tensor) -> Tensor:
+    """x (N, H, r) with neighbours as pairs, of which the first turn by angle (N, H, r/4 or so)."""
+    x = x.double()
+    turned = torch.zeros(*x.shape[:-1], x.shape[-1] // 2, device=x.device, dtype=x.dtype)
+    turned[..., : angle.shape[-1]] = angle
+    pairs = torch.view_as_complex(x.reshape(*x.shape[:-1], -1, 2))
+    return torch.view_as_real(pairs * torch.polar(torch.ones_like(turned), turned)).flatten(-2)

@@ -1,0 +1,147 @@
+"""Gaussian Mixture Attention among the mixers that are compared: inputs and implementations.
+
+Shapes: N tokens, H heads, r routing_dim, K components, v value_dim.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from importlib import import_module
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from benchmarks import definitions
+from model.ops import chunked, reference
+from model.ops.chunked import Coefficients, Rows
+
+EPSILON = 1e-6
+ROW = 1024
+"""Tokens of a row of ours."""
+
+
+class Size(NamedTuple):
+    heads: int = 12
+    routing: int = 32
+    components: int = 32
+    value: int = 64
+
+
+class Problem(NamedTuple):
+    """A mixer's inputs at one length, all that is to be timed, and what it must give."""
+
+    run: Callable[[], tuple[Tensor, ...]]  # the first is (1, N, H, v), or the same in rows
+    inputs: tuple[Tensor, ...]  # all that grow with N, tokens in dimension 1
+    expected: Callable[[], tuple[Tensor, ...]]  # in float64; slow
+
+
+def random(*shape: int, device: torch.device, dtype: torch.dtype = torch.bfloat16) -> Tensor:
+    return torch.randn(shape, device=device, dtype=dtype)
+
+
+def compiled(function: Callable[..., Any], device: torch.device) -> Callable[..., Any]:
+    """Compiled for exactly the shapes that it is called with; as it is on the CPU."""
+    return torch.compile(function, dynamic=False) if device.type == "cuda" else function
+
+
+class Ours(NamedTuple):
+    """Routing vectors and values as a layer's projection leaves them, and a mixture."""
+
+    q: Tensor  # (1, N, H, r)
+    k: Tensor
+    val: Tensor  # (1, N, H, v)
+    distribution: tuple[Tensor, Tensor, Tensor]  # mu and var (H, K, r), log_pi (H, K)
+
+    @classmethod
+    def of(cls, tokens: int, size: Size, device: torch.device) -> Ours:
+        heads, r, K, v = size  # noqa: N806 (the paper's letters)
+        projected = random(1, tokens, heads * (2 * r + v), device=device)
+        parts = torch.split(projected, [heads * r, heads * r, heads * v], -1)
+        q, k, val = (part.view(1, tokens, heads, -1) for part in parts)
+        val += 0.5  # so that means of many values do not vanish
+        mu = torch.randn(heads, K, r, device=device)
+        var = torch.rand(heads, K, r, device=device) * 2 + 0.5
+        return cls(q, k, val, (mu, var, torch.randn(heads, K, device=device).log_softmax(-1)))
+
+    @property
+    def mixture(self) -> Coefficients:
+        return Coefficients.of(*self.distribution)
+
+    def gammas(self) -> tuple[Tensor, Tensor]:
+        q, k = (definitions.responsibilities(x[0], self.distribution) for x in (self.q, self.k))
+        return q, k
+
+    def expected(self) -> tuple[Tensor, ...]:
+        """out, memory and mass."""
+        return definitions.mixture_attention(*self.gammas(), self.val[0], EPSILON)
+
+    def rows(self) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Rows]:
+        """q, k, val in rows; memory and mass of one new document; and its rows."""
+        chunk = min(ROW, self.q.shape[1])
+        parts = [x.view(-1, chunk, *x.shape[2:]) for x in (self.q, self.k, self.val)]
+        count, _, heads, value = parts[2].shape
+        lengths = torch.full((count,), chunk, device=self.q.device)
+        rows = Rows.of(lengths, torch.zeros_like(lengths), chunk, torch.float32)
+        rows = rows._replace(belongs=rows.belongs[:1], first=rows.first[:1], count=rows.count[:1])
+        components = self.distribution[0].shape[1]
+        memory = torch.zeros(1, heads, components, value, device=self.q.device)
+        return parts[0], parts[1], parts[2], memory, memory[..., 0].contiguous(), rows
+
+
+def by_rows(causal: Callable[..., Any]) -> Callable[[int, Size, torch.device], Problem]:
+    """One of our own implementations, `model.ops.chunked.causal` or its like."""
+
+    def build(tokens: int, size: Size, device: torch.device) -> Problem:
+        given = Ours.of(tokens, size, device)
+        *parts, rows = given.rows()
+        mixture = given.mixture
+
+        def run() -> tuple[Tensor, ...]:
+            out, memory, mass = causal(
+                *parts, mixture, rows, normalize=True, epsilon=EPSILON, device=device
+            )
+            return out, memory[0], mass[0]
+
+        return Problem(run, given[:3], given.expected)
+
+    return build
+
+
+def fused(*args: Any, device: torch.device, **options: Any) -> Any:
+    return import_module("model.ops.triton").causal(*args, **options)
+
+
+def _narrow(*args: Any, **options: Any) -> tuple[Tensor, Tensor, Tensor]:
+    out, memory, mass = chunked.causal(*args, **options)
+    return out.to(args[0].dtype), memory, mass
+
+
+_compiled_chunked = torch.compile(_narrow, dynamic=False)
+
+
+def chunks(*args: Any, device: torch.device, **options: Any) -> Any:
+    return (_compiled_chunked if device.type == "cuda" else _narrow)(*args, **options)
+
+
+def gammas_of(q: Tensor, k: Tensor, mixture: Coefficients) -> tuple[Tensor, Tensor]:
+    """q, k (1, N, H, r) -> (1, N, H, K) each, float32."""
+    gamma_q, gamma_k = (
+        chunked.responsibilities(x, mixture, normalize=True).transpose(1, 2) for x in (q, k)
+    )
+    return gamma_q, gamma_k
+
+
+def cumulative(tokens: int, size: Size, device: torch.device) -> Problem:
+    given = Ours.of(tokens, size, device)
+    *_, memory, mass, _ = given.rows()
+
+    def sums(q: Tensor, k: Tensor, val: Tensor, mixture: Coefficients) -> tuple[Tensor, ...]:
+        gamma_q, gamma_k = gammas_of(q, k, mixture)
+        out, *after = reference.causal(
+            gamma_q[0], gamma_k[0], val[0].float(), memory[0], mass[0], epsilon=EPSILON
+        )
+        return out.to(val.dtype), *after
+
+    run, mixture = compiled(sums, device), given.mixture
+    return Problem(lambda: run(*given[:3], mixture), given[:3], given.expected)

@@ -1,0 +1,141 @@
+"""Documents read step by step, as the whole models' comparison does it."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Sequence
+from importlib import import_module
+from typing import Any, Literal, NamedTuple
+
+import torch
+from torch import Tensor
+
+from benchmarks import timing
+from model.classifier import Classifier, Step
+from model.config import ModelConfig
+from model.state import State
+
+TakeStep = Callable[[Tensor, Tensor, Tensor, State], Step]
+
+CAPTURED = 1 << 16
+"""Tokens of a step up to which it is captured: a longer one hides its launches."""
+
+
+def our_step(classifier: Classifier, dtype: torch.dtype | Literal["fp8"]) -> TakeStep:
+    """The fast step, the one place that knows how it is made; on the CPU the classifier's own."""
+    if classifier.embedding.weight.device.type != "cuda":
+        return classifier.step
+    step: TakeStep = import_module("model.fused").FusedStep(classifier, dtype=dtype).step
+    return step
+
+
+class Grid(NamedTuple):
+    rows: int = 64
+    chunk: int = 1024
+
+    @property
+    def tokens(self) -> int:
+        return self.rows * self.chunk
+
+    def within(self, tokens: int) -> Grid:
+        """As many of the rows as so many tokens fill."""
+        return Grid(min(self.rows, max(1, tokens // self.chunk)), min(self.chunk, tokens))
+
+
+class Stream:
+    """A step and the state that it leaves in place for the next, so that it can be a CUDA graph."""
+
+    def __init__(
+        self, advance: Callable[[], object], tokens: Tensor, state: Sequence[Tensor]
+    ) -> None:
+        """``advance`` reads ``tokens`` on top of ``state``, and leaves there the state after."""
+        self.eager, self.tokens, self.state = advance, tokens, state
+        self.replay: timing.Call | None = None
+
+    @property
+    def nbytes(self) -> int:
+        """Of what stays between steps."""
+        return sum(x.untyped_storage().nbytes() for x in (self.tokens, *self.state))
+
+    def read(self, document: Tensor, *, eager: bool = False) -> list[Tensor]:
+        """The state after a document (N,) on the host, N a multiple of the step's tokens."""
+        advance = self.eager if eager else self.replay or self.eager
+        for x in self.state:
+            x.zero_()
+        for piece in torch.split(document, self.tokens.numel()):
+            self.tokens.copy_(piece.view_as(self.tokens), non_blocking=True)
+            advance()
+        return [x.clone() for x in self.state]
+
+    def capture(self, document: Tensor) -> None:
+        """Replay from now on, if that gives the same state."""
+        if self.tokens.device.type != "cuda" or self.tokens.numel() > CAPTURED:
+            return
+        expected = self.read(document, eager=True)
+
+        def advance() -> tuple[Tensor, ...]:
+            self.eager()
+            return ()
+
+        self.replay = timing.captured(advance)
+        pairs = zip(self.read(document), expected, strict=True)
+        if not all(torch.allclose(a, b, rtol=1e-2, atol=1e-2) for a, b in pairs):
+            self.replay = None
+
+
+def stream_of_steps(take: TakeStep, classifier: Classifier, grid: Grid) -> Stream:
+    """Of our model. All rows are the first document's; the step's other documents are nobody's."""
+    device = classifier.embedding.weight.device
+    tokens = torch.zeros(grid, dtype=torch.int32, device=device)
+    lengths = torch.full((grid.rows,), grid.chunk, device=device)
+    document_of_row = torch.zeros(grid.rows, dtype=torch.int64, device=device)
+    states = classifier.new_states(grid.rows)
+    mine = [x[:1] for _, x in states.tensors()]
+
+    def advance() -> None:
+        after = take(tokens, lengths, document_of_row, states).states
+        for x, (_, new) in zip(mine, after.tensors(), strict=True):
+            x.copy_(new[:1])
+
+    return Stream(advance, tokens, mine)
+
+
+def stream_of_backbone(
+    model: Callable[..., Any], config: ModelConfig, tokens: int, device: torch.device
+) -> Stream:
+    """Of a model without our mixer. With attention, ``tokens`` must be all of the document."""
+    read = torch.zeros(tokens, dtype=torch.int32, device=device)
+    shape = config.layers, config.tail, config.width
+    tails = torch.zeros(shape, device=device, dtype=torch.bfloat16)
+    scores = torch.zeros(len(config.labels), device=device)
+
+    def advance() -> None:
+        found, after = model(read, tails)
+        scores.add_(found)
+        tails.copy_(after)
+
+    return Stream(advance, read, [tails, scores])
+
+
+def error(found: Sequence[Tensor], expected: Sequence[Tensor]) -> float:
+    """The largest relative error of the tensors, by norms."""
+    return max(
+        float(torch.linalg.vector_norm(a.double() - b) / torch.linalg.vector_norm(b))
+        for a, b in zip(found, expected, strict=True)
+    )
+
+
+def errors(take: TakeStep, classifier: Classifier, chunk: int) -> tuple[float, float]:
+    """Of the logits and of the states (memory, mass, tail) of two documents after two steps."""
+    device, vocabulary = classifier.embedding.weight.device, classifier.config.vocab_size
+    exact = copy.deepcopy(classifier).double()
+    which = torch.tensor([0, 0, 1, 3], device=device)
+    mine, reference = classifier.new_states(4), exact.new_states(4)
+    for _ in range(2):
+        tokens = torch.randint(vocabulary, (4, chunk), device=device)
+        lengths = torch.tensor([chunk, chunk // 3, chunk - 1, 0], device=device)
+        mine = take(tokens.int(), lengths, which, mine).states
+        reference = exact.step(tokens, lengths, which, reference).states
+    logits = [classifier.logits(x.evidence[:2], x.weight[:2]) for x in (mine, reference)]
+    parts = [(x.memory[:2], x.mass[:2], x.tail[:2]) for x in (mine, reference)]
+    return error(logits[:1], logits[1:]), error(*parts)
