@@ -96,7 +96,7 @@ class Run:
         progress(f"check {name}")
         found: dict[str, Any] = {"contender": name, "limit": LIMITS[name]}
         try:
-            take = our_step(self.classifier, "fp8" if name == FP8 else torch.bfloat16)
+            take = our_step(self.classifier, "fp8" if name == FP8 else "bfloat16", self.grid)
             found["logits"], found["states"] = errors(take, self.classifier, self.grid.chunk)
             passed = max(found["logits"], found["states"]) <= LIMITS[name]
             found["verdict"] = "passed" if passed else "FAILED, not timed"

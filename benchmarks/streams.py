@@ -21,14 +21,6 @@ CAPTURED = 1 << 16
 """Tokens of a step up to which it is captured: a longer one hides its launches."""
 
 
-def our_step(classifier: Classifier, dtype: torch.dtype | Literal["fp8"]) -> TakeStep:
-    """The fast step, the one place that knows how it is made; on the CPU the classifier's own."""
-    if classifier.embedding.weight.device.type != "cuda":
-        return classifier.step
-    step: TakeStep = import_module("model.fused").FusedStep(classifier, dtype=dtype).step
-    return step
-
-
 class Grid(NamedTuple):
     rows: int = 64
     chunk: int = 1024
@@ -40,6 +32,36 @@ class Grid(NamedTuple):
     def within(self, tokens: int) -> Grid:
         """As many of the rows as so many tokens fill."""
         return Grid(min(self.rows, max(1, tokens // self.chunk)), min(self.chunk, tokens))
+
+
+def our_step(classifier: Classifier, precision: Literal["bfloat16", "fp8"], grid: Grid) -> TakeStep:
+    """The fused step, for grids up to this one; on the CPU the classifier's own."""
+    if classifier.embedding.weight.device.type != "cuda":
+        return classifier.step
+    fused = import_module("model.fused")
+    step = fused.FusedStep(classifier, rows=grid.rows, chunk=grid.chunk, precision=precision)
+    device, labels = step.device, len(classifier.config.labels)
+
+    def take(tokens: Tensor, lengths: Tensor, document_of_row: Tensor, states: State) -> Step:
+        """See `Classifier.step`; the states given are overwritten."""
+        rows = len(lengths)
+        inputs = fused.Inputs.empty(tokens.shape, device)
+        outputs = fused.Outputs.empty(rows, labels, device)
+        every = torch.arange(rows, device=device)
+        belongs = (every[:, None] == document_of_row) & (lengths > 0)
+        for mine, given in (
+            (inputs.tokens, tokens),
+            (inputs.lengths, lengths),
+            (inputs.document, document_of_row),
+            (inputs.slots, every),
+            (inputs.first_row, belongs.int().argmax(1)),
+            (inputs.row_count, belongs.sum(1)),
+        ):
+            mine.copy_(given)
+        step(inputs, states, outputs)
+        return Step(outputs.evidence, lengths.float(), states)
+
+    return take
 
 
 class Stream:

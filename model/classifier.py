@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from model.config import ModelConfig
 from model.layers import Layer, Pooling
+from model.ops.choice import choose
 from model.ops.chunked import Rows
 from model.state import State
 
@@ -51,6 +52,20 @@ class Classifier(nn.Module):
     def dtype(self) -> torch.dtype:
         """At least float32: what states and sums are kept in."""
         return torch.promote_types(self.embedding.weight.dtype, torch.float32)
+
+    @property
+    def mixers(self) -> str:
+        """Which implementation of the operation the layers use: see `model.ops.choice`."""
+        layer = self.layers[0]
+        assert isinstance(layer, Layer)
+        return layer.mixer.operation.name
+
+    def choose_mixers(self) -> None:
+        """Use the fastest implementation where the weights are, in their dtype."""
+        operation = choose(self.config, self.embedding.weight)
+        for layer in self.layers:
+            assert isinstance(layer, Layer)
+            layer.mixer.operation = operation
 
     def logits(self, evidence: Tensor, weight: Tensor) -> Tensor:
         """Sums of scores (..., labels) and of weights (...) -> the mean score, (..., labels).

@@ -12,22 +12,20 @@ r routing_dim, K components, v value_dim, T tail.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal, NamedTuple, TypeAlias
+from typing import NamedTuple
 
 import torch
 import triton
 from torch import Tensor
 
 from model.classifier import Classifier
-from model.config import ModelConfig
 from model.layers import Layer
 from model.ops import kernels, tokens
+from model.ops.choice import TAPS, Precision, obstacle
 from model.ops.chunked import ROUTING_EPSILON, Coefficients
-from model.ops.products import aligned, multiply
-from model.ops.triton import DEPTH, TILE, WIDTHS, Plan
+from model.ops.products import multiply
+from model.ops.triton import DEPTH, TILE, Plan
 from model.state import State
-
-Precision: TypeAlias = Literal["bfloat16", "float8"]
 
 FLOAT8 = torch.float8_e4m3fn
 LARGEST = torch.finfo(FLOAT8).max
@@ -40,25 +38,6 @@ PART = 256
 
 STRIPS, STRIP = 4, 16
 """Strips that a program convolves side by side, one a warp, and their tokens."""
-
-TAPS = 4
-"""Of the short convolution, at most."""
-
-
-def obstacle(config: ModelConfig, precision: Precision = "bfloat16") -> str | None:
-    """Why this model has no fused step, or None."""
-    dims = config.routing_dim, config.num_components, config.value_dim
-    dtype = FLOAT8 if precision == "float8" else torch.bfloat16
-    sizes = config.width, config.mlp_width, config.heads * config.value_dim
-    if not config.causal:
-        return "it is bidirectional"
-    if config.conv_kernel > TAPS:
-        return f"conv_kernel must be at most {TAPS}, not {config.conv_kernel}"
-    if not set(dims) <= WIDTHS:
-        return f"routing_dim, num_components and value_dim must be of {sorted(WIDTHS)}, not {dims}"
-    if not all(aligned(size, dtype) for size in sizes):
-        return f"width, mlp_width and heads * value_dim must be multiples of 16, not {sizes}"
-    return None
 
 
 class Weight(NamedTuple):
@@ -101,12 +80,15 @@ class Inputs:
     whole: Tensor  # (R * (C + 6),) int32: all of it, in one piece
 
     @classmethod
-    def empty(cls, grid: Grid, device: torch.device | str) -> Inputs:
-        """No document has rows."""
+    def empty(
+        cls, grid: tuple[int, int], device: torch.device | str, *, pinned: bool = False
+    ) -> Inputs:
+        """No document has rows; `pinned`: in memory that a GPU copies from by itself."""
         rows, chunk = grid
-        whole = torch.zeros(rows * (chunk + 6), dtype=torch.int32, device=device)
-        ids, *rest = whole.split([rows * chunk, *[rows] * 6])
-        return cls(ids.view(rows, chunk), *rest, whole)
+        size = rows * (chunk + 6)
+        whole = torch.zeros(size, dtype=torch.int32, device=device, pin_memory=pinned)
+        ids, rest = whole[: rows * chunk], whole[rows * chunk :].view(6, rows)
+        return cls(ids.view(rows, chunk), *rest, whole)  # type: ignore[call-arg]
 
 
 @dataclass(frozen=True)
@@ -121,17 +103,22 @@ class Outputs:
     whole: Tensor  # (bytes,) uint8: both, in one piece
 
     @classmethod
-    def empty(cls, rows: int, labels: int, device: torch.device | str) -> Outputs:
+    def empty(
+        cls, rows: int, labels: int, device: torch.device | str, *, pinned: bool = False
+    ) -> Outputs:
         """Zeros."""
         size = rows * labels
-        whole = torch.zeros(size * 12, dtype=torch.uint8, device=device)
-        logits, evidence = whole.split([size * 8, size * 4])
-        shape = rows, labels
-        return cls(evidence.view(torch.float32).view(shape), logits.view(torch.float64).view(shape), whole)
+        whole = torch.zeros(size * 12, dtype=torch.uint8, device=device, pin_memory=pinned)
+        logits, evidence = whole[: size * 8], whole[size * 8 :]
+        return cls(
+            evidence.view(torch.float32).view(rows, labels),
+            logits.view(torch.float64).view(rows, labels),
+            whole,
+        )
 
 
 class FusedStep:
-    """Steps of a causal classifier in bfloat16, or with float8 matrix products; see `Classifier`.
+    """Steps of a causal classifier in bfloat16, or with fp8 matrix products; see `Classifier`.
 
     Scores, sums and states are float32, pooled sums float64.
     """
@@ -175,9 +162,9 @@ class FusedStep:
         up = mlp.up.weight.float() * mlp.norm.weight.float()
         # A normalised row is no longer than sqrt(W), so no hidden activation exceeds this.
         hidden = float(up.norm(dim=1).max()) * config.width**0.5
-        if self.precision == "float8" and hidden > LARGEST:
+        if self.precision == "fp8" and hidden > LARGEST:
             raise ValueError(
-                f"{config.name} can't be read in float8: hidden activations may reach "
+                f"{config.name} can't be read in fp8: hidden activations may reach "
                 f"{hidden:.0f}, and {LARGEST:.0f} is the largest number"
             )
         convolution = layer.convolution
@@ -205,7 +192,7 @@ class FusedStep:
         config, count = self.config, rows * chunk
         read = config.heads * config.value_dim
         routed = 2 * config.heads * config.routing_dim + read
-        narrow = FLOAT8 if self.precision == "float8" else torch.bfloat16
+        narrow = FLOAT8 if self.precision == "fp8" else torch.bfloat16
 
         def buffer(*shape: int, dtype: torch.dtype = torch.bfloat16) -> Tensor:
             return torch.empty(shape, dtype=dtype, device=self.device)
@@ -222,12 +209,12 @@ class FusedStep:
         self._inverse = buffer(count, dtype=torch.float32)
         plans = [(r, self._plan(Grid(r, chunk))) for r in range(1, rows + 1)]
         segments = max(r * -(-chunk // plan.segment) for r, plan in plans)
-        blocks = max(r * -(-chunk // plan.segment) * (plan.segment // plan.block) for r, plan in plans)
+        blocks = max(
+            r * -(-chunk // plan.segment) * (plan.segment // plan.block) for r, plan in plans
+        )
         state = config.heads * config.num_components * (config.value_dim + 1)
         self._sums = buffer(segments * state, dtype=torch.float32)
-        self._masses = buffer(
-            blocks * config.heads * config.num_components, dtype=torch.float32
-        )
+        self._masses = buffer(blocks * config.heads * config.num_components, dtype=torch.float32)
         self._label_width = triton.next_power_of_2(self._labels)
         self._scored = max(1, min(64, SCORES // self._label_width))
 
@@ -284,7 +271,7 @@ class FusedStep:
         routed, read, hidden = self._routed[:count], self._read[:count], self._hidden[:count]
         self._convolve(x, y, inverse, normal, weights, inputs, grid, states.tail[:, index])
         memory, mass = states.memory[:, index], states.mass[:, index]
-        if self.precision == "float8":
+        if self.precision == "fp8":
             self._multiply(normal, weights.project, routed)
             self._mix(routed, read, weights, inputs, grid, memory, mass)
             y.addmm_(read, weights.out.T)
@@ -316,7 +303,7 @@ class FusedStep:
             x, tail, weights.conv_norm, weights.taps, *of_rows, inputs.slots, inputs.fresh, y,
             inverse, normal, grid.chunk, width, NORM_EPSILON, tail.stride(0), T=depth,
             PARTS=self._parts, PART=PART, STRIPS=STRIPS, STRIP=STRIP,
-            NORMAL=self.precision == "float8",
+            NORMAL=self.precision == "fp8",
         )  # fmt: skip
         if depth:
             tokens.remember[(grid.rows,)](
@@ -337,29 +324,28 @@ class FusedStep:
     ) -> None:
         """The causal mixer: routed (N, H * (2r + v)) -> read (N, H * v), states in their slots."""
         config, plan, mixture = self.config, self._plan(grid), weights.mixture
-        H, K, v, r = config.heads, config.num_components, config.value_dim, config.routing_dim
-        q, k, val = (
-            part.view(*grid, H, -1)
-            for part in routed.split([H * r, H * r, H * v], dim=-1)
-        )
+        heads, components = config.heads, config.num_components
+        value, routing = config.value_dim, config.routing_dim
+        widths = [heads * routing, heads * routing, heads * value]
+        q, k, val = (part.view(*grid, heads, -1) for part in torch.split(routed, widths, dim=-1))
         segments = -(-grid.chunk // plan.segment)
-        sizes = {"H": H, "K": K, "V": v}
+        sizes = {"H": heads, "K": components, "V": value}
         cut = {
-            "R": r, "SEGMENT": plan.segment, "BLOCK": plan.block, "STAGES": plan.stages,
+            "R": routing, "SEGMENT": plan.segment, "BLOCK": plan.block, "STAGES": plan.stages,
             "NORMALIZE": config.normalize_routing, "EPSILON": ROUTING_EPSILON,
             "num_warps": plan.warps,
         }  # fmt: skip
-        kernels._sum_segments[(grid.rows * segments, H)](
+        kernels._sum_segments[(grid.rows * segments, heads)](
             k, val, *mixture, inputs.lengths, self._sums, self._gammas, self._masses,
             *k.stride()[:3], *val.stride()[:3], grid.chunk, segments, **sizes, **cut, KEEP=True,
         )  # fmt: skip
-        kernels._prefix[(-(-(v + 1) * K // TILE), H, grid.rows)](
+        kernels._prefix[(-(-(value + 1) * components // TILE), heads, grid.rows)](
             self._sums, memory, mass, memory, mass, inputs.first_row, inputs.row_count,
             inputs.slots, inputs.fresh, *memory.stride()[:3], *mass.stride()[:2],
             *memory.stride()[:3], *mass.stride()[:2], segments, **sizes,
             TILE=TILE, DEPTH=DEPTH, SLOTS=True,
         )  # fmt: skip
-        kernels._read_segments[(grid.rows * segments, H)](
+        kernels._read_segments[(grid.rows * segments, heads)](
             q, self._gammas, self._masses, val, *mixture, inputs.lengths, self._sums, read,
             *q.stride()[:3], *val.stride()[:3], grid.chunk, segments, config.epsilon,
             **sizes, **cut, **plan.limit,

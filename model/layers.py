@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from model.config import ModelConfig
-from model.ops import chunked
+from model.ops.choice import CHUNKED
 from model.ops.chunked import Coefficients, Rows
 
 INITIAL_VARIANCE = 8.0
@@ -50,6 +50,7 @@ class Mixer(nn.Module):
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.config = config
+        self.operation = CHUNKED
         heads, routing, value = config.heads, config.routing_dim, config.value_dim
         self.widths = [heads * routing, heads * routing, heads * value]
         self.norm = nn.RMSNorm(config.width, eps=1e-6)
@@ -70,7 +71,7 @@ class Mixer(nn.Module):
         q, k, val = self.routed(x)
         mixture, config = self.mixture.coefficients(), self.config
         with torch.autocast(x.device.type, enabled=False):
-            out, memory, mass = chunked.causal(
+            out, memory, mass = self.operation.causal(
                 q,
                 k,
                 val,
@@ -88,14 +89,16 @@ class Mixer(nn.Module):
         _, k, val = self.routed(x)
         mixture = self.mixture.coefficients()
         with torch.autocast(x.device.type, enabled=False):
-            return chunked.write(k, val, mixture, rows, normalize=self.config.normalize_routing)
+            return self.operation.write(
+                k, val, mixture, rows, normalize=self.config.normalize_routing
+            )
 
     def read(self, x: Tensor, memory: Tensor, mass: Tensor, rows: Rows) -> Tensor:
         """What rows x (R, C, W) read from their documents' finished memory: update (R, C, W)."""
         q, _, _ = self.routed(x)
         mixture, config = self.mixture.coefficients(), self.config
         with torch.autocast(x.device.type, enabled=False):
-            out = chunked.read(
+            out = self.operation.read(
                 q,
                 memory,
                 mass,

@@ -71,6 +71,7 @@ def load(
     _check(tensors, classifier.state_dict(), weights_file)
     classifier.load_state_dict({k: x.to(device, dtype) for k, x in tensors.items()}, assign=True)
     classifier.requires_grad_(False).eval()
+    classifier.choose_mixers()
     return Checkpoint(config, classifier, tokenizer, _fingerprint(files))
 
 

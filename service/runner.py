@@ -11,6 +11,7 @@ import torch
 from numpy.typing import NDArray
 
 from model.classifier import Classifier, Step
+from model.config import ModelConfig
 from service.memory import resident_memory
 from service.pool import Slots, StatePool
 
@@ -96,6 +97,14 @@ class Runner(Protocol):
     def device(self) -> str: ...
 
     @property
+    def dtype(self) -> str:
+        """What matrix products are computed in."""
+
+    @property
+    def kernels(self) -> str:
+        """Which code computes a step, for people."""
+
+    @property
     def labels(self) -> tuple[str, ...]: ...
 
     @property
@@ -154,22 +163,16 @@ class TorchRunner:
     ) -> None:
         """`slots` documents at a time, `rows` x `chunk` tokens a step.
 
-        There is a grid of every power of two below `rows` too, so that a lone short document does
-        not pay for all. `compile` is worth its minute of warm-up on a GPU.
+        `compile` is worth its minute of warm-up on a GPU.
         """
         config = classifier.config
-        if not config.causal:
-            raise ValueError(f"{config.name} is bidirectional: only a causal model can be streamed")
-        if rows < 1 or chunk < max(1, config.tail):
-            raise ValueError(
-                f"a grid of {rows} x {chunk}: rows >= 1, chunk >= {max(1, config.tail)}"
-            )
+        self.grids = grids_up_to(rows, chunk, config)
         weights = classifier.embedding.weight
         self.device = str(weights.device)
+        self.dtype = str(weights.dtype).removeprefix("torch.")
+        self.kernels = f"{'compiled' if compile else 'eager'} PyTorch, {classifier.mixers} mixer"
         self.labels = config.labels
         self.vocab_size = config.vocab_size
-        powers = [1 << i for i in range((rows - 1).bit_length())]
-        self.grids = tuple(Grid(r, chunk) for r in [*powers, rows])
         self.pool = StatePool(config, slots, device=weights.device, dtype=classifier.dtype)
         self._logits = classifier.logits
         self._forward: Callable[..., Step] = classifier.eval()
@@ -188,17 +191,8 @@ class TorchRunner:
 
     def warm_up(self) -> None:
         for grid in self.grids:
-            batch = Batch.blank(grid, self.pool.scratch)
-            ids = np.arange(batch.tokens.size) % self.vocab_size
-            batch.tokens[:] = ids.reshape(grid)
-            batch.lengths[:] = grid.chunk
             for _ in range(self._warm_ups):
-                outcome = self.step(batch)
-            if not (outcome.finite.all() and np.isfinite(outcome.logits[-1]).all()):
-                raise RuntimeError(
-                    f"a step of {grid.rows} x {grid.chunk} tokens gives what is not finite: "
-                    "the weights are damaged, or too large for this device's precision"
-                )
+                warm_up(self, grid)
 
     def launch(self, batch: Batch) -> Launched:
         return Ended(self.step(batch))
@@ -257,17 +251,47 @@ class TorchRunner:
         return together
 
     def memory(self) -> Memory:
-        resident, resident_peak = resident_memory()
-        if not self.device.startswith("cuda"):
-            return Memory(resident, resident_peak, 0, 0)
-        return Memory(
-            resident,
-            resident_peak,
-            torch.cuda.memory_allocated(self.device),
-            torch.cuda.max_memory_allocated(self.device),
-        )
+        return device_memory(self.device)
+
+
+def grids_up_to(rows: int, chunk: int, config: ModelConfig) -> tuple[Grid, ...]:
+    """Every power of two of rows below `rows`, and `rows`: a lone short document does not pay for
+    all. Raises ValueError for a model that can't be streamed, and for rows that are too short."""
+    if not config.causal:
+        raise ValueError(f"{config.name} is bidirectional: only a causal model can be streamed")
+    if rows < 1 or chunk < max(1, config.tail):
+        raise ValueError(f"a grid of {rows} x {chunk}: rows >= 1, chunk >= {max(1, config.tail)}")
+    powers = [1 << i for i in range((rows - 1).bit_length())]
+    return tuple(Grid(r, chunk) for r in [*powers, rows])
 
 
 def fitting(grids: Sequence[Grid], rows: int) -> Grid:
     """The smallest grid with so many rows."""
     return next(grid for grid in grids if grid.rows >= rows)
+
+
+def warm_up(runner: Runner, grid: Grid) -> None:
+    """Run a full step in the scratch slot; raises RuntimeError if its result is not finite."""
+    batch = Batch.blank(grid, runner.pool.scratch)
+    ids = np.arange(batch.tokens.size) % runner.vocab_size
+    batch.tokens[:] = ids.reshape(grid)
+    batch.lengths[:] = grid.chunk
+    outcome = runner.launch(batch).outcome()
+    if not (outcome.finite.all() and np.isfinite(outcome.logits[-1]).all()):
+        raise RuntimeError(
+            f"a step of {grid.rows} x {grid.chunk} tokens gives what is not finite: "
+            "the weights are damaged, or too large for this device's precision"
+        )
+
+
+def device_memory(device: str) -> Memory:
+    """Of this process and of a device."""
+    resident, resident_peak = resident_memory()
+    if not device.startswith("cuda"):
+        return Memory(resident, resident_peak, 0, 0)
+    return Memory(
+        resident,
+        resident_peak,
+        torch.cuda.memory_allocated(device),
+        torch.cuda.max_memory_allocated(device),
+    )

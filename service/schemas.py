@@ -147,6 +147,8 @@ class WorkerInfo(TypedDict):
 
     backend: str
     device: str
+    dtype: Annotated[str, Field(description="what matrix products are computed in")]
+    kernels: Annotated[str, Field(description="which code computes a step")]
     fingerprint: Annotated[str, Field(description="SHA-256 of the checkpoint")]
     rows: Annotated[int, Field(description="chunks that one step reads")]
     chunk_tokens: int

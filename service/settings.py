@@ -54,11 +54,18 @@ class Settings(BaseSettings):
     threads: Annotated[int, Field(ge=0)] = 0
     """CPU threads that a worker computes with; 0 takes every core."""
 
-    rows: Count = 8
-    """Chunks that one step reads."""
+    dtype: Literal["auto", "float32", "bfloat16", "fp8"] = "auto"
+    """What a GPU multiplies matrices in; auto is bfloat16 with the fused kernels if they fit the
+    model, else float32. States and sums are at least float32 in any case."""
 
-    chunk_tokens: Count = 256
-    """Tokens of one chunk."""
+    compile_cache: Path | None = None
+    """Folder of compiled GPU kernels: kept between starts, and made by `gma compile`."""
+
+    rows: Annotated[int, Field(ge=0)] = 0
+    """Chunks that one step reads; 0 takes 8 on the CPU, 64 on a GPU."""
+
+    chunk_tokens: Annotated[int, Field(ge=0)] = 0
+    """Tokens of one chunk; 0 takes 256 on the CPU, 512 on a GPU."""
 
     slots: Count = 64
     """Documents that a worker reads at the same time."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 import sys
 from collections.abc import AsyncGenerator, AsyncIterator
@@ -15,14 +16,22 @@ import numpy as np
 import torch
 
 from model import weights
+from model.classifier import Classifier
+from model.ops.choice import obstacle
 from service import metrics
 from service.client import Reading, Tokens
 from service.document import Progress
 from service.engine import Ending, Engine, Observer
 from service.errors import NotReady
-from service.runner import Runner, TorchRunner
+from service.runner import Grid, Runner, TorchRunner
 from service.schemas import WorkerInfo
 from service.settings import Settings
+
+logger = logging.getLogger(__name__)
+
+CPU_GRID, GPU_GRID = Grid(8, 256), Grid(64, 512)
+"""The full step, unless settings say otherwise: what keeps a device busy, and no longer than that,
+for a short document waits for up to two of them."""
 
 
 class Worker:
@@ -49,12 +58,13 @@ class Worker:
         if device == "auto":
             device = "cuda" if torch.cuda.is_available() else "cpu"
         checkpoint = weights.load(settings.checkpoint, device=device)
-        runner = TorchRunner(
-            checkpoint.classifier,
-            slots=settings.slots,
-            rows=settings.rows,
-            chunk=settings.chunk_tokens,
-            compile=device == "cuda",
+        runner = make_runner(checkpoint.classifier, settings)
+        logger.info(
+            "%s on %s in %s: %s",
+            checkpoint.config.name,
+            runner.device,
+            runner.dtype,
+            runner.kernels,
         )
         return cls(runner, settings, fingerprint=checkpoint.fingerprint)
 
@@ -109,6 +119,8 @@ class Worker:
         return WorkerInfo(
             backend=self._runner.backend,
             device=self._runner.device,
+            dtype=self._runner.dtype,
+            kernels=self._runner.kernels,
             fingerprint=self._fingerprint,
             rows=grid.rows,
             chunk_tokens=grid.chunk,
@@ -120,6 +132,33 @@ class Worker:
                 "numpy": np.__version__,
             },
         )
+
+
+def make_runner(classifier: Classifier, settings: Settings) -> Runner:
+    """The fastest runner for this model where its weights are, or the one that was asked for.
+
+    Raises ValueError for a precision that the device or the model can't be read in.
+    """
+    on_gpu = classifier.embedding.weight.is_cuda
+    rows = settings.rows or (GPU_GRID if on_gpu else CPU_GRID).rows
+    chunk = settings.chunk_tokens or (GPU_GRID if on_gpu else CPU_GRID).chunk
+    if not on_gpu:
+        if settings.dtype not in ("auto", "float32"):
+            raise ValueError(f"GMA_DTYPE={settings.dtype} needs a GPU: on the CPU it is float32")
+        return TorchRunner(classifier, slots=settings.slots, rows=rows, chunk=chunk)
+    precision = settings.dtype
+    if precision == "auto":
+        reason = obstacle(classifier.config)
+        if reason:
+            logger.warning("no fused kernels for this model: %s", reason)
+        precision = "float32" if reason else "bfloat16"
+    if precision == "float32":
+        return TorchRunner(classifier, slots=settings.slots, rows=rows, chunk=chunk, compile=True)
+    from service.fused import FusedRunner  # Triton is not installed where there is no GPU
+
+    return FusedRunner(
+        classifier, slots=settings.slots, rows=rows, chunk=chunk, precision=precision
+    )
 
 
 class _Reading:

@@ -5,8 +5,8 @@ Source: arXiv:2606.18283. `model.ops.triton` launches them.
 A row is cut into segments. Three kernels: each segment's sums, and the keys' responsibilities; each
 document's exclusive prefix of the sums, which starts at its incoming state and ends at its new one;
 each segment's outputs, block by block, from the prefix before it. Keys are scored once: to keep
-their responsibilities costs less than to compute them again. Documents meet in no sum, so that what is not
-finite in one stays there.
+their responsibilities costs less than to compute them again. Documents meet in no sum, so that what
+is not finite in one stays there.
 
 Squares and scores are exact to about 2^-16 with bfloat16 inputs: a bfloat16's square is the sum of
 two bfloat16s, a weight nearly so. Sums and states are float32.

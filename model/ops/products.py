@@ -2,8 +2,8 @@
 
 A row's RMS normalisation is a factor of its products, so it is one number a row that the epilogue
 multiplies by; so are the scales of float8. GELU, and the addition to what is already there, are
-done to the accumulator. Tiles come through the tensor memory accelerator; one program a multiprocessor
-takes tile after tile, so that the end of one overlaps with the beginning of the next.
+done to the accumulator. Tiles come through the tensor memory accelerator; each program takes tile
+after tile, so that the end of one overlaps with the beginning of the next.
 
 Shapes: N tokens, I inputs, O outputs.
 """
@@ -12,16 +12,12 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 from triton.tools.tensor_descriptor import TensorDescriptor
 
 from model.ops.kernels import INTERPRETED
-
-ALIGNMENT = 16
-"""Bytes that a row of each matrix must be a multiple of."""
 
 
 @triton.jit
@@ -34,9 +30,8 @@ def _gelu(x):
     if INTERPRETED:
         u = 0.7978845608028654 * x * (1.0 + 0.044715 * x * x)
         return x * tl.sigmoid(2.0 * u)
-    else:
-        return tl.inline_asm_elementwise(
-            """{
+    return tl.inline_asm_elementwise(
+        """{
             .reg .b32 x, u, a, b, half;
             cvt.rn.f16x2.f32 x, $2, $1;
             mov.b32 a, 0x3a623a62;
@@ -49,12 +44,12 @@ def _gelu(x):
             fma.rn.f16x2 u, u, half, half;
             mul.rn.f16x2 $0, u, x;
             }""",
-            "=r,f,f",
-            [x],
-            dtype=tl.float16,
-            is_pure=True,
-            pack=2,
-        )
+        "=r,f,f",
+        [x],
+        dtype=tl.float16,
+        is_pure=True,
+        pack=2,
+    )
 
 
 @triton.jit
@@ -160,8 +155,3 @@ def multiply(
         FACTOR=factor is not None, GELU=gelu, ADD=add,
         num_warps=tiles.warps, num_stages=tiles.stages,
     )  # fmt: skip
-
-
-def aligned(size: int, dtype: torch.dtype) -> bool:
-    """Whether rows of `size` elements can be read and written by `multiply`."""
-    return size * dtype.itemsize % ALIGNMENT == 0

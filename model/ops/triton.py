@@ -19,9 +19,9 @@ import triton
 from torch import Tensor
 
 from model.ops import gradients, kernels
+from model.ops.choice import SIZES
 from model.ops.chunked import ROUTING_EPSILON, Coefficients, Rows
 
-WIDTHS = {16, 32, 64, 128}
 DTYPES = torch.bfloat16, torch.float16, torch.float32
 INTERPRETED = bool(kernels.INTERPRETED.value)
 
@@ -572,8 +572,8 @@ def _check(**tensors: Tensor) -> None:
         expected = [sizes.setdefault(*pair) for pair in zip(SHAPES[name], x.shape, strict=False)]
         if x.ndim != len(SHAPES[name]) or list(x.shape) != expected:
             raise ValueError(f"{name} is {tuple(x.shape)}, not {SHAPES[name]} with {sizes}")
-    if not {sizes[name] for name in "rKv" if name in sizes} <= WIDTHS:
-        raise ValueError(f"r, K and v must be of {sorted(WIDTHS)}, not {sizes}")
+    if not {sizes[name] for name in "rKv" if name in sizes} <= SIZES:
+        raise ValueError(f"r, K and v must be of {sorted(SIZES)}, not {sizes}")
     tokens = [tensors[name] for name in ("q", "k", "val") if name in tensors]
     device, dtype = tokens[0].device, tokens[0].dtype
     if dtype not in DTYPES or any(x.dtype != dtype for x in tokens):

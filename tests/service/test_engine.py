@@ -50,6 +50,7 @@ class CountingRunner:
     """
 
     backend, device, labels, vocab_size = "counting", "cpu", ("mean", "order"), 1000
+    dtype, kernels = "int64", "none"
     depth = 1
 
     def __init__(
