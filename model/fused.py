@@ -24,7 +24,7 @@ from model.ops import kernels, tokens
 from model.ops.choice import TAPS, Precision, obstacle
 from model.ops.chunked import ROUTING_EPSILON, Coefficients
 from model.ops.products import multiply
-from model.ops.triton import DEPTH, TILE, Plan
+from model.ops.triton import DEPTH, TILE, Plan, at_most
 from model.state import State
 
 FLOAT8 = torch.float8_e4m3fn
@@ -337,7 +337,8 @@ class FusedStep:
         }  # fmt: skip
         kernels._sum_segments[(grid.rows * segments, heads)](
             k, val, *mixture, inputs.lengths, self._sums, self._gammas, self._masses,
-            *k.stride()[:3], *val.stride()[:3], grid.chunk, segments, **sizes, **cut, KEEP=True,
+            *k.stride()[:3], *val.stride()[:3], grid.chunk, segments, KEEP=True,
+            **sizes, **cut, **at_most(plan.sum_registers),
         )  # fmt: skip
         kernels._prefix[(-(-(value + 1) * components // TILE), heads, grid.rows)](
             self._sums, memory, mass, memory, mass, inputs.first_row, inputs.row_count,
@@ -348,7 +349,7 @@ class FusedStep:
         kernels._read_segments[(grid.rows * segments, heads)](
             q, self._gammas, self._masses, val, *mixture, inputs.lengths, self._sums, read,
             *q.stride()[:3], *val.stride()[:3], grid.chunk, segments, config.epsilon,
-            **sizes, **cut, **plan.limit,
+            **sizes, **cut, **at_most(plan.read_registers),
         )  # fmt: skip
 
     def _multiply(self, a: Tensor, weight: Weight, out: Tensor, **how: object) -> None:

@@ -39,8 +39,9 @@ class Plan(NamedTuple):
     block: int = 64
     warps: int = 4
     stages: int = 3
-    registers: int = 0
-    """Of a thread that reads; 0 leaves it to the compiler."""
+    sum_registers: int = 0
+    read_registers: int = 0
+    """Of a thread, at most; 0 leaves it to the compiler."""
 
     @classmethod
     def of(cls, rows: int, chunk: int, heads: int, widest: int) -> Plan:
@@ -53,13 +54,13 @@ class Plan(NamedTuple):
             tokens //= 2
         if widest > 64:
             return cls(tokens, warps=8, stages=1)
-        # Three programs of a multiprocessor hide each other's waits better than two.
-        return cls(tokens, registers=168)
+        # One more program on a multiprocessor, four and three, hides more of the others' waits.
+        return cls(tokens, sum_registers=128, read_registers=168)
 
-    @property
-    def limit(self) -> dict[str, int]:
-        """The option that holds a kernel to `registers`."""
-        return {"maxnreg": self.registers} if self.registers else {}
+
+def at_most(registers: int) -> dict[str, int]:
+    """The option that holds a kernel to so many registers."""
+    return {"maxnreg": registers} if registers else {}
 
 
 def causal(
@@ -172,7 +173,7 @@ class _Call:
         sums = self.new_sums()
         self.over_segments(
             kernels._sum_segments, k, val, *mixture, lengths, sums, *(kept or (sums, sums)),
-            *_strides(k, val), KEEP=kept is not None,
+            *_strides(k, val), KEEP=kept is not None, **at_most(self.plan.sum_registers),
         )  # fmt: skip
         memory_after, mass_after = _new_state(memory)
         self.over_documents(
@@ -308,7 +309,7 @@ def _causal(
     out = val.new_empty(val.shape)
     call.over_segments(
         kernels._read_segments, q, *kept, val, *mixture, lengths, before, out, *_strides(q, val),
-        epsilon=epsilon, **call.plan.limit,
+        epsilon=epsilon, **at_most(call.plan.read_registers),
     )  # fmt: skip
     return out, memory, mass
 
@@ -598,7 +599,11 @@ def _planned(plan: Sequence[int] | None, x: Tensor, *sizes: int) -> Plan:
         return Plan(*plan)
     R, C, H, r = x.shape
     planned = Plan.of(R, C, H, max(r, *sizes))
-    return planned if x.itemsize == 2 else planned._replace(stages=1, registers=0)
+    return (
+        planned
+        if x.itemsize == 2
+        else planned._replace(stages=1, sum_registers=0, read_registers=0)
+    )
 
 
 def _gradients_planned(plan: Sequence[int] | None, x: Tensor, *sizes: int) -> Plan:
@@ -606,7 +611,9 @@ def _gradients_planned(plan: Sequence[int] | None, x: Tensor, *sizes: int) -> Pl
     if plan:
         return Plan(*plan)
     block = (64 if x.dtype == torch.bfloat16 else 32) * 64 // max(x.shape[3], *sizes)
-    return _planned(plan, x, *sizes)._replace(block=min(block, 64), stages=1, registers=0)
+    return _planned(plan, x, *sizes)._replace(
+        block=min(block, 64), stages=1, sum_registers=0, read_registers=0
+    )
 
 
 def _device_of(x: Tensor) -> AbstractContextManager[None]:
