@@ -21,7 +21,7 @@ from torch import Tensor
 from model.classifier import Classifier
 from model.layers import Layer
 from model.ops import kernels, tokens
-from model.ops.choice import TAPS, Precision, obstacle
+from model.ops.choice import Precision, obstacle
 from model.ops.chunked import ROUTING_EPSILON, Coefficients
 from model.ops.products import multiply
 from model.ops.triton import DEPTH, TILE, Plan, at_most
@@ -36,8 +36,8 @@ SCORES = 4096
 PART = 256
 """Numbers that a warp reads at once."""
 
-STRIPS, STRIP = 4, 16
-"""Strips that a program convolves side by side, one a warp, and their tokens."""
+TOKENS = 4
+"""Tokens of a program that takes whole rows, one a warp."""
 
 
 class Weight(NamedTuple):
@@ -53,8 +53,9 @@ class LayerWeights(NamedTuple):
     up: Weight
     down: Weight
     mixture: Coefficients
+    taps: Tensor  # (T + 1, W) bfloat16, times conv_norm
+    tail_taps: Tensor  # (T + 1, W) float32
     conv_norm: Tensor  # (W,) float32
-    taps: Tensor  # (4, W) float32, zeros first
 
 
 class Grid(NamedTuple):
@@ -168,18 +169,21 @@ class FusedStep:
                 f"{hidden:.0f}, and {LARGEST:.0f} is the largest number"
             )
         convolution = layer.convolution
-        norm, taps = torch.ones(config.width), torch.zeros(TAPS, config.width)
+        # Without a convolution nothing is added.
+        norm, taps = torch.ones(config.width), torch.zeros(1, config.width)
         if convolution:
-            norm = convolution.norm.weight.float()
-            taps[TAPS - config.conv_kernel :] = convolution.weight
+            norm, taps = convolution.norm.weight.float(), convolution.weight.float()
+        norm, taps = norm.to(self.device), taps.to(self.device).contiguous()
         return LayerWeights(
             project=self._weight(project),
             out=mixer.out.weight.to(torch.bfloat16),
             up=self._weight(up),
             down=self._weight(mlp.down.weight.float()),
             mixture=Coefficients(*(x.contiguous() for x in mixer.mixture.coefficients())),
-            conv_norm=norm.to(self.device),
-            taps=taps.to(self.device),
+            # As wide as the rows: a warp then holds both alike.
+            taps=(taps * norm).to(torch.bfloat16),
+            tail_taps=taps,
+            conv_norm=norm,
         )
 
     def _weight(self, matrix: Tensor) -> Weight:
@@ -217,6 +221,7 @@ class FusedStep:
         self._masses = buffer(blocks * config.heads * config.num_components, dtype=torch.float32)
         self._label_width = triton.next_power_of_2(self._labels)
         self._scored = max(1, min(64, SCORES // self._label_width))
+        self._shares = buffer(rows * -(-chunk // self._scored), self._labels, dtype=torch.float32)
 
     def _plan(self, grid: Grid) -> Plan:
         config = self.config
@@ -244,10 +249,15 @@ class FusedStep:
         self._normalize(x, normal=normal)
         deep = self._deep_out[:count]
         multiply(normal, self._deep, deep, multiprocessors=self._multiprocessors)
-        tokens.score[(grid.rows,)](
-            deep, self._deep_bias, inputs.tokens, self._own_scores, inputs.lengths,
-            outputs.evidence, grid.chunk, self._labels, deep.stride(0),
+        blocks = -(-grid.chunk // self._scored)
+        tokens.score[(grid.rows * blocks,)](
+            deep, self._deep_bias, inputs.tokens, self._own_scores, inputs.lengths, self._shares,
+            grid.chunk, self._labels, deep.stride(0),
             LABELS=self._label_width, TOKENS=self._scored,
+        )  # fmt: skip
+        tokens.add_shares[(grid.rows,)](
+            self._shares, outputs.evidence, blocks, self._labels,
+            BLOCKS=triton.next_power_of_2(blocks), LABELS=self._label_width,
         )  # fmt: skip
         tokens.pool[(grid.rows,)](
             outputs.evidence, inputs.lengths, inputs.first_row, inputs.row_count, inputs.slots,
@@ -299,10 +309,10 @@ class FusedStep:
     ) -> None:
         width, depth = self.config.width, self.config.tail
         of_rows = inputs.lengths, inputs.document, inputs.first_row
-        tokens.convolve[(grid.rows * -(-grid.chunk // (STRIPS * STRIP)),)](
-            x, tail, weights.conv_norm, weights.taps, *of_rows, inputs.slots, inputs.fresh, y,
+        tokens.convolve[(grid.rows * -(-grid.chunk // TOKENS),)](
+            x, tail, weights.taps, weights.tail_taps, *of_rows, inputs.slots, inputs.fresh, y,
             inverse, normal, grid.chunk, width, NORM_EPSILON, tail.stride(0), T=depth,
-            PARTS=self._parts, PART=PART, STRIPS=STRIPS, STRIP=STRIP,
+            PARTS=self._parts, PART=PART, TOKENS=TOKENS,
             NORMAL=self.precision == "fp8",
         )  # fmt: skip
         if depth:
@@ -362,8 +372,8 @@ class FusedStep:
         self, x: Tensor, *, inverse: Tensor | None = None, normal: Tensor | None = None
     ) -> None:
         count, width = x.shape
-        tokens.normalize[(-(-count // STRIPS),)](
+        tokens.normalize[(-(-count // TOKENS),)](
             x, x if inverse is None else inverse, x if normal is None else normal, width,
-            NORM_EPSILON, count, PARTS=self._parts, PART=PART, TOKENS=STRIPS,
+            NORM_EPSILON, count, PARTS=self._parts, PART=PART, TOKENS=TOKENS,
             NORMAL=normal is not None,
         )  # fmt: skip

@@ -57,76 +57,56 @@ def _inverse_root(row, width, epsilon):
 
 
 @triton.jit
-def _before(
-    x, tail, scale, base, place, there, continues, old, width, epsilon,
-    T: tl.constexpr, PARTS: tl.constexpr, PART: tl.constexpr,
-):  # fmt: skip
-    """The convolution's inputs at places before strips: of the row, the row before, or a tail."""
-    reachable = there & ((place >= 0) | continues)
-    at, inside = _tile(base + place, reachable, width, PARTS, PART)
-    seen = tl.load(x + at, mask=inside, other=0.0).to(tl.float32)
-    root = _inverse_root(seen, width, epsilon)
-    at, inside = _tile(
-        (place + T).to(tl.int64), there & old & (place < 0) & (not continues), width, PARTS, PART
-    )
-    return seen * root[None, :, None] * scale + tl.load(tail + at, mask=inside, other=0.0)
-
-
-@triton.jit
 def convolve(
-    x, tail, norm, taps, lengths, document, first_row, slots, fresh, y, inverse, normal,
+    x, tail, taps, tail_taps, lengths, document, first_row, slots, fresh, y, inverse, normal,
     C, width, epsilon, tail_slot, T: tl.constexpr, PARTS: tl.constexpr, PART: tl.constexpr,
-    STRIPS: tl.constexpr, STRIP: tl.constexpr, NORMAL: tl.constexpr,
+    TOKENS: tl.constexpr, NORMAL: tl.constexpr,
 ):  # fmt: skip
     """y (N, W) is x plus the short convolution of x's normalised rows, and `inverse` (N,) one over
     y's rows' root mean squares; with NORMAL, normal (N, W) is y normalised, instead.
 
-    norm (W,) weighs x's normalised rows, taps (4, W) are the convolution's, the last the token's
-    own; tail (S, ., T, W) is the layer's, T at most 3. What comes before a row is its document's
-    row before, or its document's tail. A program goes through STRIPS strips of a row side by side.
+    What comes before a row is its document's row before, or its document's tail, of which tail
+    (S, ., T, W) has the layer's. taps (T + 1, W), the last the token's own, are for normalised rows
+    of x, and have their weights in them; tail_taps (T + 1, W) are for tails, which have them.
     """
-    programs = tl.cdiv(C, STRIPS * STRIP)
-    row = tl.program_id(0) // programs
-    first = tl.program_id(0) % programs * (STRIPS * STRIP) + tl.arange(0, STRIPS) * STRIP
+    blocks = tl.cdiv(C, TOKENS)
+    row = tl.program_id(0) // blocks
+    token = tl.program_id(0) % blocks * TOKENS + tl.arange(0, TOKENS)
     base = row.to(tl.int64) * C
     belongs = tl.load(document + row)
     used = tl.load(lengths + row) > 0
     continues = used & (tl.load(first_row + belongs) < row)
-    old = used & (tl.load(fresh + belongs) == 0)
-    tail += tl.load(slots + belongs).to(tl.int64) * tail_slot
-    at, inside = _tile(tl.zeros((1,), tl.int32), tl.full((1,), 1, tl.int1), width, PARTS, PART)
-    scale = tl.load(norm + at, mask=inside, other=0.0)
-    third = tl.zeros((PARTS, STRIPS, PART), tl.float32)
-    second = third
-    last = third
-    if T > 2:
-        third = _before(x, tail, scale, base, first - 3, first < C, continues, old, width,
-                        epsilon, T, PARTS, PART)  # fmt: skip
-    if T > 1:
-        second = _before(x, tail, scale, base, first - 2, first < C, continues, old, width,
-                         epsilon, T, PARTS, PART)  # fmt: skip
+    every = tl.full((1,), 0, tl.int64)
+    weight_at, weight_in = _tile(every, every == 0, width, PARTS, PART)
+    here, there = _tile(base + token, token < C, width, PARTS, PART)
+    own = tl.load(x + here, mask=there, other=0.0).to(tl.float32)
+    weight = tl.load(taps + T * width + weight_at, mask=weight_in, other=0.0).to(tl.float32)
+    total = own + own * _inverse_root(own, width, epsilon)[None, :, None] * weight
+    for tap in tl.static_range(T):
+        reachable = (token < C) & ((token >= T - tap) | continues)
+        at, inside = _tile(base + token - (T - tap), reachable, width, PARTS, PART)
+        seen = tl.load(x + at, mask=inside, other=0.0).to(tl.float32)
+        weight = tl.load(taps + tap * width + weight_at, mask=weight_in, other=0.0).to(tl.float32)
+        total += seen * _inverse_root(seen, width, epsilon)[None, :, None] * weight
     if T > 0:
-        last = _before(x, tail, scale, base, first - 1, first < C, continues, old, width,
-                       epsilon, T, PARTS, PART)  # fmt: skip
-    for step in tl.range(STRIP, num_stages=2):
-        token = first + step
-        here, there = _tile(base + token, token < C, width, PARTS, PART)
-        seen = tl.load(x + here, mask=there, other=0.0).to(tl.float32)
-        own = seen * _inverse_root(seen, width, epsilon)[None, :, None] * scale
-        total = seen + tl.load(taps + at, mask=inside, other=0.0) * third
-        total += tl.load(taps + width + at, mask=inside, other=0.0) * second
-        total += tl.load(taps + 2 * width + at, mask=inside, other=0.0) * last
-        total += tl.load(taps + 3 * width + at, mask=inside, other=0.0) * own
-        third, second, last = second, last, own
-        stored = total.to(y.dtype.element_ty)
-        tl.store(y + here, stored, mask=there)
-        wide = stored.to(tl.float32)
-        root = _inverse_root(wide, width, epsilon)
-        if NORMAL:
-            narrow = (wide * root[None, :, None]).to(normal.dtype.element_ty)
-            tl.store(normal + here, narrow, mask=there)
-        else:
-            tl.store(inverse + base + token, root, mask=token < C)
+        begins = tl.program_id(0) % blocks * TOKENS < T
+        if begins & used & (not continues):
+            old = tl.load(fresh + belongs) == 0
+            tail += tl.load(slots + belongs).to(tl.int64) * tail_slot
+            for tap in tl.static_range(T):
+                remembered = old & (token < C) & (token < T - tap)
+                at, inside = _tile((token + tap).to(tl.int64), remembered, width, PARTS, PART)
+                weight = tl.load(tail_taps + tap * width + weight_at, mask=weight_in, other=0.0)
+                total += tl.load(tail + at, mask=inside, other=0.0) * weight
+    stored = total.to(y.dtype.element_ty)
+    tl.store(y + here, stored, mask=there)
+    wide = stored.to(tl.float32)
+    root = _inverse_root(wide, width, epsilon)
+    if NORMAL:
+        narrow = (wide * root[None, :, None]).to(normal.dtype.element_ty)
+        tl.store(normal + here, narrow, mask=there)
+    else:
+        tl.store(inverse + base + token, root, mask=token < C)
 
 
 @triton.jit
@@ -162,35 +142,44 @@ def remember(
 
 @triton.jit
 def score(
-    deep, bias, tokens, table, lengths, evidence, C, labels, deep_stride,
+    deep, bias, tokens, table, lengths, shares, C, labels, deep_stride,
     LABELS: tl.constexpr, TOKENS: tl.constexpr,
 ):  # fmt: skip
-    """What each row says: evidence (R, labels) float32, the sum of its tokens' scores.
+    """What each block of a row says: shares (R, blocks, labels), sums of its tokens' scores.
 
     deep (N, deep_stride): a reading for each label, then the gate's. table (V, labels) has the
     tokens' own scores.
     """
-    row = tl.program_id(0)
-    length = tl.load(lengths + row)
+    blocks = tl.cdiv(C, TOKENS)
+    row = tl.program_id(0) // blocks
+    token = tl.program_id(0) % blocks * TOKENS + tl.arange(0, TOKENS)
+    there = token < tl.load(lengths + row)
     label = tl.arange(0, LABELS)
     known = label < labels
-    label_bias = tl.load(bias + label, mask=known, other=0.0)
-    gate_bias = tl.load(bias + labels)
-    total = tl.zeros((LABELS,), tl.float32)
-    for start in tl.range(0, length, TOKENS):
-        token = start + tl.arange(0, TOKENS)
-        there = token < length
-        inside = there[:, None] & known[None, :]
-        at = row.to(tl.int64) * C + token
-        id_ = tl.load(tokens + at, mask=there, other=0).to(tl.int64)
-        reading = tl.load(deep + at[:, None] * deep_stride + label[None, :], mask=inside, other=0.0)
-        gate = tl.load(deep + at * deep_stride + labels, mask=there, other=0.0) + gate_bias
-        # softplus, which is the identity where exp would overflow
-        open_ = tl.where(gate > 20.0, gate, tl.log(1.0 + tl.exp(tl.minimum(gate, 20.0))))
-        own = tl.load(table + id_[:, None] * labels + label[None, :], mask=inside, other=0.0)
-        scores = (reading + label_bias[None, :]) * open_[:, None] + own
-        total += tl.sum(tl.where(inside, scores, 0.0), 0)
-    tl.store(evidence + row * labels + label, total, mask=known)
+    inside = there[:, None] & known[None, :]
+    at = row.to(tl.int64) * C + token
+    id_ = tl.load(tokens + at, mask=there, other=0).to(tl.int64)
+    reading = tl.load(deep + at[:, None] * deep_stride + label[None, :], mask=inside, other=0.0)
+    reading += tl.load(bias + label, mask=known, other=0.0)[None, :]
+    gate = tl.load(deep + at * deep_stride + labels, mask=there, other=0.0)
+    gate += tl.load(bias + labels)
+    # softplus, which is the identity where exp would overflow
+    open_ = tl.where(gate > 20.0, gate, tl.log(1.0 + tl.exp(tl.minimum(gate, 20.0))))
+    own = tl.load(table + id_[:, None] * labels + label[None, :], mask=inside, other=0.0)
+    total = tl.sum(tl.where(inside, reading * open_[:, None] + own, 0.0), 0)
+    tl.store(shares + tl.program_id(0).to(tl.int64) * labels + label, total, mask=known)
+
+
+@triton.jit
+def add_shares(shares, evidence, blocks, labels, BLOCKS: tl.constexpr, LABELS: tl.constexpr):
+    """A row's evidence (R, labels) is the sum of its shares (R, blocks, labels)."""
+    row = tl.program_id(0)
+    label = tl.arange(0, LABELS)
+    block = tl.arange(0, BLOCKS)
+    at = (row * blocks + block).to(tl.int64)[:, None] * labels + label[None, :]
+    there = (block < blocks)[:, None] & (label < labels)[None, :]
+    total = tl.sum(tl.load(shares + at, mask=there, other=0.0), 0)
+    tl.store(evidence + row * labels + label, total, mask=label < labels)
 
 
 @triton.jit
