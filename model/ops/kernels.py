@@ -70,8 +70,9 @@ def _posterior(x, linear, quadratic, bias, NORMALIZE: tl.constexpr, EPSILON: tl.
         first = _dot(wide, linear)
         second = _dot(square, quadratic)
     if NORMALIZE:
-        inverse = 1.0 / (tl.sum(square, 1) / x.shape[1] + EPSILON)
-        scores = first * tl.sqrt(inverse)[:, None] + second * inverse[:, None] + bias[None, :]
+        # One factor for both: it crosses from one layout of registers to another.
+        root = tl.rsqrt(tl.sum(square, 1) / x.shape[1] + EPSILON)[:, None]
+        scores = root * (first + second * root) + bias[None, :]
     else:
         scores = first + second + bias[None, :]
     weights = tl.exp2(scores - tl.max(scores, 1)[:, None])

@@ -53,7 +53,8 @@ def _tile(token, there, width, PARTS: tl.constexpr, PART: tl.constexpr):
 @triton.jit
 def _inverse_root(row, width, epsilon):
     """(PARTS, tokens, PART) -> (tokens,), one over the rows' root mean squares."""
-    return tl.rsqrt(tl.sum(tl.sum(row * row, 2), 0) / width + epsilon)
+    # Parts first: they lie in one thread.
+    return tl.rsqrt(tl.sum(tl.sum(row * row, 0), 1) / width + epsilon)
 
 
 @triton.jit
@@ -76,8 +77,8 @@ def convolve(
     belongs = tl.load(document + row)
     used = tl.load(lengths + row) > 0
     continues = used & (tl.load(first_row + belongs) < row)
-    every = tl.full((1,), 0, tl.int64)
-    weight_at, weight_in = _tile(every, every == 0, width, PARTS, PART)
+    # As many rows as there are tokens: Triton would lay out one row otherwise than many.
+    weight_at, weight_in = _tile(tl.zeros_like(token), token >= 0, width, PARTS, PART)
     here, there = _tile(base + token, token < C, width, PARTS, PART)
     own = tl.load(x + here, mask=there, other=0.0).to(tl.float32)
     weight = tl.load(taps + T * width + weight_at, mask=weight_in, other=0.0).to(tl.float32)
