@@ -33,12 +33,6 @@ NORM_EPSILON = 1e-6
 SCORES = 4096
 """Entries of a tile of scores."""
 
-PART = 256
-"""Numbers that a warp reads at once."""
-
-TOKENS = 4
-"""Tokens of a program that takes whole rows, one a warp."""
-
 
 class Weight(NamedTuple):
     """A product's weight (O, I), and the factor that undoes its scaling."""
@@ -142,7 +136,7 @@ class FusedStep:
             if self.device.type == "cuda"
             else 4
         )
-        self._parts = triton.next_power_of_2(-(-config.width // PART))
+        self._wide = triton.next_power_of_2(config.width)
         self._table = classifier.embedding.weight.to(torch.bfloat16)
         self._layers = [self._prepared(layer) for layer in classifier.layers]
         pooling = classifier.pooling
@@ -236,7 +230,7 @@ class FusedStep:
         """
         grid = Grid(*inputs.tokens.shape)
         count = grid.rows * grid.chunk
-        config, wide = self.config, self._parts * PART
+        config, wide = self.config, self._wide
         x, spare = self._x[:count], self._spare[:count]
         each = max(1, 4096 // wide)
         tokens.embed[(-(-count // each),)](
@@ -309,17 +303,16 @@ class FusedStep:
     ) -> None:
         width, depth = self.config.width, self.config.tail
         of_rows = inputs.lengths, inputs.document, inputs.first_row
-        tokens.convolve[(grid.rows * -(-grid.chunk // TOKENS),)](
+        tokens.convolve[(len(x),)](
             x, tail, weights.taps, weights.tail_taps, *of_rows, inputs.slots, inputs.fresh, y,
             inverse, normal, grid.chunk, width, NORM_EPSILON, tail.stride(0), T=depth,
-            PARTS=self._parts, PART=PART, TOKENS=TOKENS,
-            NORMAL=self.precision == "fp8",
+            WIDTH=self._wide, NORMAL=self.precision == "fp8", num_warps=1,
         )  # fmt: skip
         if depth:
             tokens.remember[(grid.rows,)](
                 x, tail, weights.conv_norm, *of_rows, inputs.row_count, inputs.slots,
                 inputs.fresh, grid.chunk, width, NORM_EPSILON, tail.stride(0), T=depth,
-                DEPTH=triton.next_power_of_2(depth), WIDTH=self._parts * PART,
+                DEPTH=triton.next_power_of_2(depth), WIDTH=self._wide,
             )  # fmt: skip
 
     def _mix(
@@ -372,8 +365,7 @@ class FusedStep:
         self, x: Tensor, *, inverse: Tensor | None = None, normal: Tensor | None = None
     ) -> None:
         count, width = x.shape
-        tokens.normalize[(-(-count // TOKENS),)](
+        tokens.normalize[(count,)](
             x, x if inverse is None else inverse, x if normal is None else normal, width,
-            NORM_EPSILON, count, PARTS=self._parts, PART=PART, TOKENS=TOKENS,
-            NORMAL=normal is not None,
+            NORM_EPSILON, WIDTH=self._wide, NORMAL=normal is not None, num_warps=1,
         )  # fmt: skip

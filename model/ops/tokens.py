@@ -22,46 +22,32 @@ def embed(tokens, table, x, width, count, WIDTH: tl.constexpr, TOKENS: tl.conste
 
 
 @triton.jit
-def normalize(
-    x, inverse, normal, width, epsilon, count,
-    PARTS: tl.constexpr, PART: tl.constexpr, TOKENS: tl.constexpr, NORMAL: tl.constexpr,
-):  # fmt: skip
+def _inverse_root(row, width, epsilon):
+    """One over the root mean square of a row (WIDTH,)."""
+    return tl.rsqrt(tl.sum(row * row, 0) / width + epsilon)
+
+
+@triton.jit
+def normalize(x, inverse, normal, width, epsilon, WIDTH: tl.constexpr, NORMAL: tl.constexpr):
     """inverse (N,) is one over the root mean squares of the rows of x (N, W).
 
-    With NORMAL, normal (N, W) is x times that, instead.
+    With NORMAL, normal (N, W) is x times that, instead. One warp a row: its sums need no barrier.
     """
-    token = tl.program_id(0).to(tl.int64) * TOKENS + tl.arange(0, TOKENS)
-    at, inside = _tile(token, token < count, width, PARTS, PART)
-    row = tl.load(x + at, mask=inside, other=0.0).to(tl.float32)
+    token = tl.program_id(0).to(tl.int64)
+    here = tl.arange(0, WIDTH)
+    row = tl.load(x + token * width + here, mask=here < width, other=0.0).to(tl.float32)
     root = _inverse_root(row, width, epsilon)
     if NORMAL:
-        tl.store(normal + at, (row * root[None, :, None]).to(normal.dtype.element_ty), mask=inside)
+        narrow = (row * root).to(normal.dtype.element_ty)
+        tl.store(normal + token * width + here, narrow, mask=here < width)
     else:
-        tl.store(inverse + token, root, mask=token < count)
-
-
-@triton.jit
-def _tile(token, there, width, PARTS: tl.constexpr, PART: tl.constexpr):
-    """Offsets and mask of rows of W, (PARTS, tokens, PART).
-
-    A part is a warp's width, so that a row lies in one warp and its sums need no barrier.
-    """
-    here = tl.arange(0, PARTS)[:, None, None] * PART + tl.arange(0, PART)[None, None, :]
-    return token[None, :, None] * width + here, there[None, :, None] & (here < width)
-
-
-@triton.jit
-def _inverse_root(row, width, epsilon):
-    """(PARTS, tokens, PART) -> (tokens,), one over the rows' root mean squares."""
-    # Parts first: they lie in one thread.
-    return tl.rsqrt(tl.sum(tl.sum(row * row, 0), 1) / width + epsilon)
+        tl.store(inverse + token, root)
 
 
 @triton.jit
 def convolve(
     x, tail, taps, tail_taps, lengths, document, first_row, slots, fresh, y, inverse, normal,
-    C, width, epsilon, tail_slot, T: tl.constexpr, PARTS: tl.constexpr, PART: tl.constexpr,
-    TOKENS: tl.constexpr, NORMAL: tl.constexpr,
+    C, width, epsilon, tail_slot, T: tl.constexpr, WIDTH: tl.constexpr, NORMAL: tl.constexpr,
 ):  # fmt: skip
     """y (N, W) is x plus the short convolution of x's normalised rows, and `inverse` (N,) one over
     y's rows' root mean squares; with NORMAL, normal (N, W) is y normalised, instead.
@@ -69,45 +55,43 @@ def convolve(
     What comes before a row is its document's row before, or its document's tail, of which tail
     (S, ., T, W) has the layer's. taps (T + 1, W), the last the token's own, are for normalised rows
     of x, and have their weights in them; tail_taps (T + 1, W) are for tails, which have them.
+    One warp a token: its sums need no barrier.
     """
-    blocks = tl.cdiv(C, TOKENS)
-    row = tl.program_id(0) // blocks
-    token = tl.program_id(0) % blocks * TOKENS + tl.arange(0, TOKENS)
-    base = row.to(tl.int64) * C
+    at = tl.program_id(0).to(tl.int64)
+    row = tl.program_id(0) // C
+    token = tl.program_id(0) % C
+    here = tl.arange(0, WIDTH)
+    inside = here < width
     belongs = tl.load(document + row)
     used = tl.load(lengths + row) > 0
     continues = used & (tl.load(first_row + belongs) < row)
-    # As many rows as there are tokens: Triton would lay out one row otherwise than many.
-    weight_at, weight_in = _tile(tl.zeros_like(token), token >= 0, width, PARTS, PART)
-    here, there = _tile(base + token, token < C, width, PARTS, PART)
-    own = tl.load(x + here, mask=there, other=0.0).to(tl.float32)
-    weight = tl.load(taps + T * width + weight_at, mask=weight_in, other=0.0).to(tl.float32)
-    total = own + own * _inverse_root(own, width, epsilon)[None, :, None] * weight
+    own = tl.load(x + at * width + here, mask=inside, other=0.0).to(tl.float32)
+    weight = tl.load(taps + T * width + here, mask=inside, other=0.0).to(tl.float32)
+    total = own + own * _inverse_root(own, width, epsilon) * weight
     for tap in tl.static_range(T):
-        reachable = (token < C) & ((token >= T - tap) | continues)
-        at, inside = _tile(base + token - (T - tap), reachable, width, PARTS, PART)
-        seen = tl.load(x + at, mask=inside, other=0.0).to(tl.float32)
-        weight = tl.load(taps + tap * width + weight_at, mask=weight_in, other=0.0).to(tl.float32)
-        total += seen * _inverse_root(seen, width, epsilon)[None, :, None] * weight
-    if T > 0:
-        begins = tl.program_id(0) % blocks * TOKENS < T
-        if begins & used & (not continues):
+        reachable = inside & ((token >= T - tap) | continues)
+        before = (at - (T - tap)) * width + here
+        seen = tl.load(x + before, mask=reachable, other=0.0).to(tl.float32)
+        weight = tl.load(taps + tap * width + here, mask=inside, other=0.0).to(tl.float32)
+        total += seen * _inverse_root(seen, width, epsilon) * weight
+    if T > 0:  # noqa: SIM102 (known when compiled, the other is not)
+        if (token < T) & used & (not continues):
             old = tl.load(fresh + belongs) == 0
             tail += tl.load(slots + belongs).to(tl.int64) * tail_slot
             for tap in tl.static_range(T):
-                remembered = old & (token < C) & (token < T - tap)
-                at, inside = _tile((token + tap).to(tl.int64), remembered, width, PARTS, PART)
-                weight = tl.load(tail_taps + tap * width + weight_at, mask=weight_in, other=0.0)
-                total += tl.load(tail + at, mask=inside, other=0.0) * weight
+                remembered = inside & old & (token < T - tap)
+                place = (token + tap) * width + here
+                weight = tl.load(tail_taps + tap * width + here, mask=inside, other=0.0)
+                total += tl.load(tail + place, mask=remembered, other=0.0) * weight
     stored = total.to(y.dtype.element_ty)
-    tl.store(y + here, stored, mask=there)
+    tl.store(y + at * width + here, stored, mask=inside)
     wide = stored.to(tl.float32)
     root = _inverse_root(wide, width, epsilon)
     if NORMAL:
-        narrow = (wide * root[None, :, None]).to(normal.dtype.element_ty)
-        tl.store(normal + here, narrow, mask=there)
+        narrow = (wide * root).to(normal.dtype.element_ty)
+        tl.store(normal + at * width + here, narrow, mask=inside)
     else:
-        tl.store(inverse + base + token, root, mask=token < C)
+        tl.store(inverse + at, root)
 
 
 @triton.jit
