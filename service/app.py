@@ -28,7 +28,7 @@ from ray.serve.handle import DeploymentHandle
 from ray.serve.schema import LoggingConfig
 
 from model.config import ModelConfig
-from service import logs
+from service import kernel_cache, logs
 from service.settings import Settings
 
 if TYPE_CHECKING:
@@ -206,6 +206,7 @@ def running(settings: Settings) -> Iterator[None]:
                 "device": _device(settings),
                 "checkpoint": settings.checkpoint.absolute(),
                 "metrics_dir": folder.absolute(),
+                "compile_cache": settings.compile_cache and settings.compile_cache.absolute(),
             }
         )
         serve.start(http_options=HTTPOptions(host=settings.host, port=settings.port))
@@ -253,6 +254,8 @@ def _set_up_process(settings: Settings) -> None:
     if settings.metrics_dir:
         settings.metrics_dir.mkdir(parents=True, exist_ok=True)
         os.environ[METRICS_DIRECTORY] = str(settings.metrics_dir)
+    if settings.compile_cache:
+        kernel_cache.use(settings.compile_cache)
 
 
 def _device(settings: Settings) -> str:

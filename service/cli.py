@@ -130,6 +130,40 @@ def serve(
         raise typer.Exit(1) from error
 
 
+@app.command("compile")
+def compile_(
+    cache: Annotated[
+        Path, typer.Option(metavar="DIR", help="Folder of the kernels, for GMA_COMPILE_CACHE.")
+    ],
+    checkpoint: Folder = None,
+) -> None:
+    """Compile the GPU kernels of a model ahead, on a GPU of the kind that will serve it.
+
+    A service with GMA_COMPILE_CACHE=DIR then starts without compiling. The folder can be copied,
+    for example into an image. Settings (GMA_DTYPE, GMA_ROWS, ...) are to be those of the service.
+
+    \b
+    Example:
+      gma compile --cache kernels && GMA_COMPILE_CACHE=kernels gma serve
+    """
+    from service import kernel_cache, logs
+    from service.settings import Settings
+
+    chosen = {} if checkpoint is None else {"checkpoint": checkpoint}
+    settings = Settings.load(compile_cache=cache, device="cuda", **chosen)
+    kernel_cache.use(cache)
+    logs.configure(settings.log_level)
+
+    import torch
+
+    if not torch.cuda.is_available():
+        raise ValueError("there is no GPU here: kernels are compiled on the kind they will run on")
+    from service.worker import Worker
+
+    Worker.load(settings).compile()
+    typer.echo(f"{cache} has the kernels. Serve with GMA_COMPILE_CACHE={cache}")
+
+
 @app.command()
 def classify(
     files: Annotated[

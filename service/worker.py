@@ -18,7 +18,7 @@ import torch
 from model import weights
 from model.classifier import Classifier
 from model.ops.choice import obstacle
-from service import metrics
+from service import kernel_cache, metrics
 from service.client import Reading, Tokens
 from service.document import Progress
 from service.engine import Ending, Engine, Observer
@@ -70,9 +70,37 @@ class Worker:
 
     async def start(self) -> None:
         """Warm up. Raises what the warm-up raises; there is no reading then."""
+        self._check_cache()
         await self._engine.start()
+        self._record_cache()
         metrics.SLOTS.set(self._runner.pool.count)
         self._memory = asyncio.create_task(metrics.watch_memory("worker", self._runner.memory))
+
+    def compile(self) -> None:
+        """Compile and run every kernel once, for the cache of the settings, and do no more."""
+        self._check_cache()
+        self._runner.warm_up()
+        self._record_cache()
+
+    def _check_cache(self) -> None:
+        folder = self._settings.compile_cache
+        if folder and self._runner.device.startswith("cuda"):
+            logger.info("compile cache: %s", kernel_cache.verdict(folder, self._manifest()))
+
+    def _record_cache(self) -> None:
+        folder = self._settings.compile_cache
+        if not (folder and self._runner.device.startswith("cuda")):
+            return
+        try:
+            kernel_cache.record(folder, self._manifest())
+        except OSError as error:
+            logger.info("compile cache: left as it is (%s)", error)
+
+    def _manifest(self) -> kernel_cache.Manifest:
+        runner = self._runner
+        grids = [f"{grid.rows} x {grid.chunk}" for grid in runner.grids]
+        gpu = torch.cuda.get_device_name(runner.device)
+        return kernel_cache.manifest(self._fingerprint, gpu, runner.dtype, grids)
 
     async def stop(self) -> None:
         """End the steps in flight; what is not done by then fails with ShuttingDown."""
