@@ -21,10 +21,10 @@ from torch import Tensor
 from model.classifier import Classifier
 from model.layers import Layer
 from model.ops import kernels, tokens
-from model.ops.choice import Precision, obstacle
+from model.ops.choice import TAPS, Precision, obstacle
 from model.ops.chunked import ROUTING_EPSILON, Coefficients
 from model.ops.products import multiply
-from model.ops.triton import DEPTH, TILE, Plan, at_most
+from model.ops.triton import Plan, at_most, tiling
 from model.state import State
 
 FLOAT8 = torch.float8_e4m3fn
@@ -32,6 +32,9 @@ LARGEST = torch.finfo(FLOAT8).max
 NORM_EPSILON = 1e-6
 SCORES = 4096
 """Entries of a tile of scores."""
+
+STRIP = 4
+"""Tokens that a warp convolves one after the other."""
 
 
 class Weight(NamedTuple):
@@ -47,8 +50,8 @@ class LayerWeights(NamedTuple):
     up: Weight
     down: Weight
     mixture: Coefficients
-    taps: Tensor  # (T + 1, W) bfloat16, times conv_norm
-    tail_taps: Tensor  # (T + 1, W) float32
+    taps: Tensor  # (4, W) bfloat16, times conv_norm
+    tail_taps: Tensor  # (4, W) float32, zeros before the convolution's
     conv_norm: Tensor  # (W,) float32
 
 
@@ -163,18 +166,18 @@ class FusedStep:
                 f"{hidden:.0f}, and {LARGEST:.0f} is the largest number"
             )
         convolution = layer.convolution
-        # Without a convolution nothing is added.
-        norm, taps = torch.ones(config.width), torch.zeros(1, config.width)
+        norm, taps = torch.ones(config.width), torch.zeros(TAPS, config.width)
         if convolution:
-            norm, taps = convolution.norm.weight.float(), convolution.weight.float()
-        norm, taps = norm.to(self.device), taps.to(self.device).contiguous()
+            norm = convolution.norm.weight.float()
+            taps[TAPS - config.conv_kernel :] = convolution.weight
+        norm, taps = norm.to(self.device), taps.to(self.device)
         return LayerWeights(
             project=self._weight(project),
             out=mixer.out.weight.to(torch.bfloat16),
             up=self._weight(up),
             down=self._weight(mlp.down.weight.float()),
             mixture=Coefficients(*(x.contiguous() for x in mixer.mixture.coefficients())),
-            # As wide as the rows: a warp then holds both alike.
+            # As narrow as the rows: a warp then holds both alike.
             taps=(taps * norm).to(torch.bfloat16),
             tail_taps=taps,
             conv_norm=norm,
@@ -303,10 +306,10 @@ class FusedStep:
     ) -> None:
         width, depth = self.config.width, self.config.tail
         of_rows = inputs.lengths, inputs.document, inputs.first_row
-        tokens.convolve[(len(x),)](
+        tokens.convolve[(grid.rows * -(-grid.chunk // STRIP),)](
             x, tail, weights.taps, weights.tail_taps, *of_rows, inputs.slots, inputs.fresh, y,
             inverse, normal, grid.chunk, width, NORM_EPSILON, tail.stride(0), T=depth,
-            WIDTH=self._wide, NORMAL=self.precision == "fp8", num_warps=1,
+            WIDTH=self._wide, STRIP=STRIP, NORMAL=self.precision == "fp8", num_warps=1,
         )  # fmt: skip
         if depth:
             tokens.remember[(grid.rows,)](
@@ -343,11 +346,12 @@ class FusedStep:
             *k.stride()[:3], *val.stride()[:3], grid.chunk, segments, KEEP=True,
             **sizes, **cut, **at_most(plan.sum_registers),
         )  # fmt: skip
-        kernels._prefix[(-(-(value + 1) * components // TILE), heads, grid.rows)](
+        tile, depth = tiling(grid.rows)
+        kernels._prefix[(-(-(value + 1) * components // tile), heads, grid.rows)](
             self._sums, memory, mass, memory, mass, inputs.first_row, inputs.row_count,
             inputs.slots, inputs.fresh, *memory.stride()[:3], *mass.stride()[:2],
             *memory.stride()[:3], *mass.stride()[:2], segments, **sizes,
-            TILE=TILE, DEPTH=DEPTH, SLOTS=True,
+            TILE=tile, DEPTH=depth, SLOTS=True,
         )  # fmt: skip
         kernels._read_segments[(grid.rows * segments, heads)](
             q, self._gammas, self._masses, val, *mixture, inputs.lengths, self._sums, read,

@@ -18,6 +18,9 @@ SIZES = frozenset({16, 32, 64, 128})
 Precision: TypeAlias = Literal["bfloat16", "fp8"]
 """What the fused step multiplies matrices in."""
 
+TAPS = 4
+"""Of the short convolution in the fused step, at most."""
+
 ALIGNMENT = 16
 """Bytes that rows of its matrices must be multiples of."""
 
@@ -66,6 +69,8 @@ def obstacle(config: ModelConfig, precision: Precision = "bfloat16") -> str | No
     sizes = config.width, config.mlp_width, config.heads * config.value_dim
     if not config.causal:
         return "it is bidirectional"
+    if config.conv_kernel > TAPS:
+        return f"conv_kernel must be at most {TAPS}, not {config.conv_kernel}"
     if any(size % each for size in sizes):
         return f"width, mlp_width and heads * value_dim must be multiples of {each}, not {sizes}"
     return misfit(config)

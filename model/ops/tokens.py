@@ -45,53 +45,79 @@ def normalize(x, inverse, normal, width, epsilon, WIDTH: tl.constexpr, NORMAL: t
 
 
 @triton.jit
+def _row(x, at, mask, width, epsilon, here):
+    """A row as it is, and one over its root mean square."""
+    row = tl.load(x + at * width + here, mask=mask, other=0.0)
+    return row, _inverse_root(row.to(tl.float32), width, epsilon)
+
+
+@triton.jit
+def _tap(row, root, taps, tap: tl.constexpr, width, here, inside):
+    """What a row adds through one of the convolution's taps."""
+    weight = tl.load(taps + tap * width + here, mask=inside, other=0.0)
+    return row.to(tl.float32) * root * weight.to(tl.float32)
+
+
+@triton.jit
 def convolve(
     x, tail, taps, tail_taps, lengths, document, first_row, slots, fresh, y, inverse, normal,
-    C, width, epsilon, tail_slot, T: tl.constexpr, WIDTH: tl.constexpr, NORMAL: tl.constexpr,
+    C, width, epsilon, tail_slot,
+    T: tl.constexpr, WIDTH: tl.constexpr, STRIP: tl.constexpr, NORMAL: tl.constexpr,
 ):  # fmt: skip
     """y (N, W) is x plus the short convolution of x's normalised rows, and `inverse` (N,) one over
     y's rows' root mean squares; with NORMAL, normal (N, W) is y normalised, instead.
 
     What comes before a row is its document's row before, or its document's tail, of which tail
-    (S, ., T, W) has the layer's. taps (T + 1, W), the last the token's own, are for normalised rows
-    of x, and have their weights in them; tail_taps (T + 1, W) are for tails, which have them.
-    One warp a token: its sums need no barrier.
+    (S, ., T, W) has the layer's. taps (4, W), the last the token's own, are for normalised rows of
+    x, and have their weights in them; tail_taps (4, W) are for tails, which have them. T is at most
+    3, and the taps before are zero. One warp takes STRIP tokens, one after the other, so that a row
+    is read from memory once and its sums need no barrier.
     """
-    at = tl.program_id(0).to(tl.int64)
-    row = tl.program_id(0) // C
-    token = tl.program_id(0) % C
+    strips = tl.cdiv(C, STRIP)
+    row = tl.program_id(0) // strips
+    first = tl.program_id(0) % strips * STRIP
+    start = row.to(tl.int64) * C + first
     here = tl.arange(0, WIDTH)
     inside = here < width
     belongs = tl.load(document + row)
     used = tl.load(lengths + row) > 0
     continues = used & (tl.load(first_row + belongs) < row)
-    own = tl.load(x + at * width + here, mask=inside, other=0.0).to(tl.float32)
-    weight = tl.load(taps + T * width + here, mask=inside, other=0.0).to(tl.float32)
-    total = own + own * _inverse_root(own, width, epsilon) * weight
-    for tap in tl.static_range(T):
-        reachable = inside & ((token >= T - tap) | continues)
-        before = (at - (T - tap)) * width + here
-        seen = tl.load(x + before, mask=reachable, other=0.0).to(tl.float32)
-        weight = tl.load(taps + tap * width + here, mask=inside, other=0.0).to(tl.float32)
-        total += seen * _inverse_root(seen, width, epsilon) * weight
-    if T > 0:  # noqa: SIM102 (known when compiled, the other is not)
-        if (token < T) & used & (not continues):
-            old = tl.load(fresh + belongs) == 0
-            tail += tl.load(slots + belongs).to(tl.int64) * tail_slot
-            for tap in tl.static_range(T):
-                remembered = inside & old & (token < T - tap)
-                place = (token + tap) * width + here
-                weight = tl.load(tail_taps + tap * width + here, mask=inside, other=0.0)
-                total += tl.load(tail + place, mask=remembered, other=0.0) * weight
-    stored = total.to(y.dtype.element_ty)
-    tl.store(y + at * width + here, stored, mask=inside)
-    wide = stored.to(tl.float32)
-    root = _inverse_root(wide, width, epsilon)
-    if NORMAL:
-        narrow = (wide * root).to(normal.dtype.element_ty)
-        tl.store(normal + at * width + here, narrow, mask=inside)
-    else:
-        tl.store(inverse + at, root)
+    before = inside & ((first > 0) | continues)
+    # A strip is no shorter than what comes before it, so all of that is in one row, or in none.
+    third, third_root = _row(x, start - 3, before & (T > 2), width, epsilon, here)
+    second, second_root = _row(x, start - 2, before & (T > 1), width, epsilon, here)
+    last, last_root = _row(x, start - 1, before & (T > 0), width, epsilon, here)
+    for step in tl.static_range(STRIP):
+        token = first + step
+        at = start + step
+        there = inside & (token < C)
+        own, root = _row(x, at, there, width, epsilon, here)
+        total = own.to(tl.float32) + _tap(own, root, taps, 3, width, here, inside)
+        total += _tap(third, third_root, taps, 0, width, here, inside)
+        total += _tap(second, second_root, taps, 1, width, here, inside)
+        total += _tap(last, last_root, taps, 2, width, here, inside)
+        if step < T:  # noqa: SIM102 (known when compiled, the other is not)
+            if (first == 0) & used & (not continues):
+                old = tl.load(fresh + belongs) == 0
+                of_slot = tail + tl.load(slots + belongs).to(tl.int64) * tail_slot
+                for place in tl.static_range(step, T):
+                    weight = tl.load(
+                        tail_taps + (3 - T + place - step) * width + here, mask=inside, other=0.0
+                    )
+                    seen = tl.load(of_slot + place * width + here, mask=there & old, other=0.0)
+                    total += seen * weight
+        third, third_root = second, second_root
+        second, second_root = last, last_root
+        last, last_root = own, root
+        stored = total.to(y.dtype.element_ty)
+        tl.store(y + at * width + here, stored, mask=there)
+        wide = stored.to(tl.float32)
+        root = _inverse_root(wide, width, epsilon)
+        if NORMAL:
+            narrow = (wide * root).to(normal.dtype.element_ty)
+            tl.store(normal + at * width + here, narrow, mask=there)
+        else:
+            tl.store(inverse + at, root, mask=token < C)
 
 
 @triton.jit

@@ -28,9 +28,6 @@ INTERPRETED = bool(kernels.INTERPRETED.value)
 ENOUGH = 8 * 132
 """Programs that keep a large device busy."""
 
-TILE, DEPTH = 64, 32
-"""Entries of a state, and segments, that a program sums at once."""
-
 
 class Plan(NamedTuple):
     """How a shape is cut, and what the kernels are launched with: backward too, if one is given."""
@@ -56,6 +53,14 @@ class Plan(NamedTuple):
             return cls(tokens, warps=8, stages=1)
         # One more program on a multiprocessor, four and three, hides more of the others' waits.
         return cls(tokens, sum_registers=128, read_registers=168)
+
+
+def tiling(documents: int) -> tuple[int, int]:
+    """Entries of a state, and segments, that a program sums at once.
+
+    Of many documents, most have few segments: fewer programs then, for each is work to start.
+    """
+    return (64, 32) if documents <= 8 else (256, 16)
 
 
 def at_most(registers: int) -> dict[str, int]:
@@ -148,10 +153,11 @@ class _Call:
         self, kernel: Any, sums: Tensor, *args: object, documents: int, **more: object
     ) -> None:
         """Each program takes some of the entries of one document and head."""
-        grid = -(-sums[0, 0].numel() // TILE), self.x.shape[2], documents
+        tile, depth = tiling(documents)
+        grid = -(-sums[0, 0].numel() // tile), self.x.shape[2], documents
         with _device_of(self.x):
             kernel[grid](
-                sums, *args, segments=self.segments, TILE=TILE, DEPTH=DEPTH, **self.state, **more
+                sums, *args, segments=self.segments, TILE=tile, DEPTH=depth, **self.state, **more
             )  # fmt: skip
 
     def prefixes(
