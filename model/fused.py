@@ -24,7 +24,7 @@ from model.ops import kernels, tokens
 from model.ops.choice import TAPS, Precision, obstacle
 from model.ops.chunked import ROUTING_EPSILON, Coefficients
 from model.ops.products import multiply
-from model.ops.triton import Plan, at_most, tiling
+from model.ops.triton import DEPTH, DOCUMENTS, TILE, Plan, at_most
 from model.state import State
 
 FLOAT8 = torch.float8_e4m3fn
@@ -346,12 +346,12 @@ class FusedStep:
             *k.stride()[:3], *val.stride()[:3], grid.chunk, segments, KEEP=True,
             **sizes, **cut, **at_most(plan.sum_registers),
         )  # fmt: skip
-        tile, depth = tiling(grid.rows)
-        kernels._prefix[(-(-(value + 1) * components // tile), heads, grid.rows)](
+        entries = (value + 1) * components
+        kernels._prefix[(-(-entries // TILE), heads, min(DOCUMENTS, grid.rows))](
             self._sums, memory, mass, memory, mass, inputs.first_row, inputs.row_count,
-            inputs.slots, inputs.fresh, *memory.stride()[:3], *mass.stride()[:2],
+            inputs.slots, inputs.fresh, grid.rows, *memory.stride()[:3], *mass.stride()[:2],
             *memory.stride()[:3], *mass.stride()[:2], segments, **sizes,
-            TILE=tile, DEPTH=depth, SLOTS=True,
+            TILE=TILE, DEPTH=DEPTH, SLOTS=True,
         )  # fmt: skip
         kernels._read_segments[(grid.rows * segments, heads)](
             q, self._gammas, self._masses, val, *mixture, inputs.lengths, self._sums, read,

@@ -139,7 +139,7 @@ def _sum_segments(
 
 @triton.jit
 def _prefix(
-    sums, memory, mass, memory_after, mass_after, first_row, row_count, slots, fresh,
+    sums, memory, mass, memory_after, mass_after, first_row, row_count, slots, fresh, documents,
     memory_document, memory_head, memory_component, mass_document, mass_head,
     after_document, after_head, after_component, mass_after_document, mass_after_head, segments,
     H: tl.constexpr, K: tl.constexpr, V: tl.constexpr, TILE: tl.constexpr, DEPTH: tl.constexpr,
@@ -151,39 +151,44 @@ def _prefix(
     document is fresh, and stays as it is if the document has no rows.
     """
     head = tl.program_id(1)
-    document = tl.program_id(2).to(tl.int64)
-    count = tl.load(row_count + document).to(tl.int32) * segments
     at = tl.program_id(0) * TILE + tl.arange(0, TILE)
-    old = tl.full((), 1, tl.int1)
-    slot = document
-    if SLOTS:
-        slot = tl.load(slots + document).to(tl.int64)
-        old = tl.load(fresh + document) == 0
     of_memory = at < V * K
     of_mass = (at >= V * K) & (at < (V + 1) * K)
     here = at < (V + 1) * K
-    if (count > 0) | (not SLOTS):
-        memory += slot * memory_document + head * memory_head
-        mass += slot * mass_document + head * mass_head
-        in_memory = at % K * memory_component + at // K
-        state = tl.load(memory + in_memory, mask=of_memory & old, other=0.0)
-        state += tl.load(mass + at - V * K, mask=of_mass & old, other=0.0)
-        begin = tl.load(first_row + document).to(tl.int64) * segments
-        size: tl.constexpr = (V + 1) * K
-        sums += (begin * H + head) * size
-        depth = tl.arange(0, DEPTH)
-        offsets = depth[:, None] * (H * size) + at[None, :]
-        for start in range(0, count, DEPTH):
-            there = ((start + depth) < count)[:, None] & here[None, :]
-            own = tl.load(sums + offsets, mask=there, other=0.0)
-            upto = tl.cumsum(own, 0)
-            tl.store(sums + offsets, state[None, :] + (upto - own), mask=there)
-            state += tl.sum(own, 0)
-            sums += DEPTH * H * size
-        memory_after += slot * after_document + head * after_head
-        mass_after += slot * mass_after_document + head * mass_after_head
-        tl.store(memory_after + at % K * after_component + at // K, state, mask=of_memory)
-        tl.store(mass_after + at - V * K, state, mask=of_mass)
+    depth = tl.arange(0, DEPTH)
+    size: tl.constexpr = (V + 1) * K
+    offsets = depth[:, None] * (H * size) + at[None, :]
+    in_memory = head * memory_head + at % K * memory_component + at // K
+    in_after = head * after_head + at % K * after_component + at // K
+    for document in range(tl.program_id(2), documents, tl.num_programs(2)):
+        count = tl.load(row_count + document).to(tl.int32) * segments
+        slot = tl.zeros((), tl.int64) + document
+        old = here
+        if SLOTS:
+            slot = tl.load(slots + document).to(tl.int64)
+            old = here & (tl.load(fresh + document) == 0)
+        if (count > 0) | (not SLOTS):
+            state = tl.load(
+                memory + slot * memory_document + in_memory, mask=of_memory & old, other=0.0
+            )
+            state += tl.load(
+                mass + slot * mass_document + head * mass_head + at - V * K,
+                mask=of_mass & old, other=0.0,
+            )  # fmt: skip
+            begin = tl.load(first_row + document).to(tl.int64) * segments
+            own_sums = sums + (begin * H + head) * size
+            for start in range(0, count, DEPTH):
+                there = ((start + depth) < count)[:, None] & here[None, :]
+                own = tl.load(own_sums + offsets, mask=there, other=0.0)
+                upto = tl.cumsum(own, 0)
+                tl.store(own_sums + offsets, state[None, :] + (upto - own), mask=there)
+                state += tl.sum(own, 0)
+                own_sums += DEPTH * H * size
+            tl.store(memory_after + slot * after_document + in_after, state, mask=of_memory)
+            tl.store(
+                mass_after + slot * mass_after_document + head * mass_after_head + at - V * K,
+                state, mask=of_mass,
+            )  # fmt: skip
 
 
 @triton.jit

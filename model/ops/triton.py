@@ -29,6 +29,14 @@ ENOUGH = 8 * 132
 """Programs that keep a large device busy."""
 
 
+TILE, DEPTH = 64, 32
+"""Entries of a state, and segments, that a program sums at once."""
+
+DOCUMENTS = 16
+"""Programs that share a step's documents: most have few segments, and a program takes time to
+start."""
+
+
 class Plan(NamedTuple):
     """How a shape is cut, and what the kernels are launched with: backward too, if one is given."""
 
@@ -53,14 +61,6 @@ class Plan(NamedTuple):
             return cls(tokens, warps=8, stages=1)
         # One more program on a multiprocessor, four and three, hides more of the others' waits.
         return cls(tokens, sum_registers=128, read_registers=168)
-
-
-def tiling(documents: int) -> tuple[int, int]:
-    """Entries of a state, and segments, that a program sums at once.
-
-    Of many documents, most have few segments: fewer programs then, for each is work to start.
-    """
-    return (64, 32) if documents <= 8 else (256, 16)
 
 
 def at_most(registers: int) -> dict[str, int]:
@@ -150,14 +150,13 @@ class _Call:
             )  # fmt: skip
 
     def over_documents(
-        self, kernel: Any, sums: Tensor, *args: object, documents: int, **more: object
+        self, kernel: Any, sums: Tensor, *args: object, programs: int, **more: object
     ) -> None:
-        """Each program takes some of the entries of one document and head."""
-        tile, depth = tiling(documents)
-        grid = -(-sums[0, 0].numel() // tile), self.x.shape[2], documents
+        """Each program takes some of the entries of a head's states, of one or some documents."""
+        grid = -(-sums[0, 0].numel() // TILE), self.x.shape[2], programs
         with _device_of(self.x):
             kernel[grid](
-                sums, *args, segments=self.segments, TILE=tile, DEPTH=depth, **self.state, **more
+                sums, *args, segments=self.segments, TILE=TILE, DEPTH=DEPTH, **self.state, **more
             )  # fmt: skip
 
     def prefixes(
@@ -184,8 +183,9 @@ class _Call:
         memory_after, mass_after = _new_state(memory)
         self.over_documents(
             kernels._prefix, sums, memory, mass, memory_after, mass_after, first, count,
-            first, first, *memory.stride()[:3], *mass.stride()[:2],
-            *memory_after.stride()[:3], *mass_after.stride()[:2], documents=len(first), SLOTS=False,
+            first, first, len(first), *memory.stride()[:3], *mass.stride()[:2],
+            *memory_after.stride()[:3], *mass_after.stride()[:2],
+            programs=min(DOCUMENTS, len(first)), SLOTS=False,
         )  # fmt: skip
         return sums, memory_after, mass_after
 
@@ -205,7 +205,7 @@ class _Call:
         """Segments' sums become, in place, what is after each; after and the answer: (D, ...)."""
         before = torch.empty_like(after)
         self.over_documents(
-            gradients._suffix, sums, after, before, first, count, documents=len(first)
+            gradients._suffix, sums, after, before, first, count, programs=len(first)
         )
         return before
 
