@@ -101,7 +101,7 @@ def _sum_segments(
     With KEEP also what `_read_segments` goes on from: the keys' responsibilities, gammas (R, H, C,
     K) in val's dtype, and the segment's mass before each block, masses (G, H, SEGMENT / BLOCK, K).
     """
-    head = tl.program_id(1)
+    head = tl.program_id(1).to(tl.int64)
     row, first, here, _ = _place(lengths, segments, C, SEGMENT)
     token = tl.arange(0, BLOCK)
     component = tl.arange(0, K)
@@ -150,7 +150,7 @@ def _prefix(
     With SLOTS, a document's state lies in its slot of memory and mass, means nothing if the
     document is fresh, and stays as it is if the document has no rows.
     """
-    head = tl.program_id(1)
+    head = tl.program_id(1).to(tl.int64)
     at = tl.program_id(0) * TILE + tl.arange(0, TILE)
     of_memory = at < V * K
     of_mass = (at >= V * K) & (at < (V + 1) * K)
@@ -203,7 +203,7 @@ def _read_segments(
 
     gammas and masses are those that `_sum_segments` kept.
     """
-    head = tl.program_id(1)
+    head = tl.program_id(1).to(tl.int64)
     row, first, here, width = _place(lengths, segments, C, SEGMENT)
     token = tl.arange(0, BLOCK)
     component = tl.arange(0, K)

@@ -1,7 +1,7 @@
 """Gaussian Mixture Attention over the rows of a step, in Triton.
 
 Source: arXiv:2606.18283. Signatures, shapes and meaning are those of `model.ops.chunked`, with
-tokens in bfloat16, float16 or float32, mixture and states in float32, and outputs in the tokens'
+tokens in bfloat16 or float32, mixture and states in float32, and outputs in the tokens'
 dtype. Each function is an operator of `torch.library`: one node to autograd and torch.compile.
 
 Shapes: R rows of C tokens, D documents, H heads, r routing_dim, K components, v value_dim, G
@@ -22,7 +22,7 @@ from model.ops import gradients, kernels
 from model.ops.choice import SIZES
 from model.ops.chunked import ROUTING_EPSILON, Coefficients, Rows
 
-DTYPES = torch.bfloat16, torch.float16, torch.float32
+DTYPES = torch.bfloat16, torch.float32
 INTERPRETED = bool(kernels.INTERPRETED.value)
 
 ENOUGH = 8 * 132
