@@ -205,7 +205,6 @@ def test_documents_side_by_side(
     compare(form, exact, rows, dtype, tolerance, of_gradients, change=poison, plan=SMALL)
 
 
-@pytest.mark.filterwarnings("ignore:All-NaN slice")
 @pytest.mark.usefixtures("_poisoned")
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @FORMS
