@@ -68,7 +68,7 @@ class Inputs:
     row_count of a document tell where its rows stand; a document without rows has none.
     """
 
-    tokens: Tensor  # (R, C) int32
+    tokens: Tensor  # (R, C) int32: ids of the vocabulary, where no token is too
     lengths: Tensor  # (R,) int32
     document: Tensor  # (R,) int32
     slots: Tensor  # (D,) int32
@@ -124,7 +124,10 @@ class FusedStep:
     def __init__(
         self, classifier: Classifier, *, rows: int, chunk: int, precision: Precision = "bfloat16"
     ) -> None:
-        """For grids up to `rows` x `chunk`. Raises ValueError if there is an `obstacle`."""
+        """For grids of up to `rows` rows of `chunk` tokens.
+
+        Raises ValueError if there is an `obstacle`, or activations may be too large for fp8.
+        """
         config = classifier.config
         reason = obstacle(config, precision)
         if reason:
@@ -133,6 +136,7 @@ class FusedStep:
             raise ValueError(f"rows of {chunk} tokens: at least {max(1, config.tail)}")
         self.config = config
         self.precision = precision
+        self.largest = Grid(rows, chunk)
         self.device = classifier.embedding.weight.device
         self._multiprocessors = (
             torch.cuda.get_device_properties(self.device).multi_processor_count
@@ -230,8 +234,14 @@ class FusedStep:
         """Read a step's rows on top of the states in their slots, and leave the new ones there.
 
         Nothing is allocated and nothing waits for the device: it can be captured in a CUDA graph.
+        Raises ValueError for a grid that the buffers were not made for.
         """
         grid = Grid(*inputs.tokens.shape)
+        if grid.rows > self.largest.rows or grid.chunk != self.largest.chunk:
+            raise ValueError(
+                f"a grid of {grid.rows} x {grid.chunk} in buffers that were made for grids of up "
+                f"to {self.largest.rows} rows of {self.largest.chunk} tokens"
+            )
         count = grid.rows * grid.chunk
         config, wide = self.config, self._wide
         x, spare = self._x[:count], self._spare[:count]

@@ -302,6 +302,7 @@ class Run:
             torch.set_float32_matmul_precision("high")
         torch.manual_seed(config.seed)
         self.classifier = Classifier(model).to(self.device)
+        self.classifier.choose_mixers()
         self.classifier.pooling.token.weight.requires_grad_(False)
         self.average = copy.deepcopy(self.classifier).requires_grad_(False).eval()
         self.crops = Crops(prepared.train, config.start_fraction, self.device)

@@ -17,6 +17,10 @@ PREFIX = "GMA_"
 
 MIB = 1024**2
 
+CPU_GRID, GPU_GRID = (8, 256), (64, 512)
+"""Rows and tokens a row of the full step, unless settings say otherwise: what keeps a device busy,
+and no longer than that, for a short document waits for up to two of them."""
+
 Count = Annotated[int, Field(gt=0)]
 Seconds = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Bytes = Annotated[ByteSize, Field(gt=0)]
@@ -127,11 +131,19 @@ class Settings(BaseSettings):
                 "GMA_MAX_BYTES_IN_FLIGHT is less than GMA_MAX_DOCUMENT_BYTES: the largest document "
                 "would never be admitted"
             )
-        if self.inbox_tokens < self.chunk_tokens:
+        # On a GPU that is yet to be found a chunk may be longer: the engine checks again.
+        _, chunk = self.grid(on_gpu=self.device == "cuda")
+        if self.inbox_tokens < chunk:
             raise ValueError(
-                "GMA_INBOX_TOKENS is less than GMA_CHUNK_TOKENS: no chunk would ever fill"
+                f"GMA_INBOX_TOKENS is less than GMA_CHUNK_TOKENS, which is {chunk}: no chunk would "
+                "ever fill"
             )
         return self
+
+    def grid(self, *, on_gpu: bool) -> tuple[int, int]:
+        """Rows and tokens a row of the full step on such a device."""
+        rows, chunk = GPU_GRID if on_gpu else CPU_GRID
+        return self.rows or rows, self.chunk_tokens or chunk
 
 
 def variable(field: str) -> str:

@@ -23,15 +23,11 @@ from service.client import Reading, Tokens
 from service.document import Progress
 from service.engine import Ending, Engine, Observer
 from service.errors import NotReady
-from service.runner import Grid, Runner, TorchRunner
+from service.runner import Runner, TorchRunner
 from service.schemas import WorkerInfo
 from service.settings import Settings
 
 logger = logging.getLogger(__name__)
-
-CPU_GRID, GPU_GRID = Grid(8, 256), Grid(64, 512)
-"""The full step, unless settings say otherwise: what keeps a device busy, and no longer than that,
-for a short document waits for up to two of them."""
 
 
 class Worker:
@@ -168,8 +164,7 @@ def make_runner(classifier: Classifier, settings: Settings) -> Runner:
     Raises ValueError for a precision that the device or the model can't be read in.
     """
     on_gpu = classifier.embedding.weight.is_cuda
-    rows = settings.rows or (GPU_GRID if on_gpu else CPU_GRID).rows
-    chunk = settings.chunk_tokens or (GPU_GRID if on_gpu else CPU_GRID).chunk
+    rows, chunk = settings.grid(on_gpu=on_gpu)
     if not on_gpu:
         if settings.dtype not in ("auto", "float32"):
             raise ValueError(f"GMA_DTYPE={settings.dtype} needs a GPU: on the CPU it is float32")

@@ -47,6 +47,29 @@ def _own_addresses() -> set[str]:
     return {str(info[4][0]) for info in infos}
 
 
+@pytest.fixture(scope="module")
+def _rounding() -> Iterator[None]:
+    """Triton's interpreter cuts a float32 to fewer bits; a device rounds it."""
+    import torch
+    from triton.runtime import interpreter
+
+    convert = interpreter._convert_float
+    narrow = {
+        "bf16": (torch.bfloat16, torch.uint16),
+        "fp8e4nv": (torch.float8_e4m3fn, torch.uint8),
+    }
+
+    def rounding(x: Any, source: Any, target: Any, mode: Any) -> Any:
+        if source.name != "fp32" or target.name not in narrow:
+            return convert(x, source, target, mode)
+        dtype, bits = narrow[target.name]
+        return torch.tensor(x).to(dtype).view(bits).numpy()
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(interpreter, "_convert_float", rounding)
+        yield
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     wanting = [item for item in items if item.get_closest_marker("gpu")]
     if not wanting:

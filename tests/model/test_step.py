@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import copy
 from dataclasses import replace
-from typing import NamedTuple
 
 import numpy as np
 import pytest
@@ -12,9 +10,17 @@ import torch
 from torch import Tensor
 
 from model.classifier import Classifier, Step
-from model.config import ModelConfig
 from model.state import State
-from tests.model.small import SMALL, ByHand, by_hand, error, small
+from tests.model.invariant import (
+    Read,
+    Share,
+    as_double,
+    assert_same,
+    documents_of,
+    one_shot,
+    used_state,
+)
+from tests.model.small import SMALL, error, small
 
 ROWS = 7
 
@@ -26,45 +32,6 @@ VARIANTS: dict[str, dict[str, object]] = {
     "seven components": {"num_components": 7, "layers": 1},
     "one component, three heads": {"num_components": 1, "heads": 3},
 }
-
-
-class Share(NamedTuple):
-    """What one row said about the document's next tokens."""
-
-    tokens: int
-    evidence: Tensor  # (labels,)
-    weight: float
-
-
-class Read(NamedTuple):
-    shares: list[list[Share]]  # of each document, in order
-    states: State  # of the documents
-
-
-def used_state(config: ModelConfig, documents: int, rng: np.random.Generator) -> State:
-    """States as after some hundred tokens."""
-    zeros = State.zeros(config, documents)
-    generator = torch.Generator().manual_seed(int(rng.integers(1 << 30)))
-
-    def normal(like: Tensor) -> Tensor:
-        return torch.randn(like.shape, generator=generator)
-
-    mass = normal(zeros.mass).abs() * 100 + 1
-    return State(
-        memory=normal(zeros.memory) * mass[..., None],
-        mass=mass,
-        tail=normal(zeros.tail),
-        evidence=normal(zeros.evidence).double() * 100,
-        weight=torch.full_like(zeros.weight, 321.0),
-    )
-
-
-def documents_of(lengths: list[int], rng: np.random.Generator) -> list[Tensor]:
-    return [torch.from_numpy(rng.integers(0, SMALL.vocab_size, n)) for n in lengths]
-
-
-def as_double(state: State) -> State:
-    return State(**{name: x.double() for name, x in state.tensors()})
 
 
 def read_in_steps(
@@ -128,37 +95,6 @@ def replace_nobody(states: State, chosen: np.ndarray, places: np.ndarray) -> Sta
     taken = states.gather(torch.from_numpy(chosen))
     nothing.scatter_(torch.from_numpy(places[: len(chosen)]), taken)
     return nothing
-
-
-def one_shot(classifier: Classifier, document: Tensor, before: State) -> ByHand:
-    """In float64, from the definition."""
-    return by_hand(copy.deepcopy(classifier).double(), document, as_double(before))
-
-
-def assert_same(
-    classifier: Classifier,
-    documents: list[Tensor],
-    before: State,
-    read: Read,
-    tolerance: float,
-) -> None:
-    for index, document in enumerate(documents):
-        here = torch.tensor([index])
-        expected = one_shot(classifier, document, before.gather(here))
-        after = read.states.gather(here)
-        assert error(after.memory[0], expected.memory) <= tolerance
-        assert error(after.mass[0], expected.mass) <= tolerance
-        assert error(after.tail[0], expected.tail) <= tolerance
-        total = before.evidence[index] + expected.scores.sum(0)
-        assert error(after.evidence[0], total) <= tolerance
-        assert float(after.weight[0]) == float(before.weight[index]) + len(document)
-        # A row's share is relative to what its tokens say, which may cancel out.
-        sizes = [share.tokens for share in read.shares[index]]
-        parts = torch.split(expected.scores, sizes)
-        for share, part in zip(read.shares[index], parts, strict=True):
-            difference = (share.evidence.double() - part.sum(0)).abs().max()
-            assert float(difference) <= tolerance * float(part.abs().sum(0).max())
-            assert share.weight == share.tokens
 
 
 @pytest.mark.parametrize("chunk", [3, 16, 63, 64, 65, 130, 1000])

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import pytest
@@ -16,19 +16,11 @@ from tests.model.small import error
 
 pytest.importorskip("triton")
 
-from triton.runtime import interpreter
-
 from model.ops import triton
 from model.ops.triton import Plan
+from tests.interpreting import DEVICE, KERNELS
 
-DEVICE = "cpu" if triton.INTERPRETED else "cuda"
-pytestmark = [
-    pytest.mark.usefixtures("_rounding"),
-    pytest.mark.skipif(
-        DEVICE == "cuda" and not torch.cuda.is_available(),
-        reason="Triton neither runs nor interprets",
-    ),
-]
+pytestmark = KERNELS
 
 EPSILON = 1e-6
 LENGTHS = (1, 63, 64, 65, 127, 129, 1000)
@@ -40,37 +32,6 @@ TOLERANCES = pytest.mark.parametrize(
     [(torch.float32, 1e-5, 1e-4), (torch.bfloat16, 1e-2, 2e-2)],
 )
 FORMS = pytest.mark.parametrize("form", ["causal", "write", "read"])
-
-
-@pytest.fixture(scope="module")
-def _rounding() -> Iterator[None]:
-    """The interpreter cuts a float32 to a bfloat16; a device rounds it."""
-    convert = interpreter._convert_float
-
-    def rounding(x: Any, source: Any, target: Any, mode: Any) -> Any:
-        if (source.name, target.name) != ("fp32", "bf16"):
-            return convert(x, source, target, mode)
-        return torch.tensor(x).bfloat16().view(torch.uint16).numpy()
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(interpreter, "_convert_float", rounding)
-        yield
-
-
-@pytest.fixture
-def _poisoned(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Memory that nothing was written to holds NaN."""
-
-    def poisoning(make: Callable[..., Tensor]) -> Callable[..., Tensor]:
-        def poisoned(*args: Any, **kwargs: Any) -> Tensor:
-            x = make(*args, **kwargs)
-            return x.fill_(torch.nan) if x.is_floating_point() else x
-
-        return poisoned
-
-    monkeypatch.setattr(torch, "empty", poisoning(torch.empty))
-    monkeypatch.setattr(torch, "empty_like", poisoning(torch.empty_like))
-    monkeypatch.setattr(Tensor, "new_empty", poisoning(Tensor.new_empty))
 
 
 class Input(NamedTuple):
@@ -244,7 +205,6 @@ def test_documents_side_by_side(
     compare(form, exact, rows, dtype, tolerance, of_gradients, change=poison, plan=SMALL)
 
 
-@pytest.mark.filterwarnings("ignore:All-NaN slice")
 @pytest.mark.usefixtures("_poisoned")
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @FORMS

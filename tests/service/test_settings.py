@@ -44,11 +44,15 @@ def test_reads_the_environment_and_overrides_go_before_it(monkeypatch: pytest.Mo
         ("GMA_PORT", "99999", "GMA_PORT: Input should be less than 65536, not '99999'"),
         ("GMA_ROWS", "many", "GMA_ROWS: Input should be a valid integer"),
         ("GMA_ROWS", "", "GMA_ROWS: "),
+        ("GMA_ROWS", "-1", "GMA_ROWS: Input should be greater than or equal to 0, not '-1'"),
+        ("GMA_CHUNK_TOKENS", "-1", "GMA_CHUNK_TOKENS: "),
+        ("GMA_DTYPE", "fp16", "GMA_DTYPE: Input should be 'auto', 'float32', 'bfloat16' or 'fp8'"),
         ("GMA_DEVICE", "tpu", "GMA_DEVICE: Input should be 'auto', 'cpu' or 'cuda', not 'tpu'"),
         ("GMA_IDLE_TIMEOUT_S", "inf", "GMA_IDLE_TIMEOUT_S: "),
         ("GMA_MAX_DOCUMENT_BYTES", "1 parsec", "GMA_MAX_DOCUMENT_BYTES: "),
         ("GMA_MAX_DOCUMENT_BYTES", "1GiB", "GMA_MAX_BYTES_IN_FLIGHT is less than"),
-        ("GMA_INBOX_TOKENS", "1", "GMA_INBOX_TOKENS is less than"),
+        ("GMA_INBOX_TOKENS", "255", "GMA_INBOX_TOKENS is less than GMA_CHUNK_TOKENS, which is 256"),
+        ("GMA_CHUNK_TOKENS", "70000", "GMA_INBOX_TOKENS is less than"),
     ],
 )
 def test_what_is_wrong_is_named(
@@ -63,9 +67,31 @@ def test_what_is_wrong_is_named(
 
 def test_all_that_is_wrong_is_named_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("GMA_PORT", "0")
-    monkeypatch.setenv("GMA_ROWS", "0")
-    with pytest.raises(SettingsError, match=r"GMA_PORT: .*; GMA_ROWS: "):
+    monkeypatch.setenv("GMA_SLOTS", "0")
+    with pytest.raises(SettingsError, match=r"GMA_PORT: .*; GMA_SLOTS: "):
         Settings.load()
+
+
+def test_an_inbox_holds_the_devices_chunk() -> None:
+    assert Settings.load(inbox_tokens=256, device="cpu").inbox_tokens == 256
+    assert Settings.load(inbox_tokens=8, chunk_tokens=8, device="cuda").inbox_tokens == 8
+    with pytest.raises(SettingsError, match="GMA_CHUNK_TOKENS, which is 512"):
+        Settings.load(inbox_tokens=511, device="cuda")
+
+
+@pytest.mark.parametrize(
+    ("given", "on_gpu", "grid"),
+    [
+        ({}, False, (8, 256)),
+        ({}, True, (64, 512)),
+        ({"rows": 3}, True, (3, 512)),
+        ({"chunk_tokens": 7}, False, (8, 7)),
+    ],
+)
+def test_a_grid_is_the_devices_unless_it_is_given(
+    given: dict[str, int], on_gpu: bool, grid: tuple[int, int]
+) -> None:
+    assert Settings.load(**given).grid(on_gpu=on_gpu) == grid
 
 
 def test_an_unknown_variable_stops_every_way_to_make_settings(

@@ -1,0 +1,71 @@
+"""Which implementation a model gets where it is, and why it does not get a faster one."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+from model.ops.choice import Precision, choose, misfit, obstacle
+from tests.model.small import SMALL
+
+FITTING = SMALL.model_copy(
+    update={
+        "width": 48,
+        "routing_dim": 16,
+        "value_dim": 128,
+        "num_components": 32,
+        "mlp_width": 80,
+    }
+)
+
+
+@pytest.mark.parametrize("precision", ["bfloat16", "fp8"])
+@pytest.mark.parametrize("conv_kernel", [0, 2, 4])
+def test_nothing_in_the_way(precision: Precision, conv_kernel: int) -> None:
+    config = FITTING.model_copy(update={"conv_kernel": conv_kernel})
+    assert misfit(config) is None
+    assert obstacle(config, precision) is None
+
+
+@pytest.mark.parametrize(
+    ("changes", "precision", "reason"),
+    [
+        ({"causal": False}, "bfloat16", "it is bidirectional"),
+        ({"conv_kernel": 5}, "bfloat16", "conv_kernel must be at most 4, not 5"),
+        ({"width": 52}, "bfloat16", "multiples of 8, not (52, 80, 256)"),
+        ({"mlp_width": 81}, "bfloat16", "multiples of 8, not (48, 81, 256)"),
+        ({"width": 56}, "bfloat16", None),
+        ({"width": 56}, "fp8", "multiples of 16, not (56, 80, 256)"),
+        ({"mlp_width": 88}, "fp8", "multiples of 16, not (48, 88, 256)"),
+        ({"heads": 1, "value_dim": 8}, "fp8", "multiples of 16, not (48, 80, 8)"),
+        ({"value_dim": 256}, "bfloat16", "of [16, 32, 64, 128], not (16, 32, 256)"),
+        ({"routing_dim": 8}, "bfloat16", "of [16, 32, 64, 128], not (8, 32, 128)"),
+        ({"num_components": 33}, "fp8", "of [16, 32, 64, 128], not (16, 33, 128)"),
+    ],
+)
+def test_what_is_in_the_way_of_the_fused_step(
+    changes: dict[str, object], precision: Precision, reason: str | None
+) -> None:
+    found = obstacle(FITTING.model_copy(update=changes), precision)
+    assert (found or "").endswith(reason or "")
+    assert (found is None) == (reason is None)
+
+
+@pytest.mark.parametrize(
+    ("device", "dtype", "changes", "name"),
+    [
+        ("cuda", torch.float32, {}, "triton"),
+        ("cuda", torch.bfloat16, {}, "triton"),
+        ("cuda", torch.float32, {"causal": False, "width": 52, "conv_kernel": 7}, "triton"),
+        ("cuda", torch.float32, {"routing_dim": 24}, "chunked"),
+        ("cuda", torch.float64, {}, "chunked"),
+        ("cpu", torch.float32, {}, "chunked"),
+    ],
+)
+def test_the_mixer(device: str, dtype: torch.dtype, changes: dict[str, object], name: str) -> None:
+    """Nothing is computed: a tensor that says it is on a GPU is enough."""
+    pytest.importorskip("triton")
+    with FakeTensorMode():
+        weight = torch.empty(1, device=device, dtype=dtype)
+    assert choose(FITTING.model_copy(update=changes), weight).name == name
