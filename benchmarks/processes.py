@@ -64,9 +64,14 @@ def service(log: Path | None = None, **settings: object) -> Iterator[Service]:
 
 
 def metrics(url: str) -> dict[str, float]:
-    """Each metric's sum over its labels, buckets apart."""
+    """A service's `counters` now."""
+    return counters(httpx.get(f"{url}/metrics", timeout=60).text)
+
+
+def counters(exposition: str) -> dict[str, float]:
+    """Each metric's sum over its labels, from Prometheus text."""
     found: dict[str, float] = defaultdict(float)
-    for name, value in _LINE.findall(httpx.get(f"{url}/metrics", timeout=60).text):
+    for name, value in _LINE.findall(exposition):
         found[name] += float(value)
     return dict(found)
 
