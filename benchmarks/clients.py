@@ -23,11 +23,12 @@ TIMEOUT_S = 600
 
 
 class Answered(NamedTuple):
-    """One document: when it was due, when its answer was there, and how long it is."""
+    """One document: when it was due, when its answer was there, and what that says."""
 
     due: float
     ended: float
     tokens: int
+    timing_ms: dict[str, float]
 
     @property
     def seconds(self) -> float:
@@ -47,10 +48,11 @@ async def _answered(client: httpx.AsyncClient, url: str, body: bytes, due: float
     )
     if response.status_code != 200:  # httpx's own error does not pass between processes
         raise ValueError(f"{response.status_code}: {response.text}")
-    usage = response.json()["usage"]
+    answer = response.json()
+    usage = answer["usage"]
     if usage["bytes"] != len(body):
         raise ValueError(f"{usage} of {len(body)} bytes")
-    return Answered(due, time.monotonic(), usage["tokens"])
+    return Answered(due, time.monotonic(), usage["tokens"], answer["timing_ms"])
 
 
 def _client(at_once: int) -> httpx.AsyncClient:

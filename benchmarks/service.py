@@ -72,6 +72,7 @@ class Results:
     alone: list[float]  # seconds of each short document
     under_load: list[float]
     short_tokens: float  # mean
+    timing_ms: dict[str, float]  # of those under load, as their answers tell it, mean
 
     @property
     def ratio(self) -> float:
@@ -191,6 +192,10 @@ def measure(arguments: argparse.Namespace, checkpoint: Path) -> Results:
         [answer.seconds for answer in alone],
         [answer.seconds for answer in under_load],
         float(np.mean([answer.tokens for answer in under_load])),
+        {
+            name: float(np.mean([answer.timing_ms[name] for answer in under_load]))
+            for name in under_load[0].timing_ms
+        },
     )
 
 
@@ -224,6 +229,7 @@ def table(results: Results, books: int) -> str:
         ("p99 in bare steps", f"{under_load[1] / bare.seconds / 1e3:.2f}", "at most 4"),
         ("p99 in mean steps then", f"{under_load[1] / beside.step_s / 1e3:.2f}", ""),
     ]
+    lines += [(f"of it {name}, mean", f"{ms:.1f} ms", "") for name, ms in results.timing_ms.items()]
     busy = sorted(load.cores.items(), key=lambda item: -item[1])
     lines += [(f"cores busy, {role}", f"{cores:.2f}", "") for role, cores in busy if cores > 0.02]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines) + "\n"

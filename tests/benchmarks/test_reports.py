@@ -35,7 +35,7 @@ def test_counters_are_summed_over_labels() -> None:
 
 
 def test_documents_count_for_the_part_that_lies_in_the_window() -> None:
-    answers = [Answered(0, 10, 100), Answered(8, 12, 40), Answered(20, 30, 7)]
+    answers = [Answered(*x, {}) for x in ((0, 10, 100), (8, 12, 40), (20, 30, 7))]
     assert tokens_within(answers, 5, 10) == pytest.approx(50 + 20)
 
 
@@ -62,7 +62,7 @@ def test_a_window_is_what_happened_between_two_readings() -> None:
             (14.0, (15.0, 3.0, 120.0, 30_000.0), {"Worker": 7.0, "Gateway": 2.0}),
         )
     )
-    found = benchmark.window(a, b, [Answered(8.0, 16.0, 800)], chunk=500)
+    found = benchmark.window(a, b, [Answered(8.0, 16.0, 800, {})], chunk=500)
     assert (found.seconds, found.tokens, found.steps) == (4.0, 400.0, 10.0)
     assert found.step_s == pytest.approx(0.2)
     assert found.fill == pytest.approx(0.75)
@@ -72,12 +72,13 @@ def test_a_window_is_what_happened_between_two_readings() -> None:
 def test_service_report(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     bare = benchmark.Bare(64, 512, 0.010, "a GPU", "bfloat16")
     window = benchmark.Window(20.0, 60e6, 1800, 0.011, 0.97, {"Worker": 1.5, "idle": 0.0})
-    results = benchmark.Results(bare, window, window, [0.02] * 9, [0.03] * 9, 508.0)
+    results = benchmark.Results(bare, window, window, [0.02] * 9, [0.03] * 9, 508.0, {"queue": 3.0})
     benchmark.save(tmp_path, results, benchmark.table(results, 64))
     printed = capsys.readouterr().out
     assert "| HTTP, 64 books at once, 20 s | 3,000,000 tokens/s |" in printed
     assert "| HTTP / bare step | 0.916 |" in printed
     assert "| p99 in bare steps | 3.00 |" in printed
+    assert "| of it queue, mean | 3.0 ms |" in printed
     assert "idle" not in printed
     saved = json.loads((tmp_path / "service.json").read_text())
     assert saved["ratio"] == pytest.approx(results.ratio)
