@@ -8,29 +8,22 @@ default checkpoint's tokenizer. The text is the licence's words in random order.
 
 from __future__ import annotations
 
-import os
 import random
 import re
-import signal
-import socket
-import subprocess
-import sys
 import tempfile
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import httpx
 
 from benchmarks.engine import TINY, random_classifier
+from benchmarks.processes import service
 from model import weights
 from model.config import DEFAULT_CHECKPOINT
 from service.metrics import MEMORY_PERIOD_S
 
 ROOT = Path(__file__).parent.parent
 SIZES = (200_000, 20_000_000)
-START_S = 120
 
 
 def tiny_checkpoint(folder: Path) -> None:
@@ -46,30 +39,6 @@ def words(size: int) -> bytes:
     rng = random.Random(0)
     text = " ".join(rng.choices(vocabulary, k=size // 4))
     return text[:size].encode()
-
-
-@contextmanager
-def service(checkpoint: Path) -> Iterator[str]:
-    """A service in a process of its own: its address."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    environment = os.environ | {"GMA_PORT": str(port), "GMA_CHECKPOINT": str(checkpoint)}
-    command = Path(sys.executable).parent / "gma"
-    with subprocess.Popen(  # noqa: S603 (our own command)
-        [command, "serve"], env=environment, stdout=subprocess.PIPE, text=True
-    ) as process:
-        try:
-            assert process.stdout
-            for line in process.stdout:
-                if line.startswith("Ready"):
-                    break
-            else:
-                raise SystemExit("the service did not start")
-            yield f"http://127.0.0.1:{port}"
-        finally:
-            process.send_signal(signal.SIGTERM)
-            process.communicate(timeout=START_S)
 
 
 def peak(url: str, size: int) -> float:
@@ -94,8 +63,8 @@ def main() -> None:
         tiny_checkpoint(Path(folder))
         peaks = {}
         for size in SIZES:
-            with service(Path(folder)) as url:
-                peaks[size] = peak(url, size)
+            with service(checkpoint=folder) as running:
+                peaks[size] = peak(running.url, size)
             print(f"| {size / 1e6:g} MB | {peaks[size]:.1f} |", flush=True)
     short, long = (peaks[size] for size in SIZES)
     print(f"\nRatio: {long / short:.3f}")

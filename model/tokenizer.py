@@ -108,7 +108,12 @@ class Tokenizer:
         return TokenStream(self, pending, offset)
 
     def encode_parts(self, parts: list[str]) -> Tokens:
-        """The tokens of each part on its own, joined; parts are spread over the cores."""
+        """The tokens of each part on its own, joined; parts are spread over the cores.
+
+        One part is encoded in the calling thread: it would wait for all parts of others before it.
+        """
+        if len(parts) == 1:
+            return np.array(self._bpe.encode(parts[0], add_special_tokens=False).ids, np.int32)
         ids = [
             np.array(encoding.ids, dtype=np.int32)
             for start in range(0, len(parts), _BATCH)

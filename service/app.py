@@ -50,6 +50,9 @@ STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
 # Ray takes 127.0.0.1 to mean "find this machine's own address", which others can reach.
 LOOPBACK = "127.0.0.2" if sys.platform == "linux" else "127.0.0.1"
 
+# Gateways, unless settings say how many.
+MOST_GATEWAYS, CORES_OF_GATEWAY = 4, 4
+
 # Tokens on their way to workers pass through it, at most 1 MiB a document.
 OBJECT_STORE_BYTES = 512 * 1024**2
 
@@ -102,6 +105,10 @@ class GatewayReplica:
 
     def __init__(self, settings: Settings, worker: DeploymentHandle[Any]) -> None:
         _set_up_process(settings)
+        # All gateways together tokenize on as many threads as there are cores: beside more, what
+        # is short, here and in the worker, would wait for a core.
+        cores = max(2, (os.cpu_count() or 1) // _gateway_count(settings))
+        os.environ.setdefault("RAYON_NUM_THREADS", str(cores))
         from model.tokenizer import Tokenizer
         from service.gateway import Gateway
         from service.replicas import RayWorkers
@@ -152,7 +159,7 @@ def build(settings: Settings) -> serve.Application:
     )
     gateway = serve.deployment()(serve.ingress()(GatewayReplica)).options(
         name=GATEWAY,
-        num_replicas=settings.gateways,
+        num_replicas=_gateway_count(settings),
         max_ongoing_requests=GATEWAY_CALLS,
         ray_actor_options={"num_cpus": 0},
         **common,
@@ -256,6 +263,11 @@ def _set_up_process(settings: Settings) -> None:
         os.environ[METRICS_DIRECTORY] = str(settings.metrics_dir)
     if settings.compile_cache:
         kernel_cache.use(settings.compile_cache)
+
+
+def _gateway_count(settings: Settings) -> int:
+    cores = os.cpu_count() or 1
+    return settings.gateways or max(1, min(MOST_GATEWAYS, cores // CORES_OF_GATEWAY))
 
 
 def _device(settings: Settings) -> str:

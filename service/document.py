@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
+from contextlib import suppress
 from dataclasses import dataclass
 
 import numpy as np
@@ -71,6 +72,7 @@ class Document:
         self._logits: NDArray[np.float64] = np.zeros(0)
         self._spans: list[Span] = []
         self._news = asyncio.Event()
+        self._urgent = asyncio.Event()  # news that no reader should leave for later
         self._room = asyncio.Event()
 
     @property
@@ -85,10 +87,6 @@ class Document:
     @property
     def done(self) -> bool:
         return self.complete and self.read == self.fed
-
-    @property
-    def keeps_spans(self) -> bool:
-        return self._max_unread is not None
 
     @property
     def runnable(self) -> bool:
@@ -122,10 +120,19 @@ class Document:
         if self.error:
             raise self.error
 
-    async def progress(self) -> Progress:
-        """Wait for something new, and consume it; raises what closed the document."""
+    async def progress(self, pause_s: float = 0.0) -> Progress:
+        """Wait for something new, and consume it; raises what closed the document.
+
+        Nothing that happens within `pause_s` wakes the waiting reader, unless it is urgent: with
+        many documents in every step, that would cost more than the step's own work.
+        """
+        if pause_s:
+            with suppress(TimeoutError):
+                async with asyncio.timeout(pause_s):
+                    await self._urgent.wait()
         await self._news.wait()
         self._news.clear()
+        self._urgent.clear()
         if self.error:
             raise self.error
         spans, self._spans = self._spans, []
@@ -182,8 +189,10 @@ class Document:
         self.read += sum(span.tokens for span in spans)
         self.chunks += len(spans)
         self._logits = logits
-        if self.keeps_spans:
+        if self._max_unread is not None:
             self._spans += spans
+            if 2 * len(self._spans) >= self._max_unread:  # before the document is held for them
+                self._urgent.set()
         self._news.set()
 
     def close(self, error: ServiceError | None) -> None:
@@ -192,4 +201,5 @@ class Document:
         self.error = error
         self._inbox.clear()
         self._news.set()
+        self._urgent.set()
         self._room.set()

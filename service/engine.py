@@ -157,20 +157,29 @@ class Engine:
     # What clients call.
 
     async def read(
-        self, document: str, tokens: Tokens, last: bool, *, evidence: bool = True
+        self,
+        document: str,
+        tokens: Tokens,
+        last: bool,
+        *,
+        evidence: bool = True,
+        interval_s: float = 0.0,
     ) -> AsyncGenerator[Progress]:
         """Open a document with its first tokens, (n,) ids; yield Progress as steps read it.
 
-        The last Progress is `done`. A slow consumer loses nothing: what it did not take is in the
-        next one. With `evidence`, spans that wait for it are bounded, and its document is not read
-        on beyond; without, none are kept. The document lives as long as the generator: closing or
-        cancelling it aborts the document. Raises Overloaded before anything is read, or whatever
-        closed the document.
+        The first comes at once, as does the last, which is `done`; between two there are
+        `interval_s`, or less where much evidence waits. A slow consumer loses nothing: what it did
+        not take is in the next one. With `evidence`, spans that wait for it are bounded, and its
+        document is not read on beyond; without, none are kept. The document lives as long as the
+        generator: closing or cancelling it aborts the document. Raises Overloaded before anything
+        is read, or whatever closed the document.
         """
         opened = self._open(document, tokens, last, evidence)
+        pause_s = 0.0
         try:
             while True:
-                progress = await opened.progress()
+                progress = await opened.progress(pause_s)
+                pause_s = interval_s
                 self._touch(opened)
                 yield progress
                 if progress.done:

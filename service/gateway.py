@@ -50,6 +50,10 @@ Listener = Callable[[ProgressEvent], Awaitable[None]]
 # comes on top.
 PIECE_BYTES = 2**18 - TokenStream.MAX_PENDING
 
+# A piece that is tokenized in a few milliseconds. It does not wait for larger ones: whenever the
+# worker has read on in many long documents, there are as many of those.
+SMALL_BYTES = 2**14
+
 
 class Gateway:
     """Classifies documents with a checkpoint's tokenizer and somebody else's forward passes."""
@@ -66,7 +70,8 @@ class Gateway:
         self._config = config
         self._tokenizer = tokenizer
         self._worker = worker
-        self._threads = ThreadPoolExecutor(os.cpu_count(), thread_name_prefix="tokenize")
+        self._threads = ThreadPoolExecutor(os.cpu_count(), thread_name_prefix="small")
+        self._large = ThreadPoolExecutor(os.cpu_count(), thread_name_prefix="tokenize")
 
     async def classify(
         self,
@@ -111,9 +116,10 @@ class Gateway:
             **worker,
         )
 
-    async def in_thread(self, function: Callable[[], T]) -> T:
-        """Run what would hold up other requests."""
-        return await asyncio.get_running_loop().run_in_executor(self._threads, function)
+    async def in_thread(self, function: Callable[[], T], *, large: bool = False) -> T:
+        """Run what would hold up other requests; what is large holds up only what is large too."""
+        threads = self._large if large else self._threads
+        return await asyncio.get_running_loop().run_in_executor(threads, function)
 
     async def watch_memory(self) -> None:
         """Report this process's memory for as long as this runs."""
@@ -124,7 +130,8 @@ class Gateway:
     ) -> AsyncGenerator[tuple[Tokens, bool]]:
         """The document's tokens as they become certain, `most` at most, and whether they end."""
         async for piece, last in pieces:
-            tokens = await self.in_thread(partial(document.tokenize, piece, last))
+            tokenize = partial(document.tokenize, piece, last)
+            tokens = await self.in_thread(tokenize, large=len(piece) > SMALL_BYTES)
             if most is not None and document.tokens + len(tokens) > most:
                 tokens = tokens[: most - document.tokens]
                 document.truncated = last = True

@@ -52,8 +52,8 @@ class Settings(BaseSettings):
     workers: Count = 1
     """Worker processes, each with the whole model; on cuda each has a GPU of its own."""
 
-    gateways: Count = 1
-    """Processes that speak HTTP and tokenize."""
+    gateways: Annotated[int, Field(ge=0)] = 0
+    """Processes that speak HTTP and tokenize; 0 takes one for every four cores, at most four."""
 
     threads: Annotated[int, Field(ge=0)] = 0
     """CPU threads that a worker computes with; 0 takes every core."""
@@ -71,8 +71,9 @@ class Settings(BaseSettings):
     chunk_tokens: Annotated[int, Field(ge=0)] = 0
     """Tokens of one chunk; 0 takes 256 on the CPU, 512 on a GPU."""
 
-    slots: Count = 64
-    """Documents that a worker reads at the same time."""
+    slots: Count = 128
+    """Documents that a worker reads at the same time. With more of them than a step has rows, a
+    short one need not wait for the end of a long one."""
 
     max_waiting_documents: Annotated[int, Field(ge=0)] = 256
     """Documents that may wait for a slot of a worker; more are answered with 429."""

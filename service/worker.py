@@ -8,7 +8,6 @@ import os
 import sys
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import asynccontextmanager
-from dataclasses import replace
 from importlib.metadata import version
 from typing import Self
 
@@ -119,9 +118,12 @@ class Worker:
     ) -> AsyncIterator[Reading]:
         """See `WorkerClient.open`."""
         self._check_ready()
-        progress = paced(
-            self._engine.read(document, tokens, last, evidence=evidence),
-            self._settings.progress_interval_s,
+        progress = self._engine.read(
+            document,
+            tokens,
+            last,
+            evidence=evidence,
+            interval_s=self._settings.progress_interval_s,
         )
         first = asyncio.ensure_future(anext(progress))
         try:
@@ -229,32 +231,3 @@ class Meter(Observer):
 
     def closed(self, how: Ending, progress: Progress) -> None:
         metrics.DOCUMENTS.labels(how).inc()
-
-
-async def paced(source: AsyncGenerator[Progress], interval_s: float) -> AsyncGenerator[Progress]:
-    """Joins what comes sooner than `interval_s` after the last. First and last come at once."""
-    loop = asyncio.get_running_loop()
-    held: Progress | None = None
-    upcoming: asyncio.Future[Progress] | None = None
-    try:
-        held, due = await anext(source), loop.time()
-        while True:
-            if held is not None and (held.done or loop.time() >= due):
-                yield held
-                if held.done:
-                    return
-                held, due = None, loop.time() + interval_s
-            upcoming = upcoming or asyncio.ensure_future(anext(source))
-            await asyncio.wait({upcoming}, timeout=None if held is None else due - loop.time())
-            if upcoming.done():
-                held, upcoming = join(held, upcoming.result()), None
-    finally:
-        if upcoming is not None:
-            upcoming.cancel()
-            await asyncio.gather(upcoming, return_exceptions=True)
-        await source.aclose()
-
-
-def join(earlier: Progress | None, later: Progress) -> Progress:
-    """Both as one: all but spans are counted from the document's start."""
-    return replace(later, spans=earlier.spans + later.spans) if earlier else later

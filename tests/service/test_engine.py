@@ -962,6 +962,40 @@ def test_without_evidence_a_slow_consumer_holds_nothing_up() -> None:
     run(test)
 
 
+def test_between_the_first_and_the_last_progress_there_is_an_interval() -> None:
+    async def test() -> None:
+        tokens = tokens_of(100 * CHUNK)
+        async with running(CountingRunner()) as engine:
+            reading = engine.read("a", tokens, last=True, interval_s=3600)
+            progress = [each async for each in reading]
+            assert len(progress) == 2
+            check(progress, tokens)
+
+    run(test)
+
+
+def test_an_interval_does_not_hold_a_document_that_has_much_evidence_unread() -> None:
+    async def test() -> None:
+        tokens = tokens_of(100 * CHUNK)
+        async with running(CountingRunner(), max_unread_spans=6) as engine:
+            reading = engine.read("a", tokens, last=True, interval_s=3600)
+            check([each async for each in reading], tokens)
+
+    run(test)
+
+
+def test_a_failure_does_not_wait_for_the_interval() -> None:
+    async def test() -> None:
+        async with running(CountingRunner()) as engine:
+            reading = engine.read("a", tokens_of(CHUNK), last=False, interval_s=3600)
+            await anext(reading)
+            engine.abort("a")
+            with pytest.raises(UnknownDocument):
+                await anext(reading)
+
+    run(test)
+
+
 def test_memory_does_not_grow_with_the_document() -> None:
     async def peak(length: int) -> int:
         piece = tokens_of(2_000)

@@ -1,0 +1,108 @@
+"""A service in processes of its own, and what they did, as /proc and /metrics tell it."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+from collections import defaultdict, deque
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from pathlib import Path
+from threading import Thread
+from typing import NamedTuple
+
+import httpx
+
+STOP_S = 120
+TICKS = os.sysconf("SC_CLK_TCK")
+_TITLE = re.compile(r"ray::(?:ServeReplica:\w+:)?(\w+)|(raylet|gcs_server)|haproxy")
+_LINE = re.compile(r"^(gma_\w+)(?:\{[^}]*\})? (\S+)$", re.MULTILINE)
+
+
+class Service(NamedTuple):
+    """A running one."""
+
+    url: str
+    pid: int
+
+
+@contextmanager
+def service(log: Path | None = None, **settings: object) -> Iterator[Service]:
+    """`gma serve` with these settings above those of the environment, ready for documents.
+
+    Its log goes to a file, by default with this process's own.
+    """
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    given = {f"GMA_{name.upper()}": str(value) for name, value in settings.items()}
+    command = [sys.executable, "-c", "from service.cli import main; main()", "serve"]
+    with (
+        log.open("w") if log else nullcontext() as stderr,
+        subprocess.Popen(  # noqa: S603 (our own command)
+            command,
+            env=os.environ | given | {"GMA_PORT": str(port)},
+            stdout=subprocess.PIPE,
+            stderr=stderr,
+            text=True,
+        ) as process,
+    ):
+        try:
+            assert process.stdout
+            if not any(line.startswith("Ready") for line in process.stdout):
+                raise SystemExit(f"the service did not start: {log or 'see above'}")
+            # What it says from now on must not fill the pipe.
+            Thread(target=deque, args=(process.stdout, 0), daemon=True).start()
+            yield Service(f"http://127.0.0.1:{port}", process.pid)
+        finally:
+            process.send_signal(signal.SIGTERM)
+            process.wait(timeout=STOP_S)
+
+
+def metrics(url: str) -> dict[str, float]:
+    """A service's `counters` now."""
+    return counters(httpx.get(f"{url}/metrics", timeout=60).text)
+
+
+def counters(exposition: str) -> dict[str, float]:
+    """Each metric's sum over its labels, from Prometheus text."""
+    found: dict[str, float] = defaultdict(float)
+    for name, value in _LINE.findall(exposition):
+        found[name] += float(value)
+    return dict(found)
+
+
+def cpu_seconds(root: int) -> dict[str, float]:
+    """CPU time so far of a process and of all below it, by what they are."""
+    parents: dict[int, int] = {}
+    seconds: dict[int, float] = {}
+    for folder in Path("/proc").iterdir():
+        if folder.name.isdecimal():
+            try:
+                fields = (folder / "stat").read_text().rpartition(")")[2].split()
+            except OSError:  # it has just ended
+                continue
+            pid = int(folder.name)
+            parents[pid] = int(fields[1])
+            seconds[pid] = (int(fields[11]) + int(fields[12])) / TICKS
+    found: dict[str, float] = defaultdict(float)
+    for pid, spent in seconds.items():
+        ancestor = pid
+        while ancestor not in (root, 0):
+            ancestor = parents.get(ancestor, 0)
+        if ancestor == root:
+            found[_role(pid)] += spent
+    return dict(found)
+
+
+def _role(pid: int) -> str:
+    try:
+        command = (Path("/proc") / str(pid) / "cmdline").read_text().replace("\0", " ")
+    except OSError:
+        return "other"
+    title = _TITLE.search(command)
+    return next(filter(None, [*title.groups(), title[0]])) if title else "other"

@@ -1,0 +1,111 @@
+"""What the service's and the precisions' benchmarks make of measurements; no service is started."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from benchmarks import precision
+from benchmarks import service as benchmark
+from benchmarks.clients import Answered, poisson_times, tokens_within
+from benchmarks.processes import counters, cpu_seconds
+from model.config import DEFAULT_CHECKPOINT, ModelConfig
+from model.tokenizer import Tokenizer
+
+CONFIG = ModelConfig.model_validate_json((DEFAULT_CHECKPOINT / "config.json").read_bytes())
+EXPOSITION = """\
+# HELP gma_step_seconds Time of one step.
+gma_step_seconds_sum{pid="7"} 2.0
+gma_step_seconds_bucket{le="0.1"} 9.0
+gma_tokens_total 1000.0
+gma_slots_in_use{pid="1"} 2.0
+gma_slots_in_use{pid="2"} 3.0
+"""
+
+
+def test_counters_are_summed_over_labels() -> None:
+    found = counters(EXPOSITION)
+    assert found["gma_step_seconds_sum"] == 2.0
+    assert found["gma_slots_in_use"] == 5.0
+
+
+def test_documents_count_for_the_part_that_lies_in_the_window() -> None:
+    answers = [Answered(*x, {}) for x in ((0, 10, 100), (8, 12, 40), (20, 30, 7))]
+    assert tokens_within(answers, 5, 10) == pytest.approx(50 + 20)
+
+
+def test_arrivals_lie_in_their_time() -> None:
+    times = poisson_times(3.0, 5.0, 100)
+    assert times == sorted(times)
+    assert len(times) == 100
+    assert 3.0 <= times[0] < times[-1] <= 5.0
+
+
+def test_short_texts_are_a_row_at_most() -> None:
+    tokenizer = Tokenizer.load(DEFAULT_CHECKPOINT / "tokenizer.json")
+    book = b"It was a dark and stormy night; the rain fell in torrents. " * 400
+    for text in benchmark.short_texts([book], tokenizer, 5):
+        assert 500 <= len(tokenizer.encode(text)) <= 512
+
+
+def test_a_window_is_what_happened_between_two_readings() -> None:
+    names = ("step_seconds_count", "step_seconds_sum", "step_grid_rows_total", "tokens_total")
+    a, b = (
+        benchmark.Reading(at, {f"gma_{n}": x for n, x in zip(names, given, strict=True)}, cpu)
+        for at, given, cpu in (
+            (10.0, (5.0, 1.0, 40.0, 0.0), {"Worker": 1.0}),
+            (14.0, (15.0, 3.0, 120.0, 30_000.0), {"Worker": 7.0, "Gateway": 2.0}),
+        )
+    )
+    found = benchmark.window(a, b, [Answered(8.0, 16.0, 800, {})], chunk=500)
+    assert (found.seconds, found.tokens, found.steps) == (4.0, 400.0, 10.0)
+    assert found.step_s == pytest.approx(0.2)
+    assert found.fill == pytest.approx(0.75)
+    assert found.cores == {"Worker": 1.5, "Gateway": 0.5}
+
+
+def test_service_report(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    bare = benchmark.Bare(64, 512, 0.010, "a GPU", "bfloat16")
+    window = benchmark.Window(20.0, 60e6, 1800, 0.011, 0.97, {"Worker": 1.5, "idle": 0.0})
+    results = benchmark.Results(bare, window, window, [0.02] * 9, [0.03] * 9, 508.0, {"queue": 3.0})
+    benchmark.save(tmp_path, results, benchmark.table(results, 64))
+    printed = capsys.readouterr().out
+    assert "| HTTP, 64 books at once, 20 s | 3,000,000 tokens/s |" in printed
+    assert "| HTTP / bare step | 0.916 |" in printed
+    assert "| p99 in bare steps | 3.00 |" in printed
+    assert "| of it queue, mean | 3.0 ms |" in printed
+    assert "idle" not in printed
+    saved = json.loads((tmp_path / "service.json").read_text())
+    assert saved["ratio"] == pytest.approx(results.ratio)
+    assert saved["load"]["fill"] == 0.97
+
+
+def test_cpu_time_of_this_process() -> None:
+    assert sum(cpu_seconds(os.getpid()).values()) > 0
+
+
+def test_precisions_are_compared_with_float32() -> None:
+    exact, other = np.array([[0.9, 0.1], [0.4, 0.6]]), np.array([[0.8, 0.2], [0.55, 0.45]])
+    rows = precision.compared(
+        {"float32": {None: exact}, "fp8": {None: other}}, labels=np.array([0, 1])
+    )
+    assert [row.precision for row in rows] == ["float32", "fp8"]
+    assert (rows[0].accuracy, rows[0].agree, rows[0].difference) == (1.0, 2, 0.0)
+    assert (rows[1].accuracy, rows[1].agree) == (0.5, 1)
+    assert rows[1].difference == pytest.approx(0.15)
+    assert "| whole | fp8 | 0.5000 | 1 of 2 | 0.15000 |" in precision.table(rows)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="compiles on a GPU")
+def test_precision_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    lines = [{"text": f"It was {word} night. ", "label": CONFIG.labels[0]} for word in ("a", "the")]
+    (tmp_path / "test.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    precision.main(["--data", str(tmp_path), "--out", str(tmp_path)])
+    assert "| whole | float32 |" in capsys.readouterr().out
+    rows = json.loads((tmp_path / "precision.json").read_text())["rows"]
+    assert [row["agree"] for row in rows] == [2] * len(precision.PREFIXES)
