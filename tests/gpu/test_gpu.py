@@ -1,19 +1,20 @@
-"""On a CUDA device: the step, the runner and the engine give the float64 model's answer."""
+"""On a CUDA device: every runner gives the float64 model's answer through the engine."""
 
-import asyncio
-import copy
+from __future__ import annotations
 
-import numpy as np
+from collections.abc import Callable
+
 import pytest
 import torch
 
 from model.classifier import Classifier
 from model.config import ModelConfig
-from service.engine import Engine
 from service.runner import TorchRunner
+from tests.service.conformance import Tested, check_all, poison
 
 pytestmark = pytest.mark.gpu
 
+ROWS, CHUNK, SLOTS = 4, 128, 5
 CONFIG = ModelConfig(
     name="tiny",
     labels=("a", "b", "c"),
@@ -26,7 +27,6 @@ CONFIG = ModelConfig(
     num_components=16,
     mlp_width=128,
 )
-LENGTHS = (1, 63, 127, 128, 129, 1000)
 
 
 @pytest.fixture(scope="module")
@@ -34,39 +34,46 @@ def classifier() -> Classifier:
     torch.manual_seed(0)
     classifier = Classifier(CONFIG).requires_grad_(False).eval()
     classifier.pooling.token.weight.normal_()
-    return classifier
+    return classifier.cuda()
 
 
-@pytest.mark.parametrize("compile", [False, True])
-def test_engine_on_gpu(classifier: Classifier, compile: bool) -> None:
-    runner = TorchRunner(
-        copy.deepcopy(classifier).cuda(), slots=4, rows=4, chunk=128, compile=compile
-    )
-    rng = np.random.default_rng(0)
-    documents = [rng.integers(0, CONFIG.vocab_size, n).astype(np.int32) for n in LENGTHS]
+def eager(classifier: Classifier) -> Tested:
+    return TorchRunner(classifier, slots=SLOTS, rows=ROWS, chunk=CHUNK)
 
-    async def logits(engine: Engine, index: int) -> np.ndarray:
-        async for progress in engine.read(str(index), documents[index], True):
-            last = progress
-        assert last.done
-        return last.logits
 
-    async def run() -> list[np.ndarray]:
-        engine = Engine(runner, max_waiting=16, inbox_tokens=1 << 16, idle_timeout_s=60.0)
-        await engine.start()
-        try:
-            return await asyncio.gather(*(logits(engine, i) for i in range(len(documents))))
-        finally:
-            await engine.stop()
+def compiled(classifier: Classifier) -> Tested:
+    return TorchRunner(classifier, slots=SLOTS, rows=ROWS, chunk=CHUNK, compile=True)
 
-    got = asyncio.run(run())
-    exact = (
-        copy.deepcopy(classifier)
-        .double()
-        .read([torch.from_numpy(document) for document in documents])
-    )
-    for mine, reading in zip(got, exact, strict=True):
-        error = np.linalg.norm(mine - reading.logits.numpy())
-        assert error <= 1e-4 * np.linalg.norm(reading.logits.numpy())
+
+def bfloat16(classifier: Classifier) -> Tested:
+    from service.fused import FusedRunner
+
+    return FusedRunner(classifier, slots=SLOTS, rows=ROWS, chunk=CHUNK, precision="bfloat16")
+
+
+def fp8(classifier: Classifier) -> Tested:
+    from service.fused import FusedRunner
+
+    return FusedRunner(classifier, slots=SLOTS, rows=ROWS, chunk=CHUNK, precision="fp8")
+
+
+@pytest.mark.parametrize(
+    ("make", "kernels", "tolerance"),
+    [
+        (eager, "eager PyTorch, triton mixer", 1e-4),
+        (compiled, "compiled PyTorch, triton mixer", 1e-4),
+        (bfloat16, "fused Triton kernels, CUDA graphs", 1e-2),
+        (fp8, "fused Triton kernels, CUDA graphs", 3e-2),
+    ],
+)
+def test_engine_on_gpu(
+    classifier: Classifier, make: Callable[[Classifier], Tested], kernels: str, tolerance: float
+) -> None:
+    classifier.choose_mixers()
+    runner = make(classifier)
+    assert runner.kernels == kernels
+    runner.warm_up()
+    poison(runner)
+    check_all(runner, classifier, seed=0, tolerance=tolerance)
     memory = runner.memory()
     assert 0 < memory.device <= memory.device_peak

@@ -6,7 +6,7 @@ import json
 import random
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
@@ -15,6 +15,7 @@ import zstandard
 from safetensors.torch import load_file
 
 from model import stacking, weights
+from model.classifier import Classifier
 from model.corpus import Corpus, CorpusError, LabelledText
 from model.evaluate import components_in_use, evaluate, macro_f1, measure_tokens
 from model.tokenizer import Tokenizer
@@ -183,6 +184,50 @@ class TestTraining:
             run(learning_rate=1e30, gradient_clip=1e30)
         assert not (data.parent / "run/checkpoint").exists()
         assert not (data.parent / "run/resume.safetensors").exists()
+
+
+class TestMixer:
+    """Which implementation of the operation a run trains with."""
+
+    FITTING: ClassVar = {"routing_dim": 16, "value_dim": 16, "num_components": 16}
+
+    def mixers_of(
+        self, run: Train, monkeypatch: pytest.MonkeyPatch, out: str = "run", **training: Any
+    ) -> set[str]:
+        """What the training steps of a run use."""
+        used: set[str] = set()
+        hidden = Classifier.hidden_alone
+
+        def watched(classifier: Classifier, *args: Any) -> torch.Tensor:
+            used.add(classifier.mixers)
+            return hidden(classifier, *args)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(Classifier, "hidden_alone", watched)
+            run(out, model=self.FITTING, **training)
+        return used
+
+    @pytest.mark.skipif(torch.cuda.is_available(), reason="trains on the GPU")
+    def test_on_the_cpu(self, run: Train, monkeypatch: pytest.MonkeyPatch) -> None:
+        assert self.mixers_of(run, monkeypatch, steps=1) == {"chunked"}
+
+    @pytest.mark.gpu
+    def test_on_a_gpu(self, run: Train, data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        """The losses are those of the exact form, as far as bfloat16 goes."""
+        few = {"steps": 6, "evaluate_every": 1, "learning_rate": 1e-3}
+        assert self.mixers_of(run, monkeypatch, "triton", **few) == {"triton"}
+        monkeypatch.setattr(Classifier, "choose_mixers", lambda self: None)
+        assert self.mixers_of(run, monkeypatch, "chunked", **few) == {"chunked"}
+        found, expected = (
+            [
+                (line["label_loss"], line["language_loss"])
+                for line in log_of(data.parent / out / "checkpoint")
+                if "label_loss" in line
+            ]
+            for out in ("triton", "chunked")
+        )
+        assert len(expected) == 6
+        np.testing.assert_allclose(found, expected, rtol=2e-2)
 
 
 class TestLittleData:

@@ -1,0 +1,124 @@
+"""What every runner is held to: any mix of documents, cut anyhow, gives the float64 answer."""
+
+from __future__ import annotations
+
+import asyncio
+import copy
+import random
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, TypeAlias
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from model.classifier import Classifier
+from service.engine import Engine, Progress
+from service.runner import Batch, TorchRunner, fitting
+
+if TYPE_CHECKING:
+    from service.fused import FusedRunner  # Triton is not installed everywhere
+
+Tested: TypeAlias = "TorchRunner | FusedRunner"
+
+Tokens = NDArray[np.int32]
+
+PATIENCE_S = 300  # for seconds of work, and kernels that are compiled or interpreted
+
+
+def tokens_of(runner: Tested, length: int, seed: int = 0) -> Tokens:
+    rng = np.random.default_rng([seed, length])
+    return rng.integers(0, runner.vocab_size, length, dtype=np.int32)
+
+
+def reference(classifier: Classifier, tokens: Tokens) -> NDArray[np.float64]:
+    """The logits of a document read at once, in float64."""
+    exact = copy.deepcopy(classifier).cpu().double()
+    exact.choose_mixers()
+    (reading,) = exact.read([torch.from_numpy(tokens)], chunk=len(tokens))
+    return reading.logits.numpy()
+
+
+def assert_close(
+    logits: NDArray[np.float64], expected: NDArray[np.float64], tolerance: float
+) -> None:
+    """Relative to the largest."""
+    assert np.abs(logits - expected).max() <= tolerance * np.abs(expected).max()
+
+
+def batch_of(runner: Tested, documents: Sequence[tuple[int, bool, Tokens]]) -> Batch:
+    """One step of documents: slot, fresh, tokens."""
+    chunk = runner.grids[-1].chunk
+    rows = sum(-(-len(tokens) // chunk) for _, _, tokens in documents)
+    batch = Batch.blank(fitting(runner.grids, rows), runner.pool.scratch)
+    row = 0
+    for index, (slot, fresh, tokens) in enumerate(documents):
+        batch.slot_of_document[index], batch.fresh[index] = slot, fresh
+        for start in range(0, len(tokens), chunk):
+            piece = tokens[start : start + chunk]
+            batch.tokens[row, : len(piece)] = piece
+            batch.lengths[row] = len(piece)
+            batch.document_of_row[row] = index
+            row += 1
+    return batch
+
+
+def poison(runner: Tested) -> None:
+    for _, tensor in runner.pool.states.tensors():
+        tensor.fill_(float("nan"))
+
+
+def read_all(runner: Tested, documents: Sequence[Tokens], seed: int = 0) -> list[Progress]:
+    """All documents at once through an engine, fed in random pieces; the final answers."""
+
+    async def read(engine: Engine, name: str, tokens: Tokens, rng: random.Random) -> Progress:
+        cuts = sorted(rng.choices(range(len(tokens) + 1), k=3))
+        first, *others = np.split(tokens, cuts)
+        reading = engine.read(name, first, last=False)
+        following = asyncio.ensure_future(anext(reading))
+        await asyncio.sleep(0)
+        offset = len(first)
+        for i, piece in enumerate(others, 1):
+            await engine.feed(name, offset, piece, last=i == len(others))
+            offset += len(piece)
+        progress = await following
+        async for following_progress in reading:
+            spans = progress.spans + following_progress.spans
+            progress = following_progress
+            progress.spans[:] = spans
+        return progress
+
+    async def test() -> list[Progress]:
+        engine = Engine(runner, max_waiting=99, inbox_tokens=1000, idle_timeout_s=60)
+        await engine.start()
+        rng = random.Random(seed)
+        try:
+            return await asyncio.gather(
+                *(read(engine, str(i), tokens, rng) for i, tokens in enumerate(documents))
+            )
+        finally:
+            await engine.stop()
+
+    return asyncio.run(asyncio.wait_for(test(), PATIENCE_S))
+
+
+def check_all(
+    runner: Tested,
+    classifier: Classifier,
+    seed: int,
+    *,
+    tolerance: float,
+    longest: int = 1000,
+) -> None:
+    """Documents around the sizes of chunk and step, more than there are slots."""
+    rows, chunk = runner.grids[-1]
+    lengths = [1, chunk - 1, chunk, chunk + 1, 63, longest, 2, rows * chunk]
+    documents = [tokens_of(runner, length, seed) for length in lengths]
+    prior_tokens = classifier.config.prior_tokens
+    for tokens, progress in zip(documents, read_all(runner, documents, seed), strict=True):
+        expected = reference(classifier, tokens)
+        assert_close(progress.logits, expected, tolerance)
+        evidence = np.sum([span.evidence.astype(float) for span in progress.spans], axis=0)
+        weight = sum(span.weight for span in progress.spans)
+        assert_close(evidence / (weight + prior_tokens), expected, tolerance)
+        assert sum(span.tokens for span in progress.spans) == len(tokens)

@@ -1,0 +1,77 @@
+"""Which runner a worker gets for its model, its device and its settings."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from model import weights
+from service.runner import Runner
+from service.settings import Settings
+from service.worker import Worker, make_runner
+from tests.service.asgi import save_checkpoint
+
+FITTING = {"routing_dim": 16, "value_dim": 16, "num_components": 16}
+
+
+def runner_of(checkpoint: Path, device: str, **settings: Any) -> Runner:
+    loaded = weights.load(checkpoint, device=device)
+    return make_runner(loaded.classifier, Settings.load(checkpoint=checkpoint, **settings))
+
+
+class TestOnTheCpu:
+    @pytest.mark.parametrize("dtype", ["auto", "float32"])
+    def test_pytorch_in_float32(self, checkpoint: Path, dtype: str) -> None:
+        runner = runner_of(checkpoint, "cpu", dtype=dtype, slots=3)
+        assert (runner.device, runner.dtype) == ("cpu", "float32")
+        assert runner.kernels == "eager PyTorch, chunked mixer"
+        assert (runner.grids[-1], runner.pool.count) == ((8, 256), 3)
+
+    @pytest.mark.parametrize("dtype", ["bfloat16", "fp8"])
+    def test_nothing_less_precise(self, checkpoint: Path, dtype: str) -> None:
+        threads = torch.get_num_threads()
+        settings = Settings.load(checkpoint=checkpoint, device="cpu", dtype=dtype, threads=threads)
+        with pytest.raises(ValueError, match=f"GMA_DTYPE={dtype} needs a GPU"):
+            Worker.load(settings)
+
+    def test_a_grid_that_was_asked_for(self, checkpoint: Path) -> None:
+        assert runner_of(checkpoint, "cpu", rows=3, chunk_tokens=9).grids[-1] == (3, 9)
+
+
+@pytest.mark.gpu
+class TestOnAGpu:
+    @pytest.fixture(scope="class")
+    def fitting(self, tmp_path_factory: pytest.TempPathFactory) -> Path:
+        return save_checkpoint(tmp_path_factory.mktemp("fitting"), **FITTING)
+
+    @pytest.mark.parametrize(
+        ("asked", "dtype", "kernels"),
+        [
+            ("auto", "bfloat16", "fused Triton kernels, CUDA graphs"),
+            ("bfloat16", "bfloat16", "fused Triton kernels, CUDA graphs"),
+            ("fp8", "fp8", "fused Triton kernels, CUDA graphs"),
+            ("float32", "float32", "compiled PyTorch, triton mixer"),
+        ],
+    )
+    def test_what_was_asked_for(self, fitting: Path, asked: str, dtype: str, kernels: str) -> None:
+        runner = runner_of(fitting, "cuda", dtype=asked)
+        assert (runner.device, runner.dtype) == ("cuda:0", dtype)
+        assert runner.kernels == kernels
+        assert runner.grids[-1] == (64, 512)
+
+    def test_pytorch_for_a_model_that_does_not_fit(
+        self, checkpoint: Path, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        with caplog.at_level(logging.WARNING):
+            runner = runner_of(checkpoint, "cuda")
+        assert (runner.dtype, runner.kernels) == ("float32", "compiled PyTorch, chunked mixer")
+        assert "no fused kernels for this model: routing_dim" in caplog.text
+
+    @pytest.mark.parametrize("dtype", ["bfloat16", "fp8"])
+    def test_a_precision_that_does_not_fit(self, checkpoint: Path, dtype: str) -> None:
+        with pytest.raises(ValueError, match=f"tiny has no fused step in {dtype}: "):
+            runner_of(checkpoint, "cuda", dtype=dtype)
