@@ -31,7 +31,7 @@ from service.answers import softmax
 from service.engine import Engine
 from service.runner import Runner, TorchRunner
 from service.settings import Settings
-from service.worker import CPU_GRID, GPU_GRID, make_runner
+from service.worker import make_runner
 
 PREFIXES = (1 << 10, 4 << 10, 16 << 10, 64 << 10, None)
 """Bytes that are read; None: all."""
@@ -94,8 +94,8 @@ def make(classifier: Classifier, precision: str) -> Runner:
     settings = Settings.load(dtype=precision)
     if precision != "float32":
         return make_runner(classifier, settings)
-    grid = GPU_GRID if classifier.embedding.weight.is_cuda else CPU_GRID
-    return TorchRunner(classifier, slots=settings.slots, rows=grid.rows, chunk=grid.chunk)
+    rows, chunk = settings.grid(on_gpu=classifier.embedding.weight.is_cuda)
+    return TorchRunner(classifier, slots=settings.slots, rows=rows, chunk=chunk)
 
 
 def compared(scores: dict[str, dict[int | None, Scores]], labels: NDArray[np.int64]) -> list[Row]:
