@@ -33,7 +33,7 @@ NORM_EPSILON = 1e-6
 SCORES = 4096
 """Entries of a tile of scores."""
 
-STRIP = 4
+STRIP = 8
 """Tokens that a warp convolves one after the other."""
 
 
