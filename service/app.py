@@ -245,6 +245,9 @@ def _start_ray() -> None:
     os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
     # Serve's own logs go to files in Ray's session folder.
     os.environ.setdefault("RAY_SERVE_LOG_TO_STDERR", "0")
+    # Nothing of ours holds up a replica's event loop, so it needs no second one, to which every
+    # message would take two more turns of the interpreter's lock.
+    os.environ.setdefault("RAY_SERVE_RUN_USER_CODE_IN_SEPARATE_THREAD", "0")
     logging.getLogger("ray.serve").setLevel(logging.WARNING)
     ray.init(
         address="local",
