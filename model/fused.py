@@ -34,7 +34,7 @@ SCORES = 4096
 """Entries of a tile of scores."""
 
 STRIP = 8
-"""Tokens that a warp convolves one after the other."""
+"""Tokens that a warp takes one after the other."""
 
 
 class Weight(NamedTuple):
@@ -379,7 +379,8 @@ class FusedStep:
         self, x: Tensor, *, inverse: Tensor | None = None, normal: Tensor | None = None
     ) -> None:
         count, width = x.shape
-        tokens.normalize[(count,)](
+        tokens.normalize[(-(-count // STRIP),)](
             x, x if inverse is None else inverse, x if normal is None else normal, width,
-            NORM_EPSILON, WIDTH=self._wide, NORMAL=normal is not None, num_warps=1,
+            NORM_EPSILON, count, WIDTH=self._wide, STRIP=STRIP, NORMAL=normal is not None,
+            num_warps=1,
         )  # fmt: skip

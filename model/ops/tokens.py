@@ -28,20 +28,30 @@ def _inverse_root(row, width, epsilon):
 
 
 @triton.jit
-def normalize(x, inverse, normal, width, epsilon, WIDTH: tl.constexpr, NORMAL: tl.constexpr):
+def normalize(
+    x, inverse, normal, width, epsilon, count,
+    WIDTH: tl.constexpr, STRIP: tl.constexpr, NORMAL: tl.constexpr,
+):  # fmt: skip
     """inverse (N,) is one over the root mean squares of the rows of x (N, W).
 
-    With NORMAL, normal (N, W) is x times that, instead. One warp a row: its sums need no barrier.
+    With NORMAL, normal (N, W) is x times that, instead. One warp takes STRIP rows.
     """
-    token = tl.program_id(0).to(tl.int64)
+    first = tl.program_id(0).to(tl.int64) * STRIP
     here = tl.arange(0, WIDTH)
-    row = tl.load(x + token * width + here, mask=here < width, other=0.0).to(tl.float32)
-    root = _inverse_root(row, width, epsilon)
-    if NORMAL:
-        narrow = (row * root).to(normal.dtype.element_ty)
-        tl.store(normal + token * width + here, narrow, mask=here < width)
-    else:
-        tl.store(inverse + token, root)
+    inside = here < width
+    upcoming = tl.load(x + first * width + here, mask=inside & (first < count), other=0.0)
+    for step in tl.static_range(STRIP):
+        at = first + step
+        row = upcoming.to(tl.float32)
+        # Asked for before this row is stored, so that it comes meanwhile.
+        more = inside & (at + 1 < count) & (step + 1 < STRIP)
+        upcoming = tl.load(x + (at + 1) * width + here, mask=more, other=0.0)
+        root = _inverse_root(row, width, epsilon)
+        if NORMAL:
+            narrow = (row * root).to(normal.dtype.element_ty)
+            tl.store(normal + at * width + here, narrow, mask=inside & (at < count))
+        else:
+            tl.store(inverse + at, root, mask=at < count)
 
 
 @triton.jit
@@ -87,11 +97,16 @@ def convolve(
     third, third_root = _row(x, start - 3, before & (T > 2), width, epsilon, here)
     second, second_root = _row(x, start - 2, before & (T > 1), width, epsilon, here)
     last, last_root = _row(x, start - 1, before & (T > 0), width, epsilon, here)
+    upcoming = tl.load(x + start * width + here, mask=inside & (first < C), other=0.0)
     for step in tl.static_range(STRIP):
         token = first + step
         at = start + step
         there = inside & (token < C)
-        own, root = _row(x, at, there, width, epsilon, here)
+        own = upcoming
+        # Asked for before this token's row is stored, so that it comes meanwhile.
+        more = inside & (token + 1 < C) & (step + 1 < STRIP)
+        upcoming = tl.load(x + (at + 1) * width + here, mask=more, other=0.0)
+        root = _inverse_root(own.to(tl.float32), width, epsilon)
         total = own.to(tl.float32) + _tap(own, root, taps, 3, width, here, inside)
         total += _tap(third, third_root, taps, 0, width, here, inside)
         total += _tap(second, second_root, taps, 1, width, here, inside)
