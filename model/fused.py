@@ -351,7 +351,7 @@ class FusedStep:
             "NORMALIZE": config.normalize_routing, "EPSILON": ROUTING_EPSILON,
             "num_warps": plan.warps,
         }  # fmt: skip
-        kernels._sum_segments[(grid.rows * segments, heads)](
+        kernels._sum_segments[(grid.rows * segments * heads,)](
             k, val, *mixture, inputs.lengths, self._sums, self._gammas, self._masses,
             *k.stride()[:3], *val.stride()[:3], grid.chunk, segments, KEEP=True,
             **sizes, **cut, **at_most(plan.sum_registers),
@@ -363,7 +363,7 @@ class FusedStep:
             *memory.stride()[:3], *mass.stride()[:2], segments, **sizes,
             TILE=TILE, DEPTH=DEPTH, SLOTS=True,
         )  # fmt: skip
-        kernels._read_segments[(grid.rows * segments, heads)](
+        kernels._read_segments[(grid.rows * segments * heads,)](
             q, self._gammas, self._masses, val, *mixture, inputs.lengths, self._sums, read,
             *q.stride()[:3], *val.stride()[:3], grid.chunk, segments, config.epsilon,
             **sizes, **cut, **at_most(plan.read_registers),

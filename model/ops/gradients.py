@@ -72,8 +72,7 @@ def _query_gradients(
     them. Otherwise they are the documents', and k and val are None. What stands where no token
     is stays as it was, but the sums of every segment are written.
     """
-    head = tl.program_id(1).to(tl.int64)
-    row, first, here, _ = _place(lengths, segments, C, SEGMENT)
+    head, row, first, here, _ = _place(tl.program_id(0), lengths, segments, C, SEGMENT, H)
     token = tl.arange(0, BLOCK)
     component = tl.arange(0, K)
     value = tl.arange(0, V)
@@ -84,7 +83,7 @@ def _query_gradients(
     if here > 0:
         A, B, b = _weights(linear, quadratic, bias, head, K, R)
         if CAUSAL:
-            states += (tl.program_id(0).to(tl.int64) * H + head) * size
+            states += tl.program_id(0).to(tl.int64) * size
         else:
             states += (tl.load(document + row).to(tl.int64) * H + head) * size
         memory = tl.load(states + value[:, None] * K + component[None, :])
@@ -147,7 +146,7 @@ def _query_gradients(
             d_scores += BLOCK * H * K
             inverse += BLOCK * H
             pull += BLOCK * H
-    sums += (tl.program_id(0).to(tl.int64) * H + head) * size
+    sums += tl.program_id(0).to(tl.int64) * size
     tl.store(sums + value[:, None] * K + component[None, :], d_memory)
     tl.store(sums + V * K + component, d_mass)
 
@@ -198,8 +197,7 @@ def _key_gradients(
     Otherwise they are the documents', and q, d_out, inverse and pull are None. Values where no
     token is get zeros; scores there stay as they were.
     """
-    head = tl.program_id(1).to(tl.int64)
-    row, first, here, width = _place(lengths, segments, C, SEGMENT)
+    head, row, first, here, width = _place(tl.program_id(0), lengths, segments, C, SEGMENT, H)
     token = tl.arange(0, BLOCK)
     component = tl.arange(0, K)
     value = tl.arange(0, V)
@@ -210,7 +208,7 @@ def _key_gradients(
     if here > 0:
         A, B, b = _weights(linear, quadratic, bias, head, K, R)
         if CAUSAL:
-            d_states += (tl.program_id(0).to(tl.int64) * H + head) * size
+            d_states += tl.program_id(0).to(tl.int64) * size
         else:
             d_states += (tl.load(document + row).to(tl.int64) * H + head) * size
         d_memory = tl.load(d_states + value[:, None] * K + component[None, :])

@@ -83,12 +83,26 @@ def _posterior(x, linear, quadratic, bias, NORMALIZE: tl.constexpr, EPSILON: tl.
 
 
 @triton.jit
-def _place(lengths, segments, C, SEGMENT: tl.constexpr):
-    """The program's row, its first token, and how many tokens are there and are in the row."""
-    row = tl.program_id(0) // segments
-    first = tl.program_id(0) % segments * SEGMENT
+def backwards():
+    """The program's place, counted from the last.
+
+    What goes through memory backwards finds in the cache what was written last before it.
+    """
+    return tl.num_programs(0) - 1 - tl.program_id(0)
+
+
+@triton.jit
+def _place(place, lengths, segments, C, SEGMENT: tl.constexpr, H: tl.constexpr):
+    """The head and row at a place, its first token, how many tokens are there, and in the row.
+
+    Neighbouring places are one segment's heads, for those lie side by side in memory: what one
+    reads brings the next one's half of a cache line along.
+    """
+    head = (place % H).to(tl.int64)
+    row = place // H // segments
+    first = place // H % segments * SEGMENT
     here = tl.minimum(tl.maximum(tl.load(lengths + row).to(tl.int32) - first, 0), SEGMENT)
-    return row.to(tl.int64), first, here, tl.minimum(C - first, SEGMENT)
+    return head, row.to(tl.int64), first, here, tl.minimum(C - first, SEGMENT)
 
 
 @triton.jit
@@ -104,8 +118,8 @@ def _sum_segments(
     With KEEP also what `_read_segments` goes on from: the keys' responsibilities, gammas (R, H, C,
     K) in val's dtype, and the segment's mass before each block, masses (G, H, SEGMENT / BLOCK, K).
     """
-    head = tl.program_id(1).to(tl.int64)
-    row, first, here, _ = _place(lengths, segments, C, SEGMENT)
+    place = backwards()
+    head, row, first, here, _ = _place(place, lengths, segments, C, SEGMENT, H)
     token = tl.arange(0, BLOCK)
     component = tl.arange(0, K)
     value = tl.arange(0, V)
@@ -115,7 +129,7 @@ def _sum_segments(
     k_at = token[:, None] * k_token + tl.arange(0, R)[None, :]
     v_at = token[:, None] * v_token + value[None, :]
     g_at = token[:, None] * K + component[None, :]
-    segment = tl.program_id(0).to(tl.int64) * H + head
+    segment = place.to(tl.int64)
     gammas += ((row * H + head) * C + first) * K
     masses += segment * (SEGMENT // BLOCK) * K
     memory = tl.zeros((V, K), tl.float32)
@@ -206,8 +220,7 @@ def _read_segments(
 
     gammas and masses are those that `_sum_segments` kept.
     """
-    head = tl.program_id(1).to(tl.int64)
-    row, first, here, width = _place(lengths, segments, C, SEGMENT)
+    head, row, first, here, width = _place(tl.program_id(0), lengths, segments, C, SEGMENT, H)
     token = tl.arange(0, BLOCK)
     component = tl.arange(0, K)
     value = tl.arange(0, V)
@@ -215,7 +228,7 @@ def _read_segments(
     out_at = token[:, None] * (H * V) + value[None, :]
     if here > 0:
         A, B, b = _weights(linear, quadratic, bias, head, K, R)
-        segment = tl.program_id(0).to(tl.int64) * H + head
+        segment = tl.program_id(0).to(tl.int64)
         q += row * q_row + first.to(tl.int64) * q_token + head * q_head
         val += row * v_row + first.to(tl.int64) * v_token + head * v_head
         gammas += ((row * H + head) * C + first) * K
@@ -266,8 +279,7 @@ def _read_states(
     NORMALIZE: tl.constexpr, EPSILON: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
     """out (R, C, H, v), contiguous: each token's mean over its document's (D, H, v + 1, K)."""
-    head = tl.program_id(1).to(tl.int64)
-    row, first, here, width = _place(lengths, segments, C, SEGMENT)
+    head, row, first, here, width = _place(tl.program_id(0), lengths, segments, C, SEGMENT, H)
     token = tl.arange(0, BLOCK)
     component = tl.arange(0, K)
     value = tl.arange(0, V)

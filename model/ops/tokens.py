@@ -9,6 +9,8 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+from model.ops.kernels import backwards
+
 
 @triton.jit
 def embed(tokens, table, x, width, count, WIDTH: tl.constexpr, TOKENS: tl.constexpr):
@@ -36,7 +38,7 @@ def normalize(
 
     With NORMAL, normal (N, W) is x times that, instead. One warp takes STRIP rows.
     """
-    first = tl.program_id(0).to(tl.int64) * STRIP
+    first = backwards().to(tl.int64) * STRIP
     here = tl.arange(0, WIDTH)
     inside = here < width
     upcoming = tl.load(x + first * width + here, mask=inside & (first < count), other=0.0)
@@ -84,8 +86,8 @@ def convolve(
     is read from memory once and its sums need no barrier.
     """
     strips = tl.cdiv(C, STRIP)
-    row = tl.program_id(0) // strips
-    first = tl.program_id(0) % strips * STRIP
+    row = backwards() // strips
+    first = backwards() % strips * STRIP
     start = row.to(tl.int64) * C + first
     here = tl.arange(0, WIDTH)
     inside = here < width

@@ -144,7 +144,7 @@ class _Call:
     def over_segments(self, kernel: Any, *args: object, **more: object) -> None:
         R, C, H, r = self.x.shape
         with _device_of(self.x):
-            kernel[R * self.segments, H](
+            kernel[(R * self.segments * H,)](
                 *args, C=C, segments=self.segments, R=r, SEGMENT=self.plan.segment,
                 **self.state, **self.tuned, **more,
             )  # fmt: skip
