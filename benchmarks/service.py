@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import os
 import random
+import sys
 import tempfile
 import time
 from collections.abc import Sequence
@@ -36,6 +37,10 @@ from model.tokenizer import Tokenizer
 
 SHORT_TOKENS = 512
 BARE_S, BARE_ROUNDS = 2.0, 3
+
+
+def progress(message: str) -> None:
+    print(time.strftime("%H:%M:%S"), message, file=sys.stderr, flush=True)
 
 
 class Bare(NamedTuple):
@@ -166,6 +171,7 @@ def measure(arguments: argparse.Namespace, checkpoint: Path) -> Results:
     spawn = get_context("spawn")
     with ProcessPoolExecutor(1, spawn) as apart:
         bare = apart.submit(bare_step, checkpoint, arguments.bare_seconds).result()
+    progress(f"bare step: {bare.seconds * 1e3:.2f} ms, {bare.tokens_per_s:,.0f} tokens/s")
     books = [document.text.encode() for document in corpus.read(arguments.data, arguments.split)]
     books = [book[: arguments.book_bytes] for book in books]
     tokenizer = Tokenizer.load(checkpoint / "tokenizer.json")
@@ -176,6 +182,7 @@ def measure(arguments: argparse.Namespace, checkpoint: Path) -> Results:
     ):
         clients.one_by_one(running.url, texts[:10])  # what is slow only once
         alone = clients.one_by_one(running.url, texts)
+        progress(f"alone: median {median(answer.seconds for answer in alone) * 1e3:.1f} ms")
         begin = time.monotonic() + arguments.warm
         middle, end = begin + arguments.seconds, begin + arguments.seconds + arguments.beside
         loads = clients.books(running.url, books, arguments.books, end)
