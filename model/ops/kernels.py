@@ -106,6 +106,40 @@ def _place(place, lengths, segments, C, SEGMENT: tl.constexpr, H: tl.constexpr):
 
 
 @triton.jit
+def _load(at, there, ALL: tl.constexpr):
+    """Tokens' rows, with zeros for those that are not there."""
+    return tl.load(at) if ALL else tl.load(at, mask=there[:, None], other=0.0)
+
+
+@triton.jit
+def _store(at, rows, there, ALL: tl.constexpr):
+    if ALL:
+        tl.store(at, rows)
+    else:
+        tl.store(at, rows, mask=there[:, None])
+
+
+@triton.jit
+def _sum_block(
+    keys, values, gammas, masses, memory, mass, there, linear, quadratic, bias,
+    NORMALIZE: tl.constexpr, EPSILON: tl.constexpr, KEEP: tl.constexpr, ALL: tl.constexpr,
+):  # fmt: skip
+    """memory (v, K) and mass (K,) after a block, of which ALL tokens are there or some."""
+    x = _load(keys, there, ALL)
+    val = _load(values, there, ALL)
+    weights, total = _posterior(x, linear, quadratic, bias, NORMALIZE, EPSILON)
+    inverse = 1.0 / total
+    if not ALL:
+        inverse = tl.where(there, inverse, 0.0)
+    gamma = (weights * inverse[:, None]).to(val.dtype)
+    if KEEP:
+        _store(gammas, gamma, there, ALL)
+        tl.store(masses, mass)
+    # The mass of what was rounded, so that memory / mass is a mean of the values.
+    return _dot(tl.trans(val), gamma, memory), mass + tl.sum(gamma.to(tl.float32), 0)
+
+
+@triton.jit
 def _sum_segments(
     k, val, linear, quadratic, bias, lengths, sums, gammas, masses,
     k_row, k_token, k_head, v_row, v_token, v_head, C, segments,
@@ -124,31 +158,28 @@ def _sum_segments(
     component = tl.arange(0, K)
     value = tl.arange(0, V)
     A, B, b = _weights(linear, quadratic, bias, head, K, R)
-    k += row * k_row + first.to(tl.int64) * k_token + head * k_head
-    val += row * v_row + first.to(tl.int64) * v_token + head * v_head
-    k_at = token[:, None] * k_token + tl.arange(0, R)[None, :]
-    v_at = token[:, None] * v_token + value[None, :]
-    g_at = token[:, None] * K + component[None, :]
     segment = place.to(tl.int64)
-    gammas += ((row * H + head) * C + first) * K
-    masses += segment * (SEGMENT // BLOCK) * K
+    k += row * k_row + first.to(tl.int64) * k_token + head * k_head
+    k += token[:, None] * k_token + tl.arange(0, R)[None, :]
+    val += row * v_row + first.to(tl.int64) * v_token + head * v_head
+    val += token[:, None] * v_token + value[None, :]
+    gammas += ((row * H + head) * C + first) * K + token[:, None] * K + component[None, :]
+    masses += segment * (SEGMENT // BLOCK) * K + component
     memory = tl.zeros((V, K), tl.float32)
     mass = tl.zeros((K,), tl.float32)
-    for start in tl.range(0, here, BLOCK, num_stages=STAGES):
-        there = start + token < here
-        keys = tl.load(k + k_at, mask=there[:, None], other=0.0)
-        values = tl.load(val + v_at, mask=there[:, None], other=0.0)
-        gamma, total = _posterior(keys, A, B, b, NORMALIZE, EPSILON)
-        gamma = (gamma * tl.where(there, 1.0 / total, 0.0)[:, None]).to(values.dtype)
-        memory = _dot(tl.trans(values), gamma, memory)
-        if KEEP:
-            tl.store(gammas + g_at, gamma, mask=there[:, None])
-            tl.store(masses + start // BLOCK * K + component, mass)
-        # Of the rounded responsibilities, so that memory / mass is a mean of the values.
-        mass += tl.sum(gamma.to(tl.float32), 0)
+    for _block in tl.range(0, here // BLOCK, num_stages=STAGES):
+        memory, mass = _sum_block(
+            k, val, gammas, masses, memory, mass, token, A, B, b, NORMALIZE, EPSILON, KEEP, True
+        )
         k += BLOCK * k_token
         val += BLOCK * v_token
         gammas += BLOCK * K
+        masses += K
+    if here % BLOCK > 0:
+        there = token < here % BLOCK
+        memory, mass = _sum_block(
+            k, val, gammas, masses, memory, mass, there, A, B, b, NORMALIZE, EPSILON, KEEP, False
+        )
     sums += segment * (V + 1) * K
     tl.store(sums + value[:, None] * K + component[None, :], memory)
     tl.store(sums + V * K + component, mass)
@@ -209,6 +240,34 @@ def _prefix(
 
 
 @triton.jit
+def _read_block(
+    queries, gammas, values, masses, out, memory, mass, there, inside, linear, quadratic, bias,
+    epsilon, NORMALIZE: tl.constexpr, EPSILON: tl.constexpr, ALL: tl.constexpr,
+):  # fmt: skip
+    """Write a block's outputs; memory (v, K) after it. ALL tokens are there or some, and `inside`
+    says which are in the row."""
+    x = _load(queries, there, ALL)
+    val = _load(values, there, ALL)
+    gamma = _load(gammas, there, ALL)
+    mass += tl.load(masses)
+    reading, total = _posterior(x, linear, quadratic, bias, NORMALIZE, EPSILON)
+    rounded = reading.to(val.dtype)
+    token = tl.arange(0, x.shape[0])
+    affinity = _dot(rounded, tl.trans(gamma))
+    affinity = tl.where(token[:, None] >= token[None, :], affinity, 0.0)
+    # Not divided by their sum: it cancels but for epsilon.
+    weight = tl.sum(affinity, 1) + tl.sum(rounded.to(tl.float32) * mass[None, :], 1)
+    weight += epsilon * total
+    read = _dot(rounded, tl.trans(memory.to(val.dtype)))
+    read = _dot(affinity.to(val.dtype), val, read)
+    inverse = 1.0 / weight
+    if not ALL:
+        inverse = tl.where(there, inverse, 0.0)
+    _store(out, (read * inverse[:, None]).to(out.dtype.element_ty), inside, ALL)
+    return _dot(tl.trans(val), gamma, memory)
+
+
+@triton.jit
 def _read_segments(
     q, gammas, masses, val, linear, quadratic, bias, lengths, before, out,
     q_row, q_token, q_head, v_row, v_token, v_head, C, segments, epsilon,
@@ -224,49 +283,42 @@ def _read_segments(
     token = tl.arange(0, BLOCK)
     component = tl.arange(0, K)
     value = tl.arange(0, V)
-    out += ((row * C + first) * H + head) * V
-    out_at = token[:, None] * (H * V) + value[None, :]
+    out += ((row * C + first) * H + head) * V + token[:, None] * (H * V) + value[None, :]
     if here > 0:
         A, B, b = _weights(linear, quadratic, bias, head, K, R)
         segment = tl.program_id(0).to(tl.int64)
-        q += row * q_row + first.to(tl.int64) * q_token + head * q_head
-        val += row * v_row + first.to(tl.int64) * v_token + head * v_head
-        gammas += ((row * H + head) * C + first) * K
-        masses += segment * (SEGMENT // BLOCK) * K
-        q_at = token[:, None] * q_token + tl.arange(0, R)[None, :]
-        v_at = token[:, None] * v_token + value[None, :]
-        g_at = token[:, None] * K + component[None, :]
+        queries = q + row * q_row + first.to(tl.int64) * q_token + head * q_head
+        queries += token[:, None] * q_token + tl.arange(0, R)[None, :]
+        values = val + row * v_row + first.to(tl.int64) * v_token + head * v_head
+        values += token[:, None] * v_token + value[None, :]
+        gamma = gammas + ((row * H + head) * C + first) * K
+        gamma += token[:, None] * K + component[None, :]
+        inner = masses + segment * (SEGMENT // BLOCK) * K + component
         before += segment * (V + 1) * K
         memory = tl.load(before + value[:, None] * K + component[None, :])
         mass = tl.load(before + V * K + component)
-        earlier = token[:, None] >= token[None, :]
-        for start in tl.range(0, here, BLOCK, num_stages=STAGES):
-            there = start + token < here
-            queries = tl.load(q + q_at, mask=there[:, None], other=0.0)
-            values = tl.load(val + v_at, mask=there[:, None], other=0.0)
-            gamma = tl.load(gammas + g_at, mask=there[:, None], other=0.0)
-            mass_here = mass + tl.load(masses + start // BLOCK * K + component)
-            reading, total = _posterior(queries, A, B, b, NORMALIZE, EPSILON)
-            rounded = reading.to(values.dtype)
-            affinity = _dot(rounded, tl.trans(gamma))
-            affinity = tl.where(earlier, affinity, 0.0)
-            # Not divided by their sum: it cancels but for epsilon.
-            weight = tl.sum(affinity, 1) + tl.sum(rounded.to(tl.float32) * mass_here[None, :], 1)
-            weight += epsilon * total
-            read = _dot(rounded, tl.trans(memory.to(values.dtype)))
-            read = _dot(affinity.to(values.dtype), values, read)
-            read = tl.where(there, 1.0 / weight, 0.0)[:, None] * read
-            inside = start + token < width
-            tl.store(out + out_at, read.to(out.dtype.element_ty), mask=inside[:, None])
-            memory = _dot(tl.trans(values), gamma, memory)
-            q += BLOCK * q_token
-            val += BLOCK * v_token
-            gammas += BLOCK * K
+        for _block in tl.range(0, here // BLOCK, num_stages=STAGES):
+            memory = _read_block(
+                queries, gamma, values, inner, out, memory, mass, token, token, A, B, b, epsilon,
+                NORMALIZE, EPSILON, True,
+            )  # fmt: skip
+            queries += BLOCK * q_token
+            values += BLOCK * v_token
+            gamma += BLOCK * K
+            inner += K
+            out += BLOCK * H * V
+        if here % BLOCK > 0:
+            there = token < here % BLOCK
+            inside = token < width - here // BLOCK * BLOCK
+            _read_block(
+                queries, gamma, values, inner, out, memory, mass, there, inside, A, B, b, epsilon,
+                NORMALIZE, EPSILON, False,
+            )  # fmt: skip
             out += BLOCK * H * V
     # Whoever multiplies by zero later what stands where no token is must not find NaN there.
     nothing = tl.zeros((BLOCK, V), out.dtype.element_ty)
     for start in range(tl.cdiv(here, BLOCK) * BLOCK, width, BLOCK):
-        tl.store(out + out_at, nothing, mask=(start + token < width)[:, None])
+        tl.store(out, nothing, mask=(start + token < width)[:, None])
         out += BLOCK * H * V
 
 
