@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from model.config import ModelConfig
-from model.layers import Layer, Pooling
+from model.layers import MLP, Layer, Pooling
 from model.ops.choice import choose
 from model.ops.chunked import Rows
 from model.state import State
@@ -66,6 +66,10 @@ class Classifier(nn.Module):
         for layer in self.layers:
             assert isinstance(layer, Layer)
             layer.mixer.operation = operation
+
+    def hidden_reach(self) -> float:
+        """What no hidden activation of any layer exceeds."""
+        return max(module.reach() for module in self.modules() if isinstance(module, MLP))
 
     def logits(self, evidence: Tensor, weight: Tensor) -> Tensor:
         """Sums of scores (..., labels) and of weights (...) -> the mean score, (..., labels).

@@ -167,6 +167,12 @@ class MLP(nn.Module):
         down: Tensor = self.down(hidden)
         return down
 
+    @torch.no_grad()
+    def reach(self) -> float:
+        """What no hidden activation exceeds: a normalised row is no longer than sqrt(W)."""
+        weight = self.up.weight.float() * self.norm.weight.float()
+        return float(weight.norm(dim=1).max()) * math.sqrt(self.up.in_features)
+
 
 class Layer(nn.Module):
     """Short convolution, mixer and MLP, each added to what it reads."""

@@ -173,9 +173,9 @@ def make_runner(classifier: Classifier, settings: Settings) -> Runner:
         return TorchRunner(classifier, slots=settings.slots, rows=rows, chunk=chunk)
     precision = settings.dtype
     if precision == "auto":
-        reason = obstacle(classifier.config)
+        reason = obstacle(classifier)
         if reason:
-            logger.warning("no fused kernels for this model: %s", reason)
+            logger.warning("no fused kernels: %s", reason)
         precision = "float32" if reason else "bfloat16"
     if precision == "float32":
         return TorchRunner(classifier, slots=settings.slots, rows=rows, chunk=chunk, compile=True)

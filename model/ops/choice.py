@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, Literal, NamedTuple, TypeAlias
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeAlias
 
 import torch
 from torch import Tensor
@@ -11,9 +11,11 @@ from torch import Tensor
 from model.config import ModelConfig
 from model.ops import chunked
 
+if TYPE_CHECKING:
+    from model.classifier import Classifier
+
 SIZES = frozenset({16, 32, 64, 128})
 """What routing_dim, num_components and value_dim may be for Triton's kernels."""
-
 
 Precision: TypeAlias = Literal["bfloat16", "fp8"]
 """What the fused step multiplies matrices in."""
@@ -23,6 +25,18 @@ TAPS = 4
 
 ALIGNMENT = 16
 """Bytes that rows of its matrices must be multiples of."""
+
+CAPABILITY = 9, 0
+"""Of a GPU, at least: the first that has tensor descriptors."""
+
+SHARED_MEMORY = 227 * 1024
+"""Bytes of a block, at least: what tiles of products were cut for."""
+
+LARGEST: dict[Precision, float] = {
+    "bfloat16": torch.finfo(torch.float16).max,  # which GELU is computed in
+    "fp8": torch.finfo(torch.float8_e4m3fn).max,
+}
+"""What a hidden activation may reach in the fused step."""
 
 
 class Operation(NamedTuple):
@@ -63,8 +77,16 @@ def choose(config: ModelConfig, weight: Tensor) -> Operation:
     return CHUNKED
 
 
-def obstacle(config: ModelConfig, precision: Precision = "bfloat16") -> str | None:
-    """Why this model has no fused step, or None."""
+def obstacle(classifier: Classifier, precision: Precision = "bfloat16") -> str | None:
+    """Why there is no fused step of this model where its weights are, or None."""
+    return (
+        _shape_obstacle(classifier.config, precision)
+        or _device_obstacle(classifier.embedding.weight.device)
+        or _weight_obstacle(classifier, precision)
+    )
+
+
+def _shape_obstacle(config: ModelConfig, precision: Precision) -> str | None:
     each = ALIGNMENT // (1 if precision == "fp8" else 2)
     sizes = config.width, config.mlp_width, config.heads * config.value_dim
     if not config.causal:
@@ -74,3 +96,23 @@ def obstacle(config: ModelConfig, precision: Precision = "bfloat16") -> str | No
     if any(size % each for size in sizes):
         return f"width, mlp_width and heads * value_dim must be multiples of {each}, not {sizes}"
     return misfit(config)
+
+
+def _device_obstacle(device: torch.device) -> str | None:
+    if device.type != "cuda":
+        return None
+    gpu = torch.cuda.get_device_properties(device)
+    if (gpu.major, gpu.minor) < CAPABILITY:
+        least = ".".join(map(str, CAPABILITY))
+        return f"{gpu.name} has compute capability {gpu.major}.{gpu.minor}, less than {least}"
+    shared: int = gpu.shared_memory_per_block_optin  # type: ignore[attr-defined]
+    if shared < SHARED_MEMORY:
+        return f"{gpu.name} has {shared} bytes of shared memory a block, less than {SHARED_MEMORY}"
+    return None
+
+
+def _weight_obstacle(classifier: Classifier, precision: Precision) -> str | None:
+    reach, largest = classifier.hidden_reach(), LARGEST[precision]
+    if reach > largest:
+        return f"hidden activations may reach {reach:.0f}, more than {largest:.0f}"
+    return None

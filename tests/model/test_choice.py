@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
+from model.classifier import Classifier
 from model.ops.choice import Precision, choose, misfit, obstacle
 from tests.model.small import SMALL
 
@@ -25,7 +28,7 @@ FITTING = SMALL.model_copy(
 def test_nothing_in_the_way(precision: Precision, conv_kernel: int) -> None:
     config = FITTING.model_copy(update={"conv_kernel": conv_kernel})
     assert misfit(config) is None
-    assert obstacle(config, precision) is None
+    assert obstacle(Classifier(config), precision) is None
 
 
 @pytest.mark.parametrize(
@@ -47,9 +50,49 @@ def test_nothing_in_the_way(precision: Precision, conv_kernel: int) -> None:
 def test_what_is_in_the_way_of_the_fused_step(
     changes: dict[str, object], precision: Precision, reason: str | None
 ) -> None:
-    found = obstacle(FITTING.model_copy(update=changes), precision)
+    found = obstacle(Classifier(FITTING.model_copy(update=changes)), precision)
     assert (found or "").endswith(reason or "")
     assert (found is None) == (reason is None)
+
+
+@pytest.mark.parametrize(
+    ("capability", "shared_memory", "reason"),
+    [
+        ((8, 9), 101376, "a GPU has compute capability 8.9, less than 9.0"),
+        ((12, 0), 101376, "a GPU has 101376 bytes of shared memory a block, less than 232448"),
+    ],
+)
+def test_a_gpu_that_the_fused_step_was_not_written_for(
+    capability: tuple[int, int],
+    shared_memory: int,
+    reason: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    gpu = SimpleNamespace(
+        name="a GPU",
+        major=capability[0],
+        minor=capability[1],
+        shared_memory_per_block_optin=shared_memory,
+    )
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: gpu)
+    classifier = Classifier(FITTING)
+    with FakeTensorMode():
+        classifier.embedding.weight = torch.nn.Parameter(torch.empty(1, device="cuda"))
+    assert obstacle(classifier) == obstacle(classifier, "fp8") == reason
+
+
+@pytest.mark.parametrize(("precision", "largest"), [("bfloat16", 65504), ("fp8", 448)])
+def test_weights_that_its_hidden_activations_could_overflow_with(
+    precision: Precision, largest: int
+) -> None:
+    classifier = Classifier(FITTING)
+    up = classifier.get_parameter("layers.0.mlp.up.weight")
+    # A row of the same sign everywhere: a token's may be the same everywhere too.
+    up.data[3] = largest / FITTING.width
+    assert obstacle(classifier, precision) is None
+    up.data[3] *= 1.01
+    reason = f"hidden activations may reach {1.01 * largest:.0f}, more than {largest}"
+    assert obstacle(classifier, precision) == reason
 
 
 @pytest.mark.parametrize(

@@ -276,9 +276,9 @@ class TestRefuses:
         with pytest.raises(ValueError, match="made for grids of up to 2 rows of 8"):
             step(inputs, classifier.new_states(1), outputs)
 
-    def test_hidden_activations_that_fp8_cannot_hold(self) -> None:
+    def test_weights_that_it_cannot_hold(self) -> None:
         classifier = fitting()
         classifier.get_parameter("layers.0.mlp.up.weight").mul_(1e3)
-        with pytest.raises(ValueError, match="small can't be read in fp8: hidden activations"):
+        with pytest.raises(ValueError, match="small has no fused step in fp8: hidden activations"):
             FusedStep(classifier, rows=1, chunk=8, precision="fp8")
         FusedStep(classifier, rows=1, chunk=8, precision="bfloat16")

@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from model import weights
+from model.classifier import Classifier
 from service.runner import Runner
 from service.settings import Settings
 from service.worker import Worker, make_runner
+from tests.model.small import SMALL
 from tests.service.asgi import save_checkpoint
 
 FITTING = {"routing_dim": 16, "value_dim": 16, "num_components": 16}
@@ -42,6 +47,36 @@ class TestOnTheCpu:
         assert runner_of(checkpoint, "cpu", rows=3, chunk_tokens=9).grids[-1] == (3, 9)
 
 
+class TestOnAGpuOfAnotherKind:
+    """Nothing is computed: weights that say they are on a GPU are enough."""
+
+    @pytest.fixture
+    def classifier(self, monkeypatch: pytest.MonkeyPatch) -> Iterator[Classifier]:
+        gpu = SimpleNamespace(name="an A100", major=8, minor=0)
+        monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: gpu)
+        classifier = Classifier(SMALL.model_copy(update={**FITTING, "mlp_width": 32}))
+        with FakeTensorMode():
+            classifier.embedding.weight = torch.nn.Parameter(torch.empty(1, device="cuda"))
+            yield classifier
+
+    def test_pytorch_if_nothing_else_was_asked_for(
+        self, classifier: Classifier, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        with caplog.at_level(logging.WARNING):
+            runner = make_runner(classifier, Settings.load())
+        assert runner.dtype == "float32"
+        assert runner.kernels.startswith("compiled PyTorch")
+        assert "no fused kernels: an A100 has compute capability 8.0, less than 9.0" in caplog.text
+
+    @pytest.mark.parametrize("dtype", ["bfloat16", "fp8"])
+    def test_no_precision_that_it_cannot_be_read_in(
+        self, classifier: Classifier, dtype: str
+    ) -> None:
+        pytest.importorskip("triton")
+        with pytest.raises(ValueError, match=f"no fused step in {dtype}: an A100 has"):
+            make_runner(classifier, Settings.load(dtype=dtype))
+
+
 @pytest.mark.gpu
 class TestOnAGpu:
     @pytest.fixture(scope="class")
@@ -69,7 +104,7 @@ class TestOnAGpu:
         with caplog.at_level(logging.WARNING):
             runner = runner_of(checkpoint, "cuda")
         assert (runner.dtype, runner.kernels) == ("float32", "compiled PyTorch, chunked mixer")
-        assert "no fused kernels for this model: routing_dim" in caplog.text
+        assert "no fused kernels: routing_dim" in caplog.text
 
     @pytest.mark.parametrize("dtype", ["bfloat16", "fp8"])
     def test_a_precision_that_does_not_fit(self, checkpoint: Path, dtype: str) -> None:
