@@ -2,7 +2,8 @@
 
 Triton looks kernels up by their source, their constants, its own version and the GPU's
 architecture, so a folder never gives a wrong kernel: one that does not fit is compiled again. What
-the folder was made for is written beside them, so that a start can say which it will be.
+the folder was made for is written beside them, so that a start can say which it will be. How Triton
+reads it is `service.kernel_folder`.
 """
 
 from __future__ import annotations
@@ -30,6 +31,7 @@ class Manifest(TypedDict):
 def use(folder: Path) -> None:
     """Let Triton keep its kernels there. To be called before it is imported."""
     os.environ["TRITON_CACHE_DIR"] = str(folder.absolute() / KERNELS)
+    os.environ["TRITON_CACHE_MANAGER"] = "service.kernel_folder:KernelFolder"
 
 
 def manifest(fingerprint: str, gpu: str, dtype: str, grids: list[str]) -> Manifest:
