@@ -72,19 +72,31 @@ class Worker:
         self._memory = asyncio.create_task(metrics.watch_memory("worker", self._runner.memory))
 
     def compile(self) -> None:
-        """Compile and run every kernel once, for the cache of the settings, and do no more."""
+        """Compile and run every kernel once, for the cache of the settings, and do no more.
+
+        Raises ValueError if what runs has no kernels that can be kept.
+        """
+        if not self._kept:
+            raise ValueError(f"there is nothing to compile ahead for {self._runner.kernels}")
         self._check_cache()
         self._runner.warm_up()
         self._record_cache()
 
+    @property
+    def _kept(self) -> bool:
+        """The runner's kernels can be kept: torch.compile has a cache of its own."""
+        return self._runner.dtype != "float32"
+
     def _check_cache(self) -> None:
         folder = self._settings.compile_cache
-        if folder and self._runner.device.startswith("cuda"):
+        if folder and self._kept:
             logger.info("compile cache: %s", kernel_cache.verdict(folder, self._manifest()))
+        elif folder:
+            logger.info("compile cache: not used by %s", self._runner.kernels)
 
     def _record_cache(self) -> None:
         folder = self._settings.compile_cache
-        if not (folder and self._runner.device.startswith("cuda")):
+        if not (folder and self._kept):
             return
         try:
             kernel_cache.record(folder, self._manifest())

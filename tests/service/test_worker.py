@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from collections.abc import Iterator
 from pathlib import Path
@@ -42,6 +43,31 @@ class TestOnTheCpu:
         settings = Settings.load(checkpoint=checkpoint, device="cpu", dtype=dtype, threads=threads)
         with pytest.raises(ValueError, match=f"GMA_DTYPE={dtype} needs a GPU"):
             Worker.load(settings)
+
+    def test_nothing_to_compile_ahead(
+        self, checkpoint: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        threads = torch.get_num_threads()
+        settings = Settings.load(
+            checkpoint=checkpoint,
+            device="cpu",
+            threads=threads,
+            rows=1,
+            chunk_tokens=8,
+            compile_cache=tmp_path / "kernels",
+        )
+        worker = Worker.load(settings)
+        with pytest.raises(ValueError, match="nothing to compile ahead for eager PyTorch"):
+            worker.compile()
+
+        async def start() -> None:
+            await worker.start()
+            await worker.stop()
+
+        with caplog.at_level(logging.INFO):
+            asyncio.run(start())
+        assert "compile cache: not used by eager PyTorch" in caplog.text
+        assert not (tmp_path / "kernels").exists()
 
     def test_a_grid_that_was_asked_for(self, checkpoint: Path) -> None:
         assert runner_of(checkpoint, "cpu", rows=3, chunk_tokens=9).grids[-1] == (3, 9)
