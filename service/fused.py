@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
+from collections import deque
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -92,19 +93,20 @@ class FusedRunner:
             run()
         return graph.replay
 
-    def _staged(self, grid: Grid) -> list[_Staged]:
-        """Buffers on the host for each of the steps in flight."""
-        return [
+    def _staged(self, grid: Grid) -> deque[_Staged]:
+        """Buffers on the host for each of the steps in flight, the next step's first."""
+        return deque(
             _Staged.empty(grid, len(self.labels), pinned=self._on_gpu) for _ in range(self.depth)
-        ]
+        )
 
     @torch.inference_mode()
     def launch(self, batch: Batch) -> Launched:
         grid = Grid(*batch.tokens.shape)
         place = self._places[grid]
-        staged = place.staged.pop(0)
-        place.staged.append(staged)
+        staged = place.staged[0]
         staged.fill(batch)
+        # Only now: if that raised, the next launch must not take those of the step in flight.
+        place.staged.rotate(-1)
         with self._current():
             place.inputs.whole.copy_(staged.inputs.whole, non_blocking=True)
             place.replay()
@@ -138,7 +140,7 @@ class _Place:
     inputs: Inputs
     outputs: Outputs
     replay: Callable[[], object]
-    staged: list[_Staged]
+    staged: deque[_Staged]
 
 
 @dataclass(frozen=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -108,6 +109,18 @@ def test_steps_in_flight_take_effect_in_their_order(
     assert_close(ended.logits[0], reference(classifier, other), TOLERANCE)
     assert_close(ended.logits[1], reference(classifier, tokens), TOLERANCE)
     assert ended.weight.tolist() == [7, CHUNK, CHUNK]
+
+
+def test_a_launch_that_raises_leaves_the_step_in_flight_alone(
+    runner: FusedRunner, classifier: Classifier
+) -> None:
+    pieces = [tokens_of(runner, 9, seed) for seed in range(2)]
+    batches = [batch_of(runner, [(slot, True, piece)]) for slot, piece in enumerate(pieces)]
+    first = runner.launch(batches[0])
+    with pytest.raises(ValueError, match="broadcast"):
+        runner.launch(replace(batches[1], fresh=np.ones(ROWS + 1, np.bool_)))
+    for step, piece in zip((first, runner.launch(batches[1])), pieces, strict=True):
+        assert_close(step.outcome().logits[0], reference(classifier, piece), TOLERANCE)
 
 
 def test_outcomes_stay_as_they_are(runner: FusedRunner) -> None:
