@@ -75,7 +75,10 @@ class StatePool(Slots):
 
     def restore(self, slot: int, state: State) -> None:
         """Put a snapshot, of this pool or of another's with the same model, into a taken slot."""
-        self.states.scatter_(self._index(slot), state.to(self.states.weight.device))
+        device = self.states.weight.device
+        self.states.scatter_(self._index(slot), state.to(device))
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)  # the next step may run on another stream
 
     def _index(self, slot: int) -> Tensor:
         if not 0 <= slot < self.count:

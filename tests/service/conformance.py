@@ -66,6 +66,8 @@ def batch_of(runner: Tested, documents: Sequence[tuple[int, bool, Tokens]]) -> B
 def poison(runner: Tested) -> None:
     for _, tensor in runner.pool.states.tensors():
         tensor.fill_(float("nan"))
+    if runner.pool.states.weight.is_cuda:
+        torch.cuda.synchronize()  # steps may run on another stream
 
 
 def read_all(runner: Tested, documents: Sequence[Tokens], seed: int = 0) -> list[Progress]:
