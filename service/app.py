@@ -96,8 +96,7 @@ class WorkerReplica:
 
     async def check_health(self) -> None:
         """Serve replaces the replica if this raises."""
-        if not self._worker.ready:
-            raise RuntimeError("the engine has stopped")
+        self._worker.check_health()
 
 
 class GatewayReplica:

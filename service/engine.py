@@ -130,7 +130,7 @@ class Engine:
         self._task: asyncio.Task[None] | None = None
         self._stopping = False
         self.failed_steps = 0
-        """Since the last one that did not fail. Where they add up, the device is lost."""
+        """Since the last one that did not fail."""
 
     @property
     def ready(self) -> bool:

@@ -28,6 +28,9 @@ from service.settings import Settings
 
 logger = logging.getLogger(__name__)
 
+LOST_AFTER = 8
+"""Steps that fail in a row: the device is lost, and a new process is needed."""
+
 
 class Worker:
     """Reads documents. A `WorkerClient` itself, for gateways in the same process."""
@@ -119,6 +122,14 @@ class Worker:
     def ready(self) -> bool:
         """Warm, and reading."""
         return self._engine.ready
+
+    def check_health(self) -> None:
+        """Raises RuntimeError if nothing can be read any more: after some errors a GPU fails all
+        that its process asks of it."""
+        if not self.ready:
+            raise RuntimeError("the engine has stopped")
+        if self._engine.failed_steps >= LOST_AFTER:
+            raise RuntimeError(f"the last {self._engine.failed_steps} steps failed")
 
     def _check_ready(self) -> None:
         if not self.ready:

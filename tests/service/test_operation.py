@@ -14,7 +14,9 @@ from prometheus_client.parser import text_string_to_metric_families
 from pydantic import TypeAdapter
 
 from service.logs import JsonFormatter
+from service.runner import Outcome
 from service.schemas import Info
+from service.worker import LOST_AFTER
 from tests.service.asgi import LABELS, TEXT, Service
 
 pytestmark = pytest.mark.anyio
@@ -58,8 +60,29 @@ class TestHealth:
         response = await service.http.post("/v1/documents", content=TEXT, headers=PLAIN)
         assert (response.status_code, response.json()["error_type"]) == (503, "ShuttingDown")
         await self.check(service, "NotReady")
+        with pytest.raises(RuntimeError, match="the engine has stopped"):
+            service.worker.check_health()
         with pytest.raises(AttributeError):
             await service.worker.stop()
+
+    async def test_a_worker_whose_device_is_lost_asks_to_be_replaced(
+        self, service: Service, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        step = service.runner.step
+
+        def fail(_: object) -> Outcome:
+            raise RuntimeError("an illegal memory access was encountered")
+
+        monkeypatch.setattr(service.runner, "step", fail)
+        for _ in range(LOST_AFTER):
+            service.worker.check_health()
+            response = await service.http.post("/v1/documents", content=TEXT, headers=PLAIN)
+            assert (response.status_code, response.json()["error_type"]) == (500, "StepFailed")
+        with pytest.raises(RuntimeError, match=f"the last {LOST_AFTER} steps failed"):
+            service.worker.check_health()
+        monkeypatch.setattr(service.runner, "step", step)
+        await service.classify(TEXT)
+        service.worker.check_health()
 
     async def test_not_while_draining(self, service: Service) -> None:
         await service.gateway.admission.drain()
