@@ -256,7 +256,8 @@ class FusedStep:
         )  # fmt: skip
         tokens.add_shares[(grid.rows,)](
             self._shares, outputs.evidence, blocks, self._labels,
-            BLOCKS=triton.next_power_of_2(blocks), LABELS=self._label_width,
+            BLOCKS=min(self._scored, triton.next_power_of_2(blocks)),
+            LABELS=self._label_width,
         )  # fmt: skip
         tokens.pool[(grid.rows,)](
             outputs.evidence, inputs.lengths, inputs.first_row, inputs.row_count, inputs.slots,

@@ -203,10 +203,12 @@ def add_shares(shares, evidence, blocks, labels, BLOCKS: tl.constexpr, LABELS: t
     """A row's evidence (R, labels) is the sum of its shares (R, blocks, labels)."""
     row = tl.program_id(0)
     label = tl.arange(0, LABELS)
-    block = tl.arange(0, BLOCKS)
-    at = (row * blocks + block).to(tl.int64)[:, None] * labels + label[None, :]
-    there = (block < blocks)[:, None] & (label < labels)[None, :]
-    total = tl.sum(tl.load(shares + at, mask=there, other=0.0), 0)
+    total = tl.zeros((LABELS,), tl.float32)
+    for start in tl.range(0, blocks, BLOCKS):
+        block = start + tl.arange(0, BLOCKS)
+        at = (row * blocks + block).to(tl.int64)[:, None] * labels + label[None, :]
+        there = (block < blocks)[:, None] & (label < labels)[None, :]
+        total += tl.sum(tl.load(shares + at, mask=there, other=0.0), 0)
     tl.store(evidence + row * labels + label, total, mask=label < labels)
 
 

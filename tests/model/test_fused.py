@@ -218,8 +218,9 @@ def test_long_segments(monkeypatch: pytest.MonkeyPatch) -> None:
             "value_dim": 64,
             "normalize_routing": False,
         },
+        {"labels": tuple(map(str, range(1200)))},
     ],
-    ids=["wide", "many labels"],
+    ids=["wide", "many labels", "more labels than a row's blocks fit beside"],
 )
 def test_every_architecture(changes: dict[str, object]) -> None:
     check(fitting(**changes), 6)
