@@ -132,19 +132,23 @@ class Settings(BaseSettings):
                 "GMA_MAX_BYTES_IN_FLIGHT is less than GMA_MAX_DOCUMENT_BYTES: the largest document "
                 "would never be admitted"
             )
-        # On a GPU that is yet to be found a chunk may be longer: the engine checks again.
-        _, chunk = self.grid(on_gpu=self.device == "cuda")
+        # On a GPU that is yet to be found a chunk may be longer: whoever finds it asks again.
+        self.grid(on_gpu=self.device == "cuda")
+        return self
+
+    def grid(self, *, on_gpu: bool) -> tuple[int, int]:
+        """Rows and tokens a row of the full step on such a device.
+
+        Raises ValueError if a row is longer than an inbox.
+        """
+        rows, chunk = GPU_GRID if on_gpu else CPU_GRID
+        chunk = self.chunk_tokens or chunk
         if self.inbox_tokens < chunk:
             raise ValueError(
                 f"GMA_INBOX_TOKENS is less than GMA_CHUNK_TOKENS, which is {chunk}: no chunk would "
                 "ever fill"
             )
-        return self
-
-    def grid(self, *, on_gpu: bool) -> tuple[int, int]:
-        """Rows and tokens a row of the full step on such a device."""
-        rows, chunk = GPU_GRID if on_gpu else CPU_GRID
-        return self.rows or rows, self.chunk_tokens or chunk
+        return self.rows or rows, chunk
 
 
 def variable(field: str) -> str:

@@ -186,7 +186,7 @@ class Worker:
 def make_runner(classifier: Classifier, settings: Settings) -> Runner:
     """The fastest runner for this model where its weights are, or the one that was asked for.
 
-    Raises ValueError for a precision that the device or the model can't be read in.
+    Raises ValueError for settings that the device or the model does not allow.
     """
     on_gpu = classifier.embedding.weight.is_cuda
     rows, chunk = settings.grid(on_gpu=on_gpu)

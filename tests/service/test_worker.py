@@ -73,7 +73,7 @@ class TestOnTheCpu:
         assert runner_of(checkpoint, "cpu", rows=3, chunk_tokens=9).grids[-1] == (3, 9)
 
 
-class TestOnAGpuOfAnotherKind:
+class TestOnAnOldGpu:
     """Nothing is computed: weights that say they are on a GPU are enough."""
 
     @pytest.fixture
@@ -93,6 +93,12 @@ class TestOnAGpuOfAnotherKind:
         assert runner.dtype == "float32"
         assert runner.kernels.startswith("compiled PyTorch")
         assert "no fused kernels: an A100 has compute capability 8.0, less than 9.0" in caplog.text
+
+    def test_no_inbox_that_its_chunks_would_not_fit_in(self, classifier: Classifier) -> None:
+        """A chunk is longer than on the CPU, which is known only now."""
+        settings = Settings.load(inbox_tokens=300)
+        with pytest.raises(ValueError, match=r"GMA_INBOX_TOKENS is less .* which is 512"):
+            make_runner(classifier, settings)
 
     @pytest.mark.parametrize("dtype", ["bfloat16", "fp8"])
     def test_no_precision_that_it_cannot_be_read_in(
