@@ -218,8 +218,8 @@ class FusedStep:
 
     def _plan(self, grid: Grid) -> Plan:
         config = self.config
-        widest = max(config.routing_dim, config.num_components, config.value_dim)
-        return Plan.of(grid.rows, grid.chunk, config.heads, widest)
+        sizes = config.routing_dim, config.num_components, config.value_dim
+        return Plan.of(grid.rows, grid.chunk, config.heads, *sizes)
 
     @torch.no_grad()
     def __call__(self, inputs: Inputs, states: State, outputs: Outputs) -> None:

@@ -17,6 +17,9 @@ if TYPE_CHECKING:
 SIZES = frozenset({16, 32, 64, 128})
 """What routing_dim, num_components and value_dim may be for Triton's kernels."""
 
+MIXTURE = 64 * 128
+"""Entries of a head's means, at most, in float32: more leave a block's memory no room."""
+
 Precision: TypeAlias = Literal["bfloat16", "fp8"]
 """What the fused step multiplies matrices in."""
 
@@ -56,12 +59,14 @@ class Operation(NamedTuple):
 CHUNKED = Operation.of(chunked)
 
 
-def misfit(config: ModelConfig) -> str | None:
-    """Why Triton's kernels can't compute this model, or None."""
+def misfit(config: ModelConfig, dtype: torch.dtype = torch.bfloat16) -> str | None:
+    """Why Triton's kernels can't compute this model with tokens in `dtype`, or None."""
     sizes = config.routing_dim, config.num_components, config.value_dim
-    if set(sizes) <= SIZES:
-        return None
-    return f"routing_dim, num_components and value_dim must be of {sorted(SIZES)}, not {sizes}"
+    if not set(sizes) <= SIZES:
+        return f"routing_dim, num_components and value_dim must be of {sorted(SIZES)}, not {sizes}"
+    if dtype == torch.float32 and config.routing_dim * config.num_components > MIXTURE:
+        return f"in float32 routing_dim * num_components must be at most {MIXTURE}"
+    return None
 
 
 def choose(config: ModelConfig, weight: Tensor) -> Operation:
@@ -70,7 +75,7 @@ def choose(config: ModelConfig, weight: Tensor) -> Operation:
     weight: any of the model's.
     """
     exact = weight.dtype == torch.float64
-    if weight.is_cuda and not exact and misfit(config) is None:
+    if weight.is_cuda and not exact and misfit(config, weight.dtype) is None:
         from model.ops import triton  # is not installed where there is no GPU
 
         return Operation.of(triton)

@@ -19,7 +19,7 @@ import triton
 from torch import Tensor
 
 from model.ops import gradients, kernels
-from model.ops.choice import SIZES
+from model.ops.choice import MIXTURE, SIZES
 from model.ops.chunked import ROUTING_EPSILON, Coefficients, Rows
 
 DTYPES = torch.bfloat16, torch.float32
@@ -49,16 +49,20 @@ class Plan(NamedTuple):
     """Of a thread, at most; 0 leaves it to the compiler."""
 
     @classmethod
-    def of(cls, rows: int, chunk: int, heads: int, widest: int) -> Plan:
+    def of(cls, rows: int, chunk: int, heads: int, *sizes: int) -> Plan:
         """Long segments save memory traffic, many keep the device busy.
 
-        widest: the largest of routing_dim, num_components and value_dim.
+        sizes: routing_dim, num_components and value_dim, which decide what a program has to hold.
         """
         tokens = min(1024, max(64, triton.next_power_of_2(chunk)))
         while tokens > 64 and rows * heads * -(-chunk // tokens) < ENOUGH:
             tokens //= 2
-        if widest > 64:
+        routing, components, value = sizes
+        held = components * max(routing, value)
+        if held > 4096 or max(sizes) > 64:
             return cls(tokens, warps=8, stages=1)
+        if held > 2048:
+            return cls(tokens, warps=8, stages=2)
         # One more program on a multiprocessor, four and three, hides more of the others' waits.
         return cls(tokens, sum_registers=128, read_registers=168)
 
@@ -585,6 +589,8 @@ def _check(**tensors: Tensor) -> None:
     device, dtype = tokens[0].device, tokens[0].dtype
     if dtype not in DTYPES or any(x.dtype != dtype for x in tokens):
         raise ValueError(f"q, k and val must be of one dtype of {DTYPES}")
+    if dtype == torch.float32 and sizes["r"] * sizes["K"] > MIXTURE:
+        raise ValueError(f"in float32 r * K must be at most {MIXTURE}, not {sizes}")
     state_and_mixture = {"memory", "mass", *Coefficients._fields} & tensors.keys()
     if any(tensors[name].dtype != torch.float32 for name in state_and_mixture):
         raise ValueError("memory, mass and mixture must be float32")
@@ -604,7 +610,7 @@ def _planned(plan: Sequence[int] | None, x: Tensor, *sizes: int) -> Plan:
     if plan:
         return Plan(*plan)
     R, C, H, r = x.shape
-    planned = Plan.of(R, C, H, max(r, *sizes))
+    planned = Plan.of(R, C, H, r, *sizes)
     return (
         planned
         if x.itemsize == 2

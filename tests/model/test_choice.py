@@ -102,6 +102,8 @@ def test_weights_that_its_hidden_activations_could_overflow_with(
         ("cuda", torch.bfloat16, {}, "triton"),
         ("cuda", torch.float32, {"causal": False, "width": 52, "conv_kernel": 7}, "triton"),
         ("cuda", torch.float32, {"routing_dim": 24}, "chunked"),
+        ("cuda", torch.float32, {"routing_dim": 128, "num_components": 128}, "chunked"),
+        ("cuda", torch.bfloat16, {"routing_dim": 128, "num_components": 128}, "triton"),
         ("cuda", torch.float64, {}, "chunked"),
         ("cpu", torch.float32, {}, "chunked"),
     ],

@@ -353,6 +353,12 @@ class TestRefuses:
         with pytest.raises(ValueError, match="128"):
             outputs(form, triton, exact.to(torch.float32), rows)
 
+    @FORMS
+    def test_a_mixture_too_large_for_float32(self, form: str) -> None:
+        exact, rows = make([20], [0], sizes=(128, 128, 16))
+        with pytest.raises(ValueError, match=r"r \* K must be at most 8192"):
+            outputs(form, triton, exact.to(torch.float32), rows)
+
     def test_dtypes(self) -> None:
         exact, rows = make([20], [0])
         with pytest.raises(ValueError, match="dtype"):
