@@ -16,6 +16,13 @@ from model.ops.chunked import Rows
 from model.state import State
 
 
+class Grid(NamedTuple):
+    """The shape of a step."""
+
+    rows: int  # R
+    chunk: int  # C
+
+
 class Step(NamedTuple):
     """What a step answers: R rows, as many documents."""
 

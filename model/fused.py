@@ -18,7 +18,7 @@ import torch
 import triton
 from torch import Tensor
 
-from model.classifier import Classifier
+from model.classifier import Classifier, Grid
 from model.layers import Layer
 from model.ops import kernels, tokens
 from model.ops.choice import LARGEST, TAPS, Precision, obstacle
@@ -52,11 +52,6 @@ class LayerWeights(NamedTuple):
     taps: Tensor  # (4, W) bfloat16, times conv_norm
     tail_taps: Tensor  # (4, W) float32, zeros before the convolution's
     conv_norm: Tensor  # (W,) float32
-
-
-class Grid(NamedTuple):
-    rows: int
-    chunk: int
 
 
 @dataclass(frozen=True)

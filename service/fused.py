@@ -12,13 +12,12 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from model.classifier import Classifier
+from model.classifier import Classifier, Grid
 from model.fused import FusedStep, Inputs, Outputs
 from model.ops.choice import Precision
 from service.pool import StatePool
 from service.runner import (
     Batch,
-    Grid,
     Launched,
     Memory,
     Outcome,

@@ -10,15 +10,10 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from model.classifier import Classifier, Step
+from model.classifier import Classifier, Grid, Step
 from model.config import ModelConfig
 from service.memory import resident_memory
 from service.pool import Slots, StatePool
-
-
-class Grid(NamedTuple):
-    rows: int  # R
-    chunk: int  # C
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from model.classifier import Grid
 from service.engine import Ending, Engine, Observer, Progress
 from service.errors import (
     EmptyDocument,
@@ -26,7 +27,7 @@ from service.errors import (
     WrongOffset,
 )
 from service.pool import Slots
-from service.runner import Batch, Ended, Grid, Launched, Memory, Outcome
+from service.runner import Batch, Ended, Launched, Memory, Outcome
 
 CHUNK = 4
 ROWS = 4
