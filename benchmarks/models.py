@@ -13,7 +13,7 @@ writes models.json, .md and .svg, all from this one run, in which the contenders
 from __future__ import annotations
 
 import argparse
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -26,11 +26,11 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from benchmarks import figure, timing
 from benchmarks.backbones import Backbone, products
+from benchmarks.engine import REALISTIC, random_classifier
 from benchmarks.streams import Grid, Stream, errors, our_step, stream_of_backbone, stream_of_steps
 from benchmarks.timing import digits, markdown, progress, tokens_name
 from model import weights
 from model.classifier import Classifier
-from model.config import ModelConfig
 
 BF16, FP8 = "GMA, ours, bf16", "GMA, ours, fp8"
 ATTENTION, NOTHING = "FlashAttention, bf16", "no mixer, bf16"
@@ -229,18 +229,6 @@ def plot(results: Sequence[Result], title: str, path: Path) -> None:
     figure.draw(path, title, panels)
 
 
-def random_classifier(size: Mapping[str, Any]) -> Classifier:
-    classifier = Classifier(
-        ModelConfig(
-            name="random",
-            labels=tuple(f"label {i}" for i in range(40)),
-            vocab_size=16_384,
-            **size,
-        )
-    )
-    return classifier.requires_grad_(False).eval()
-
-
 SIZE = {
     "layers": 12,
     "width": 768,
@@ -274,7 +262,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     classifier = (
         weights.load(arguments.checkpoint).classifier
         if arguments.checkpoint
-        else random_classifier({field: getattr(arguments, field) for field in SIZE})
+        else random_classifier(
+            REALISTIC.model_copy(update={field: getattr(arguments, field) for field in SIZE})
+        )
     )
     classifier = classifier.to(arguments.device)
     budget = 0.05 if arguments.quick else 2.0

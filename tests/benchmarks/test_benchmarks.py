@@ -16,6 +16,7 @@ from torch.nn import functional
 
 from benchmarks import definitions, figure, mixers, models
 from benchmarks.contenders import CONTENDERS
+from benchmarks.engine import REALISTIC, random_classifier
 from benchmarks.mixtures import Size
 from benchmarks.streams import Grid
 from benchmarks.timing import markdown, tokens_name
@@ -85,7 +86,9 @@ class TestChecks:
         assert why in run.checks[0]["found"]
 
     def test_our_model(self) -> None:
-        run = models.Run(models.random_classifier(models.TINY), Grid(4, 64), 1.0, 0.01)
+        run = models.Run(
+            random_classifier(REALISTIC.model_copy(update=models.TINY)), Grid(4, 64), 1.0, 0.01
+        )
         run.make()
         assert [check["verdict"] for check in run.checks] == ["passed"]
 
