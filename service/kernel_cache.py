@@ -51,7 +51,7 @@ def verdict(folder: Path, wanted: Manifest) -> str:
     try:
         found = dict(json.loads((folder / MANIFEST).read_text()))
     except FileNotFoundError:
-        return f"{folder} has no kernels yet: they are compiled now, which takes about a minute"
+        return f"{folder} has no kernels yet: they are compiled now"
     except (OSError, ValueError, TypeError) as error:
         return f"{folder / MANIFEST} can't be read ({error}): kernels are compiled if need be"
     other = [

@@ -158,7 +158,7 @@ class TorchRunner:
     ) -> None:
         """`slots` documents at a time, `rows` x `chunk` tokens a step.
 
-        `compile` is worth its minute of warm-up on a GPU.
+        `compile` is for a GPU; the warm-up then compiles a grid after the other.
         """
         config = classifier.config
         self.grids = grids_up_to(rows, chunk, config)
