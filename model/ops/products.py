@@ -25,7 +25,7 @@ def _gelu(x):
     """GELU with tanh, of float32, in float16: its error is below that of rounding to bfloat16.
 
     x * (1 + tanh(x * (a + b * x * x))) / 2 with a = sqrt(2 / pi), b = .044715 * a. Two elements an
-    instruction: in float32 the product's end would not hide behind the next one's beginning.
+    instruction, for a device takes few of tanh at a time.
     """
     if INTERPRETED:
         u = 0.7978845608028654 * x * (1.0 + 0.044715 * x * x)
