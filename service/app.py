@@ -29,6 +29,7 @@ from ray.serve.schema import LoggingConfig
 
 from model.config import ModelConfig
 from service import kernel_cache, logs
+from service.cores import cores
 from service.settings import Settings
 
 if TYPE_CHECKING:
@@ -49,6 +50,10 @@ STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 # Ray takes 127.0.0.1 to mean "find this machine's own address", which others can reach.
 LOOPBACK = "127.0.0.2" if sys.platform == "linux" else "127.0.0.1"
+
+# How long a thread may keep the interpreter from the event loop's: by default 5 ms, and whoever
+# tokenizes takes its turn again and again.
+SWITCH_S = 0.0005
 
 # Gateways, unless settings say how many.
 MOST_GATEWAYS, CORES_OF_GATEWAY = 4, 4
@@ -76,12 +81,14 @@ class WorkerReplica:
             raise StartError(" ".join(str(error).split())) from error
 
     async def read(
-        self, document: str, tokens: Tokens, last: bool, evidence: bool
+        self, document: str, tokens: Tokens, last: bool, evidence: bool, running: bool
     ) -> AsyncGenerator[Opened | Progress]:
         """A document, open for as long as this runs: first where it is, then its progress."""
         from service.replicas import Opened
 
-        async with self._worker.open(document, tokens, last, evidence=evidence) as reading:
+        async with self._worker.open(
+            document, tokens, last, evidence=evidence, running=running
+        ) as reading:
             yield Opened(serve.get_replica_context().replica_id.unique_id)
             async for progress in reading:
                 yield progress
@@ -106,8 +113,8 @@ class GatewayReplica:
         _set_up_process(settings)
         # All gateways together tokenize on as many threads as there are cores: beside more, what
         # is short, here and in the worker, would wait for a core.
-        cores = max(2, (os.cpu_count() or 1) // _gateway_count(settings))
-        os.environ.setdefault("RAYON_NUM_THREADS", str(cores))
+        threads = max(2, cores() // _gateway_count(settings))
+        os.environ.setdefault("RAYON_NUM_THREADS", str(threads))
         from model.tokenizer import Tokenizer
         from service.gateway import Gateway
         from service.replicas import RayWorkers
@@ -117,6 +124,7 @@ class GatewayReplica:
             _config(settings.checkpoint),
             Tokenizer.load(settings.checkpoint / "tokenizer.json"),
             RayWorkers(worker, timeout_s=settings.worker_timeout_s),
+            threads=threads,
         )
 
     def __serve_build_asgi_app__(self) -> FastAPI:
@@ -260,6 +268,7 @@ def _start_ray() -> None:
 def _set_up_process(settings: Settings) -> None:
     """What a deployment's process needs before it imports the rest."""
     logs.configure(settings.log_level)
+    sys.setswitchinterval(SWITCH_S)
     if settings.metrics_dir:
         settings.metrics_dir.mkdir(parents=True, exist_ok=True)
         os.environ[METRICS_DIRECTORY] = str(settings.metrics_dir)
@@ -268,8 +277,7 @@ def _set_up_process(settings: Settings) -> None:
 
 
 def _gateway_count(settings: Settings) -> int:
-    cores = os.cpu_count() or 1
-    return settings.gateways or max(1, min(MOST_GATEWAYS, cores // CORES_OF_GATEWAY))
+    return settings.gateways or max(1, min(MOST_GATEWAYS, cores() // CORES_OF_GATEWAY))
 
 
 def _device(settings: Settings) -> str:

@@ -35,9 +35,12 @@ class WorkerClient(Protocol):
     """The workers, as a gateway sees them."""
 
     def open(
-        self, document: str, tokens: Tokens, last: bool, *, evidence: bool
+        self, document: str, tokens: Tokens, last: bool, *, evidence: bool, running: bool
     ) -> AbstractAsyncContextManager[Reading]:
         """A new document, with its first tokens. It lives on its worker as long as the context.
+
+        With `running`, its iteration tells the answer so far as steps read it; without, little more
+        than the last one: every message costs its worker time.
 
         Raises ServiceError: NotReady without a worker, Overloaded (or its iteration does) if none
         has room.

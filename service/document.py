@@ -120,13 +120,16 @@ class Document:
         if self.error:
             raise self.error
 
-    async def progress(self, pause_s: float = 0.0) -> Progress:
+    async def progress(self, pause_s: float | None = 0.0) -> Progress:
         """Wait for something new, and consume it; raises what closed the document.
 
         Nothing that happens within `pause_s` wakes the waiting reader, unless it is urgent: with
-        many documents in every step, that would cost more than the step's own work.
+        many documents in every step, that would cost more than the step's own work. None: only
+        what is urgent does.
         """
-        if pause_s:
+        if pause_s is None:
+            await self._urgent.wait()
+        elif pause_s:
             with suppress(TimeoutError):
                 async with asyncio.timeout(pause_s):
                     await self._urgent.wait()

@@ -43,6 +43,10 @@ __all__ = ["Engine", "Observer", "Progress", "Span"]
 
 logger = logging.getLogger(__name__)
 
+LEAD_S = 0.004
+"""How long before a step should end the next is launched: what the loop and a launch may take. More
+lets what comes meanwhile wait for one more step."""
+
 Tokens: TypeAlias = NDArray[np.integer]
 Plan: TypeAlias = list[tuple[Document, int]]
 """The documents of a step, and how many tokens of each."""
@@ -123,6 +127,7 @@ class Engine:
         self._steps = 0  # launched
         self._in_flight: deque[_Step] = deque()  # in order of launch
         self._ended_at = clock()  # when the last step did
+        self._seconds: dict[int, float] = {}  # of the last step on so many rows
         self._stall_check_at = clock()
         self._wake = asyncio.Event()
         self._compute = ThreadPoolExecutor(1, thread_name_prefix="compute")
@@ -163,19 +168,20 @@ class Engine:
         last: bool,
         *,
         evidence: bool = True,
-        interval_s: float = 0.0,
+        interval_s: float | None = 0.0,
     ) -> AsyncGenerator[Progress]:
         """Open a document with its first tokens, (n,) ids; yield Progress as steps read it.
 
         The first comes at once, as does the last, which is `done`; between two there are
-        `interval_s`, or less where much evidence waits. A slow consumer loses nothing: what it did
+        `interval_s`, or less where much evidence waits; with None there are none between those but
+        where it does. A slow consumer loses nothing: what it did
         not take is in the next one. With `evidence`, spans that wait for it are bounded, and its
         document is not read on beyond; without, none are kept. The document lives as long as the
         generator: closing or cancelling it aborts the document. Raises Overloaded before anything
         is read, or whatever closed the document.
         """
         opened = self._open(document, tokens, last, evidence)
-        pause_s = 0.0
+        pause_s: float | None = 0.0
         try:
             while True:
                 progress = await opened.progress(pause_s)
@@ -238,15 +244,25 @@ class Engine:
     def _schedule(self) -> Plan:
         """What to launch now, if anything.
 
-        While a step is in flight only a full grid is launched behind it. Anything less waits for
-        its end: what comes meanwhile can then join, and does not wait for two steps.
+        While a step is in flight only a full grid is launched behind it, and only when that is
+        about to end. Anything less waits for its end: what comes meanwhile can then join, and does
+        not wait for two steps.
         """
-        if self._stopping or len(self._in_flight) == self._runner.depth:
+        if self._stopping or len(self._in_flight) == self._runner.depth or self._too_early():
             return []
         runnable = [document for document in self._resident.values() if document.runnable]
         plan = schedule(runnable, self._grid.rows, self._grid.chunk)
         full = sum(self._rows(tokens) for _, tokens in plan) == self._grid.rows
         return plan if full or not self._in_flight else []
+
+    def _too_early(self) -> bool:
+        return bool(self._in_flight) and self._clock() < self._launch_at()
+
+    def _launch_at(self) -> float:
+        """When the step behind the one that runs should be launched."""
+        running = self._in_flight[0]
+        began = max(running.launched_at, self._ended_at)
+        return began + self._seconds.get(len(running.batch.lengths), 0.0) - LEAD_S
 
     def _launch(self, plan: Plan) -> None:
         batch = self._fill(plan)
@@ -289,6 +305,7 @@ class Engine:
             logger.exception("a step with %d documents failed", len(step.plan))
             self._fail(step.plan)
         else:
+            self._seconds[len(step.batch.lengths)] = now - began
             self._hand_out(step.plan, step.batch, outcome)
             self._report(step.batch, now - began)
 
@@ -317,9 +334,13 @@ class Engine:
             self._close(document, "failed", error)
 
     async def _idle(self) -> None:
-        """Wait until a client does something, a step ends, or it is time to see who stalls."""
+        """Wait until a client does something, a step ends, or it is time for another, or to see who
+        stalls."""
+        until = self._stall_check_at
+        if len(self._in_flight) < self._runner.depth and self._too_early():
+            until = min(until, self._launch_at())
         with suppress(TimeoutError):
-            async with asyncio.timeout(self._stall_check_at - self._clock()):
+            async with asyncio.timeout(until - self._clock()):
                 await self._wake.wait()
 
     def _drop_stalled(self) -> None:

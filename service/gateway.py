@@ -6,7 +6,6 @@ It knows nothing of HTTP (`service.routes` does) and nothing of Ray (`service.re
 from __future__ import annotations
 
 import asyncio
-import os
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -24,6 +23,7 @@ from service.admission import Admission
 from service.answers import evidence_spans, label_scores, ranked, softmax
 from service.body import guarded
 from service.client import Reading, Tokens, WorkerClient
+from service.cores import cores
 from service.document import Progress
 from service.errors import EmptyDocument, NotUtf8, UnknownDocument
 from service.evidence import Evidence, Ruler
@@ -59,8 +59,15 @@ class Gateway:
     """Classifies documents with a checkpoint's tokenizer and somebody else's forward passes."""
 
     def __init__(
-        self, settings: Settings, config: ModelConfig, tokenizer: Tokenizer, worker: WorkerClient
+        self,
+        settings: Settings,
+        config: ModelConfig,
+        tokenizer: Tokenizer,
+        worker: WorkerClient,
+        *,
+        threads: int | None = None,
     ) -> None:
+        """`threads` tokenize what is large, by default one a core."""
         self.settings = settings
         self.admission = Admission(
             max_documents=settings.max_documents_in_flight,
@@ -70,8 +77,8 @@ class Gateway:
         self._config = config
         self._tokenizer = tokenizer
         self._worker = worker
-        self._threads = ThreadPoolExecutor(os.cpu_count(), thread_name_prefix="small")
-        self._large = ThreadPoolExecutor(os.cpu_count(), thread_name_prefix="tokenize")
+        self._threads = ThreadPoolExecutor(cores(), thread_name_prefix="small")
+        self._large = ThreadPoolExecutor(threads or cores(), thread_name_prefix="tokenize")
 
     async def classify(
         self,
@@ -90,7 +97,9 @@ class Gateway:
         document = _Document(self._tokenizer, self.settings.max_evidence_spans)
         async with aclosing(self._tokens(document, pieces, options.max_tokens)) as tokens:
             first, last = await anext(tokens)
-            async with self._worker.open(name, first, last, evidence=options.evidence) as reading:
+            async with self._worker.open(
+                name, first, last, evidence=options.evidence, running=on_progress is not None
+            ) as reading:
                 await guarded(
                     self._follow(document, reading, on_progress),
                     by=_feed(reading, len(first), tokens),

@@ -45,9 +45,9 @@ class RayWorkers:
 
     @asynccontextmanager
     async def open(
-        self, document: str, tokens: Tokens, last: bool, *, evidence: bool
+        self, document: str, tokens: Tokens, last: bool, *, evidence: bool, running: bool
     ) -> AsyncIterator[Reading]:
-        call = self._read.remote(document, tokens, last, evidence)
+        call = self._read.remote(document, tokens, last, evidence, running)
         progress = cast("DeploymentResponseGenerator[Any]", call)
         try:
             async with self._in_time():

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import os
 import sys
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import asynccontextmanager
@@ -19,6 +18,7 @@ from model.classifier import Classifier
 from model.ops.choice import obstacle
 from service import kernel_cache, metrics
 from service.client import Reading, Tokens
+from service.cores import cores
 from service.document import Progress
 from service.engine import Ending, Engine, Observer
 from service.errors import NotReady
@@ -51,7 +51,7 @@ class Worker:
     @classmethod
     def load(cls, settings: Settings) -> Self:
         """A worker with the checkpoint of `settings`. Raises CheckpointError or RuntimeError."""
-        torch.set_num_threads(settings.threads or os.cpu_count() or 1)
+        torch.set_num_threads(settings.threads or cores())
         device = settings.device
         if device == "auto":
             device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -137,7 +137,7 @@ class Worker:
 
     @asynccontextmanager
     async def open(
-        self, document: str, tokens: Tokens, last: bool, *, evidence: bool
+        self, document: str, tokens: Tokens, last: bool, *, evidence: bool, running: bool
     ) -> AsyncIterator[Reading]:
         """See `WorkerClient.open`."""
         self._check_ready()
@@ -146,7 +146,7 @@ class Worker:
             tokens,
             last,
             evidence=evidence,
-            interval_s=self._settings.progress_interval_s,
+            interval_s=self._settings.progress_interval_s if running else None,
         )
         first = asyncio.ensure_future(anext(progress))
         try:

@@ -14,7 +14,7 @@ import pytest
 from numpy.typing import NDArray
 
 from model.classifier import Grid
-from service.engine import Ending, Engine, Observer, Progress
+from service.engine import LEAD_S, Ending, Engine, Observer, Progress
 from service.errors import (
     EmptyDocument,
     NotReady,
@@ -191,6 +191,7 @@ def free_running(depth: int, **options: Any) -> CountingRunner:
     return CountingRunner(**options) if depth == 1 else DeviceRunner(held=False, **options)
 
 
+at_long_intervals = pytest.mark.parametrize("interval_s", [3600, None])
 at_any_depth = pytest.mark.parametrize("depth", [1, 2])
 
 
@@ -568,6 +569,30 @@ def test_a_step_that_becomes_full_waits_no_longer() -> None:
             assert len(runner.in_flight) == 2
             runner.resume()
             await asyncio.gather(first, second)
+
+    run(test)
+
+
+def test_a_full_step_is_launched_behind_another_only_when_that_is_about_to_end() -> None:
+    async def test() -> None:
+        clock = Clock()
+        runner, finished = DeviceRunner(clock=clock), Finished()
+        async with running(runner, clock=clock, observer=finished) as engine:
+            book = asyncio.create_task(read(engine, "book", [marked(1, 4 * ROWS)]))
+            await runner.until_launched(2)  # nobody knows yet how long they last
+            runner.end_step()  # 1 s after its launch
+            await finished.steps.acquire()
+            await settle()
+            assert len(runner.steps) == 2
+            late = asyncio.create_task(read(engine, "late", [marked(2, 1)]))
+            await settle()
+            assert len(runner.steps) == 2
+            clock.now += 1 - LEAD_S / 2
+            later = asyncio.create_task(read(engine, "later", [marked(3, 1)]))
+            await runner.until_launched(1)
+            assert {2, 3} <= {*marks(runner.steps[2])}
+            runner.resume()
+            await asyncio.gather(book, late, later)
 
     run(test)
 
@@ -963,11 +988,14 @@ def test_without_evidence_a_slow_consumer_holds_nothing_up() -> None:
     run(test)
 
 
-def test_between_the_first_and_the_last_progress_there_is_an_interval() -> None:
+@at_long_intervals
+def test_between_the_first_and_the_last_progress_there_is_an_interval(
+    interval_s: float | None,
+) -> None:
     async def test() -> None:
         tokens = tokens_of(100 * CHUNK)
         async with running(CountingRunner()) as engine:
-            reading = engine.read("a", tokens, last=True, interval_s=3600)
+            reading = engine.read("a", tokens, last=True, interval_s=interval_s)
             progress = [each async for each in reading]
             assert len(progress) == 2
             check(progress, tokens)
@@ -975,20 +1003,26 @@ def test_between_the_first_and_the_last_progress_there_is_an_interval() -> None:
     run(test)
 
 
-def test_an_interval_does_not_hold_a_document_that_has_much_evidence_unread() -> None:
+@at_long_intervals
+def test_an_interval_does_not_hold_a_document_that_has_much_evidence_unread(
+    interval_s: float | None,
+) -> None:
     async def test() -> None:
         tokens = tokens_of(100 * CHUNK)
         async with running(CountingRunner(), max_unread_spans=6) as engine:
-            reading = engine.read("a", tokens, last=True, interval_s=3600)
+            reading = engine.read("a", tokens, last=True, interval_s=interval_s)
             check([each async for each in reading], tokens)
 
     run(test)
 
 
-def test_a_failure_does_not_wait_for_the_interval() -> None:
+@at_long_intervals
+def test_a_failure_does_not_wait_for_the_interval(
+    interval_s: float | None,
+) -> None:
     async def test() -> None:
         async with running(CountingRunner()) as engine:
-            reading = engine.read("a", tokens_of(CHUNK), last=False, interval_s=3600)
+            reading = engine.read("a", tokens_of(CHUNK), last=False, interval_s=interval_s)
             await anext(reading)
             engine.abort("a")
             with pytest.raises(UnknownDocument):
