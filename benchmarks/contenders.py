@@ -214,7 +214,7 @@ CONTENDERS = (
     Contender("GMA, PyTorch in chunks", by_rows(chunks), gpu=False, tolerance=1e-2,
               note="`model.ops.chunked`, torch.compile"),
     Contender("GMA, cumulative sum", cumulative, gpu=False, tolerance=1e-2, longest=1 << 18,
-              note="the published form, torch.compile"),
+              note="the published form, eager: torch.compile fails to split its scan"),
     Contender(SOFTMAX, sdpa(FLASH, causal=True), power=2,
               note="PyTorch's SDPA, flash backend; heads of 64"),
     Contender("cuDNN attention, causal", sdpa(CUDNN, causal=True), power=2,

@@ -143,5 +143,5 @@ def cumulative(tokens: int, size: Size, device: torch.device) -> Problem:
         )
         return out.to(val.dtype), *after
 
-    run, mixture = compiled(sums, device), given.mixture
-    return Problem(lambda: run(*given[:3], mixture), given[:3], given.expected)
+    mixture = given.mixture
+    return Problem(lambda: sums(*given[:3], mixture), given[:3], given.expected)

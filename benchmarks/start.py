@@ -51,7 +51,9 @@ def start(cache: Path, checkpoint: Path) -> float:
     try:
         for line in process.stdout:
             if line.startswith("Ready"):
-                return time.perf_counter() - began
+                seconds = time.perf_counter() - began
+                print(f"ready after {seconds:.1f} s", file=sys.stderr, flush=True)
+                return seconds
         raise SystemExit("the service ended before it was ready")
     finally:
         process.send_signal(signal.SIGINT)

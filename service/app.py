@@ -214,7 +214,7 @@ def running(settings: Settings) -> Iterator[None]:
         else:
             folder = _emptied(folder)
         stack.callback(ray.shutdown)
-        _start_ray()
+        _start_ray(settings)
         settings = settings.model_copy(
             update={
                 "device": _device(settings),
@@ -245,7 +245,7 @@ def _drain(timeout_s: float) -> None:
         _gateways().broadcast("drain").results(timeout_s=timeout_s)
 
 
-def _start_ray() -> None:
+def _start_ray(settings: Settings) -> None:
     """Ray for this machine alone, and quiet."""
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     # Some of Ray's ports listen on every address, but obey only who has this token.
@@ -259,6 +259,8 @@ def _start_ray() -> None:
     ray.init(
         address="local",
         _node_ip_address=LOOPBACK,
+        # So many processes Ray starts ahead, by default one a core: ours, its controller, its proxy.
+        num_cpus=_gateway_count(settings) + settings.workers + 2,
         include_dashboard=False,
         object_store_memory=OBJECT_STORE_BYTES,
         logging_level=logging.ERROR,
