@@ -259,7 +259,8 @@ def _start_ray(settings: Settings) -> None:
     ray.init(
         address="local",
         _node_ip_address=LOOPBACK,
-        # So many processes Ray starts ahead, by default one a core: ours, its controller, its proxy.
+        # As many processes as Ray starts ahead, by default one a core: ours, Serve's controller and
+        # its proxy.
         num_cpus=_gateway_count(settings) + settings.workers + 2,
         include_dashboard=False,
         object_store_memory=OBJECT_STORE_BYTES,
