@@ -78,6 +78,16 @@ def elapsed(call: Call, device: torch.device, repeats: int = 1) -> float:
     return float(start.elapsed_time(end)) / 1e3 / repeats
 
 
+class Replay(NamedTuple):
+    """A captured call. It keeps the call, whose memory the graph reads and nothing else may take."""
+
+    graph: Any
+    captured: Call
+
+    def __call__(self) -> None:
+        self.graph.replay()
+
+
 def captured(call: Call) -> Call | None:
     """The call as a CUDA graph's replay, so that launches cost nothing; None if it can't be one.
 
@@ -98,7 +108,7 @@ def captured(call: Call) -> Call | None:
     except RuntimeError:
         return None
     same = all(map(_close, _tensors(result), expected))
-    return graph.replay if same else None
+    return Replay(graph, call) if same else None
 
 
 def _tensors(result: Any) -> list[Tensor]:
