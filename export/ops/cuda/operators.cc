@@ -8,10 +8,10 @@
 #include <string>
 #include <vector>
 
-#include "cuda.h"
+#include "../src/cuda.h"
 #include "cuts.h"
 #include "driver.h"
-#include "memory.h"
+#include "scratch.h"
 #include "operator.h"
 #include "products.h"
 

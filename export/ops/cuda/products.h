@@ -6,7 +6,7 @@
 #include <cstdint>
 #include <memory>
 
-#include "memory.h"
+#include "scratch.h"
 
 namespace gma::cuda {
 
