@@ -94,12 +94,11 @@ def convolve(
     inside = here < width
     belongs = tl.load(document + row)
     used = tl.load(lengths + row) > 0
-    continues = used & (tl.load(first_row + belongs, mask=used, other=0) < row)
-    before = inside & ((first > 0) | continues)
-    # A strip is no shorter than what comes before it, so all of that is in one row, or in none.
-    third, third_root = _row(x, start - 3, before & (T > 2), width, epsilon, here)
-    second, second_root = _row(x, start - 2, before & (T > 1), width, epsilon, here)
-    last, last_root = _row(x, start - 1, before & (T > 0), width, epsilon, here)
+    # Of the strip in the document, as far as this step has it: rows before this one are full.
+    position = (row - tl.load(first_row + belongs, mask=used, other=row)) * C + first
+    third, third_root = _row(x, start - 3, inside & (position > 2) & (T > 2), width, epsilon, here)
+    second, second_root = _row(x, start - 2, inside & (position > 1) & (T > 1), width, epsilon, here)
+    last, last_root = _row(x, start - 1, inside & (position > 0) & (T > 0), width, epsilon, here)
     upcoming = tl.load(x + start * width + here, mask=inside & (first < C), other=0.0)
     for step in tl.static_range(STRIP):
         token = first + step
@@ -115,7 +114,7 @@ def convolve(
         total += _tap(second, second_root, taps, 1, width, here, inside)
         total += _tap(last, last_root, taps, 2, width, here, inside)
         if step < 3:  # noqa: SIM102 (known when compiled, the other is not)
-            if (first == 0) & used & (not continues):
+            if used & (position + step < T):
                 old = tl.load(fresh + belongs) == 0
                 slot = belongs.to(tl.int64)
                 if SLOTS:
@@ -123,9 +122,10 @@ def convolve(
                 of_slot = tail + slot * tail_slot
                 for place in tl.static_range(step, 3):
                     tap = tail_taps + (3 - T + place - step) * width
-                    weight = tl.load(tap + here, mask=inside & (place < T), other=0.0)
-                    reached = there & old & (place < T)
-                    seen = tl.load(of_slot + place * width + here, mask=reached, other=0.0)
+                    at_tail = position + place
+                    weight = tl.load(tap + here, mask=inside & (at_tail < T), other=0.0)
+                    reached = there & old & (at_tail < T)
+                    seen = tl.load(of_slot + at_tail * width + here, mask=reached, other=0.0)
                     total += seen * weight
         third, third_root = second, second_root
         second, second_root = last, last_root
@@ -161,19 +161,20 @@ def remember(
         first = tl.load(first_row + document)
         row = first + tl.maximum(count, 1) - 1
         length = tl.load(lengths + row, mask=count > 0, other=0)
-        place = (length - T + depth).to(tl.int64)
+        # In the document, as far as this step has it.
+        position = (row - first) * C + length - T + depth
         wanted = (depth < T)[:, None] & inside[None, :]
-        reachable = wanted & ((place >= 0) | (first < row))[:, None]
-        at = (row.to(tl.int64) * C + place)[:, None] * width + here[None, :]
-        seen = tl.load(x + at, mask=reachable, other=0.0).to(tl.float32)
+        at = (first.to(tl.int64) * C + position)[:, None] * width + here[None, :]
+        of_rows = wanted & (position >= 0)[:, None]
+        seen = tl.load(x + at, mask=of_rows, other=0.0).to(tl.float32)
         root = tl.rsqrt(tl.sum(seen * seen, 1) / width + epsilon)
         scale = tl.load(norm + here, mask=inside, other=0.0)
         slot = document.to(tl.int64)
         if SLOTS:
             slot = tl.load(slots + document).to(tl.int64)
         old = tl.load(fresh + document) == 0
-        before = wanted & ((place < 0) & (first == row) & old)[:, None]
-        at = slot * tail_slot + (place + T)[:, None] * width + here[None, :]
+        before = wanted & ((position < 0) & old)[:, None]
+        at = slot * tail_slot + (position + T)[:, None] * width + here[None, :]
         own = tl.load(tail + at, mask=before, other=0.0) + seen * root[:, None] * scale[None, :]
         # All of the old tail is read before any of the new one is written.
         tl.debug_barrier()

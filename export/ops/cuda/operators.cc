@@ -318,7 +318,6 @@ class ShortConvolution {
     require(scale.is({W}), "scale must be (W,)");
     require(taps.is({T + 1, W}), "taps must be (T + 1, W)");
     require(1 <= T && T <= most, "the kernels for CUDA take 2 to 4 taps");
-    require(T <= C, "a row must be no shorter than the tail");
     const Step step(context, 4, R, C, D);
     const char* fresh = fresh_of(context, 6, D);
     const CUstream stream = stream_of(context);
