@@ -1,12 +1,21 @@
 #!/usr/bin/env bash
-# ONNX Runtime's C++ headers, from Debian's package, for a machine that lacks them: headers.sh FOLDER
-# Prints the folder that onnxruntime_cxx_api.h is in. Needs no root and leaves the machine's own apt as it
-# is: the mirror is the one that the machine's sources name, and signatures are verified as ever.
+# Where ONNX Runtime's C++ headers are: headers.sh FOLDER prints the folder of onnxruntime_cxx_api.h.
+# A machine that lacks them gets them from Debian's package into FOLDER. That needs no root and leaves
+# the machine's own apt as it is: the mirror is the one that the machine's sources name, and signatures
+# are verified as ever.
 set -euo pipefail
 
 suite=trixie  # the oldest Debian that has the package
 package=libonnxruntime-dev
 keyring=/usr/share/keyrings/debian-archive-keyring.gpg
+
+for there in "${ONNXRUNTIME_INCLUDE:-}" /usr{/local,}/include/onnxruntime; do
+  if [ -e "$there/onnxruntime_cxx_api.h" ]; then
+    echo "$there"
+    exit
+  fi
+done
+
 folder=$(mkdir -p "$1" && cd "$1" && pwd)
 headers=$folder/usr/include/onnxruntime
 

@@ -366,6 +366,8 @@ class ShortConvolution {
     fresh.is({documents});
 
     const Type type = x.type();
+    const std::vector<Document> found = documents_of(
+        lengths.of<int64_t>(), document_of_row.of<int64_t>(), rows, chunk, documents);
     void* y = output(context, 0, x.shape());
     void* normal = output(context, 1, x.shape());
     auto* tail_after = static_cast<float*>(output(context, 2, tail.shape()));
@@ -378,8 +380,6 @@ class ShortConvolution {
       Index first, last;
     };
     std::vector<Part> parts;
-    const std::vector<Document> found = documents_of(
-        lengths.of<int64_t>(), document_of_row.of<int64_t>(), rows, chunk, documents);
     for (size_t index = 0; index < found.size(); ++index) {
       const Document& document = found[index];
       const Index first = document.first * width, state = static_cast<Index>(index) * length * width;
