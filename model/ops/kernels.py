@@ -321,8 +321,8 @@ def _read_segments(
         mass = tl.load(before + V * K + component)
         for _block in tl.range(0, here // BLOCK, num_stages=STAGES):
             memory = _read_block(
-                queries, gamma, values, inner, out + out_at, memory, mass, token, token, A, B, b, epsilon,
-                NORMALIZE, EPSILON, True,
+                queries, gamma, values, inner, out + out_at, memory, mass, token, token, A, B, b,
+                epsilon, NORMALIZE, EPSILON, True,
             )  # fmt: skip
             queries += BLOCK * q_token
             values += BLOCK * v_token
@@ -333,8 +333,8 @@ def _read_segments(
             there = token < here % BLOCK
             inside = token < width - here // BLOCK * BLOCK
             _read_block(
-                queries, gamma, values, inner, out + out_at, memory, mass, there, inside, A, B, b, epsilon,
-                NORMALIZE, EPSILON, False,
+                queries, gamma, values, inner, out + out_at, memory, mass, there, inside, A, B, b,
+                epsilon, NORMALIZE, EPSILON, False,
             )  # fmt: skip
             out += BLOCK * H * V
     # Whoever multiplies by zero later what stands where no token is must not find NaN there.

@@ -80,11 +80,12 @@ def convolve(
     """y (N, W) is x plus the short convolution of x's normalised rows, and `inverse` (N,) one over
     y's rows' root mean squares; with NORMAL, normal (N, W) is y normalised, instead.
 
-    What comes before a row is its document's row before, or its document's tail, of which tail
-    (S, ., T, W) has the layer's: in its slot with SLOTS, else at the document's own place. taps
-    (4, W), the last the token's own, are for normalised rows of x, and have their weights in them;
-    tail_taps (4, W) are for tails, which have them. T is at most 3, and the taps before are zero. One warp takes STRIP tokens, one after the other, so that a row
-    is read from memory once and its sums need no barrier.
+    What comes before a row is its document's row before, or its document's tail, of which tail (S,
+    ., T, W) has the layer's: in its slot with SLOTS, else at the document's own place. taps (4, W),
+    the last the token's own, are for normalised rows of x, and have their weights in them;
+    tail_taps (4, W) are for tails, which have them. T is at most 3, and the taps before are zero.
+    One warp takes STRIP tokens, one after the other, so that a row is read from memory once and its
+    sums need no barrier.
     """
     strips = tl.cdiv(C, STRIP)
     row = backwards() // strips
@@ -96,9 +97,10 @@ def convolve(
     used = tl.load(lengths + row) > 0
     # Of the strip in the document, as far as this step has it: rows before this one are full.
     position = (row - tl.load(first_row + belongs, mask=used, other=row)) * C + first
-    third, third_root = _row(x, start - 3, inside & (position > 2) & (T > 2), width, epsilon, here)
-    second, second_root = _row(x, start - 2, inside & (position > 1) & (T > 1), width, epsilon, here)
-    last, last_root = _row(x, start - 1, inside & (position > 0) & (T > 0), width, epsilon, here)
+    before = tl.minimum(position, T)
+    third, third_root = _row(x, start - 3, inside & (before > 2), width, epsilon, here)
+    second, second_root = _row(x, start - 2, inside & (before > 1), width, epsilon, here)
+    last, last_root = _row(x, start - 1, inside & (before > 0), width, epsilon, here)
     upcoming = tl.load(x + start * width + here, mask=inside & (first < C), other=0.0)
     for step in tl.static_range(STRIP):
         token = first + step

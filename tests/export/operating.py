@@ -85,6 +85,30 @@ def run(
 ) -> dict[str, Array]:
     """The operator's outputs by name, on the CPU; ``library`` takes its body's place.
 
+    For ``through`` see `model`.
+    """
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3
+    options.intra_op_num_threads = threads
+    if library:
+        options.register_custom_ops_library(str(library))
+    session = onnxruntime.InferenceSession(
+        model(name, inputs, through=through, **attributes),
+        options,
+        providers=["CPUExecutionProvider"],
+    )
+    return dict(zip(OPERATORS[name].outputs, session.run(None, inputs), strict=True))
+
+
+def model(
+    name: str,
+    inputs: dict[str, Array],
+    *,
+    through: int = TensorProto.FLOAT,
+    **attributes: object,
+) -> bytes:
+    """The operator with such inputs, by name, as a model.
+
     With ``through``, float32 activations are cast to that type in the model, and back behind it.
     """
     operator = OPERATORS[name]
@@ -121,21 +145,13 @@ def run(
             for n in operator.outputs
         ],
     )
-    model = helper.make_model(
+    whole: bytes = helper.make_model(
         graph,
         functions=operator.functions(),
         opset_imports=[helper.make_opsetid("", OPSET), helper.make_opsetid(DOMAIN, VERSION)],
         ir_version=10,
-    )
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 3
-    options.intra_op_num_threads = threads
-    if library:
-        options.register_custom_ops_library(str(library))
-    session = onnxruntime.InferenceSession(
-        model.SerializeToString(), options, providers=["CPUExecutionProvider"]
-    )
-    return dict(zip(operator.outputs, session.run(None, inputs), strict=True))
+    ).SerializeToString()
+    return whole
 
 
 def attributes(name: str) -> dict[str, object]:

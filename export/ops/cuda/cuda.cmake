@@ -12,19 +12,25 @@ foreach(file fused ops/kernels ops/tokens ops/triton ops/choice)
   list(APPEND of_kernels ${repository}/model/${file}.py)
 endforeach()
 
-find_package(Python3 COMPONENTS Interpreter)
+set(GMA_PYTHON "" CACHE FILEPATH "A Python with triton and torch; if empty, the one that is found")
+if(GMA_PYTHON)
+  set(python "${GMA_PYTHON}")
+else()
+  find_package(Python3 COMPONENTS Interpreter QUIET)
+  set(python "${Python3_EXECUTABLE}")
+endif()
 set(missing "")
-if(NOT Python3_FOUND)
-  set(missing "a Python")
+if(NOT python)
+  set(missing "a Python (set GMA_PYTHON)")
 elseif(NOT EXISTS "${repository}/model/ops/kernels.py")
   set(missing "the model's kernels, of the repository that this is a part of")
 else()
   execute_process(
-    COMMAND "${Python3_EXECUTABLE}" -c
+    COMMAND "${python}" -c
       "import torch, triton.backends.nvidia as here; print(list(here.__path__)[0])"
     OUTPUT_VARIABLE triton RESULT_VARIABLE failed ERROR_QUIET OUTPUT_STRIP_TRAILING_WHITESPACE)
   if(failed)
-    set(missing "triton and torch for ${Python3_EXECUTABLE} (set Python3_EXECUTABLE to another)")
+    set(missing "triton and torch for ${python} (set GMA_PYTHON to another)")
   else()
     find_path(GMA_CUDA_INCLUDE cuda.h
       HINTS ENV CUDA_HOME PATHS /usr/local/cuda "${triton}" PATH_SUFFIXES include)
@@ -44,7 +50,7 @@ else()
   add_custom_command(
     OUTPUT ${cubins}/cubins.bin ${cubins}/cubins.inc ${cubins}/cuts.h
     COMMAND ${CMAKE_COMMAND} -E env --unset=TRITON_INTERPRET TRITON_DISABLE_LINE_INFO=1
-      "PYTHONPATH=${repository}" "${Python3_EXECUTABLE}" -m export.ops.cuda.cubins ${cubins}
+      "PYTHONPATH=${repository}" "${python}" -m export.ops.cuda.cubins ${cubins}
       --shapes ${GMA_SHAPES} --widths ${GMA_WIDTHS} --architectures ${GMA_ARCHITECTURES}
     DEPENDS ${of_kernels}
     COMMENT "Compiling the kernels for CUDA"

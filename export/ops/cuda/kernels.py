@@ -53,7 +53,7 @@ def scale_taps(taps, scale, scaled, T, width, WIDTH: tl.constexpr):
 
 @triton.jit
 def pack(memory, mass, states, K: tl.constexpr, V: tl.constexpr):
-    """memory (D, H, K, v) and mass (D, H, K) as `model.ops.kernels` reads them: (D, H, v + 1, K)."""
+    """memory (D, H, K, v) and mass (D, H, K) -> states (D, H, v + 1, K), as they are read."""
     at = tl.program_id(0).to(tl.int64)
     component = tl.arange(0, K)
     value = tl.arange(0, V)
