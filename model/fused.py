@@ -303,17 +303,18 @@ class FusedStep:
         tail: Tensor,
     ) -> None:
         width, depth = self.config.width, self.config.tail
-        of_rows = inputs.lengths, inputs.document, inputs.first_row
+        of_documents = inputs.first_row, inputs.slots, inputs.fresh
         tokens.convolve[(grid.rows * -(-grid.chunk // STRIP),)](
-            x, tail, weights.taps, weights.tail_taps, *of_rows, inputs.slots, inputs.fresh, y,
-            inverse, normal, grid.chunk, width, NORM_EPSILON, tail.stride(0), T=depth,
-            WIDTH=self._wide, STRIP=STRIP, NORMAL=self.precision == "fp8", num_warps=1,
+            x, tail, weights.taps, weights.tail_taps, inputs.lengths, inputs.document,
+            *of_documents, y, inverse, normal, grid.chunk, width, NORM_EPSILON, tail.stride(0),
+            T=depth, WIDTH=self._wide, STRIP=STRIP, NORMAL=self.precision == "fp8", SLOTS=True,
+            num_warps=1,
         )  # fmt: skip
         if depth:
             tokens.remember[(grid.rows,)](
-                x, tail, weights.conv_norm, *of_rows, inputs.row_count, inputs.slots,
-                inputs.fresh, grid.chunk, width, NORM_EPSILON, tail.stride(0), T=depth,
-                DEPTH=triton.next_power_of_2(depth), WIDTH=self._wide,
+                x, tail, tail, weights.conv_norm, inputs.lengths, inputs.row_count, *of_documents,
+                grid.chunk, width, NORM_EPSILON, tail.stride(0), T=depth,
+                DEPTH=triton.next_power_of_2(depth), WIDTH=self._wide, SLOTS=True,
             )  # fmt: skip
 
     def _mix(
@@ -349,7 +350,7 @@ class FusedStep:
             self._sums, memory, mass, memory, mass, inputs.first_row, inputs.row_count,
             inputs.slots, inputs.fresh, grid.rows, *memory.stride()[:3], *mass.stride()[:2],
             *memory.stride()[:3], *mass.stride()[:2], segments, **sizes,
-            TILE=TILE, DEPTH=DEPTH, SLOTS=True,
+            TILE=TILE, DEPTH=DEPTH, FRESH=True, SLOTS=True,
         )  # fmt: skip
         kernels._read_segments[(grid.rows * segments * heads,)](
             q, self._gammas, self._masses, val, *mixture, inputs.lengths, self._sums, read,

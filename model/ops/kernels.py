@@ -8,8 +8,8 @@ each segment's outputs, block by block, from the prefix before it. Keys are scor
 their responsibilities costs less than to compute them again. Documents meet in no sum, so that what
 is not finite in one stays there.
 
-Squares and scores are exact to about 2^-16 with bfloat16 inputs: a bfloat16's square is the sum of
-two bfloat16s, a weight nearly so. Sums and states are float32.
+Squares and scores are exact to about 2^-16 with bfloat16 and float16 inputs: a bfloat16's square, a
+float16, and nearly so a weight, is the sum of two bfloat16s. Sums and states are float32.
 
 Shapes: R rows of C tokens, D documents, H heads, r routing_dim, K components, v value_dim, G
 segments. r, K and v are powers of two from 16 to 128.
@@ -26,7 +26,7 @@ INTERPRETED = tl.constexpr(triton.knobs.runtime.interpret)
 
 @triton.jit
 def _dot(a, b, acc=None):
-    """a @ b + acc in float32, of bfloat16s or float32s."""
+    """a @ b + acc in float32, of two of one dtype."""
     if INTERPRETED:
         a, b = a.to(tl.float32), b.to(tl.float32)
     return tl.dot(a, b, acc, input_precision="tf32x3")
@@ -56,19 +56,28 @@ def _split(x):
 
 
 @triton.jit
+def _split_dot(a, b):
+    """a @ b of float32s, to 16 bits of each."""
+    a_high, a_low = _split(a)
+    b_high, b_low = _split(b)
+    both = _dot(a_high, b_high)
+    both = _dot(a_low, b_high, both)
+    return _dot(a_high, b_low, both)
+
+
+@triton.jit
 def _posterior(x, linear, quadratic, bias, NORMALIZE: tl.constexpr, EPSILON: tl.constexpr):
     """x (B, r) -> responsibilities (B, K) float32, not normalised, and their sums (B,)."""
     wide = x.to(tl.float32)
     square = wide * wide
     if x.dtype == tl.bfloat16:
         linear_high, linear_low = _split(linear)
-        quadratic_high, quadratic_low = _split(quadratic)
-        square_high, square_low = _split(square)
         first = _dot(x, linear_high)
         first = _dot(x, linear_low, first)
-        second = _dot(square_high, quadratic_high)
-        second = _dot(square_low, quadratic_high, second)
-        second = _dot(square_high, quadratic_low, second)
+        second = _split_dot(square, quadratic)
+    elif x.dtype == tl.float16:
+        first = _split_dot(wide, linear)
+        second = _split_dot(square, quadratic)
     else:
         first = _dot(wide, linear)
         second = _dot(square, quadratic)
@@ -80,6 +89,17 @@ def _posterior(x, linear, quadratic, bias, NORMALIZE: tl.constexpr, EPSILON: tl.
         scores = first + second + bias[None, :]
     weights = tl.exp2(scores - tl.max(scores, 1)[:, None])
     return weights, tl.sum(weights, 1)
+
+
+@triton.jit
+def _recall(reading, memory):
+    """reading (B, K) @ memory (v, K).T in float32."""
+    if reading.dtype == tl.float16:
+        # What a document wrote may be more than a float16 holds.
+        read = _split_dot(reading.to(tl.float32), tl.trans(memory))
+    else:
+        read = _dot(reading, tl.trans(memory.to(reading.dtype)))
+    return read
 
 
 @triton.jit
@@ -191,12 +211,12 @@ def _prefix(
     memory_document, memory_head, memory_component, mass_document, mass_head,
     after_document, after_head, after_component, mass_after_document, mass_after_head, segments,
     H: tl.constexpr, K: tl.constexpr, V: tl.constexpr, TILE: tl.constexpr, DEPTH: tl.constexpr,
-    SLOTS: tl.constexpr,
+    FRESH: tl.constexpr, SLOTS: tl.constexpr,
 ):  # fmt: skip
     """Each document's incoming state plus its earlier segments, in the place of their sums.
 
-    With SLOTS, a document's state lies in its slot of memory and mass, means nothing if the
-    document is fresh, and stays as it is if the document has no rows.
+    With FRESH, what is in the state of a document that is fresh means nothing. With SLOTS, a
+    document's state lies in its slot of memory and mass, and stays as it is if it has no rows.
     """
     head = tl.program_id(1).to(tl.int64)
     at = tl.program_id(0) * TILE + tl.arange(0, TILE)
@@ -212,9 +232,10 @@ def _prefix(
         count = tl.load(row_count + document).to(tl.int32) * segments
         slot = tl.zeros((), tl.int64) + document
         old = here
+        if FRESH:
+            old = here & (tl.load(fresh + document) == 0)
         if SLOTS:
             slot = tl.load(slots + document).to(tl.int64)
-            old = here & (tl.load(fresh + document) == 0)
         if (count > 0) | (not SLOTS):
             state = tl.load(
                 memory + slot * memory_document + in_memory, mask=of_memory & old, other=0.0
@@ -258,7 +279,7 @@ def _read_block(
     # Not divided by their sum: it cancels but for epsilon.
     weight = tl.sum(affinity, 1) + tl.sum(rounded.to(tl.float32) * mass[None, :], 1)
     weight += epsilon * total
-    read = _dot(rounded, tl.trans(memory.to(val.dtype)))
+    read = _recall(rounded, memory)
     read = _dot(affinity.to(val.dtype), val, read)
     inverse = 1.0 / weight
     if not ALL:
@@ -283,7 +304,8 @@ def _read_segments(
     token = tl.arange(0, BLOCK)
     component = tl.arange(0, K)
     value = tl.arange(0, V)
-    out += ((row * C + first) * H + head) * V + token[:, None] * (H * V) + value[None, :]
+    out += ((row * C + first) * H + head) * V
+    out_at = token[:, None] * (H * V) + value[None, :]
     if here > 0:
         A, B, b = _weights(linear, quadratic, bias, head, K, R)
         segment = tl.program_id(0).to(tl.int64)
@@ -299,8 +321,8 @@ def _read_segments(
         mass = tl.load(before + V * K + component)
         for _block in tl.range(0, here // BLOCK, num_stages=STAGES):
             memory = _read_block(
-                queries, gamma, values, inner, out, memory, mass, token, token, A, B, b, epsilon,
-                NORMALIZE, EPSILON, True,
+                queries, gamma, values, inner, out + out_at, memory, mass, token, token, A, B, b,
+                epsilon, NORMALIZE, EPSILON, True,
             )  # fmt: skip
             queries += BLOCK * q_token
             values += BLOCK * v_token
@@ -311,14 +333,14 @@ def _read_segments(
             there = token < here % BLOCK
             inside = token < width - here // BLOCK * BLOCK
             _read_block(
-                queries, gamma, values, inner, out, memory, mass, there, inside, A, B, b, epsilon,
-                NORMALIZE, EPSILON, False,
+                queries, gamma, values, inner, out + out_at, memory, mass, there, inside, A, B, b,
+                epsilon, NORMALIZE, EPSILON, False,
             )  # fmt: skip
             out += BLOCK * H * V
     # Whoever multiplies by zero later what stands where no token is must not find NaN there.
     nothing = tl.zeros((BLOCK, V), out.dtype.element_ty)
     for start in range(tl.cdiv(here, BLOCK) * BLOCK, width, BLOCK):
-        tl.store(out, nothing, mask=(start + token < width)[:, None])
+        tl.store(out + out_at, nothing, mask=(start + token < width)[:, None])
         out += BLOCK * H * V
 
 
@@ -350,7 +372,7 @@ def _read_states(
             reading, total = _posterior(queries, A, B, b, NORMALIZE, EPSILON)
             rounded = reading.to(queries.dtype)
             weight = tl.sum(rounded.to(tl.float32) * mass[None, :], 1) + epsilon * total
-            read = _dot(rounded, tl.trans(memory.to(queries.dtype)))
+            read = _recall(rounded, memory)
             read = tl.where(there, 1.0 / weight, 0.0)[:, None] * read
             inside = start + token < width
             tl.store(out + out_at, read.to(out.dtype.element_ty), mask=inside[:, None])

@@ -85,15 +85,17 @@ def convolve(
     x, tail, taps, tail_taps, lengths, document, first_row, slots, fresh, y, inverse, normal,
     C, width, epsilon, tail_slot,
     T: tl.constexpr, WIDTH: tl.constexpr, STRIP: tl.constexpr, NORMAL: tl.constexpr,
+    SLOTS: tl.constexpr,
 ):  # fmt: skip
     """y (N, W) is x plus the short convolution of x's normalised rows, and `inverse` (N,) one over
     y's rows' root mean squares; with NORMAL, normal (N, W) is y normalised, instead.
 
-    What comes before a row is its document's row before, or its document's tail, of which tail
-    (S, ., T, W) has the layer's. taps (4, W), the last the token's own, are for normalised rows of
-    x, and have their weights in them; tail_taps (4, W) are for tails, which have them. T is at most
-    3, and the taps before are zero. One warp takes STRIP tokens, one after the other, so that a row
-    is read from memory once and its sums need no barrier.
+    What comes before a row is its document's row before, or its document's tail, of which tail (S,
+    ., T, W) has the layer's: in its slot with SLOTS, else at the document's own place. taps (4, W),
+    the last the token's own, are for normalised rows of x, and have their weights in them;
+    tail_taps (4, W) are for tails, which have them. T is at most 3, and the taps before are zero.
+    One warp takes STRIP tokens, one after the other, so that a row is read from memory once and its
+    sums need no barrier.
     """
     strips = tl.cdiv(C, STRIP)
     row = backwards() // strips
@@ -103,12 +105,12 @@ def convolve(
     inside = here < width
     belongs = tl.load(document + row)
     used = tl.load(lengths + row) > 0
-    continues = used & (tl.load(first_row + belongs) < row)
-    before = inside & ((first > 0) | continues)
-    # A strip is no shorter than what comes before it, so all of that is in one row, or in none.
-    third, third_root = _row(x, start - 3, before & (T > 2), width, epsilon, here)
-    second, second_root = _row(x, start - 2, before & (T > 1), width, epsilon, here)
-    last, last_root = _row(x, start - 1, before & (T > 0), width, epsilon, here)
+    # Of the strip in the document, as far as this step has it: rows before this one are full.
+    position = (row - tl.load(first_row + belongs, mask=used, other=row)) * C + first
+    before = tl.minimum(position, T)
+    third, third_root = _row(x, start - 3, inside & (before > 2), width, epsilon, here)
+    second, second_root = _row(x, start - 2, inside & (before > 1), width, epsilon, here)
+    last, last_root = _row(x, start - 1, inside & (before > 0), width, epsilon, here)
     upcoming = tl.load(x + start * width + here, mask=inside & (first < C), other=0.0)
     for step in tl.static_range(STRIP):
         token = first + step
@@ -123,15 +125,19 @@ def convolve(
         total += _tap(third, third_root, taps, 0, width, here, inside)
         total += _tap(second, second_root, taps, 1, width, here, inside)
         total += _tap(last, last_root, taps, 2, width, here, inside)
-        if step < T:  # noqa: SIM102 (known when compiled, the other is not)
-            if (first == 0) & used & (not continues):
+        if step < 3:  # noqa: SIM102 (known when compiled, the other is not)
+            if used & (position + step < T):
                 old = tl.load(fresh + belongs) == 0
-                of_slot = tail + tl.load(slots + belongs).to(tl.int64) * tail_slot
-                for place in tl.static_range(step, T):
-                    weight = tl.load(
-                        tail_taps + (3 - T + place - step) * width + here, mask=inside, other=0.0
-                    )
-                    seen = tl.load(of_slot + place * width + here, mask=there & old, other=0.0)
+                slot = belongs.to(tl.int64)
+                if SLOTS:
+                    slot = tl.load(slots + belongs).to(tl.int64)
+                of_slot = tail + slot * tail_slot
+                for place in tl.static_range(step, 3):
+                    tap = tail_taps + (3 - T + place - step) * width
+                    at_tail = position + place
+                    weight = tl.load(tap + here, mask=inside & (at_tail < T), other=0.0)
+                    reached = there & old & (at_tail < T)
+                    seen = tl.load(of_slot + at_tail * width + here, mask=reached, other=0.0)
                     total += seen * weight
         third, third_root = second, second_root
         second, second_root = last, last_root
@@ -149,33 +155,43 @@ def convolve(
 
 @triton.jit
 def remember(
-    x, tail, norm, lengths, document, first_row, row_count, slots, fresh,
-    C, width, epsilon, tail_slot, T: tl.constexpr, DEPTH: tl.constexpr, WIDTH: tl.constexpr,
+    x, tail, tail_after, norm, lengths, row_count, first_row, slots, fresh,
+    C, width, epsilon, tail_slot,
+    T: tl.constexpr, DEPTH: tl.constexpr, WIDTH: tl.constexpr, SLOTS: tl.constexpr,
 ):  # fmt: skip
-    """Put the convolution's last inputs of each document into its tail (S, ., T, W), in place."""
-    row = tl.program_id(0)
-    belongs = tl.load(document + row)
-    first = tl.load(first_row + belongs)
-    length = tl.load(lengths + row)
-    if (length > 0) & (row == first + tl.load(row_count + belongs) - 1):
+    """Put the convolution's last inputs of each document into its tail_after (S, ., T, W).
+
+    That may be tail itself. With SLOTS, a document's tails lie in its slot, and stay as they are
+    if it has no rows; else at its own place, where its tail is copied then.
+    """
+    document = tl.program_id(0)
+    count = tl.load(row_count + document)
+    if (count > 0) | (not SLOTS):
         here = tl.arange(0, WIDTH)
         inside = here < width
         depth = tl.arange(0, DEPTH)
-        place = (length - T + depth).to(tl.int64)
+        first = tl.load(first_row + document)
+        row = first + tl.maximum(count, 1) - 1
+        length = tl.load(lengths + row, mask=count > 0, other=0)
+        # In the document, as far as this step has it.
+        position = (row - first) * C + length - T + depth
         wanted = (depth < T)[:, None] & inside[None, :]
-        reachable = wanted & ((place >= 0) | (first < row))[:, None]
-        at = (row.to(tl.int64) * C + place)[:, None] * width + here[None, :]
-        seen = tl.load(x + at, mask=reachable, other=0.0).to(tl.float32)
+        at = (first.to(tl.int64) * C + position)[:, None] * width + here[None, :]
+        of_rows = wanted & (position >= 0)[:, None]
+        seen = tl.load(x + at, mask=of_rows, other=0.0).to(tl.float32)
         root = tl.rsqrt(tl.sum(seen * seen, 1) / width + epsilon)
         scale = tl.load(norm + here, mask=inside, other=0.0)
-        tail += tl.load(slots + belongs).to(tl.int64) * tail_slot
-        old = tl.load(fresh + belongs) == 0
-        before = wanted & ((place < 0) & (first == row) & old)[:, None]
-        at = (place + T)[:, None] * width + here[None, :]
+        slot = document.to(tl.int64)
+        if SLOTS:
+            slot = tl.load(slots + document).to(tl.int64)
+        old = tl.load(fresh + document) == 0
+        before = wanted & ((position < 0) & old)[:, None]
+        at = slot * tail_slot + (position + T)[:, None] * width + here[None, :]
         own = tl.load(tail + at, mask=before, other=0.0) + seen * root[:, None] * scale[None, :]
         # All of the old tail is read before any of the new one is written.
         tl.debug_barrier()
-        tl.store(tail + depth[:, None] * width + here[None, :], own, mask=wanted)
+        at = slot * tail_slot + depth[:, None] * width + here[None, :]
+        tl.store(tail_after + at, own, mask=wanted)
 
 
 @triton.jit

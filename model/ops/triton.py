@@ -189,7 +189,7 @@ class _Call:
             kernels._prefix, sums, memory, mass, memory_after, mass_after, first, count,
             first, first, len(first), *memory.stride()[:3], *mass.stride()[:2],
             *memory_after.stride()[:3], *mass_after.stride()[:2],
-            programs=min(DOCUMENTS, len(first)), SLOTS=False,
+            programs=min(DOCUMENTS, len(first)), FRESH=False, SLOTS=False,
         )  # fmt: skip
         return sums, memory_after, mass_after
 

@@ -1,0 +1,1 @@
+"""A causal classifier as an ONNX model: its operators, its folder, its verification."""

@@ -1,0 +1,280 @@
+"""Compiles the Triton kernels ahead of time, for the library to carry: no GPU is needed here.
+
+    python -m export.ops.cuda.cubins FOLDER --shapes 32x32x64 --widths 256,1024 --architectures 90
+
+FOLDER gets `cubins.bin`, the kernels one after the other, `cubins.inc`, their table as C++, and
+`cuts.h`, the numbers that launches are cut by. Heads, segments and strides are said at the launch,
+so that one kernel serves every model with the same routing_dim, num_components and value_dim;
+widths are what rows are padded to.
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+
+from export.ops.cuda import kernels as own
+from model.fused import STRIP
+from model.ops import kernels, tokens
+from model.ops.choice import MIXTURE, SIZES
+from model.ops.triton import DEPTH, DOCUMENTS, ENOUGH, TILE, Plan
+
+TYPES = {"float": "fp32", "float16": "fp16", "bfloat16": "bf16"}
+"""ONNX's names of what activations may be, and Triton's."""
+
+ROWS = 128
+"""Rows of a step that a program looks at together."""
+
+ELEMENTS = 1024
+"""Of a tensor, that a program of `kernels.finish` takes."""
+
+TAPS = 256
+"""Entries of a tap that a program of `kernels.scale_taps` takes."""
+
+LETTERS = {"u64": "p", "u32": "i", "f32": "f"}
+"""Of a parameter, as the launcher in C++ writes it: pointer, int32, float. P is a pointer that must
+be a multiple of 16 bytes."""
+
+ACTIVATIONS = {"q", "k", "val", "gammas", "out", "x", "y", "normal", "taps", "scaled", "residual"}
+INTEGERS = {
+    "lengths": "*i32", "document": "*i64", "first_row": "*i32", "row_count": "*i32",
+    "slots": "*i32", "fresh": "*i8", "known_lengths": "*i32", "document_of_row": "*i64",
+}  # fmt: skip
+REALS = {"epsilon", "EPSILON"}
+STRIDES = {"q_row", "q_token", "q_head", "k_row", "k_token", "k_head", "v_row", "v_token", "v_head"}
+
+
+class Kernel(NamedTuple):
+    """A kernel and what it is compiled for."""
+
+    key: str
+    function: Any
+    constants: dict[str, Any]
+    types: dict[str, str] = {}  # noqa: RUF012 (never changed)
+    multiples: frozenset[str] = frozenset()  # of 16, beside those that always are
+    options: dict[str, int] = {}  # noqa: RUF012
+
+
+class Binary(NamedTuple):
+    key: str
+    architecture: int
+    entry: str
+    parameters: str  # letters of LETTERS or P, in order
+    threads: int
+    shared: int  # bytes
+    cubin: bytes
+
+
+def mixers(shape: tuple[int, int, int], type_: str) -> Iterator[Kernel]:
+    """Kernels of the mixer with this routing_dim, num_components and value_dim."""
+    routing, components, value = shape
+    plan = Plan.of(1, 1, 1, *shape)
+    if type_ == "float":
+        plan = plan._replace(stages=1)
+    capped = type_ == "bfloat16"
+    sizes = {"K": components, "V": value}
+    named = f"{type_} {routing}x{components}x{value}"
+    for normalize in (True, False):
+        cut = {
+            **sizes, "R": routing, "BLOCK": plan.block, "STAGES": plan.stages,
+            "NORMALIZE": normalize,
+        }  # fmt: skip
+        for name, function, more, registers in (
+            ("sum", kernels._sum_segments, {"KEEP": True}, plan.sum_registers),
+            ("write", kernels._sum_segments, {"KEEP": False}, plan.sum_registers),
+            ("read", kernels._read_segments, {}, plan.read_registers),
+            ("recall", kernels._read_states, {}, 0),
+        ):
+            options = {"num_warps": plan.warps}
+            if registers and capped:
+                options["maxnreg"] = registers
+            key = f"{name} {named} {'normalized' if normalize else 'plain'}"
+            yield Kernel(key, function, {**cut, **more}, options=options)
+
+
+def states(components: int, value: int) -> Iterator[Kernel]:
+    sizes = {"K": components, "V": value}
+    yield Kernel(
+        f"prefix {components}x{value}", kernels._prefix,
+        {**sizes, "TILE": TILE, "DEPTH": DEPTH, "FRESH": True, "SLOTS": False},
+    )  # fmt: skip
+    yield Kernel(f"pack {components}x{value}", own.pack, sizes)
+
+
+def rows(width: int, type_: str) -> Iterator[Kernel]:
+    """Kernels over rows of up to `width` entries."""
+    for aligned in (True, False):
+        named = f"{type_} {width} {'aligned' if aligned else 'any'}"
+        multiples = frozenset({"width", "tail_slot"} if aligned else ())
+        one_warp = {"num_warps": 1}
+        yield Kernel(
+            f"convolve {named}", tokens.convolve,
+            {"WIDTH": width, "STRIP": STRIP, "NORMAL": True, "SLOTS": False},
+            {"tail_taps": "*fp32"}, multiples, one_warp,
+        )  # fmt: skip
+        yield Kernel(
+            f"normalize {named}", tokens.normalize,
+            {"WIDTH": width, "STRIP": STRIP, "NORMAL": True}, {}, multiples, one_warp,
+        )  # fmt: skip
+        yield Kernel(
+            f"remember {named}", tokens.remember, {"DEPTH": 4, "WIDTH": width, "SLOTS": False},
+            {}, multiples,
+        )  # fmt: skip
+
+
+def wanted(shapes: list[tuple[int, int, int]], widths: list[int]) -> Iterator[Kernel]:
+    yield Kernel(
+        "place", own.place, {"ROWS": ROWS}, {"lengths": "*i64", "R": "i32", "D": "i32"}
+    )  # fmt: skip
+    for type_ in TYPES:
+        yield Kernel(f"scale_taps {type_}", own.scale_taps, {"WIDTH": TAPS}, {"taps": "*fp32"})
+        for gelu, add in ((True, False), (False, True), (True, True)):
+            yield Kernel(
+                f"finish {type_}{' gelu' * gelu}{' add' * add}", own.finish,
+                {"BLOCK": ELEMENTS, "GELU": gelu, "ADD": add}, {"count": "i32"},
+            )  # fmt: skip
+        for shape in shapes:
+            if type_ != "float" or shape[0] * shape[1] <= MIXTURE:
+                yield from mixers(shape, type_)
+        for width in widths:
+            yield from rows(width, type_)
+    for components, value in sorted({shape[1:] for shape in shapes}):
+        yield from states(components, value)
+
+
+def type_of(name: str, kernel: Kernel, activation: str) -> str:
+    """What a parameter of this name is."""
+    if name in kernel.constants:
+        return "constexpr"
+    if name in kernel.types:
+        return kernel.types[name]
+    if name in ACTIVATIONS:
+        return f"*{activation}"
+    if name in INTEGERS:
+        return INTEGERS[name]
+    if name in REALS:
+        return "fp32"
+    scalar = name in STRIDES or name in SCALARS or re.match("(memory|mass|after)_.*", name)
+    return "i32" if scalar and name not in {"memory_after", "mass_after"} else "*fp32"
+
+
+SCALARS = {"C", "H", "T", "SEGMENT", "segments", "documents", "width", "count", "tail_slot"}
+UNALIGNED = {"tail_taps", "fresh"}
+"""Pointers that need not be multiples of 16 bytes."""
+
+
+def compiled(kernel: Kernel, architecture: int) -> Binary:
+    names = kernel.function.arg_names
+    activation = next((TYPES[word] for word in kernel.key.split() if word in TYPES), "fp32")
+    signature = {name: type_of(name, kernel, activation) for name in names}
+    multiples = kernel.multiples | STRIDES | {"SEGMENT"}
+    attributes = {
+        (place,): [["tt.divisibility", 16]]
+        for place, (name, type_) in enumerate(signature.items())
+        if (type_.startswith("*") and name not in UNALIGNED)
+        or (name in multiples and type_ == "i32")
+    }
+    source = ASTSource(kernel.function, signature, constexprs=kernel.constants, attrs=attributes)
+    target = GPUTarget("cuda", architecture, 32)
+    built = triton.compile(source, target=target, options=kernel.options)
+    metadata = built.metadata
+    if metadata.global_scratch_size or metadata.profile_scratch_size:
+        raise ValueError(f"{kernel.key}: the launcher gives kernels no scratch memory")
+    return Binary(
+        kernel.key, architecture, metadata.name, parameters(built.asm["ptx"], given(signature)),
+        metadata.num_warps * 32, metadata.shared, built.asm["cubin"],
+    )  # fmt: skip
+
+
+def given(signature: dict[str, str]) -> str:
+    """The letters of what the launcher gives a kernel of this signature."""
+    letters = {"*": "P", "i": "i", "f": "f"}
+    return "".join(
+        "p" if name in UNALIGNED else letters[type_[0]]
+        for name, type_ in signature.items()
+        if type_ != "constexpr"
+    )
+
+
+def parameters(ptx: str, given: str) -> str:
+    """What the launcher gives a kernel, once it is known to be what its assembly takes.
+
+    Triton adds two pointers to scratch memory at the end. Raises ValueError for anything else.
+    """
+    head = ptx[ptx.index(".entry") :].split(")", 1)[0]
+    found = "".join(LETTERS.get(type_, "?") for type_ in re.findall(r"\.param \.(\w+)", head))
+    if found != given.lower() + "pp":
+        raise ValueError(f"Triton's parameters are {found}, not {given} and two pointers")
+    return given
+
+
+def table(binaries: list[Binary]) -> str:
+    """C++ of what and where the binaries in `cubins.bin` are."""
+    lines = []
+    begin = 0
+    for key, architecture, entry, letters, threads, shared, cubin in binaries:
+        lines.append(
+            f'    {{"{key}", {architecture}, "{entry}", "{letters}", {threads}, {shared}, '
+            f"gma_cubins + {begin}, {len(cubin)}}},\n"
+        )
+        begin += padded(cubin)
+    return "".join(["const Kernel kernels[] = {\n", *lines, "};\n"])
+
+
+def cuts(widths: list[int]) -> str:
+    numbers = {
+        "enough": ENOUGH, "tile": TILE, "documents_at_once": DOCUMENTS, "strip": STRIP,
+        "rows_at_once": ROWS, "elements": ELEMENTS, "block": Plan(64).block, "taps_width": TAPS,
+    }  # fmt: skip
+    lines = [f"constexpr int {name} = {number};\n" for name, number in numbers.items()]
+    lines.append(f"constexpr int widths[] = {{{', '.join(map(str, widths))}}};\n")
+    return "".join(["#pragma once\n\nnamespace gma::cuda {\n\n", *lines, "\n}\n"])
+
+
+def padded(cubin: bytes) -> int:
+    """Bytes of it in `cubins.bin`, where each begins at a multiple of 16."""
+    return -(-len(cubin) // 16) * 16
+
+
+def shape(text: str) -> tuple[int, int, int]:
+    routing, components, value = sizes = tuple(map(int, text.split("x")))
+    if not SIZES.issuperset(sizes):
+        raise argparse.ArgumentTypeError(f"{text}: must be of {sorted(SIZES)}")
+    return routing, components, value
+
+
+def power(text: str) -> int:
+    width = int(text)
+    if width < 32 or width & (width - 1):
+        raise argparse.ArgumentTypeError(f"{text}: must be a power of two from 32")
+    return width
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--shapes", type=shape, nargs="+", required=True)
+    parser.add_argument("--widths", type=power, nargs="+", required=True)
+    parser.add_argument("--architectures", type=int, nargs="+", required=True)
+    args = parser.parse_args()
+    binaries = [
+        compiled(kernel, architecture)
+        for architecture in sorted(set(args.architectures))
+        for kernel in wanted(sorted(set(args.shapes)), sorted(set(args.widths)))
+    ]
+    args.folder.mkdir(parents=True, exist_ok=True)
+    blob = b"".join(binary.cubin.ljust(padded(binary.cubin), b"\0") for binary in binaries)
+    (args.folder / "cubins.bin").write_bytes(blob)
+    (args.folder / "cubins.inc").write_text(table(binaries))
+    (args.folder / "cuts.h").write_text(cuts(sorted(set(args.widths))))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,76 @@
+"""Triton kernels that the library needs beside the model's own.
+
+Shapes: R rows of C tokens, D documents, W width, H heads, K components, v value_dim, T tail.
+"""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+
+@triton.jit
+def place(
+    lengths, document_of_row, known_lengths, first_row, row_count, R, D, C, ROWS: tl.constexpr
+):  # fmt: skip
+    """Each document's first_row and row_count (D,), and known_lengths (R,), int32, of a step.
+
+    Whatever lengths and document_of_row (R,) hold, what comes out of here points into the step:
+    lengths are cut to 0 to C, and a row of no known document is not used.
+    """
+    program = tl.program_id(0)
+    row = tl.arange(0, ROWS)
+    first = R + tl.zeros((ROWS,), tl.int32)
+    count = tl.zeros((ROWS,), tl.int32)
+    for start in range(0, R, ROWS):
+        here = start + row < R
+        length = tl.load(lengths + start + row, mask=here, other=0)
+        document = tl.load(document_of_row + start + row, mask=here, other=-1)
+        used = (length > 0) & (document >= 0) & (document < D)
+        own = used & (document == program)
+        first = tl.minimum(first, tl.where(own, start + row, R))
+        count += own.to(tl.int32)
+        if start == program * ROWS:
+            known = tl.where(used, tl.minimum(length, C), 0)
+            tl.store(known_lengths + start + row, known.to(tl.int32), mask=here)
+    if program < D:
+        rows = tl.sum(count, 0)
+        tl.store(first_row + program, tl.where(rows > 0, tl.min(first, 0), 0))
+        tl.store(row_count + program, rows)
+
+
+@triton.jit
+def scale_taps(taps, scale, scaled, T, width, WIDTH: tl.constexpr):
+    """scaled (4, W) are taps (T + 1, W) times scale (W,), after zeros."""
+    tap = tl.program_id(0)
+    here = tl.program_id(1) * WIDTH + tl.arange(0, WIDTH)
+    inside = here < width
+    own = inside & (tap >= 3 - T)
+    factor = tl.load(scale + here, mask=own, other=0.0)
+    row = factor * tl.load(taps + (tap - 3 + T) * width + here, mask=own, other=0.0)
+    tl.store(scaled + tap * width + here, row.to(scaled.dtype.element_ty), mask=inside)
+
+
+@triton.jit
+def pack(memory, mass, states, K: tl.constexpr, V: tl.constexpr):
+    """memory (D, H, K, v) and mass (D, H, K) -> states (D, H, v + 1, K), as they are read."""
+    at = tl.program_id(0).to(tl.int64)
+    component = tl.arange(0, K)
+    value = tl.arange(0, V)
+    own = tl.load(memory + at * K * V + component[None, :] * V + value[:, None])
+    states += at * (V + 1) * K
+    tl.store(states + value[:, None] * K + component[None, :], own)
+    tl.store(states + V * K + component, tl.load(mass + at * K + component))
+
+
+@triton.jit
+def finish(y, residual, count, BLOCK: tl.constexpr, GELU: tl.constexpr, ADD: tl.constexpr):
+    """y (count,), in place: GELU in its tanh form, then plus the residual."""
+    at = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+    here = at < count
+    x = tl.load(y + at, mask=here, other=0.0).to(tl.float32)
+    if GELU:
+        x *= tl.sigmoid(1.5957691216057308 * x * (1.0 + 0.044715 * x * x))
+    if ADD:
+        x += tl.load(residual + at, mask=here, other=0.0).to(tl.float32)
+    tl.store(y + at, x.to(y.dtype.element_ty), mask=here)

@@ -1,0 +1,245 @@
+"""One operator as a model of its own, and what the float64 reference says of the same inputs."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import onnxruntime
+import torch
+from numpy.typing import NDArray
+from onnx import TensorProto, helper
+from torch import Tensor
+from torch.nn import functional
+
+from export.body import OPSET
+from export.operators import ATTRIBUTES, DOMAIN, INPUTS, OPERATORS, OUTPUTS, VERSION
+from model.ops import chunked
+
+Array = NDArray[np.generic]
+
+SETTINGS = {"normalize": 1, "epsilon": 1e-6, "routing_epsilon": chunked.ROUTING_EPSILON}
+
+H, K, r, v, W, T = 2, 5, 3, 4, 6, 3
+SIZE = (H, K, r, v)
+
+
+@dataclass
+class Rows:
+    """Rows of C tokens, standing as the operators want them."""
+
+    chunk: int
+    lengths: list[int]
+    documents: list[int]
+    count: int  # D
+    fresh: list[bool]
+
+    def reference(self) -> chunked.Rows:
+        """Of as many rows as documents, as the reference wants them."""
+        more = self.size - len(self.lengths)
+        return chunked.Rows.of(
+            torch.tensor(self.lengths + [0] * more),
+            torch.tensor(self.documents + [0] * more),
+            self.chunk,
+            torch.float64,
+        )
+
+    @property
+    def size(self) -> int:
+        return max(len(self.lengths), self.count)
+
+    def arrays(self) -> dict[str, Array]:
+        return {
+            "lengths": np.array(self.lengths, np.int64),
+            "document_of_row": np.array(self.documents, np.int64),
+            "fresh": np.array(self.fresh),
+        }
+
+    def there(self) -> NDArray[np.bool_]:
+        """(R, C) bool."""
+        return np.arange(self.chunk) < np.array(self.lengths)[:, None]
+
+
+def hostile(chunk: int) -> Rows:
+    """Documents of every awkward length: many rows, full ones, one token, none at all."""
+    lengths = [chunk, chunk, max(chunk - 1, 1), chunk, 1, chunk, 1, 0]
+    return Rows(
+        chunk,
+        lengths,
+        documents=[4, 4, 4, 0, 2, 6, 6, 1],
+        count=7,
+        fresh=[False, True, True, False, False, False, True],
+    )
+
+
+def run(
+    name: str,
+    inputs: dict[str, Array],
+    library: Path | None = None,
+    *,
+    through: int = TensorProto.FLOAT,
+    threads: int = 0,
+    **attributes: object,
+) -> dict[str, Array]:
+    """The operator's outputs by name, on the CPU; ``library`` takes its body's place.
+
+    For ``through`` see `model`.
+    """
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3
+    options.intra_op_num_threads = threads
+    if library:
+        options.register_custom_ops_library(str(library))
+    session = onnxruntime.InferenceSession(
+        model(name, inputs, through=through, **attributes),
+        options,
+        providers=["CPUExecutionProvider"],
+    )
+    return dict(zip(OPERATORS[name].outputs, session.run(None, inputs), strict=True))
+
+
+def model(
+    name: str,
+    inputs: dict[str, Array],
+    *,
+    through: int = TensorProto.FLOAT,
+    **attributes: object,
+) -> bytes:
+    """The operator with such inputs, by name, as a model.
+
+    With ``through``, float32 activations are cast to that type in the model, and back behind it.
+    """
+    operator = OPERATORS[name]
+    activations = [n for n in operator.inputs if n in inputs and INPUTS[n][0] == "T0"]
+    results = [n for n in operator.outputs if OUTPUTS[n][0] == "T0"]
+    casts = through != TensorProto.FLOAT
+
+    def inner(names: Sequence[str]) -> list[str]:
+        return [f"{n}_cast" if casts and n in activations + results else n for n in names]
+
+    given = inner([each if each in inputs else "" for each in operator.inputs])
+    node = helper.make_node(
+        name,
+        given if given[-1] else given[:-1],
+        inner(operator.outputs),
+        domain=DOMAIN,
+        overload=operator.optional if operator.optional in inputs else "",
+        **attributes,
+    )
+    types = {n: helper.np_dtype_to_tensor_dtype(x.dtype) for n, x in inputs.items()}
+    nodes = [node]
+    if casts:
+        into = [helper.make_node("Cast", [n], inner([n]), to=through) for n in activations]
+        back = [helper.make_node("Cast", inner([n]), [n], to=TensorProto.FLOAT) for n in results]
+        nodes = [*into, node, *back]
+    graph = helper.make_graph(
+        nodes,
+        name,
+        [helper.make_tensor_value_info(n, types[n], x.shape) for n, x in inputs.items()],
+        [
+            helper.make_tensor_value_info(
+                n, types[activations[0]] if n in results else TensorProto.FLOAT, None
+            )
+            for n in operator.outputs
+        ],
+    )
+    whole: bytes = helper.make_model(
+        graph,
+        functions=operator.functions(),
+        opset_imports=[helper.make_opsetid("", OPSET), helper.make_opsetid(DOMAIN, VERSION)],
+        ir_version=10,
+    ).SerializeToString()
+    return whole
+
+
+def attributes(name: str) -> dict[str, object]:
+    return {n: SETTINGS[n] for n in OPERATORS[name].attributes if n in ATTRIBUTES}
+
+
+def mixture_inputs(rows: Rows, size: tuple[int, int, int, int] = SIZE) -> dict[str, Array]:
+    H, K, r, v = size
+    rng = np.random.default_rng(1)
+    var = rng.uniform(0.5, 3.0, (H, K, r))
+    mu = rng.normal(size=(H, K, r))
+    mixture = chunked.Coefficients.of(
+        torch.tensor(mu), torch.tensor(var), torch.log_softmax(torch.zeros(H, K), -1).double()
+    )
+    return {
+        "routed": rng.normal(size=(len(rows.lengths), rows.chunk, H * (2 * r + v))),
+        "memory": rng.normal(size=(rows.count, H, K, v)),
+        "mass": rng.uniform(0.1, 9.0, (rows.count, H, K)),
+        **{name: x.numpy() for name, x in zip(mixture._fields, mixture, strict=True)},
+    }
+
+
+def convolution_inputs(rows: Rows, W: int = W) -> dict[str, Array]:
+    rng = np.random.default_rng(2)
+    return {
+        "x": rng.normal(size=(len(rows.lengths), rows.chunk, W)),
+        "tail": rng.normal(size=(rows.count, T, W)),
+        "scale": rng.uniform(0.5, 2.0, W),
+        "taps": rng.normal(size=(T + 1, W)),
+    }
+
+
+def single(inputs: dict[str, Array]) -> dict[str, Array]:
+    return {name: x.astype(np.float32) for name, x in inputs.items()}
+
+
+def _filled(x: Array, size: int) -> Tensor:
+    return functional.pad(torch.tensor(x), (0, 0) * (x.ndim - 1) + (0, size - len(x)))
+
+
+def gma_reference(name: str, inputs: dict[str, Array], rows: Rows) -> dict[str, Tensor]:
+    """What `model.ops.chunked` says in float64."""
+    (H, _, r), v = inputs["linear"].shape, inputs["memory"].shape[-1]
+    routed = _filled(inputs["routed"], rows.size)
+    q, k, val = (
+        part.unflatten(-1, (H, -1)) for part in routed.split([H * r, H * r, H * v], dim=-1)
+    )
+    fresh = torch.tensor(rows.fresh)
+    memory, mass = (torch.tensor(inputs[n]) for n in ("memory", "mass"))
+    if name != "ReadGMA":
+        memory = memory.masked_fill(fresh[:, None, None, None], 0.0)
+        mass = mass.masked_fill(fresh[:, None, None], 0.0)
+    memory, mass = (_filled(x.numpy(), rows.size) for x in (memory, mass))
+    mixture = chunked.Coefficients(*(torch.tensor(inputs[n]) for n in chunked.Coefficients._fields))
+    masks = rows.reference()
+    count = len(rows.lengths)
+    out = None
+    if name == "CausalGMA":
+        out, memory, mass = chunked.causal(
+            q, k, val, memory, mass, mixture, masks, normalize=True, epsilon=1e-6
+        )
+    elif name == "WriteGMA":
+        more, more_mass = chunked.write(k, val, mixture, masks, normalize=True)
+        memory, mass = memory + more, mass + more_mass
+    else:
+        out = chunked.read(q, memory, mass, mixture, masks, normalize=True, epsilon=1e-6)
+    expected = {"memory_after": memory[: rows.count], "mass_after": mass[: rows.count]}
+    if out is not None:
+        there = torch.tensor(rows.there())[..., None]
+        expected["out"] = torch.where(there, out.flatten(2)[:count], 0.0)
+    return {n: expected[n] for n in OPERATORS[name].outputs}
+
+
+def convolution_reference(inputs: dict[str, Array], rows: Rows) -> dict[str, Tensor]:
+    """Document by document in float64, on all its rows joined; zeros where no token is."""
+    x, tail, scale, taps = (torch.tensor(inputs[n]) for n in ("x", "tail", "scale", "taps"))
+    y, after = torch.zeros_like(x), tail.clone()
+    after[torch.tensor(rows.fresh)] = 0.0
+    for document in range(rows.count):
+        mine = [i for i, d in enumerate(rows.documents) if d == document and rows.lengths[i]]
+        if not mine:
+            continue
+        joined = torch.cat([x[i, : rows.lengths[i]] for i in mine])
+        own = functional.rms_norm(joined, scale.shape, scale, 1e-6)
+        seen = torch.cat([after[document], own])
+        update = torch.stack([(seen[i : i + T + 1] * taps).sum(0) for i in range(len(own))])
+        parts = (joined + update).split([rows.lengths[i] for i in mine])
+        for i, part in zip(mine, parts, strict=True):
+            y[i, : len(part)] = part
+        after[document] = seen[-T:]
+    return {"y": y, "normal": functional.rms_norm(y, scale.shape, eps=1e-6), "tail_after": after}

@@ -1,0 +1,134 @@
+"""The kernels that the library carries for CUDA, launched as it does, against float64."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+
+pytest.importorskip("triton")
+pytest.importorskip("onnxruntime")
+
+from export.ops.cuda import kernels as own
+from model.ops import kernels, tokens
+from tests.export import operating
+from tests.export.operating import Rows, hostile
+from tests.interpreting import DEVICE, KERNELS
+from tests.model.small import error
+
+pytestmark = KERNELS
+
+H, K, r, v = SIZE = 2, 16, 16, 32
+SEGMENT, BLOCK = 64, 32
+TYPES = {torch.float32: 1e-5, torch.float16: 2e-3, torch.bfloat16: 1e-2}
+
+
+def placed(rows: Rows) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """lengths, first_row, row_count and document_of_row, as the library finds them."""
+    lengths, document = (torch.tensor(x, device=DEVICE) for x in (rows.lengths, rows.documents))
+    known = torch.full((len(lengths),), -9, dtype=torch.int32, device=DEVICE)
+    first, count = torch.full((2, rows.count), -9, dtype=torch.int32, device=DEVICE)
+    own.place[(rows.count,)](
+        lengths, document, known, first, count, len(lengths), rows.count, rows.chunk, ROWS=8
+    )
+    return known, first, count, document
+
+
+def test_rows_are_placed() -> None:
+    known, first, count, _ = placed(hostile(5))
+    assert known.tolist() == [5, 5, 4, 5, 1, 5, 1, 0]
+    assert first.tolist() == [3, 0, 4, 0, 0, 0, 5]
+    assert count.tolist() == [1, 0, 1, 0, 3, 0, 2]
+
+
+def test_rows_that_are_not_of_the_step_are_not_used() -> None:
+    rows = hostile(5)
+    rows.lengths = [2**40, -5, 6, 3, 2, -(2**63), 2**63 - 1, 0]
+    rows.documents = [4, 4, -1, 2**40, 2, 7, -(2**63), 2**62]
+    known, first, count, _ = placed(rows)
+    assert known.tolist() == [5, 0, 0, 0, 2, 0, 0, 0]
+    assert first[[4, 2]].tolist() == [0, 4]
+    assert count.tolist() == [0, 0, 1, 0, 1, 0, 0]
+
+
+@pytest.mark.parametrize("dtype", TYPES)
+@pytest.mark.parametrize("chunk", [1, 65, 130])
+def test_mixture(chunk: int, dtype: torch.dtype) -> None:
+    rows = hostile(chunk)
+    inputs = operating.mixture_inputs(rows, SIZE)
+    given = {n: torch.tensor(x, dtype=torch.float32, device=DEVICE) for n, x in inputs.items()}
+    routed = given["routed"].to(dtype)
+    inputs["routed"] = routed.double().cpu().numpy()
+    expected = operating.gma_reference("CausalGMA", inputs, rows)
+    fresh = torch.tensor(rows.fresh, device=DEVICE)
+    given["memory"][fresh], given["mass"][fresh] = torch.nan, torch.nan
+    routed[~torch.tensor(rows.there(), device=DEVICE)] = torch.nan
+    lengths, first, count, _ = placed(rows)
+    R, C, segments = len(lengths), chunk, -(-chunk // SEGMENT)
+    sums, masses, gammas, out = (
+        torch.full(shape, torch.nan, dtype=type_, device=DEVICE)
+        for shape, type_ in (
+            ((R * segments, H, v + 1, K), torch.float32),
+            ((R * segments, H, SEGMENT // BLOCK, K), torch.float32),
+            ((R, H, C, K), dtype),
+            ((R, C, H * v), dtype),
+        )
+    )
+    q, k, val = (x.unflatten(-1, (H, -1)) for x in torch.split(routed, [H * r, H * r, H * v], -1))
+    mixture = given["linear"], given["quadratic"], given["bias"]
+    cut = {
+        "R": r, "SEGMENT": SEGMENT, "BLOCK": BLOCK, "STAGES": 1, "NORMALIZE": True,
+        "EPSILON": 1e-6, "H": H, "K": K, "V": v,
+    }  # fmt: skip
+    kernels._sum_segments[(R * segments * H,)](
+        k, val, *mixture, lengths, sums, gammas, masses, *k.stride()[:3], *val.stride()[:3],
+        C, segments, KEEP=True, **cut,
+    )  # fmt: skip
+    memory, mass = given["memory"], given["mass"]
+    after, mass_after = torch.full_like(memory, torch.nan), torch.full_like(mass, torch.nan)
+    kernels._prefix[(-(-(v + 1) * K // 64), H, 3)](
+        sums, memory, mass, after, mass_after, first, count, first, fresh, rows.count,
+        *memory.stride()[:3], *mass.stride()[:2], *memory.stride()[:3], *mass.stride()[:2],
+        segments, H=H, K=K, V=v, TILE=64, DEPTH=4, FRESH=True, SLOTS=False,
+    )  # fmt: skip
+    kernels._read_segments[(R * segments * H,)](
+        q, gammas, masses, val, *mixture, lengths, sums, out, *q.stride()[:3], *val.stride()[:3],
+        C, segments, 1e-6, **cut,
+    )  # fmt: skip
+    found = {"out": out, "memory_after": after, "mass_after": mass_after}
+    for name, x in expected.items():
+        assert error(found[name].cpu(), x) < TYPES[dtype], name
+
+
+@pytest.mark.parametrize("dtype", TYPES)
+@pytest.mark.parametrize("chunk", [1, 2, 3, 9])
+def test_convolution(chunk: int, dtype: torch.dtype) -> None:
+    rows = hostile(chunk)
+    inputs = operating.convolution_inputs(rows)
+    given = {n: torch.tensor(x, dtype=torch.float32, device=DEVICE) for n, x in inputs.items()}
+    x = given["x"].to(dtype)
+    inputs["x"] = x.double().cpu().numpy()
+    expected = operating.convolution_reference(inputs, rows)
+    fresh = torch.tensor(rows.fresh, device=DEVICE)
+    tail, taps, scale = given["tail"], given["taps"], given["scale"]
+    tail[fresh] = torch.nan
+    there = torch.tensor(rows.there(), device=DEVICE)
+    x[~there] = torch.nan
+    lengths, first, count, document = placed(rows)
+    (D, T, W), R = tail.shape, len(lengths)
+    scaled = torch.full((4, W), torch.nan, dtype=dtype, device=DEVICE)
+    own.scale_taps[(4, 1)](taps, scale, scaled, T, W, WIDTH=8)
+    y, normal = torch.full((2, *x.shape), torch.nan, dtype=dtype, device=DEVICE)
+    after = torch.full_like(tail, torch.nan)
+    tokens.convolve[(R * -(-chunk // 8),)](
+        x, tail, scaled, taps, lengths, document, first, first, fresh, y, normal, normal, chunk, W,
+        1e-6, T * W, T=T, WIDTH=8, STRIP=8, NORMAL=True, SLOTS=False,
+    )  # fmt: skip
+    tokens.remember[(D,)](
+        x, tail, after, scale, lengths, count, first, first, fresh, chunk, W, 1e-6, T * W, T=T,
+        DEPTH=4, WIDTH=8, SLOTS=False,
+    )  # fmt: skip
+    for name, found in (("y", y), ("normal", normal), ("tail_after", after)):
+        if name != "tail_after":
+            found.masked_fill_(~there[..., None], 0.0)
+        assert error(found.cpu(), expected[name]) < TYPES[dtype], name
