@@ -143,28 +143,27 @@ def attributes(name: str) -> dict[str, object]:
 
 
 def mixture_inputs(rows: Rows, size: tuple[int, int, int, int] = SIZE) -> dict[str, Array]:
-    H, K, r, v = size
+    heads, components, routing, value = size
     rng = np.random.default_rng(1)
-    var = rng.uniform(0.5, 3.0, (H, K, r))
-    mu = rng.normal(size=(H, K, r))
-    mixture = chunked.Coefficients.of(
-        torch.tensor(mu), torch.tensor(var), torch.log_softmax(torch.zeros(H, K), -1).double()
-    )
+    var = rng.uniform(0.5, 3.0, (heads, components, routing))
+    mu = rng.normal(size=(heads, components, routing))
+    log_pi = torch.log_softmax(torch.zeros(heads, components), -1).double()
+    mixture = chunked.Coefficients.of(torch.tensor(mu), torch.tensor(var), log_pi)
     return {
-        "routed": rng.normal(size=(len(rows.lengths), rows.chunk, H * (2 * r + v))),
-        "memory": rng.normal(size=(rows.count, H, K, v)),
-        "mass": rng.uniform(0.1, 9.0, (rows.count, H, K)),
+        "routed": rng.normal(size=(len(rows.lengths), rows.chunk, heads * (2 * routing + value))),
+        "memory": rng.normal(size=(rows.count, heads, components, value)),
+        "mass": rng.uniform(0.1, 9.0, (rows.count, heads, components)),
         **{name: x.numpy() for name, x in zip(mixture._fields, mixture, strict=True)},
     }
 
 
-def convolution_inputs(rows: Rows, W: int = W) -> dict[str, Array]:
+def convolution_inputs(rows: Rows, width: int = W) -> dict[str, Array]:
     rng = np.random.default_rng(2)
     return {
-        "x": rng.normal(size=(len(rows.lengths), rows.chunk, W)),
-        "tail": rng.normal(size=(rows.count, T, W)),
-        "scale": rng.uniform(0.5, 2.0, W),
-        "taps": rng.normal(size=(T + 1, W)),
+        "x": rng.normal(size=(len(rows.lengths), rows.chunk, width)),
+        "tail": rng.normal(size=(rows.count, T, width)),
+        "scale": rng.uniform(0.5, 2.0, width),
+        "taps": rng.normal(size=(T + 1, width)),
     }
 
 
@@ -178,10 +177,11 @@ def _filled(x: Array, size: int) -> Tensor:
 
 def gma_reference(name: str, inputs: dict[str, Array], rows: Rows) -> dict[str, Tensor]:
     """What `model.ops.chunked` says in float64."""
-    (H, _, r), v = inputs["linear"].shape, inputs["memory"].shape[-1]
+    (heads, _, routing), value = inputs["linear"].shape, inputs["memory"].shape[-1]
     routed = _filled(inputs["routed"], rows.size)
     q, k, val = (
-        part.unflatten(-1, (H, -1)) for part in routed.split([H * r, H * r, H * v], dim=-1)
+        part.unflatten(-1, (heads, -1))
+        for part in routed.split([heads * routing, heads * routing, heads * value], dim=-1)
     )
     fresh = torch.tensor(rows.fresh)
     memory, mass = (torch.tensor(inputs[n]) for n in ("memory", "mass"))
