@@ -83,7 +83,7 @@ class Document(NamedTuple):
         value = self.memory.shape[-1]
         rows = self.routed.view(-1, chunk, self.routed.shape[-1])
         widths = [heads * routing, heads * routing, heads * value]
-        q, k, val = (x.unflatten(-1, (heads, -1)) for x in rows.split(widths, -1))
+        q, k, val = (x.unflatten(-1, (heads, -1)) for x in torch.split(rows, widths, -1))
         return q, k, val
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnxruntime
@@ -18,7 +19,7 @@ from export.body import OPSET
 from export.operators import ATTRIBUTES, DOMAIN, INPUTS, OPERATORS, OUTPUTS, VERSION
 from model.ops import chunked
 
-Array = NDArray[np.generic]
+Array = NDArray[Any]
 
 SETTINGS = {"normalize": 1, "epsilon": 1e-6, "routing_epsilon": chunked.ROUTING_EPSILON}
 
@@ -81,7 +82,7 @@ def run(
     *,
     through: int = TensorProto.FLOAT,
     threads: int = 0,
-    **attributes: object,
+    **attributes: Any,
 ) -> dict[str, Array]:
     """The operator's outputs by name, on the CPU; ``library`` takes its body's place.
 
@@ -138,7 +139,7 @@ def run(
     return dict(zip(operator.outputs, session.run(None, inputs), strict=True))
 
 
-def attributes(name: str) -> dict[str, object]:
+def attributes(name: str) -> dict[str, Any]:
     return {n: SETTINGS[n] for n in OPERATORS[name].attributes if n in ATTRIBUTES}
 
 
@@ -180,8 +181,8 @@ def gma_reference(name: str, inputs: dict[str, Array], rows: Rows) -> dict[str, 
     (heads, _, routing), value = inputs["linear"].shape, inputs["memory"].shape[-1]
     routed = _filled(inputs["routed"], rows.size)
     q, k, val = (
-        part.unflatten(-1, (heads, -1))
-        for part in routed.split([heads * routing, heads * routing, heads * value], dim=-1)
+        part.reshape(*part.shape[:2], heads, -1)
+        for part in torch.split(routed, [heads * routing, heads * routing, heads * value], dim=-1)
     )
     fresh = torch.tensor(rows.fresh)
     memory, mass = (torch.tensor(inputs[n]) for n in ("memory", "mass"))
@@ -222,7 +223,7 @@ def convolution_reference(inputs: dict[str, Array], rows: Rows) -> dict[str, Ten
         own = functional.rms_norm(joined, scale.shape, scale, 1e-6)
         seen = torch.cat([after[document], own])
         update = torch.stack([(seen[i : i + T + 1] * taps).sum(0) for i in range(len(own))])
-        parts = (joined + update).split([rows.lengths[i] for i in mine])
+        parts = torch.split(joined + update, [rows.lengths[i] for i in mine])
         for i, part in zip(mine, parts, strict=True):
             y[i, : len(part)] = part
         after[document] = seen[-T:]
