@@ -11,7 +11,8 @@ from onnx import AttributeProto, FunctionProto, NodeProto, helper
 OPSET = 20
 """Version of the standard operators that bodies are made of."""
 
-Operand = "Value | int | float | Sequence[int]"
+FIELDS = {int: "value_int", float: "value_float", list: "value_ints", str: "value_string"}
+"""Attribute of a Constant for each Python type that may stand for a value."""
 
 
 @dataclass(frozen=True)
@@ -64,28 +65,33 @@ class Body:
         self._names: list[str] = enclosing._names if enclosing else []
         self._constants: dict[Any, Value] = {}
 
-    def __getattr__(self, op_type: str) -> Callable[..., Any]:
+    def __getattr__(self, op_type: str) -> Callable[..., Value]:
         if not op_type[0].isupper():
             raise AttributeError(op_type)
         return lambda *inputs, **attributes: self.add(op_type, *inputs, **attributes)
 
-    def add(self, op_type: str, *inputs: Any, outputs: int = 1, **attributes: Any) -> Any:
-        """One more node: its value, or a tuple of them if it has several outputs."""
-        names = [self._operand(each).name for each in inputs]
-        values = tuple(Value(self._name(op_type), self) for _ in range(outputs))
-        node = helper.make_node(op_type, names, [value.name for value in values], **attributes)
-        self.nodes.append(node)
-        return values if outputs > 1 else values[0]
+    def add(self, op_type: str, *inputs: Any, **attributes: Any) -> Value:
+        """One more node of one output."""
+        return self._node(op_type, inputs, 1, attributes)[0]
+
+    def split(self, x: Value, sizes: Value, axis: int) -> tuple[Value, Value]:
+        """Two parts of x, their ``sizes`` (2,) along one dimension."""
+        first, second = self._node("Split", (x, sizes), 2, {"axis": axis})
+        return first, second
 
     def inputs(self, names: Sequence[str]) -> list[Value]:
         """The function's own inputs."""
         return [Value(name, self) for name in names]
 
-    def attribute(self, name: str, kind: AttributeProto.AttributeType) -> Value:
+    def attribute(self, name: str, kind: str) -> Value:
         """The value of the function's attribute, of kind INT, FLOAT or STRING, as a scalar."""
-        value: Value = self.add("Constant")
-        field = f"value_{AttributeProto.AttributeType.Name(kind).lower()}"
-        self.nodes[-1].attribute.append(AttributeProto(name=field, ref_attr_name=name, type=kind))
+        value = self.add("Constant")
+        reference = AttributeProto(
+            name=f"value_{kind.lower()}",
+            ref_attr_name=name,
+            type=AttributeProto.AttributeType.Value(kind),
+        )
+        self.nodes[-1].attribute.append(reference)
         return value
 
     def choose(
@@ -94,14 +100,13 @@ class Body:
         then: Callable[[Body], Value],
         otherwise: Callable[[Body], Value],
     ) -> Value:
-        """``then`` if the scalar holds, else ``otherwise``; each writes into the body it is given."""
+        """``then`` if the scalar holds, else ``otherwise``; each writes into its own branch."""
         branches = []
         for name, write in (("then", then), ("otherwise", otherwise)):
             branch = Body(enclosing=self)
             output = helper.make_empty_tensor_value_info(write(branch).name)
             branches.append(helper.make_graph(branch.nodes, name, [], [output]))
-        chosen: Value = self.add("If", condition, then_branch=branches[0], else_branch=branches[1])
-        return chosen
+        return self.add("If", condition, then_branch=branches[0], else_branch=branches[1])
 
     def function(
         self,
@@ -130,6 +135,15 @@ class Body:
             doc_string=doc,
             overload=overload,
         )
+
+    def _node(
+        self, op_type: str, inputs: Sequence[Any], outputs: int, attributes: dict[str, Any]
+    ) -> list[Value]:
+        names = [self._operand(each).name for each in inputs]
+        values = [Value(self._name(op_type), self) for _ in range(outputs)]
+        node = helper.make_node(op_type, names, [value.name for value in values], **attributes)
+        self.nodes.append(node)
+        return values
 
     def _operand(self, operand: Any) -> Value:
         if isinstance(operand, Value):

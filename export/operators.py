@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
-from onnx import AttributeProto, FunctionProto, TensorProto
+from onnx import FunctionProto, TensorProto
 from onnx.defs import OpSchema, has, register_schema
 
 from export.body import Body, Value
@@ -24,7 +24,6 @@ VERSION = 1
 BLOCK = 64
 """Tokens whose affinities are formed explicitly, as in `model.ops.chunked`."""
 
-FLOAT, INT, STRING = AttributeProto.FLOAT, AttributeProto.INT, AttributeProto.STRING
 NAN = float("nan")
 
 ACTIVATIONS = {
@@ -63,11 +62,12 @@ OUTPUTS = {
     "normal": ("T0", "like x, of mean square one"),
     "tail_after": ("F", "(D, T, W)"),
 }
+# name: type, what it is
 ATTRIBUTES = {
-    "normalize": (INT, "1: queries and keys are RMS-normalised before the mixture scores them"),
-    "epsilon": (FLOAT, "added to the mass, or to the mean square, that is divided by"),
-    "routing_epsilon": (FLOAT, "added to the mean square of a query or key"),
-    "activation": (STRING, "of the product: none, or gelu in its tanh form"),
+    "normalize": ("INT", "1: queries and keys are RMS-normalised before the mixture scores them"),
+    "epsilon": ("FLOAT", "added to the mass, or to the mean square, that is divided by"),
+    "routing_epsilon": ("FLOAT", "added to the mean square of a query or key"),
+    "activation": ("STRING", "of the product: none, or gelu in its tanh form"),
 }
 
 
@@ -106,10 +106,14 @@ class Operator:
                 (letter, list(types), "") for letter, types in ACTIVATIONS.items() if letter in used
             ],
             attributes=[
-                OpSchema.Attribute(name, OpSchema.AttrType(kind), doc, required=True)
+                OpSchema.Attribute(name, getattr(OpSchema.AttrType, kind), doc, required=True)
                 for name, (kind, doc) in ((name, ATTRIBUTES[name]) for name in self.attributes)
             ],
         )
+
+    def overload(self, inputs: int) -> str:
+        """Which body a node of so many inputs has."""
+        return self.optional if inputs == len(self.inputs) else ""
 
     def functions(self) -> list[FunctionProto]:
         """Its bodies: one, or with an optional input one for each number of inputs.
@@ -117,13 +121,10 @@ class Operator:
         A function can't tell whether an input is there, so the overload named as the optional
         input is the one that has it.
         """
-        without = [(self.inputs[:-1], "")] if self.optional else []
-        return [
-            self._function(inputs, overload)
-            for inputs, overload in [*without, (self.inputs, self.optional)]
-        ]
+        shorter = [self.inputs[:-1]] if self.optional else []
+        return [self._function(inputs) for inputs in [*shorter, self.inputs]]
 
-    def _function(self, inputs: Sequence[str], overload: str) -> FunctionProto:
+    def _function(self, inputs: Sequence[str]) -> FunctionProto:
         body = Body()
         return body.function(
             DOMAIN,
@@ -131,7 +132,7 @@ class Operator:
             inputs=inputs,
             outputs=self.write(body, *body.inputs(inputs)),
             attributes=self.attributes,
-            overload=overload,
+            overload=self.overload(len(inputs)),
             doc=self.doc,
         )
 
@@ -217,8 +218,8 @@ def _normalized(op: Body, x: Value, epsilon: Value) -> Value:
 
 def _responsibilities(op: Body, x: Value, linear: Value, quadratic: Value, bias: Value) -> Value:
     """x (..., H, C, r) -> (..., H, C, K): rows are >= 0 and sum to 1."""
-    normal = _normalized(op, x, op.attribute("routing_epsilon", FLOAT))
-    normalize = op.Cast(op.attribute("normalize", INT), to=TensorProto.BOOL)
+    normal = _normalized(op, x, op.attribute("routing_epsilon", "FLOAT"))
+    normalize = op.Cast(op.attribute("normalize", "INT"), to=TensorProto.BOOL)
     x = op.Where(normalize, normal, x)
     both = op.Concat(x, x * x, axis=-1)
     weights = op.Transpose(op.Concat(linear, quadratic, axis=-1), perm=[0, 2, 1])
@@ -241,7 +242,7 @@ class Routed:
         heads, routing = _size(op, linear, 0), _size(op, linear, 2)
         width = heads * routing
         sizes = op.Concat(width * 2, heads * values, axis=0)
-        scored, val = op.Split(wide, sizes, axis=2, outputs=2)
+        scored, val = op.split(wide, sizes, axis=2)
         scored = op.Reshape(scored, op.Concat([0, 0, 2], heads, routing, axis=0))
         scored = op.Transpose(scored, perm=[2, 0, 3, 1, 4])
         val = op.Reshape(val, op.Concat([0, 0], heads, values, axis=0))
@@ -261,8 +262,7 @@ def _joined(op: Body, memory: Value, mass: Value) -> Value:
 
 def _parted(op: Body, both: Value, values: Value) -> tuple[Value, Value]:
     """(..., v + 1) -> (..., v) and (..., 1)."""
-    parts: tuple[Value, Value] = op.Split(both, op.Concat(values, [1], axis=0), axis=-1, outputs=2)
-    return parts
+    return op.split(both, op.Concat(values, [1], axis=0), axis=-1)
 
 
 def _after(
@@ -279,7 +279,7 @@ def _after(
 def _read(op: Body, summed: Value, values: Value, chunk: Value) -> Value:
     """Sums (R, H, C', v + 1), the last column the mass, -> means (R, C, H * v)."""
     weighted, weight = _parted(op, summed, values)
-    means = op.Transpose(weighted / (weight + op.attribute("epsilon", FLOAT)), perm=[0, 2, 1, 3])
+    means = op.Transpose(weighted / (weight + op.attribute("epsilon", "FLOAT")), perm=[0, 2, 1, 3])
     return op.Slice(op.Reshape(means, [0, 0, -1]), [0], chunk, [1])
 
 
@@ -301,7 +301,8 @@ def _causal(
     block = op.Min(chunk, [BLOCK])
     blocks = (chunk + block - 1) / block
     missing = blocks * block - chunk
-    filled = op.Pad(routed, op.Concat([0, 0, 0, 0], missing, [0], axis=0))
+    wide = op.Cast(routed, to=TensorProto.FLOAT)
+    filled = op.Pad(wide, op.Concat([0, 0, 0, 0], missing, [0], axis=0))
     tokens = Routed.of(op, filled, lengths, linear, values)
 
     def split(x: Value) -> Value:  # (R, H, C', n) -> (R, H, blocks, B, n)
@@ -386,7 +387,7 @@ def _convolve(
     fresh: Value,
 ) -> dict[str, Value]:
     rows = Rows.of(op, lengths, document_of_row, tail)
-    epsilon = op.attribute("epsilon", FLOAT)
+    epsilon = op.attribute("epsilon", "FLOAT")
     wide = op.Cast(x, to=TensorProto.FLOAT)
     own = _normalized(op, wide, epsilon) * scale
     reach, chunk = _scalar(op, tail, 1), _scalar(op, x, 1)
@@ -413,13 +414,13 @@ def _convolve(
 
 def _normalize(op: Body, x: Value) -> dict[str, Value]:
     wide = op.Cast(x, to=TensorProto.FLOAT)
-    return {"normal": op.CastLike(_normalized(op, wide, op.attribute("epsilon", FLOAT)), x)}
+    return {"normal": op.CastLike(_normalized(op, wide, op.attribute("epsilon", "FLOAT")), x)}
 
 
 def _multiply(op: Body, x: Value, weight: Value, residual: Value | None = None) -> dict[str, Value]:
     product = op.Cast(x, to=TensorProto.FLOAT) @ op.Cast(weight, to=TensorProto.FLOAT)
     y = op.choose(
-        op.attribute("activation", STRING).equals("gelu"),
+        op.attribute("activation", "STRING").equals("gelu"),
         lambda branch: branch.Gelu(product, approximate="tanh"),
         lambda branch: branch.Identity(product),
     )

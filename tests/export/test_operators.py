@@ -1,4 +1,4 @@
-"""The operators' bodies, and the library's kernels if it is there, against the float64 reference."""
+"""The operators' bodies against the float64 reference."""
 
 from __future__ import annotations
 

@@ -1,0 +1,244 @@
+"""Exported models: a folder of ``model.onnx``, ``tokenizer.json`` and ``manifest.json``."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import os
+import shutil
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal, Self, TypeAlias
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from export.inspection import inspect
+from model.config import ModelConfig, problems
+from model.tokenizer import Tokenizer
+
+if TYPE_CHECKING:
+    import onnx
+
+    from model.weights import Checkpoint
+
+Precision: TypeAlias = Literal["float32", "float16", "bfloat16", "int8"]
+"""Of the matrices and activations. int8: of the products only, for the CPU; the rest is float32."""
+
+CHUNK = 256
+"""Tokens of a row, unless told otherwise."""
+
+LARGEST_CHUNK = 64 * 1024
+
+INLINE = 512 * 1024 * 1024
+"""Bytes of weights up to which they lie in the model's own file, which can't be 2 GiB."""
+
+MODEL, WEIGHTS = "model.onnx", "model.onnx.data"
+TOKENIZER, MANIFEST = "tokenizer.json", "manifest.json"
+
+LARGEST_MANIFEST = 4 * 1024 * 1024
+"""Bytes."""
+
+
+class ArtifactError(ValueError):
+    """An exported model that can't be made or can't be used; the message says why."""
+
+
+Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+
+
+class Manifest(BaseModel):
+    """What is in the folder. Unknown fields are errors; a change of meaning raises
+    ``format_version``."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+    format_version: Literal[1] = 1
+    precision: Precision
+    chunk: Annotated[int, Field(gt=0, le=LARGEST_CHUNK, description="tokens of a row")]
+    opset: Literal[20] = 20
+    checkpoint: Annotated[Sha256, Field(description="fingerprint of the checkpoint it was made of")]
+    config: ModelConfig
+    files: Annotated[
+        dict[Literal["model.onnx", "model.onnx.data", "tokenizer.json"], Sha256],
+        Field(description="SHA-256 of each file but this one"),
+    ]
+
+
+@dataclass(frozen=True)
+class Artifact:
+    """An exported model that was checked, with all that came with it."""
+
+    folder: Path
+    manifest: Manifest
+    tokenizer: Tokenizer
+    fingerprint: str
+    """SHA-256 of the manifest, which has those of the other files: states belong to exactly one."""
+
+    @property
+    def config(self) -> ModelConfig:
+        return self.manifest.config
+
+    @property
+    def model(self) -> Path:
+        """The file that ONNX Runtime opens."""
+        return self.folder / MODEL
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all its files."""
+        return sum(file.stat().st_size for file in self.folder.iterdir())
+
+    @classmethod
+    def open(cls, path: Path | str) -> Self:
+        """Check an exported model before anything else reads it.
+
+        Raises ArtifactError for a file that is missing, changed or malformed, and for a model that
+        is anything but a step of this service's: see `export.inspection`.
+        """
+        folder = Path(path)
+        manifest, fingerprint = _manifest(folder)
+        for name, digest in manifest.files.items():
+            if _sha256(_regular(folder, name)) != digest:
+                raise ArtifactError(f"{folder / name} is not the file that {MANIFEST} names")
+        for name in (MODEL, TOKENIZER):
+            if name not in manifest.files:
+                raise ArtifactError(f"{folder / MANIFEST} names no {name}")
+        weights = folder / WEIGHTS if WEIGHTS in manifest.files else None
+        try:
+            inspect(folder / MODEL, weights, manifest.config, manifest.chunk, manifest.precision)
+            tokenizer = Tokenizer.load(folder / TOKENIZER)
+        except ValueError as error:
+            raise ArtifactError(f"{folder}: {error}") from error
+        if tokenizer.vocab_size != manifest.config.vocab_size:
+            raise ArtifactError(
+                f"{folder / TOKENIZER} has {tokenizer.vocab_size} tokens, "
+                f"{MANIFEST} says {manifest.config.vocab_size}"
+            )
+        return cls(folder, manifest, tokenizer, fingerprint)
+
+
+def export(
+    checkpoint: Path | str,
+    out: Path | str,
+    *,
+    precision: Precision = "float32",
+    chunk: int = CHUNK,
+    inline: int = INLINE,
+) -> Artifact:
+    """Write the folder ``out`` of a causal checkpoint: whole, or not at all.
+
+    ``chunk``: tokens of a row. Weights of more than ``inline`` bytes get a file of their own.
+    Raises ArtifactError for what can't be exported, or if something is at ``out``; CheckpointError.
+    """
+    import torch
+
+    from model import weights
+
+    folder = Path(out)
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise ArtifactError(f"{folder} is there already: an exported model is never written over")
+    loaded = weights.load(checkpoint, dtype=torch.float64)
+    model = _model(loaded, precision, chunk)
+    if precision == "int8":
+        from export.quantization import quantize
+
+        quantize(model)
+    partial = folder.parent / f".{folder.name}.partial-{os.getpid()}"
+    partial.mkdir(parents=True)
+    try:
+        _save(model, partial / MODEL, inline)
+        loaded.tokenizer.save(partial / TOKENIZER)
+        manifest = Manifest(
+            precision=precision,
+            chunk=chunk,
+            checkpoint=loaded.fingerprint,
+            config=loaded.config,
+            files={
+                name: _sha256(partial / name)
+                for name in (MODEL, WEIGHTS, TOKENIZER)
+                if (partial / name).exists()
+            },
+        )
+        (partial / MANIFEST).write_text(manifest.model_dump_json(indent=2) + "\n")
+        Artifact.open(partial)
+        partial.rename(folder)
+    except BaseException:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise
+    return Artifact.open(folder)
+
+
+def _model(checkpoint: Checkpoint, precision: Precision, chunk: int) -> onnx.ModelProto:
+    import torch
+
+    config, classifier = checkpoint.config, checkpoint.classifier
+    if not config.causal:
+        raise ArtifactError("a bidirectional model has no step to export: it reads whole documents")
+    if not config.tail <= chunk <= LARGEST_CHUNK:
+        least = max(config.tail, 1)
+        raise ArtifactError(f"a row must hold {least} to {LARGEST_CHUNK} tokens, not {chunk}")
+    dtype = torch.float32 if precision == "int8" else getattr(torch, precision)
+    reach, largest = classifier.hidden_reach(), torch.finfo(dtype).max
+    if reach > largest:
+        raise ArtifactError(
+            f"hidden activations may reach {reach:.0f}, more than {largest:.0f}: "
+            f"export it in another precision than {precision}"
+        )
+    from export.step import traced
+
+    with _quietly():
+        return traced(classifier, dtype, chunk)
+
+
+@contextmanager
+def _quietly() -> Iterator[None]:
+    """Exporters tell what they do, and of packages that nobody needs."""
+    loggers = [logging.getLogger(name) for name in ("torch.onnx", "onnxscript", "onnx_ir", "root")]
+    levels = [logger.level for logger in loggers]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        for logger in loggers:
+            logger.setLevel(logging.ERROR)
+        try:
+            yield
+        finally:
+            for logger, level in zip(loggers, levels, strict=True):
+                logger.setLevel(level)
+
+
+def _save(model: onnx.ModelProto, file: Path, inline: int) -> None:
+    import onnx
+
+    size = sum(len(tensor.raw_data) for tensor in model.graph.initializer)
+    if size <= inline:
+        file.write_bytes(model.SerializeToString(deterministic=True))
+    else:
+        onnx.save_model(model, file, save_as_external_data=True, location=WEIGHTS)
+
+
+def _manifest(folder: Path) -> tuple[Manifest, str]:
+    file = _regular(folder, MANIFEST)
+    if file.stat().st_size > LARGEST_MANIFEST:
+        raise ArtifactError(f"{file} has more than {LARGEST_MANIFEST} bytes")
+    content = file.read_bytes()
+    try:
+        manifest = Manifest.model_validate_json(content)
+    except ValidationError as error:
+        raise ArtifactError(f"{file}: {problems(error)}") from error
+    return manifest, hashlib.sha256(content).hexdigest()
+
+
+def _regular(folder: Path, name: str) -> Path:
+    """A file of the folder itself: no link, which may lead anywhere."""
+    file = folder / name
+    if file.is_symlink() or not file.is_file():
+        raise ArtifactError(f"{folder} is not an exported model: it has no file {name} of its own")
+    return file
+
+
+def _sha256(file: Path) -> str:
+    with file.open("rb") as opened:
+        return hashlib.file_digest(opened, "sha256").hexdigest()
