@@ -19,7 +19,23 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return save_checkpoint(tmp_path_factory.mktemp("tiny"))
 
 
+@pytest.fixture(scope="session")
+def exported(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The tiny model's export, for chunks of 16 tokens."""
+    pytest.importorskip("onnxruntime")
+    from export.artifact import export
+
+    return export(checkpoint, tmp_path_factory.mktemp("exported") / "tiny", chunk=16).folder
+
+
 @pytest.fixture
 async def service(checkpoint: Path) -> AsyncIterator[Service]:
     async with Service(checkpoint) as service:
         yield service
+
+
+@pytest.fixture(scope="session")
+def library() -> Path:
+    """Kernels of the exported models' operators."""
+    found: Path = pytest.importorskip("gma_ops").library()
+    return found
