@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Literal, Self, TypeAlias
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from export.inspection import MODEL, WEIGHTS, inspect
+from export.inspection import inspect
 from model.config import ModelConfig, problems
 from model.tokenizer import Tokenizer
 
@@ -25,8 +25,7 @@ if TYPE_CHECKING:
     from model.weights import Checkpoint
 
 Precision: TypeAlias = Literal["float32", "float16", "bfloat16", "int8"]
-"""Of the matrices and activations. int8: matrices stored as integers, rows quantised as they come,
-for the CPU; the rest as in float32."""
+"""Of the matrices and activations. int8: of the products only, for the CPU; the rest is float32."""
 
 CHUNK = 256
 """Tokens of a row, unless told otherwise."""
@@ -36,6 +35,7 @@ LARGEST_CHUNK = 64 * 1024
 INLINE = 512 * 1024 * 1024
 """Bytes of weights up to which they lie in the model's own file, which can't be 2 GiB."""
 
+MODEL, WEIGHTS = "model.onnx", "model.onnx.data"
 TOKENIZER, MANIFEST = "tokenizer.json", "manifest.json"
 
 LARGEST_MANIFEST = 4 * 1024 * 1024
@@ -137,12 +137,14 @@ def export(
         raise ArtifactError(f"{folder} is there already: an exported model is never written over")
     loaded = weights.load(checkpoint, dtype=torch.float64)
     model = _model(loaded, precision, chunk)
+    if precision == "int8":
+        from export.quantization import quantize
+
+        quantize(model)
     partial = folder.parent / f".{folder.name}.partial-{os.getpid()}"
     partial.mkdir(parents=True)
     try:
         _save(model, partial / MODEL, inline)
-        if precision == "int8":
-            _quantize(partial / MODEL, inline)
         loaded.tokenizer.save(partial / TOKENIZER)
         manifest = Manifest(
             precision=precision,
@@ -210,27 +212,6 @@ def _save(model: onnx.ModelProto, file: Path, inline: int) -> None:
         file.write_bytes(model.SerializeToString(deterministic=True))
     else:
         onnx.save_model(model, file, save_as_external_data=True, location=WEIGHTS)
-
-
-def _quantize(file: Path, inline: int) -> None:
-    """The model of float32 at ``file`` becomes one of int8 products."""
-    import onnx
-    from onnxruntime.quantization import QuantType, quantize_dynamic
-
-    model = onnx.load(file)
-    matrices = {x.name for x in model.graph.initializer if x.data_type == onnx.TensorProto.FLOAT}
-    products = [x for x in model.graph.node if x.op_type == "MatMul" and x.input[1] in matrices]
-    with _quietly():
-        quantize_dynamic(
-            file,
-            file,
-            op_types_to_quantize=["MatMul"],
-            nodes_to_quantize=[x.name for x in products],
-            weight_type=QuantType.QInt8,
-            per_channel=True,
-            extra_options={"DefaultTensorType": onnx.TensorProto.FLOAT},
-        )
-    (file.parent / WEIGHTS).unlink(missing_ok=True)
 
 
 def _manifest(folder: Path) -> tuple[Manifest, str]:

@@ -301,7 +301,8 @@ def _causal(
     block = op.Min(chunk, [BLOCK])
     blocks = (chunk + block - 1) / block
     missing = blocks * block - chunk
-    filled = op.Pad(routed, op.Concat([0, 0, 0, 0], missing, [0], axis=0))
+    wide = op.Cast(routed, to=TensorProto.FLOAT)
+    filled = op.Pad(wide, op.Concat([0, 0, 0, 0], missing, [0], axis=0))
     tokens = Routed.of(op, filled, lengths, linear, values)
 
     def split(x: Value) -> Value:  # (R, H, C', n) -> (R, H, blocks, B, n)

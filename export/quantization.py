@@ -1,0 +1,81 @@
+"""Products in int8: matrices quantised once, a column at a time; activations a token at a time.
+
+Each token has its own scale, unlike in ONNX Runtime's dynamic quantisation, where one is shared by
+the whole step: there an answer would depend on the documents that are read beside it.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+from onnx import NodeProto, TensorProto, helper, numpy_helper
+
+LARGEST = 127
+ZERO = 128
+"""What stands for zero in an activation: ONNX Runtime is fastest with unsigned times signed."""
+
+TINIEST = 1e-30
+"""Least scale of a token: one of zeros only is divided by it."""
+
+CONSTANTS = {
+    "quantized_zero": np.uint8(ZERO),
+    "quantized_offset": np.float32(ZERO),
+    "quantized_range": np.float32(LARGEST),
+    "quantized_least": np.float32(TINIEST),
+    "quantized_axis": np.array([-1], np.int64),
+}
+
+
+def quantize(model: onnx.ModelProto) -> None:
+    """Replace every float32 product with a matrix of the model, in place."""
+    graph = model.graph
+    matrices = {x.name: x for x in graph.initializer if x.data_type == TensorProto.FLOAT}
+    nodes: list[NodeProto] = []
+    for node in graph.node:
+        if node.op_type == "MatMul" and node.input[1] in matrices:
+            graph.initializer.extend(_columns(matrices[node.input[1]]))
+            graph.initializer.remove(matrices[node.input[1]])
+            nodes += _product(*node.input, node.output[0])
+        else:
+            nodes.append(node)
+    del graph.node[:]
+    graph.node.extend(nodes)
+    constants = CONSTANTS.items()
+    graph.initializer.extend(numpy_helper.from_array(np.asarray(x), name) for name, x in constants)
+
+
+def _columns(matrix: TensorProto) -> list[TensorProto]:
+    """(I, O) float32 -> the same in int8, and the scale of each column, (O,)."""
+    weight: NDArray[np.float32] = numpy_helper.to_array(matrix)
+    scale = np.maximum(np.abs(weight).max(0) / LARGEST, TINIEST).astype(np.float32)
+    rounded = np.rint(weight / scale).astype(np.int8)
+    return [
+        numpy_helper.from_array(rounded, f"{matrix.name}_int8"),
+        numpy_helper.from_array(scale, f"{matrix.name}_scale"),
+    ]
+
+
+def _product(x: str, weight: str, output: str) -> list[NodeProto]:
+    """x (..., I) quantised a token at a time, times the quantised matrix, in float32 again."""
+
+    def node(op_type: str, name: str, *inputs: str, **attributes: int) -> NodeProto:
+        return helper.make_node(op_type, inputs, [name], **attributes)
+
+    def of(part: str) -> str:
+        return f"{output}_{part}"
+
+    return [
+        node("Abs", of("size"), x),
+        node("ReduceMax", of("largest"), of("size"), "quantized_axis"),
+        node("Div", of("step"), of("largest"), "quantized_range"),
+        node("Max", of("scale"), of("step"), "quantized_least"),
+        node("Div", of("scaled"), x, of("scale")),
+        node("Add", of("shifted"), of("scaled"), "quantized_offset"),
+        node("Round", of("rounded"), of("shifted")),
+        node("Cast", of("integers"), of("rounded"), to=TensorProto.UINT8),
+        node("MatMulInteger", of("sums"), of("integers"), f"{weight}_int8", "quantized_zero"),
+        node("Cast", of("wide"), of("sums"), to=TensorProto.FLOAT),
+        node("Mul", of("columns"), of("wide"), f"{weight}_scale"),
+        node("Mul", output, of("columns"), of("scale")),
+    ]

@@ -1,0 +1,215 @@
+"""Holds an exported model to its checkpoint, read in float64."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple, TypeAlias
+
+import numpy as np
+import onnx
+import onnxruntime
+import torch
+from numpy.typing import NDArray
+
+from export import operators
+from export.artifact import Artifact, Precision
+from model.classifier import Classifier
+from model.state import State
+
+Array: TypeAlias = NDArray[Any]
+Piece: TypeAlias = tuple[int, Array]  # a document, and tokens of it
+
+
+class Tolerance(NamedTuple):
+    """Largest errors that count as none, each relative to the largest value of its document."""
+
+    logits: float
+    states: float
+
+
+TOLERANCES: dict[Precision, Tolerance] = {
+    "float32": Tolerance(1e-5, 1e-5),
+    # A state of few tokens is as coarse as their responsibilities, which sums then smooth.
+    "float16": Tolerance(1e-2, 1e-2),
+    "bfloat16": Tolerance(2e-2, 5e-2),
+    "int8": Tolerance(2e-2, 5e-2),
+}
+
+BEFORE = 37
+"""Tokens read before, of a document whose state is not fresh."""
+
+
+@dataclass(frozen=True)
+class Check:
+    """One thing that was checked."""
+
+    kernels: str
+    """What computed the operators."""
+    what: str
+    logits: float
+    states: float
+    tolerance: Tolerance
+
+    @property
+    def holds(self) -> bool:
+        """False for errors that are not numbers, too."""
+        return self.logits <= self.tolerance.logits and self.states <= self.tolerance.states
+
+
+@dataclass(frozen=True)
+class Documents:
+    """Documents to be read, and what the checkpoint says of them."""
+
+    tokens: list[Array]
+    before: State
+    after: State
+    logits: Array  # (documents, labels)
+    fresh: bool
+
+    @classmethod
+    def of(cls, classifier: Classifier, lengths: Sequence[int], *, fresh: bool) -> Documents:
+        """Random ones of these lengths; ``classifier`` in float64."""
+        config = classifier.config
+        rng = np.random.default_rng(0)
+        tokens = [rng.integers(0, config.vocab_size, n) for n in lengths]
+        before = classifier.new_states(len(lengths))
+        if not fresh:
+            read = [rng.integers(0, config.vocab_size, BEFORE) for _ in lengths]
+            before = _read(classifier, read, before)
+        after = _read(classifier, tokens, before)
+        logits = classifier.logits(after.evidence, after.weight).numpy()
+        return cls(tokens, before, after, logits, fresh)
+
+
+def verify(
+    artifact: Artifact, classifier: Classifier, library: Path | None = None
+) -> Iterator[Check]:
+    """Check the model's form, then its answers, without the library of kernels and with it.
+
+    ``classifier``: the checkpoint's, in float64. Documents of 0 to 1000 tokens, around the length
+    of a row too, are read side by side and piece by piece, from nothing and from what was read
+    before, always beside a document that is not finite. Raises ValueError for a malformed model.
+    """
+    operators.register()
+    try:
+        onnx.checker.check_model(artifact.model, full_check=True)
+    except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
+        raise ValueError(f"{artifact.model}: {error}") from error
+    chunk = artifact.manifest.chunk
+    lengths = sorted({0, 1, max(chunk - 1, 0), chunk, chunk + 1, 63, 1000})
+    tolerance = TOLERANCES[artifact.manifest.precision]
+    documents = [Documents.of(classifier, lengths, fresh=fresh) for fresh in (True, False)]
+    for kernels, path in (("bodies", None), ("library", library))[: 2 if library else 1]:
+        model = Model(artifact, path)
+        for each in documents:
+            for plan, steps in _plans(each.tokens, chunk).items():
+                start = "new" if each.fresh else "begun"
+                logits, states = _errors(model, each, steps)
+                yield Check(kernels, f"{start} documents, {plan}", logits, states, tolerance)
+
+
+class Model:
+    """A session of an exported model on the CPU."""
+
+    def __init__(self, artifact: Artifact, library: Path | None = None) -> None:
+        options = onnxruntime.SessionOptions()
+        if library is not None:
+            options.register_custom_ops_library(str(library))
+        self.chunk = artifact.manifest.chunk
+        self._session = onnxruntime.InferenceSession(
+            artifact.model, options, providers=["CPUExecutionProvider"]
+        )
+        self._outputs = [output.name for output in self._session.get_outputs()]
+
+    def step(
+        self, pieces: Sequence[Piece], fresh: Array, states: dict[str, Array]
+    ) -> dict[str, Array]:
+        """One piece in each row, and a row that is not used; outputs by name."""
+        lengths = [len(tokens) for _, tokens in pieces]
+        grid = np.zeros((len(pieces) + 1, self.chunk), np.int32)
+        for row, (_, tokens) in zip(grid, pieces, strict=False):
+            row[: len(tokens)] = tokens
+        inputs = {
+            "tokens": grid,
+            "lengths": np.array([*lengths, 0], np.int64),
+            "document_of_row": np.array([*(document for document, _ in pieces), 0], np.int64),
+            "fresh": fresh,
+            **states,
+        }
+        return dict(zip(self._outputs, self._session.run(None, inputs), strict=True))
+
+
+def _plans(tokens: Sequence[Array], chunk: int) -> dict[str, list[list[Piece]]]:
+    """Ways to read the same documents: the pieces of each step."""
+
+    def rows(size: int) -> list[list[Piece]]:
+        return [
+            [(i, document[start : start + size]) for start in range(0, len(document), size)]
+            for i, document in enumerate(tokens)
+        ]
+
+    def in_turn(size: int) -> list[list[Piece]]:
+        longest = max(map(len, rows(size)))
+        return [[each[i] for each in rows(size) if i < len(each)] for i in range(longest)]
+
+    odd = min(chunk, 63)
+    return {
+        "side by side": [[piece for each in rows(chunk) for piece in each]],
+        "row by row": in_turn(chunk),
+        f"{odd} tokens a step": in_turn(odd),
+    }
+
+
+def _errors(
+    model: Model, documents: Documents, steps: Sequence[Sequence[Piece]]
+) -> tuple[float, float]:
+    """Of logits and of states."""
+    count = len(documents.tokens)
+    states: dict[str, Array] = {}
+    for name, x in documents.before.tensors():
+        before = x.to(torch.float64 if name in ("evidence", "weight") else torch.float32).numpy()
+        # Beside them one more document that is not finite, which nobody may notice.
+        states[name] = np.concatenate([before, np.full_like(before[:1], np.nan)])
+        if documents.fresh:
+            states[name][:] = np.nan
+    fresh = np.array([documents.fresh] * count + [False])
+    evidence = documents.before.evidence.numpy().copy()
+    found: dict[str, Array] = {}
+    for pieces in steps:
+        found = model.step([*pieces, (count, np.zeros(1, np.int64))], fresh, states)
+        states = {name: found[f"{name}_after"] for name in states}
+        fresh = np.zeros_like(fresh)
+        for (document, _), share in zip(pieces, found["row_evidence"], strict=False):
+            evidence[document] += share
+    expected = dict(documents.after.tensors())
+    shares = _worst(evidence, documents.after.evidence.numpy())
+    logits = max(_worst(found["logits"], documents.logits), shares, key=_order)
+    worst = [_worst(states[name], x.numpy()) for name, x in expected.items()]
+    return logits, max(worst, key=_order)
+
+
+def _order(error: float) -> tuple[bool, float]:
+    """What is not a number is worse than any."""
+    return error != error, error
+
+
+def _worst(found: Array, expected: Array) -> float:
+    """Largest difference in any document, relative to the largest value in it; nan if it is one."""
+    flat = expected.reshape(len(expected), -1)
+    if not flat.size:
+        return 0.0
+    difference = np.abs(found[: len(expected)].reshape(flat.shape) - flat).max(1)
+    return float((difference / np.maximum(np.abs(flat).max(1), 1e-30)).max())
+
+
+def _read(classifier: Classifier, documents: Sequence[Array], states: State) -> State:
+    """The states after whole documents, each in one row."""
+    lengths = torch.tensor([len(tokens) for tokens in documents])
+    rows = torch.zeros(len(documents), max(int(lengths.max()), classifier.config.tail, 1))
+    rows = rows.long()
+    for row, tokens in zip(rows, documents, strict=True):
+        row[: len(tokens)] = torch.from_numpy(tokens)
+    with torch.inference_mode():
+        return classifier.step(rows, lengths, torch.arange(len(documents)), states).states
