@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple, Self
 
@@ -44,9 +46,20 @@ class ModelFolder(NamedTuple):
         return cls(config, folder / "tokenizer.json")
 
 
-def _exported(folder: Path) -> ModelConfig:
-    from export.artifact import Artifact  # with all that reads tokens
+@contextmanager
+def needing_onnx() -> Iterator[None]:
+    """For imports of what is not installed everywhere. Raises ValueError if it is not here."""
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        raise ValueError(
+            f"GMA_BACKEND=onnx needs {error.name}, which is not installed: gma-service[onnx] has it"
+        ) from error
 
+
+def _exported(folder: Path) -> ModelConfig:
+    with needing_onnx():
+        from export.artifact import Artifact
     return Artifact.open(folder).config
 
 

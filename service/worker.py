@@ -17,7 +17,6 @@ from typing import NamedTuple, Self, cast
 import numpy as np
 import torch
 
-from export.artifact import Artifact
 from model import weights
 from model.classifier import Classifier
 from model.ops.choice import Precision, obstacle
@@ -26,7 +25,7 @@ from service.client import Reading, Tokens
 from service.document import Progress
 from service.engine import Ending, Engine, Observer
 from service.errors import NotReady
-from service.model_folder import ModelFolder
+from service.model_folder import ModelFolder, needing_onnx
 from service.runner import Runner, TorchRunner
 from service.schemas import WorkerInfo
 from service.settings import Settings
@@ -206,12 +205,9 @@ def load_torch(settings: Settings) -> Loaded:
 
 def load_onnx(settings: Settings) -> Loaded:
     """The exported model of `settings`. Raises ValueError for settings that it does not allow."""
-    try:
-        from service.onnx import OnnxRunner, default_device  # not installed everywhere
-    except ModuleNotFoundError as error:
-        raise ValueError(
-            f"GMA_BACKEND=onnx needs {error.name}, which is not installed: gma-service[onnx] has it"
-        ) from error
+    with needing_onnx():
+        from export.artifact import Artifact
+        from service.onnx import OnnxRunner, default_device
     exported = Artifact.open(settings.checkpoint)
     manifest = exported.manifest
     device = default_device() if settings.device == "auto" else settings.device

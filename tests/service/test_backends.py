@@ -148,12 +148,16 @@ class TestWhatStopsTheStart:
         with pytest.raises(ValueError, match=r"no CUDAExecutionProvider: install .*GMA_DEVICE=cpu"):
             Worker.load(settings(exported, device="cuda"))
 
-    def test_no_onnx_runtime(self, exported: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.delitem(sys.modules, "service.onnx", raising=False)
-        monkeypatch.setitem(sys.modules, "onnxruntime", None)
-        with pytest.raises(
-            ValueError, match=r"needs .*, which is not installed: gma-service\[onnx\]"
-        ):
+    @pytest.mark.parametrize("package", ["onnx", "onnxruntime"])
+    def test_a_package_that_is_not_installed(
+        self, exported: Path, package: str, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        for module in [
+            name for name in sys.modules if name.startswith(("service.onnx", "export."))
+        ]:
+            monkeypatch.delitem(sys.modules, module)
+        monkeypatch.setitem(sys.modules, package, None)
+        with pytest.raises(ValueError, match=rf"needs {package}, .* gma-service\[onnx\] has it"):
             Worker.load(settings(exported))
 
     def test_a_model_of_the_other_backend(self, checkpoint: Path, exported: Path) -> None:
