@@ -5,10 +5,11 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 PIP := $(BIN)/python -m pip
+OPS := $(VENV)/.ops
 CODE := $(wildcard model export service loadtest benchmarks tests)
 
 .DEFAULT_GOAL := help
-.PHONY: help install serve test check format lock clean
+.PHONY: help install ops serve test check format lock clean
 
 help:  ## Show this help
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1|\2/p' $(MAKEFILE_LIST) | column -t -s '|'
@@ -20,6 +21,14 @@ $(INSTALLED): pyproject.toml requirements.lock
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(PIP) install --quiet --constraint requirements.lock torch hatchling
 	$(PIP) install --quiet --constraint requirements.lock --no-build-isolation --editable '.[dev]'
+	@touch $@
+
+ops: $(OPS)  ## Build ONNX Runtime's operators; needs a C++ compiler
+
+# CMake and Ninja come with the build's own environment if the machine has none.
+$(OPS): $(INSTALLED) $(shell find export/ops -type f -not -name '*.pyc')
+	include=$$(export/ops/headers.sh build/onnxruntime) && ONNXRUNTIME_INCLUDE=$$include \
+	  $(PIP) install --quiet --force-reinstall --no-deps --config-settings=build-dir=$(CURDIR)/build/ops ./export/ops
 	@touch $@
 
 serve: $(INSTALLED)  ## Start the service; settings are GMA_* variables

@@ -86,6 +86,11 @@ class Artifact:
         """The file that ONNX Runtime opens."""
         return self.folder / MODEL
 
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all its files."""
+        return sum(file.stat().st_size for file in self.folder.iterdir())
+
     @classmethod
     def open(cls, path: Path | str) -> Self:
         """Check an exported model before anything else reads it.

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from importlib import import_module
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, NamedTuple, TypeAlias
 
@@ -17,6 +19,7 @@ from export import operators
 from export.artifact import Artifact, Precision
 from model.classifier import Classifier
 from model.state import State
+from model.weights import Checkpoint
 
 Array: TypeAlias = NDArray[Any]
 Piece: TypeAlias = tuple[int, Array]  # a document, and tokens of it
@@ -45,9 +48,12 @@ BEFORE = 37
 class Check:
     """One thing that was checked."""
 
-    kernels: str
-    """What computed the operators."""
-    what: str
+    operators: str
+    """What computed them: their bodies, or the library."""
+    documents: str
+    """New ones, or begun ones."""
+    reading: str
+    """How they were fed."""
     logits: float
     states: float
     tolerance: Tolerance
@@ -83,15 +89,26 @@ class Documents:
         return cls(tokens, before, after, logits, fresh)
 
 
+def installed_library() -> Path | None:
+    """The kernels of the package gma-ops, if it is installed."""
+    if find_spec("gma_ops") is None:
+        return None
+    path: Path = import_module("gma_ops").library()
+    return path
+
+
 def verify(
-    artifact: Artifact, classifier: Classifier, library: Path | None = None
+    artifact: Artifact, checkpoint: Checkpoint, library: Path | None = None
 ) -> Iterator[Check]:
     """Check the model's form, then its answers, without the library of kernels and with it.
 
-    ``classifier``: the checkpoint's, in float64. Documents of 0 to 1000 tokens, around the length
+    ``checkpoint`` in float64. Documents of 0 to 1000 tokens, around the length
     of a row too, are read side by side and piece by piece, from nothing and from what was read
-    before, always beside a document that is not finite. Raises ValueError for a malformed model.
+    before, always beside a document that is not finite. Raises ValueError for a malformed model,
+    and for one of another checkpoint.
     """
+    if artifact.manifest.checkpoint != checkpoint.fingerprint:
+        raise ValueError(f"{artifact.folder} was exported from another checkpoint")
     operators.register()
     try:
         onnx.checker.check_model(artifact.model, full_check=True)
@@ -100,14 +117,15 @@ def verify(
     chunk = artifact.manifest.chunk
     lengths = sorted({0, 1, max(chunk - 1, 0), chunk, chunk + 1, 63, 1000})
     tolerance = TOLERANCES[artifact.manifest.precision]
-    documents = [Documents.of(classifier, lengths, fresh=fresh) for fresh in (True, False)]
-    for kernels, path in (("bodies", None), ("library", library))[: 2 if library else 1]:
+    documents = [Documents.of(checkpoint.classifier, lengths, fresh=fresh) for fresh in (True, False)]
+    sources = {"bodies": None} | ({"library": library} if library else {})
+    for source, path in sources.items():
         model = Model(artifact, path)
         for each in documents:
-            for plan, steps in _plans(each.tokens, chunk).items():
+            for reading, steps in _readings(each.tokens, chunk).items():
+                errors = _errors(model, each, steps)
                 start = "new" if each.fresh else "begun"
-                logits, states = _errors(model, each, steps)
-                yield Check(kernels, f"{start} documents, {plan}", logits, states, tolerance)
+                yield Check(source, start, reading, *errors, tolerance)
 
 
 class Model:
@@ -141,7 +159,7 @@ class Model:
         return dict(zip(self._outputs, self._session.run(None, inputs), strict=True))
 
 
-def _plans(tokens: Sequence[Array], chunk: int) -> dict[str, list[list[Piece]]]:
+def _readings(tokens: Sequence[Array], chunk: int) -> dict[str, list[list[Piece]]]:
     """Ways to read the same documents: the pieces of each step."""
 
     def rows(size: int) -> list[list[Piece]]:

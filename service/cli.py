@@ -38,6 +38,13 @@ class Device(StrEnum):
     cuda = "cuda"
 
 
+class Precision(StrEnum):
+    float32 = "float32"
+    float16 = "float16"
+    bfloat16 = "bfloat16"
+    int8 = "int8"
+
+
 Folder = Annotated[
     Path | None,
     typer.Option(
@@ -78,7 +85,8 @@ def _gma(
     """Classify documents of any length with Gaussian Mixture Attention.
 
     `gma classify book.txt` answers here and now. `gma serve` answers over HTTP. `gma train` makes a
-    classifier of your own labelled documents, `gma evaluate` measures it, `gma info` describes it.
+    classifier of your own labelled documents, `gma evaluate` measures it, `gma info` describes it,
+    `gma export` writes it as an ONNX model.
     """
     if show_version:
         typer.echo(version("gma-service"))
@@ -261,6 +269,62 @@ def evaluate(
 
     measured = evaluate(_load(checkpoint, device), data, split)
     _print_json(measured.as_dict()) if as_json else typer.echo(measured.table())
+
+
+@app.command()
+def export(
+    checkpoint: Annotated[
+        Path,
+        typer.Argument(metavar="CHECKPOINT", help="Folder of a causal checkpoint."),
+    ],
+    out: Annotated[
+        Path, typer.Option(metavar="DIR", help="Folder to make; it must not be there yet.")
+    ],
+    precision: Annotated[
+        Precision, typer.Option(help="Of the matrices and activations; int8 is for the CPU.")
+    ] = Precision.float32,
+    chunk: Annotated[int, typer.Option(min=1, help="Tokens of a row.")] = 256,
+    library: Annotated[
+        Path | None,
+        typer.Option(
+            help="Kernels of the model's operators, to be verified too. "
+            "[default: those of the package gma-ops, if it is installed]"
+        ),
+    ] = None,
+) -> None:
+    """Write a checkpoint as an ONNX model, and verify it against the checkpoint in float64.
+
+    The status is 1 if the model's answers are further off than its precision allows.
+
+    \b
+    Examples:
+      gma export runs/reviews/checkpoint --out reviews-onnx
+      gma export runs/reviews/checkpoint --out reviews-onnx-half --precision float16 --chunk 512
+    """
+    try:
+        from export import artifact, verification
+    except ModuleNotFoundError as error:
+        raise ValueError(f"{error}: install gma-service[onnx]") from error
+    import torch
+
+    from model import weights
+
+    exported = artifact.export(checkpoint, out, precision=precision.value, chunk=chunk)
+    typer.echo(f"{out}: {exported.nbytes:,} bytes, rows of {chunk} tokens, {precision}")
+    library = library or verification.installed_library()
+    source = weights.load(checkpoint, dtype=torch.float64)
+    table = _table("operators", "documents", "read", "logits", "states", "at most", "")
+    off = 0
+    for check in verification.verify(exported, source, library):
+        errors = (f"{error:.1e}" for error in (check.logits, check.states))
+        most = " ".join(f"{each:.0e}" for each in check.tolerance)
+        mark = "" if check.holds else "OFF"
+        table.add_row(check.operators, check.documents, check.reading, *errors, most, mark)
+        off += not check.holds
+    Console().print(table)
+    if off:
+        raise ValueError(f"{out} is not the checkpoint's model: {off} checks are off")
+    typer.echo(f"verified, {f'with {library} too' if library else 'without a library of kernels'}")
 
 
 @app.command()

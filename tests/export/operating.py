@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
-import onnx
 import onnxruntime
 import torch
 from numpy.typing import NDArray
-from onnx import helper
+from onnx import TensorProto, helper
 from torch import Tensor
 from torch.nn import functional
 
 from export.body import OPSET
-from export.operators import ATTRIBUTES, DOMAIN, OPERATORS, VERSION
+from export.operators import ATTRIBUTES, DOMAIN, INPUTS, OPERATORS, OUTPUTS, VERSION
 from model.ops import chunked
 
 Array = NDArray[np.generic]
@@ -22,6 +23,7 @@ Array = NDArray[np.generic]
 SETTINGS = {"normalize": 1, "epsilon": 1e-6, "routing_epsilon": chunked.ROUTING_EPSILON}
 
 H, K, r, v, W, T = 2, 5, 3, 4, 6, 3
+SIZE = (H, K, r, v)
 
 
 @dataclass
@@ -75,29 +77,46 @@ def hostile(chunk: int) -> Rows:
 def run(
     name: str,
     inputs: dict[str, Array],
-    library: str | None = None,
+    library: Path | None = None,
+    *,
+    through: int = TensorProto.FLOAT,
+    threads: int = 0,
     **attributes: object,
 ) -> dict[str, Array]:
-    """The operator's outputs by name, on the CPU; ``library`` takes its body's place."""
+    """The operator's outputs by name, on the CPU; ``library`` takes its body's place.
+
+    With ``through``, float32 activations are cast to that type in the model, and back behind it.
+    """
     operator = OPERATORS[name]
-    given = [each if each in inputs else "" for each in operator.inputs]
+    activations = [n for n in operator.inputs if n in inputs and INPUTS[n][0] == "T0"]
+    results = [n for n in operator.outputs if OUTPUTS[n][0] == "T0"]
+    casts = through != TensorProto.FLOAT
+
+    def inner(names: Sequence[str]) -> list[str]:
+        return [f"{n}_cast" if casts and n in activations + results else n for n in names]
+
+    given = inner([each if each in inputs else "" for each in operator.inputs])
     node = helper.make_node(
         name,
         given if given[-1] else given[:-1],
-        operator.outputs,
+        inner(operator.outputs),
         domain=DOMAIN,
         overload=operator.optional if operator.optional in inputs else "",
         **attributes,
     )
     types = {n: helper.np_dtype_to_tensor_dtype(x.dtype) for n, x in inputs.items()}
-    activations = types[operator.inputs[0]]
+    nodes = [node]
+    if casts:
+        into = [helper.make_node("Cast", [n], inner([n]), to=through) for n in activations]
+        back = [helper.make_node("Cast", inner([n]), [n], to=TensorProto.FLOAT) for n in results]
+        nodes = [*into, node, *back]
     graph = helper.make_graph(
-        [node],
+        nodes,
         name,
         [helper.make_tensor_value_info(n, types[n], x.shape) for n, x in inputs.items()],
         [
             helper.make_tensor_value_info(
-                n, onnx.TensorProto.FLOAT if n.endswith("_after") else activations, None
+                n, types[activations[0]] if n in results else TensorProto.FLOAT, None
             )
             for n in operator.outputs
         ],
@@ -110,8 +129,9 @@ def run(
     )
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
+    options.intra_op_num_threads = threads
     if library:
-        options.register_custom_ops_library(library)
+        options.register_custom_ops_library(str(library))
     session = onnxruntime.InferenceSession(
         model.SerializeToString(), options, providers=["CPUExecutionProvider"]
     )
@@ -122,7 +142,8 @@ def attributes(name: str) -> dict[str, object]:
     return {n: SETTINGS[n] for n in OPERATORS[name].attributes if n in ATTRIBUTES}
 
 
-def mixture_inputs(rows: Rows) -> dict[str, Array]:
+def mixture_inputs(rows: Rows, size: tuple[int, int, int, int] = SIZE) -> dict[str, Array]:
+    H, K, r, v = size
     rng = np.random.default_rng(1)
     var = rng.uniform(0.5, 3.0, (H, K, r))
     mu = rng.normal(size=(H, K, r))
@@ -137,7 +158,7 @@ def mixture_inputs(rows: Rows) -> dict[str, Array]:
     }
 
 
-def convolution_inputs(rows: Rows) -> dict[str, Array]:
+def convolution_inputs(rows: Rows, W: int = W) -> dict[str, Array]:
     rng = np.random.default_rng(2)
     return {
         "x": rng.normal(size=(len(rows.lengths), rows.chunk, W)),
@@ -157,6 +178,7 @@ def _filled(x: Array, size: int) -> Tensor:
 
 def gma_reference(name: str, inputs: dict[str, Array], rows: Rows) -> dict[str, Tensor]:
     """What `model.ops.chunked` says in float64."""
+    (H, _, r), v = inputs["linear"].shape, inputs["memory"].shape[-1]
     routed = _filled(inputs["routed"], rows.size)
     q, k, val = (
         part.unflatten(-1, (H, -1)) for part in routed.split([H * r, H * r, H * v], dim=-1)
@@ -197,11 +219,11 @@ def convolution_reference(inputs: dict[str, Array], rows: Rows) -> dict[str, Ten
         if not mine:
             continue
         joined = torch.cat([x[i, : rows.lengths[i]] for i in mine])
-        own = functional.rms_norm(joined, (W,), scale, 1e-6)
+        own = functional.rms_norm(joined, scale.shape, scale, 1e-6)
         seen = torch.cat([after[document], own])
         update = torch.stack([(seen[i : i + T + 1] * taps).sum(0) for i in range(len(own))])
         parts = (joined + update).split([rows.lengths[i] for i in mine])
         for i, part in zip(mine, parts, strict=True):
             y[i, : len(part)] = part
         after[document] = seen[-T:]
-    return {"y": y, "normal": functional.rms_norm(y, (W,), eps=1e-6), "tail_after": after}
+    return {"y": y, "normal": functional.rms_norm(y, scale.shape, eps=1e-6), "tail_after": after}

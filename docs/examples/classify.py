@@ -1,0 +1,29 @@
+"""Classify a text with an exported model: classify.py MODEL_FOLDER TEXT_FILE [LIBRARY]."""
+
+import json
+import sys
+
+import numpy as np
+import onnxruntime
+from tokenizers import Tokenizer
+
+folder, text, *libraries = sys.argv[1:]
+options = onnxruntime.SessionOptions()
+for library in libraries:
+    options.register_custom_ops_library(library)
+session = onnxruntime.InferenceSession(f"{folder}/model.onnx", options)
+manifest = json.load(open(f"{folder}/manifest.json"))
+content = open(text, "rb").read().decode()
+ids = Tokenizer.from_file(f"{folder}/tokenizer.json").encode(content, add_special_tokens=False).ids
+chunk, outputs = manifest["chunk"], [x.name for x in session.get_outputs()]
+dtypes = {"tensor(float)": np.float32, "tensor(double)": np.float64}
+state = {x.name: np.zeros([1, *x.shape[1:]], dtypes[x.type]) for x in session.get_inputs()[4:]}
+for start in range(0, len(ids), chunk):  # the state is all that one step needs of those before
+    row = np.array(ids[start : start + chunk], np.int32)
+    tokens, length = np.pad(row, (0, chunk - len(row)))[None], np.array([len(row)])
+    step = {"tokens": tokens, "lengths": length, "document_of_row": length * 0}
+    found = dict(zip(outputs, session.run(None, step | {"fresh": length == 0} | state)))
+    state = {name: found[f"{name}_after"] for name in state}
+scores = np.exp(found["logits"][0] - found["logits"].max())
+ranked = sorted(zip(scores / scores.sum(), manifest["config"]["labels"]), reverse=True)
+print(json.dumps({"label": ranked[0][1], "scores": {name: float(x) for x, name in ranked}}))

@@ -1,0 +1,144 @@
+// What the CPU computes, free of ONNX Runtime: pointers, counts and strides.
+//
+// Letters as in the operators' documentation: R rows of C tokens, D documents, W width, H heads,
+// r routing_dim, K components, v value_dim, T tail, I and O a product's inputs and outputs.
+//
+// kernels.cc is compiled once for each set of instructions; kernels() gives the best that this
+// processor has. Nothing of it throws or allocates.
+#pragma once
+
+#include <cstddef>
+
+// No inline function of this header may be linked from the code of one set of instructions into
+// that of another.
+#define GMA_INLINE inline __attribute__((always_inline))
+
+namespace gma {
+
+using Index = std::ptrdiff_t;
+
+enum class Type { float32, float16, bfloat16 };
+
+constexpr GMA_INLINE Index size_of(Type type) { return type == Type::float32 ? 4 : 2; }
+
+// Tokens whose affinities are formed explicitly, and into which every run of tokens is cut.
+constexpr Index kBlock = 32;
+
+// Tokens that are summed in float32 before their sum is added to the state, which is float64 while
+// the call lasts: rounding does not grow with the document.
+constexpr Index kSegment = 256;
+
+// Columns of a product that are computed together.
+constexpr Index kPanel = 128;
+
+constexpr GMA_INLINE Index rounded(Index size, Index to) { return (size + to - 1) / to * to; }
+
+// One head of a mixture, packed so that eight components lie side by side.
+struct Mixture {
+  Index components;      // K
+  Index routing;         // r
+  const float* weights;  // (2r, padded()): linear, then quadratic, transposed; 0 beyond K
+  const float* bias;     // (padded(),); 0 beyond K
+  bool normalize;
+  float epsilon;  // added to the mean square that a routing vector is normalised by
+
+  GMA_INLINE Index padded() const { return rounded(components, 8); }
+};
+
+// One head of the tokens of a document, or of a part of it.
+struct Tokens {
+  Type type;
+  const void* q;    // (count, r)
+  const void* k;    // (count, r)
+  const void* val;  // (count, v)
+  void* out;        // (count, v)
+  Index stride;     // elements from a token's q, k or val to the next token's
+  Index out_stride;
+  Index count;
+  Index value;    // v
+  float epsilon;  // added to the mass that is divided by
+};
+
+// What a scan works in. It lies in one piece of `size` floats on a boundary of 64 bytes.
+struct Scratch {
+  Index turned;    // (2r, kBlock): routing vectors and their squares, a token in each column
+  Index rows;      // (kBlock, max(r, v)): tokens as they were loaded or will be stored
+  Index written;   // (K, kBlock): responsibilities of keys
+  Index reading;   // (K + kBlock, kBlock): responsibilities of queries, then affinities
+  Index readable;  // (K + kBlock, v): the memory before the block, then the block's values
+  Index segment;   // (K, v): what the segment has added
+  Index mass;      // (K,) before the block
+  Index added;     // (K,) what the segment has added to it
+  Index inverse;   // (kBlock,)
+  Index size;
+
+  GMA_INLINE Scratch(Index components, Index routing, Index value) {
+    const Index k = rounded(components, 16), r = rounded(routing, 16), v = rounded(value, 16);
+    turned = 0;
+    rows = turned + 2 * r * kBlock;
+    written = rows + kBlock * (r > v ? r : v);
+    reading = written + k * kBlock;
+    readable = reading + (k + kBlock) * kBlock;
+    segment = readable + (k + kBlock) * v;
+    mass = segment + k * v;
+    added = mass + k;
+    inverse = added + k;
+    size = inverse + kBlock;
+  }
+};
+
+struct Product {
+  Type type;
+  const void* x;         // (rows, inputs)
+  const void* weight;    // (inputs, outputs)
+  const void* residual;  // (rows, outputs) or null
+  void* y;               // (rows, outputs)
+  Index rows, inputs, outputs;
+  bool gelu;
+
+  // Of one panel; `work` is on a boundary of 64 bytes.
+  GMA_INLINE Index work_floats() const {
+    return rounded(inputs, 16) * (kPanel + kBlock) + kBlock * (rounded(inputs, 16) + kPanel);
+  }
+};
+
+struct Convolution {
+  Type type;
+  const void* x;       // (count, W): a document's tokens
+  const float* tail;   // (T, W) normalised tokens before them, or null for zeros
+  const float* scale;  // (W,)
+  const float* taps;   // (T + 1, W)
+  void* y;             // (count, W)
+  void* normal;        // (count, W)
+  float* tail_after;   // (T, W)
+  Index count, width, length;  // length: T
+  float epsilon;
+
+  GMA_INLINE Index work_floats() const { return (length + 2) * width; }
+};
+
+struct Kernels {
+  const char* instructions;
+
+  // They go through the tokens; `state` (memory (K, v), then mass (K,)) is what came before them
+  // and becomes what follows.
+  void (*causal)(const Mixture&, const Tokens&, double* state, float* work);
+  void (*write)(const Mixture&, const Tokens&, double* state, float* work);
+  void (*read)(const Mixture&, const Tokens&, double* state, float* work);
+
+  // The rows [first, last) and the panel of columns that starts at `column`.
+  void (*product)(const Product&, Index first, Index last, Index column, float* work);
+
+  // The tokens [first, last); those that the last is among write the tail.
+  void (*convolve)(const Convolution&, Index first, Index last, float* work);
+
+  // `work` has `width` floats.
+  void (*normalize)(Type, const void* x, void* normal, Index rows, Index width, float epsilon,
+                    float* work);
+};
+
+// The best that this processor has, or those that GMA_OPS_INSTRUCTIONS names in the environment.
+// Throws std::runtime_error if there are no such.
+const Kernels& kernels();
+
+}  // namespace gma
