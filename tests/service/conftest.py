@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.export.conftest import library as library
 from tests.service.asgi import Service, save_checkpoint
 
 
@@ -32,10 +33,3 @@ def exported(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path
 async def service(checkpoint: Path) -> AsyncIterator[Service]:
     async with Service(checkpoint) as service:
         yield service
-
-
-@pytest.fixture(scope="session")
-def library() -> Path:
-    """Kernels of the exported models' operators."""
-    found: Path = pytest.importorskip("gma_ops").library()
-    return found
