@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal, Self, TypeAlias
+from typing import TYPE_CHECKING, Annotated, Final, Literal, Self, TypeAlias
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -35,9 +35,6 @@ LARGEST_CHUNK = 64 * 1024
 INLINE = 512 * 1024 * 1024
 """Bytes of weights up to which they lie in the model's own file, which can't be 2 GiB."""
 
-MODEL, WEIGHTS = "model.onnx", "model.onnx.data"
-TOKENIZER, MANIFEST = "tokenizer.json", "manifest.json"
-
 LARGEST_MANIFEST = 4 * 1024 * 1024
 """Bytes."""
 
@@ -46,7 +43,14 @@ class ArtifactError(ValueError):
     """An exported model that can't be made or can't be used; the message says why."""
 
 
+Name: TypeAlias = Literal["model.onnx", "model.onnx.data", "tokenizer.json"]
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+
+MODEL: Final = "model.onnx"
+WEIGHTS: Final = "model.onnx.data"
+TOKENIZER: Final = "tokenizer.json"
+MANIFEST: Final = "manifest.json"
+FILES: tuple[Name, ...] = MODEL, WEIGHTS, TOKENIZER
 
 
 class Manifest(BaseModel):
@@ -62,7 +66,7 @@ class Manifest(BaseModel):
     checkpoint: Annotated[Sha256, Field(description="fingerprint of the checkpoint it was made of")]
     config: ModelConfig
     files: Annotated[
-        dict[Literal["model.onnx", "model.onnx.data", "tokenizer.json"], Sha256],
+        dict[Name, Sha256],
         Field(description="SHA-256 of each file but this one"),
     ]
 
@@ -103,9 +107,9 @@ class Artifact:
         for name, digest in manifest.files.items():
             if _sha256(_regular(folder, name)) != digest:
                 raise ArtifactError(f"{folder / name} is not the file that {MANIFEST} names")
-        for name in (MODEL, TOKENIZER):
-            if name not in manifest.files:
-                raise ArtifactError(f"{folder / MANIFEST} names no {name}")
+        for needed in (MODEL, TOKENIZER):
+            if needed not in manifest.files:
+                raise ArtifactError(f"{folder / MANIFEST} names no {needed}")
         weights = folder / WEIGHTS if WEIGHTS in manifest.files else None
         try:
             inspect(folder / MODEL, weights, manifest.config, manifest.chunk, manifest.precision)
@@ -156,11 +160,7 @@ def export(
             chunk=chunk,
             checkpoint=loaded.fingerprint,
             config=loaded.config,
-            files={
-                name: _sha256(partial / name)
-                for name in (MODEL, WEIGHTS, TOKENIZER)
-                if (partial / name).exists()
-            },
+            files={name: _sha256(partial / name) for name in FILES if (partial / name).exists()},
         )
         (partial / MANIFEST).write_text(manifest.model_dump_json(indent=2) + "\n")
         Artifact.open(partial)

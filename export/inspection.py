@@ -250,7 +250,8 @@ def _is_size(name: str, producers: dict[str, NodeProto]) -> bool:
 
 
 def _bytes(function: onnx.FunctionProto) -> bytes:
-    return function.SerializeToString(deterministic=True)
+    content: bytes = function.SerializeToString(deterministic=True)
+    return content
 
 
 def _operator(domain: str, name: str) -> str:

@@ -6,6 +6,8 @@ the whole step: there an answer would depend on the documents that are read besi
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import onnx
 from numpy.typing import NDArray
@@ -36,7 +38,7 @@ def quantize(model: onnx.ModelProto) -> None:
         if node.op_type == "MatMul" and node.input[1] in matrices:
             graph.initializer.extend(_columns(matrices[node.input[1]]))
             graph.initializer.remove(matrices[node.input[1]])
-            nodes += _product(*node.input, node.output[0])
+            nodes += _product(node.input[0], node.input[1], node.output[0])
         else:
             nodes.append(node)
     del graph.node[:]
@@ -59,7 +61,7 @@ def _columns(matrix: TensorProto) -> list[TensorProto]:
 def _product(x: str, weight: str, output: str) -> list[NodeProto]:
     """x (..., I) quantised a token at a time, times the quantised matrix, in float32 again."""
 
-    def node(op_type: str, name: str, *inputs: str, **attributes: int) -> NodeProto:
+    def node(op_type: str, name: str, *inputs: str, **attributes: Any) -> NodeProto:
         return helper.make_node(op_type, inputs, [name], **attributes)
 
     def of(part: str) -> str:

@@ -147,18 +147,14 @@ class PreparedStep(nn.Module):
         added = added.masked_fill(belongs @ bad.double() > 0, torch.nan)
         evidence = evidence.masked_fill(fresh[:, None], 0.0) + added
         weight = weight.masked_fill(fresh, 0.0) + belongs @ lengths.double()
-        return Outputs(
-            row_evidence,
-            evidence / (weight[:, None] + self.prior),
-            *(torch.stack(parts, 1) for parts in zip(*after, strict=True)),
-            evidence,
-            weight,
-        )
+        memory, mass, tail = (torch.stack(parts, 1) for parts in zip(*after, strict=True))
+        logits = evidence / (weight[:, None] + self.prior)
+        return Outputs(row_evidence, logits, memory, mass, tail, evidence, weight)
 
     def _scores(self, x: Tensor, tokens: Tensor) -> Tensor:
         """Each token's score per label, in float32: `model.layers.Pooling`."""
         both = gma.normalize(x, epsilon=EPSILON).float() @ self.deep + self.deep_bias
-        deep = both[..., :-1] * functional.softplus(both[..., -1:])
+        deep: Tensor = both[..., :-1] * functional.softplus(both[..., -1:])
         return deep + functional.embedding(tokens, self.token).float()
 
 
@@ -187,7 +183,7 @@ def _product(
 # What torch traces in place of the operators. They have shapes only: they are exported, never run.
 
 gma = torch.ops.gma
-_library = torch.library.Library("gma", "DEF")
+_library = torch.library.Library("gma", "DEF")  # type: ignore[no-untyped-call]
 _ROWS = "Tensor lengths, Tensor document_of_row, Tensor fresh"
 
 
@@ -195,7 +191,7 @@ def _traced(schema: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     """Defines a torch operator; the decorated function tells what it gives by shapes alone."""
 
     def define(shapes: Callable[..., Any]) -> Callable[..., Any]:
-        name = _library.define(schema)
+        name = _library.define(schema)  # type: ignore[no-untyped-call]
         torch.library.register_fake(f"gma::{name}", shapes)
         return shapes
 
@@ -210,8 +206,7 @@ def _traced(schema: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
 def _causal_shapes(
     routed: Tensor, memory: Tensor, mass: Tensor, *_: Tensor, **__: float
 ) -> tuple[Tensor, Tensor, Tensor]:
-    _, heads, _, value = memory.shape
-    out = routed.new_empty(*routed.shape[:2], heads * value)
+    out = routed.new_empty(*routed.shape[:2], memory.shape[1] * memory.shape[3])
     return out, torch.empty_like(memory), torch.empty_like(mass)
 
 

@@ -117,7 +117,9 @@ def verify(
     chunk = artifact.manifest.chunk
     lengths = sorted({0, 1, max(chunk - 1, 0), chunk, chunk + 1, 63, 1000})
     tolerance = TOLERANCES[artifact.manifest.precision]
-    documents = [Documents.of(checkpoint.classifier, lengths, fresh=fresh) for fresh in (True, False)]
+    documents = [
+        Documents.of(checkpoint.classifier, lengths, fresh=fresh) for fresh in (True, False)
+    ]
     sources = {"bodies": None} | ({"library": library} if library else {})
     for source, path in sources.items():
         model = Model(artifact, path)

@@ -6,6 +6,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+
+from model import weights
+from model.tokenizer import Tokenizer
+from tests.model.small import small
 
 ROOT = Path(__file__).parents[2]
 
@@ -18,3 +23,19 @@ def library() -> Path:
     gma_ops: Any = importlib.import_module("gma_ops")
     path: Path = gma_ops.library()
     return path
+
+
+TEXT = "It was the best of times, it was the worst of times, it was the age of wisdom.\n"
+
+
+def checkpoint_of(folder: Path, **changes: object) -> Path:
+    """A small checkpoint, with ``changes`` to its configuration."""
+    tokenizer = Tokenizer.train(iter([TEXT]), vocab_size=300)
+    classifier = small(vocab_size=tokenizer.vocab_size, **changes)
+    weights.save(folder, classifier, tokenizer, card="# small", dtype=torch.float32)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return checkpoint_of(tmp_path_factory.mktemp("checkpoint"))

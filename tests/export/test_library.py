@@ -16,7 +16,6 @@ from torch import Tensor
 from torch.nn import functional
 
 from export.operators import OPERATORS
-from model.ops import chunked
 from tests.export import operating
 from tests.export.operating import Array, Rows, hostile
 from tests.model.small import error

@@ -81,8 +81,9 @@ def test_nothing_is_where_no_token_is() -> None:
 @pytest.mark.parametrize("residual", [False, True])
 def test_linear(activation: str, residual: bool) -> None:
     rng = np.random.default_rng(0)
-    inputs = {"x": rng.normal(size=(3, 7, 6)), "weight": rng.normal(size=(6, 5))}
-    expected = torch.tensor(inputs["x"] @ inputs["weight"])
+    x, weight = rng.normal(size=(3, 7, 6)), rng.normal(size=(6, 5))
+    inputs: dict[str, operating.Array] = {"x": x, "weight": weight}
+    expected = torch.tensor(x @ weight)
     if activation == "gelu":
         expected = functional.gelu(expected, approximate="tanh")
     if residual:
@@ -104,7 +105,7 @@ def test_half_activations_are_summed_in_float32() -> None:
     inputs["routed"] = inputs["routed"].astype(np.float16)
     found = _run("CausalGMA", inputs, rows, cast=False)
     assert found["out"].dtype == np.float16
-    wide = {name: x.astype(np.float64) for name, x in inputs.items()}
+    wide: dict[str, operating.Array] = {name: x.astype(np.float64) for name, x in inputs.items()}
     expected = operating.gma_reference("CausalGMA", wide, rows)
     assert error(torch.tensor(found.pop("out")), expected.pop("out")) < 1e-3
     _assert_close(found, expected)

@@ -1,0 +1,143 @@
+"""Exported models against their checkpoints in float64, as `gma export` verifies them."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from onnx import numpy_helper
+
+from export.artifact import Artifact, Precision, export
+from export.verification import TOLERANCES, Model, verify
+from model import weights
+from service import cli
+from tests.export.conftest import checkpoint_of
+
+CHUNK = 70
+"""More than a block of tokens, and no multiple of it."""
+
+
+@pytest.mark.parametrize("precision", list(TOLERANCES))
+def test_every_precision_answers_as_the_checkpoint(
+    precision: Precision, checkpoint: Path, tmp_path: Path
+) -> None:
+    artifact = export(checkpoint, tmp_path / "out", precision=precision, chunk=CHUNK)
+    checks = list(verify(artifact, weights.load(checkpoint, dtype=torch.float64)))
+    assert len(checks) == 6
+    assert [check for check in checks if not check.holds] == []
+
+
+def test_the_library_answers_as_the_checkpoint(
+    checkpoint: Path, tmp_path: Path, library: Path
+) -> None:
+    source = weights.load(checkpoint, dtype=torch.float64)
+    for precision in TOLERANCES:
+        artifact = export(checkpoint, tmp_path / precision, precision=precision, chunk=CHUNK)
+        checks = [x for x in verify(artifact, source, library) if x.operators == "library"]
+        assert len(checks) == 6
+        assert [check for check in checks if not check.holds] == []
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"conv_kernel": 0},
+        {"conv_kernel": 2, "layers": 1},
+        {"normalize_routing": False},
+        {"prior_tokens": 0.0},
+        {"heads": 1, "num_components": 1, "labels": ("a", "b")},
+    ],
+    ids=str,
+)
+def test_every_architecture_is_exported(changes: dict[str, object], tmp_path: Path) -> None:
+    source = checkpoint_of(tmp_path / "checkpoint", **changes)
+    artifact = export(source, tmp_path / "out", chunk=8)
+    checks = list(verify(artifact, weights.load(source, dtype=torch.float64)))
+    unanswered = changes.get("prior_tokens") == 0.0  # of no tokens the mean is 0 / 0
+    assert [check for check in checks if not (check.holds or unanswered)] == []
+
+
+@pytest.mark.parametrize("precision", ["float32", "int8"])
+def test_an_answer_does_not_depend_on_the_documents_beside_it(
+    precision: Precision, checkpoint: Path, tmp_path: Path
+) -> None:
+    artifact = export(checkpoint, tmp_path / "out", precision=precision, chunk=16)
+    model = Model(artifact)
+    config = artifact.config
+    rng = np.random.default_rng(0)
+    mine, other = rng.integers(0, config.vocab_size, (2, 16))
+    states = {
+        name: np.zeros([2, *x.shape[1:]], np.dtype(str(x.dtype).removeprefix("torch.")))
+        for name, x in weights.load(checkpoint).classifier.new_states(1).tensors()
+    }
+    fresh = np.array([True, True])
+    alone = model.step([(0, mine)], fresh, states)
+    beside = model.step([(0, mine), (1, other)], fresh, states)
+    np.testing.assert_allclose(beside["logits"][0], alone["logits"][0], rtol=1e-5, atol=1e-7)
+
+
+def test_a_model_that_is_off_is_told(
+    checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    artifact = export(checkpoint, tmp_path / "out", chunk=16)
+    model = onnx.load(artifact.model)
+    (bias,) = (x for x in model.graph.initializer if x.name == "deep_bias")
+    bias.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(bias) * 1.01, bias.name))
+    onnx.save(model, artifact.model)
+    checks = list(verify(artifact, weights.load(checkpoint, dtype=torch.float64)))
+    assert not any(check.holds for check in checks)
+
+
+def test_another_checkpoint_is_told(checkpoint: Path, tmp_path: Path) -> None:
+    artifact = export(checkpoint, tmp_path / "out", chunk=16)
+    other = checkpoint_of(tmp_path / "other", prior_tokens=1.0)
+    with pytest.raises(ValueError, match="another checkpoint"):
+        next(verify(artifact, weights.load(other, dtype=torch.float64)))
+
+
+class TestCommand:
+    def run(self, monkeypatch: pytest.MonkeyPatch, *arguments: object) -> int:
+        monkeypatch.setattr(sys, "argv", ["gma", "export", *map(str, arguments)])
+        with pytest.raises(SystemExit) as exited:
+            cli.main()
+        return int(exited.value.code or 0)
+
+    def test_exports_and_verifies(
+        self,
+        checkpoint: Path,
+        tmp_path: Path,
+        monkeypatch: pytest.MonkeyPatch,
+        capsys: pytest.CaptureFixture[str],
+    ) -> None:
+        out = tmp_path / "out"
+        assert self.run(monkeypatch, checkpoint, "--out", out, "--chunk", 16) == 0
+        told = capsys.readouterr().out
+        assert "16 tokens a step" in told
+        assert "verified" in told
+        assert "OFF" not in told
+        assert Artifact.open(out).manifest.chunk == 16
+
+    def test_fails_when_a_check_is_off(
+        self,
+        checkpoint: Path,
+        tmp_path: Path,
+        monkeypatch: pytest.MonkeyPatch,
+        capsys: pytest.CaptureFixture[str],
+    ) -> None:
+        monkeypatch.setitem(TOLERANCES, "float32", TOLERANCES["float32"]._replace(logits=0.0))
+        assert self.run(monkeypatch, checkpoint, "--out", tmp_path / "out", "--chunk", 16) == 1
+        told = capsys.readouterr()
+        assert "OFF" in told.out
+        assert "checks are off" in told.err
+
+    def test_refuses_a_bidirectional_checkpoint(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        source = checkpoint_of(tmp_path / "checkpoint", causal=False)
+        assert self.run(monkeypatch, source, "--out", tmp_path / "out") == 1
+        assert "bidirectional model has no step" in capsys.readouterr().err
+        assert not (tmp_path / "out").exists()
