@@ -2,12 +2,15 @@ from __future__ import annotations
 
 import importlib
 import subprocess
+from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
+from export.artifact import Artifact, Precision, export
 from model import weights
 from model.tokenizer import Tokenizer
 from tests.model.small import small
@@ -36,6 +39,24 @@ def checkpoint_of(folder: Path, **changes: object) -> Path:
     return folder
 
 
+CHUNK = 70
+"""Of exported models: more than a block of tokens, and no multiple of it."""
+
+Exported = Callable[[Precision], Artifact]
+
+
 @pytest.fixture(scope="session")
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return checkpoint_of(tmp_path_factory.mktemp("checkpoint"))
+
+
+@pytest.fixture(scope="session")
+def exported(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Exported:
+    """The checkpoint in any precision, made once: who changes it, copies it."""
+    folder = tmp_path_factory.mktemp("exported")
+
+    @cache
+    def of(precision: Precision) -> Artifact:
+        return export(checkpoint, folder / precision, precision=precision, chunk=CHUNK)
+
+    return of

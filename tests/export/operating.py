@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnxruntime
@@ -18,7 +19,7 @@ from export.body import OPSET
 from export.operators import ATTRIBUTES, DOMAIN, INPUTS, OPERATORS, OUTPUTS, VERSION
 from model.ops import chunked
 
-Array = NDArray[np.generic]
+Array = NDArray[Any]
 
 SETTINGS = {"normalize": 1, "epsilon": 1e-6, "routing_epsilon": chunked.ROUTING_EPSILON}
 
@@ -81,7 +82,7 @@ def run(
     *,
     through: int = TensorProto.FLOAT,
     threads: int = 0,
-    **attributes: object,
+    **attributes: Any,
 ) -> dict[str, Array]:
     """The operator's outputs by name, on the CPU; ``library`` takes its body's place.
 
@@ -138,33 +139,32 @@ def run(
     return dict(zip(operator.outputs, session.run(None, inputs), strict=True))
 
 
-def attributes(name: str) -> dict[str, object]:
+def attributes(name: str) -> dict[str, Any]:
     return {n: SETTINGS[n] for n in OPERATORS[name].attributes if n in ATTRIBUTES}
 
 
 def mixture_inputs(rows: Rows, size: tuple[int, int, int, int] = SIZE) -> dict[str, Array]:
-    H, K, r, v = size
+    heads, components, routing, value = size
     rng = np.random.default_rng(1)
-    var = rng.uniform(0.5, 3.0, (H, K, r))
-    mu = rng.normal(size=(H, K, r))
-    mixture = chunked.Coefficients.of(
-        torch.tensor(mu), torch.tensor(var), torch.log_softmax(torch.zeros(H, K), -1).double()
-    )
+    var = rng.uniform(0.5, 3.0, (heads, components, routing))
+    mu = rng.normal(size=(heads, components, routing))
+    log_pi = torch.log_softmax(torch.zeros(heads, components), -1).double()
+    mixture = chunked.Coefficients.of(torch.tensor(mu), torch.tensor(var), log_pi)
     return {
-        "routed": rng.normal(size=(len(rows.lengths), rows.chunk, H * (2 * r + v))),
-        "memory": rng.normal(size=(rows.count, H, K, v)),
-        "mass": rng.uniform(0.1, 9.0, (rows.count, H, K)),
+        "routed": rng.normal(size=(len(rows.lengths), rows.chunk, heads * (2 * routing + value))),
+        "memory": rng.normal(size=(rows.count, heads, components, value)),
+        "mass": rng.uniform(0.1, 9.0, (rows.count, heads, components)),
         **{name: x.numpy() for name, x in zip(mixture._fields, mixture, strict=True)},
     }
 
 
-def convolution_inputs(rows: Rows, W: int = W) -> dict[str, Array]:
+def convolution_inputs(rows: Rows, width: int = W) -> dict[str, Array]:
     rng = np.random.default_rng(2)
     return {
-        "x": rng.normal(size=(len(rows.lengths), rows.chunk, W)),
-        "tail": rng.normal(size=(rows.count, T, W)),
-        "scale": rng.uniform(0.5, 2.0, W),
-        "taps": rng.normal(size=(T + 1, W)),
+        "x": rng.normal(size=(len(rows.lengths), rows.chunk, width)),
+        "tail": rng.normal(size=(rows.count, T, width)),
+        "scale": rng.uniform(0.5, 2.0, width),
+        "taps": rng.normal(size=(T + 1, width)),
     }
 
 
@@ -178,10 +178,11 @@ def _filled(x: Array, size: int) -> Tensor:
 
 def gma_reference(name: str, inputs: dict[str, Array], rows: Rows) -> dict[str, Tensor]:
     """What `model.ops.chunked` says in float64."""
-    (H, _, r), v = inputs["linear"].shape, inputs["memory"].shape[-1]
+    (heads, _, routing), value = inputs["linear"].shape, inputs["memory"].shape[-1]
     routed = _filled(inputs["routed"], rows.size)
     q, k, val = (
-        part.unflatten(-1, (H, -1)) for part in routed.split([H * r, H * r, H * v], dim=-1)
+        part.reshape(*part.shape[:2], heads, -1)
+        for part in torch.split(routed, [heads * routing, heads * routing, heads * value], dim=-1)
     )
     fresh = torch.tensor(rows.fresh)
     memory, mass = (torch.tensor(inputs[n]) for n in ("memory", "mass"))
@@ -222,7 +223,7 @@ def convolution_reference(inputs: dict[str, Array], rows: Rows) -> dict[str, Ten
         own = functional.rms_norm(joined, scale.shape, scale, 1e-6)
         seen = torch.cat([after[document], own])
         update = torch.stack([(seen[i : i + T + 1] * taps).sum(0) for i in range(len(own))])
-        parts = (joined + update).split([rows.lengths[i] for i in mine])
+        parts = torch.split(joined + update, [rows.lengths[i] for i in mine])
         for i, part in zip(mine, parts, strict=True):
             y[i, : len(part)] = part
         after[document] = seen[-T:]

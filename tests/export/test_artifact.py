@@ -11,26 +11,28 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
+import torch
 from onnx import ModelProto, TensorProto, helper, numpy_helper
 
 from export import artifact as artifacts
 from export.artifact import Artifact, ArtifactError, export
 from export.operators import DOMAIN
 from model import weights
-from tests.export.conftest import checkpoint_of
-
-CHUNK = 8
-
-
-@pytest.fixture(scope="module")
-def exported(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return export(checkpoint, tmp_path_factory.mktemp("exported") / "model", chunk=CHUNK).folder
+from model.tokenizer import Tokenizer
+from tests.export.conftest import CHUNK, Exported, checkpoint_of
 
 
 @pytest.fixture
-def folder(exported: Path, tmp_path: Path) -> Path:
+def folder(exported: Exported, tmp_path: Path) -> Path:
     """A copy to change."""
-    return Path(shutil.copytree(exported, tmp_path / "model"))
+    return Path(shutil.copytree(exported("float32").folder, tmp_path / "model"))
+
+
+@pytest.fixture(scope="module")
+def apart(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """With weights in a file of their own."""
+    out = tmp_path_factory.mktemp("apart") / "model"
+    return export(checkpoint, out, chunk=CHUNK, inline=0).folder
 
 
 def resign(folder: Path, **changes: object) -> None:
@@ -43,34 +45,35 @@ def resign(folder: Path, **changes: object) -> None:
     file.write_text(json.dumps(manifest | changes))
 
 
-def test_tells_what_it_is(exported: Path, checkpoint: Path) -> None:
-    artifact = Artifact.open(exported)
+def test_tells_what_it_is(exported: Exported, checkpoint: Path) -> None:
+    artifact = Artifact.open(exported("float32").folder)
     loaded = weights.load(checkpoint)
     assert artifact.config == loaded.config
     assert artifact.manifest.checkpoint == loaded.fingerprint
     assert artifact.manifest.precision == "float32"
     assert artifact.manifest.chunk == CHUNK
     assert artifact.tokenizer.vocab_size == loaded.tokenizer.vocab_size
-    assert sorted(x.name for x in exported.iterdir()) == [
+    assert sorted(x.name for x in artifact.folder.iterdir()) == [
         "manifest.json",
         "model.onnx",
         "tokenizer.json",
     ]
 
 
-def test_tells_nothing_of_its_making(exported: Path) -> None:
-    assert str(Path(__file__).parents[2]).encode() not in (exported / "model.onnx").read_bytes()
+def test_tells_nothing_of_its_making(exported: Exported) -> None:
+    here = str(Path(__file__).parents[2]).encode()
+    assert here not in exported("float32").model.read_bytes()
 
 
 def test_the_same_checkpoint_gives_the_same_files(
-    exported: Path, checkpoint: Path, tmp_path: Path
+    exported: Exported, checkpoint: Path, tmp_path: Path
 ) -> None:
     again = export(checkpoint, tmp_path / "again", chunk=CHUNK)
-    assert again.manifest == Artifact.open(exported).manifest
+    assert again.manifest == exported("float32").manifest
 
 
-def test_large_weights_get_a_file_of_their_own(checkpoint: Path, tmp_path: Path) -> None:
-    artifact = export(checkpoint, tmp_path / "model", chunk=CHUNK, inline=0)
+def test_large_weights_get_a_file_of_their_own(apart: Path) -> None:
+    artifact = Artifact.open(apart)
     assert (artifact.folder / "model.onnx.data").stat().st_size > artifact.model.stat().st_size / 4
     onnx.checker.check_model(artifact.model)
 
@@ -80,16 +83,17 @@ def test_nothing_is_written_over(folder: Path, checkpoint: Path) -> None:
         export(checkpoint, folder)
 
 
-def test_is_written_whole_or_not_at_all(
-    checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_is_written_whole_or_not_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source = checkpoint_of(tmp_path / "checkpoint", layers=1)
+    out = tmp_path / "exported" / "model"
+
     def full(file: Path) -> str:
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(artifacts, "_sha256", full)
     with pytest.raises(OSError, match="No space"):
-        export(checkpoint, tmp_path / "model")
-    assert not list(tmp_path.iterdir())
+        export(source, out, chunk=CHUNK)
+    assert not list(out.parent.iterdir())
 
 
 @pytest.mark.parametrize("chunk", [0, 2, 10**6])
@@ -104,7 +108,7 @@ def test_refuses_a_precision_that_activations_may_exceed(tmp_path: Path) -> None
     source = checkpoint_of(tmp_path / "checkpoint")
     loaded = weights.load(source)
     loaded.classifier.layers[1].get_parameter("mlp.up.weight").mul_(1e5)
-    weights.save(source, loaded.classifier, loaded.tokenizer, card="", dtype=weights.torch.float32)
+    weights.save(source, loaded.classifier, loaded.tokenizer, card="", dtype=torch.float32)
     with pytest.raises(ArtifactError, match="another precision than float16"):
         export(source, tmp_path / "model", precision="float16")
 
@@ -172,8 +176,6 @@ class TestRefusesFiles:
             Artifact.open(folder)
 
     def test_a_tokenizer_of_another_size(self, folder: Path) -> None:
-        from model.tokenizer import Tokenizer
-
         Tokenizer.train(iter(["other"]), vocab_size=257).save(folder / "tokenizer.json")
         resign(folder)
         with pytest.raises(ArtifactError, match="tokens"):
@@ -181,7 +183,9 @@ class TestRefusesFiles:
 
 
 def _weight(model: ModelProto, name: str) -> TensorProto:
-    return next(x for x in model.graph.initializer if x.name == name)
+    (tensor,) = (x for x in model.graph.initializer if x.name == name)
+    assert isinstance(tensor, TensorProto)
+    return tensor
 
 
 def _elsewhere(location: str, **entries: str) -> Callable[[ModelProto], None]:
@@ -241,7 +245,7 @@ def _function(model: ModelProto) -> None:
 
 def _range(model: ModelProto) -> None:
     node = next(x for x in model.graph.node if x.op_type == "Range")
-    model.graph.initializer.append(numpy_helper.from_array(np.int64(2**60), "limit"))
+    model.graph.initializer.append(numpy_helper.from_array(np.array(2**60), "limit"))
     node.input[1] = "limit"
 
 
@@ -318,9 +322,9 @@ def test_refuses_a_model_that_is_another(
     ids=str,
 )
 def test_refuses_weights_elsewhere(
-    checkpoint: Path, tmp_path: Path, entries: dict[str, str], message: str
+    apart: Path, tmp_path: Path, entries: dict[str, str], message: str
 ) -> None:
-    folder = export(checkpoint, tmp_path / "model", chunk=CHUNK, inline=0).folder
+    folder = Path(shutil.copytree(apart, tmp_path / "model"))
     model = onnx.load(folder / "model.onnx", load_external_data=False)
     for entry in _weight(model, "embedding").external_data:
         entry.value = entries.get(entry.key, entry.value)

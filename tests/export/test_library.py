@@ -23,9 +23,16 @@ from tests.model.small import error
 CHUNKS = (1, 31, 32, 33, 63, 1000)
 SIZES = {"odd": (2, 5, 3, 4), "round": (2, 32, 16, 48)}
 MIXTURES = ["CausalGMA", "WriteGMA", "ReadGMA"]
-ROUNDING = {TensorProto.FLOAT: 1e-5, TensorProto.FLOAT16: 1e-3, TensorProto.BFLOAT16: 8e-3}
+ROUNDING: dict[int, float] = {
+    TensorProto.FLOAT: 1e-5,
+    TensorProto.FLOAT16: 1e-3,
+    TensorProto.BFLOAT16: 8e-3,
+}
 TYPES = list(ROUNDING)
-TORCH = {TensorProto.FLOAT16: torch.float16, TensorProto.BFLOAT16: torch.bfloat16}
+TORCH: dict[int, torch.dtype] = {
+    TensorProto.FLOAT16: torch.float16,
+    TensorProto.BFLOAT16: torch.bfloat16,
+}
 
 
 @pytest.mark.parametrize("size", SIZES)
@@ -159,7 +166,7 @@ def test_state_does_not_drift(library: Path, steps: int) -> None:
     inputs = operating.mixture_inputs(rows, (1, 4, 2, 3))
     inputs["routed"][..., -1] += 1.0  # so that sums grow, as the masses do
     expected = operating.gma_reference("WriteGMA", inputs, rows)
-    state = {}
+    state: dict[str, Array] = {}
     for part in np.split(inputs["routed"], steps):
         given = {
             **inputs,
@@ -203,7 +210,7 @@ def test_rows_that_make_no_sense_are_refused(
     rows = Rows(8, [8, 8, 8], [0, 1, 2], 3, [False] * 3)
     convolution = name == "ShortConvolution"
     inputs = (operating.convolution_inputs if convolution else operating.mixture_inputs)(rows)
-    arrays = {each: np.array(x, np.int64) for each, x in wrong.items()}
+    arrays: dict[str, Array] = {each: np.array(x, np.int64) for each, x in wrong.items()}
     with pytest.raises(InvalidArgument, match=f"{name}: .*{message}"):
         _run(name, inputs, rows, library, more=arrays)
 

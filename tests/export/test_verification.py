@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import shutil
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,33 +13,30 @@ import pytest
 import torch
 from onnx import numpy_helper
 
+from export import artifact
 from export.artifact import Artifact, Precision, export
 from export.verification import TOLERANCES, Model, verify
 from model import weights
 from service import cli
-from tests.export.conftest import checkpoint_of
-
-CHUNK = 70
-"""More than a block of tokens, and no multiple of it."""
+from tests.export.conftest import Exported, checkpoint_of
 
 
 @pytest.mark.parametrize("precision", list(TOLERANCES))
 def test_every_precision_answers_as_the_checkpoint(
-    precision: Precision, checkpoint: Path, tmp_path: Path
+    precision: Precision, checkpoint: Path, exported: Exported
 ) -> None:
-    artifact = export(checkpoint, tmp_path / "out", precision=precision, chunk=CHUNK)
-    checks = list(verify(artifact, weights.load(checkpoint, dtype=torch.float64)))
+    checks = list(verify(exported(precision), weights.load(checkpoint, dtype=torch.float64)))
     assert len(checks) == 6
     assert [check for check in checks if not check.holds] == []
 
 
 def test_the_library_answers_as_the_checkpoint(
-    checkpoint: Path, tmp_path: Path, library: Path
+    checkpoint: Path, exported: Exported, library: Path
 ) -> None:
     source = weights.load(checkpoint, dtype=torch.float64)
     for precision in TOLERANCES:
-        artifact = export(checkpoint, tmp_path / precision, precision=precision, chunk=CHUNK)
-        checks = [x for x in verify(artifact, source, library) if x.operators == "library"]
+        every = verify(exported(precision), source, library)
+        checks = [check for check in every if check.operators == "library"]
         assert len(checks) == 6
         assert [check for check in checks if not check.holds] == []
 
@@ -45,29 +44,24 @@ def test_the_library_answers_as_the_checkpoint(
 @pytest.mark.parametrize(
     "changes",
     [
-        {"conv_kernel": 0},
-        {"conv_kernel": 2, "layers": 1},
-        {"normalize_routing": False},
-        {"prior_tokens": 0.0},
-        {"heads": 1, "num_components": 1, "labels": ("a", "b")},
+        {"conv_kernel": 0, "layers": 1, "normalize_routing": False, "prior_tokens": 0.0},
+        {"conv_kernel": 2, "heads": 1, "num_components": 1, "labels": ("a", "b")},
     ],
     ids=str,
 )
 def test_every_architecture_is_exported(changes: dict[str, object], tmp_path: Path) -> None:
     source = checkpoint_of(tmp_path / "checkpoint", **changes)
-    artifact = export(source, tmp_path / "out", chunk=8)
-    checks = list(verify(artifact, weights.load(source, dtype=torch.float64)))
+    made = export(source, tmp_path / "out", chunk=8)
+    checks = list(verify(made, weights.load(source, dtype=torch.float64)))
     unanswered = changes.get("prior_tokens") == 0.0  # of no tokens the mean is 0 / 0
     assert [check for check in checks if not (check.holds or unanswered)] == []
 
 
 @pytest.mark.parametrize("precision", ["float32", "int8"])
 def test_an_answer_does_not_depend_on_the_documents_beside_it(
-    precision: Precision, checkpoint: Path, tmp_path: Path
+    precision: Precision, checkpoint: Path, exported: Exported
 ) -> None:
-    artifact = export(checkpoint, tmp_path / "out", precision=precision, chunk=16)
-    model = Model(artifact)
-    config = artifact.config
+    model, config = Model(exported(precision)), exported(precision).config
     rng = np.random.default_rng(0)
     mine, other = rng.integers(0, config.vocab_size, (2, 16))
     states = {
@@ -80,23 +74,21 @@ def test_an_answer_does_not_depend_on_the_documents_beside_it(
     np.testing.assert_allclose(beside["logits"][0], alone["logits"][0], rtol=1e-5, atol=1e-7)
 
 
-def test_a_model_that_is_off_is_told(
-    checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    artifact = export(checkpoint, tmp_path / "out", chunk=16)
-    model = onnx.load(artifact.model)
+def test_a_model_that_is_off_is_told(checkpoint: Path, exported: Exported, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(exported("float32").folder, tmp_path / "model"))
+    changed = replace(exported("float32"), folder=folder)
+    model = onnx.load(changed.model)
     (bias,) = (x for x in model.graph.initializer if x.name == "deep_bias")
     bias.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(bias) * 1.01, bias.name))
-    onnx.save(model, artifact.model)
-    checks = list(verify(artifact, weights.load(checkpoint, dtype=torch.float64)))
+    onnx.save(model, changed.model)
+    checks = list(verify(changed, weights.load(checkpoint, dtype=torch.float64)))
     assert not any(check.holds for check in checks)
 
 
-def test_another_checkpoint_is_told(checkpoint: Path, tmp_path: Path) -> None:
-    artifact = export(checkpoint, tmp_path / "out", chunk=16)
+def test_another_checkpoint_is_told(exported: Exported, tmp_path: Path) -> None:
     other = checkpoint_of(tmp_path / "other", prior_tokens=1.0)
     with pytest.raises(ValueError, match="another checkpoint"):
-        next(verify(artifact, weights.load(other, dtype=torch.float64)))
+        next(verify(exported("float32"), weights.load(other, dtype=torch.float64)))
 
 
 class TestCommand:
@@ -124,12 +116,13 @@ class TestCommand:
     def test_fails_when_a_check_is_off(
         self,
         checkpoint: Path,
-        tmp_path: Path,
+        exported: Exported,
         monkeypatch: pytest.MonkeyPatch,
         capsys: pytest.CaptureFixture[str],
     ) -> None:
+        monkeypatch.setattr(artifact, "export", lambda *_, **__: exported("float32"))
         monkeypatch.setitem(TOLERANCES, "float32", TOLERANCES["float32"]._replace(logits=0.0))
-        assert self.run(monkeypatch, checkpoint, "--out", tmp_path / "out", "--chunk", 16) == 1
+        assert self.run(monkeypatch, checkpoint, "--out", "out") == 1
         told = capsys.readouterr()
         assert "OFF" in told.out
         assert "checks are off" in told.err

@@ -3,10 +3,13 @@
 #include <algorithm>
 #include <cstdlib>
 #include <cstring>
-#include <initializer_list>
+#include <exception>
 #include <memory>
 #include <mutex>
+#include <new>
+#include <string>
 #include <thread>
+#include <vector>
 
 #include "documents.h"
 #include "kernels.h"
@@ -77,7 +80,7 @@ class Input {
     return value_.GetTensorData<T>();
   }
 
-  // Sizes, from the first on; `dimensions` of them in all.
+  // The two refuse any other shape.
   const Input& has(size_t dimensions) const {
     if (shape_.size() != dimensions) refuse("has " + std::to_string(dimensions) + " dimensions");
     return *this;
@@ -107,7 +110,7 @@ void* output(Ort::KernelContext& context, size_t index, const Shape& shape) {
   return context.GetOutput(index, shape).GetTensorMutableRawData();
 }
 
-// A byte of a tensor of `type`, `elements` from its start.
+// Where the element is that so many lie before.
 const void* at(const void* data, Type type, Index elements) {
   return static_cast<const char*>(data) + elements * size_of(type);
 }
@@ -125,6 +128,7 @@ void clear(void* data, Type type, const int64_t* lengths, Index rows, Index chun
   }
 }
 
+// Of the machine: how many the session has, ONNX Runtime does not say.
 Index threads() { return std::max<Index>(1, std::thread::hardware_concurrency()); }
 
 // The mixture of every head, packed.
@@ -289,10 +293,16 @@ class Attention {
       const Part& part = parts[index];
       if (form == Form::write && !part.last) return;
       const Index row = part.document * step.heads + part.head;
+      const float* memory = step.memory + row * step.size;
+      const float* mass = step.mass + row * step.components;
+      const bool fresh = writes && step.fresh[part.document];
+      if (part.count == 0) {  // what most of a pool's states are in a step: left as they are
+        carry(memory, fresh, step.size, step.memory_after + row * step.size);
+        carry(mass, fresh, step.components, step.mass_after + row * step.components);
+        return;
+      }
       std::vector<double> state(static_cast<size_t>(size), 0.0);
-      if (!writes || !step.fresh[part.document]) {
-        const float* memory = step.memory + row * step.size;
-        const float* mass = step.mass + row * step.components;
+      if (!fresh) {
         std::copy(mass, mass + step.components,
                   std::copy(memory, memory + step.size, state.begin()));
       }
@@ -301,12 +311,10 @@ class Attention {
           for (size_t j = 0; j < state.size(); ++j) state[j] += sums[earlier][j];
         }
       }
-      if (part.count > 0) {
-        scan(form == Form::causal  ? kernels().causal
-             : form == Form::write ? kernels().write
-                                   : kernels().read,
-             step, mixtures, part, state.data());
-      }
+      scan(form == Form::causal  ? kernels().causal
+           : form == Form::write ? kernels().write
+                                 : kernels().read,
+           step, mixtures, part, state.data());
       if (writes && part.last) {
         const auto narrow = [](double x) { return static_cast<float>(x); };
         const auto masses = state.begin() + step.size;
@@ -314,6 +322,14 @@ class Attention {
         std::transform(masses, state.end(), step.mass_after + row * step.components, narrow);
       }
     });
+  }
+
+  static void carry(const float* from, bool fresh, Index count, float* to) {
+    if (fresh) {
+      std::fill(to, to + count, 0.0f);
+    } else {
+      std::copy(from, from + count, to);
+    }
   }
 
   template <class Kernel>

@@ -1,3 +1,4 @@
+// Which of the kernels this processor runs.
 #include <cstdlib>
 #include <stdexcept>
 #include <string>

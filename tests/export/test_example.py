@@ -1,0 +1,76 @@
+"""The example that the documentation gives, run as a reader would run it."""
+
+from __future__ import annotations
+
+import ast
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from export.artifact import Artifact, export
+from model.config import DEFAULT_CHECKPOINT
+from service import cli
+
+ROOT = Path(__file__).parents[2]
+SCRIPT = ROOT / "docs" / "examples" / "classify.py"
+
+
+@pytest.fixture(scope="module")
+def books(tmp_path_factory: pytest.TempPathFactory) -> Artifact:
+    return export(DEFAULT_CHECKPOINT, tmp_path_factory.mktemp("books") / "model")
+
+
+@pytest.fixture
+def book(tmp_path: Path) -> Path:
+    with (ROOT / "tests" / "data" / "excerpts.jsonl").open(encoding="utf-8") as lines:
+        text = json.loads(next(lines))["text"]
+    file = tmp_path / "book.txt"
+    file.write_text(text * 3, encoding="utf-8")
+    return file
+
+
+def classify(*arguments: object) -> dict[str, object]:
+    command = [sys.executable, str(SCRIPT), *map(str, arguments)]
+    out = subprocess.run(command, check=True, capture_output=True, text=True, cwd="/").stdout
+    answer: dict[str, object] = json.loads(out)
+    return answer
+
+
+def expected(
+    book: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> dict[str, object]:
+    """What `gma classify` says."""
+    monkeypatch.setattr(sys, "argv", ["gma", "classify", "--json", "--device", "cpu", str(book)])
+    with pytest.raises(SystemExit):
+        cli.main()
+    answer = json.loads(capsys.readouterr().out)
+    scores = {each["label"]: pytest.approx(each["score"], abs=1e-5) for each in answer["scores"]}
+    return {"label": answer["label"], "scores": scores}
+
+
+def test_answers_as_gma_classify(
+    books: Artifact,
+    book: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert classify(books.folder, book) == expected(book, monkeypatch, capsys)
+
+
+def test_answers_the_same_with_the_library(books: Artifact, book: Path, library: Path) -> None:
+    with_bodies = classify(books.folder, book)
+    with_kernels = classify(books.folder, book, library)
+    assert with_kernels["label"] == with_bodies["label"]
+    assert with_kernels["scores"] == pytest.approx(with_bodies["scores"], abs=1e-5)
+
+
+def test_is_short_and_needs_little() -> None:
+    source = SCRIPT.read_text()
+    assert len(source.splitlines()) <= 30
+    nodes = list(ast.walk(ast.parse(source)))
+    names = {alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names}
+    names |= {str(node.module) for node in nodes if isinstance(node, ast.ImportFrom)}
+    assert names == {"json", "sys", "numpy", "onnxruntime", "tokenizers"}
