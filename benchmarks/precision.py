@@ -53,7 +53,9 @@ class Row:
     documents: int
 
 
-def prefixes(texts: Sequence[bytes], tokenizer: Tokenizer) -> dict[int | None, list[Tokens]]:
+def prefixes(
+    texts: Sequence[bytes], tokenizer: Tokenizer, sizes: Sequence[int | None] = PREFIXES
+) -> dict[int | None, list[Tokens]]:
     """Each text's tokens up to each prefix; the rest of a character that is cut is dropped."""
 
     def encode(text: bytes) -> Tokens:
@@ -63,7 +65,7 @@ def prefixes(texts: Sequence[bytes], tokenizer: Tokenizer) -> dict[int | None, l
 
     heads = {
         prefix: [text[:prefix].decode(errors="ignore").encode() for text in texts]
-        for prefix in PREFIXES
+        for prefix in sizes
     }
     with ThreadPoolExecutor(os.cpu_count()) as threads:
         return {prefix: list(threads.map(encode, cut)) for prefix, cut in heads.items()}

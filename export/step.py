@@ -182,8 +182,8 @@ def _product(
 
 # What torch traces in place of the operators. They have shapes only: they are exported, never run.
 
-gma = torch.ops.gma
-_library = torch.library.Library("gma", "DEF")  # type: ignore[no-untyped-call]
+gma = torch.ops.gma_exported  # `gma` has the kernels of `model.ops.triton`
+_library = torch.library.Library("gma_exported", "DEF")  # type: ignore[no-untyped-call]
 _ROWS = "Tensor lengths, Tensor document_of_row, Tensor fresh"
 
 
@@ -192,7 +192,7 @@ def _traced(schema: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
 
     def define(shapes: Callable[..., Any]) -> Callable[..., Any]:
         name = _library.define(schema)  # type: ignore[no-untyped-call]
-        torch.library.register_fake(f"gma::{name}", shapes)
+        torch.library.register_fake(f"gma_exported::{name}", shapes)
         return shapes
 
     return define

@@ -21,15 +21,14 @@ from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 import ray
-from pydantic import ValidationError
 from ray import serve
 from ray.serve.config import HTTPOptions, RequestRouterConfig
 from ray.serve.handle import DeploymentHandle
 from ray.serve.schema import LoggingConfig
 
-from model.config import ModelConfig
 from service import kernel_cache, logs
 from service.cores import cores
+from service.model_folder import ModelFolder
 from service.settings import Settings
 
 if TYPE_CHECKING:
@@ -119,10 +118,11 @@ class GatewayReplica:
         from service.gateway import Gateway
         from service.replicas import RayWorkers
 
+        folder = ModelFolder.of(settings)
         self._gateway = Gateway(
             settings,
-            _config(settings.checkpoint),
-            Tokenizer.load(settings.checkpoint / "tokenizer.json"),
+            folder.config,
+            Tokenizer.load(folder.tokenizer),
             RayWorkers(worker, timeout_s=settings.worker_timeout_s),
             threads=threads,
         )
@@ -201,11 +201,10 @@ def serve_forever(settings: Settings) -> None:
 @contextmanager
 def running(settings: Settings) -> Iterator[None]:
     """The service on this machine, ready, for as long as the context lasts. Raises StartError."""
-    config = _config(settings.checkpoint)
-    if not config.causal:
-        raise StartError(
-            f"{settings.checkpoint} is bidirectional: it reads whole documents, not streams"
-        )
+    try:
+        ModelFolder.of(settings)
+    except ValueError as error:
+        raise StartError(str(error)) from error
     _check_port(settings.host, settings.port)
     with ExitStack() as stack:
         folder = settings.metrics_dir
@@ -221,6 +220,7 @@ def running(settings: Settings) -> Iterator[None]:
                 "checkpoint": settings.checkpoint.absolute(),
                 "metrics_dir": folder.absolute(),
                 "compile_cache": settings.compile_cache and settings.compile_cache.absolute(),
+                "ops_library": _absolute(settings.ops_library),
             }
         )
         serve.start(http_options=HTTPOptions(host=settings.host, port=settings.port))
@@ -294,16 +294,8 @@ def _device(settings: Settings) -> str:
     return "cuda"
 
 
-def _config(checkpoint: Path) -> ModelConfig:
-    file = checkpoint / "config.json"
-    try:
-        return ModelConfig.model_validate_json(file.read_bytes())
-    except OSError as error:
-        raise StartError(f"{checkpoint} is not a checkpoint: {file}: {error.strerror}") from error
-    except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(map(str, first["loc"]))
-        raise StartError(f"{file}: {where}: {first['msg']}") from error
+def _absolute(library: Path | str) -> Path | str:
+    return library.absolute() if isinstance(library, Path) else library
 
 
 def _check_port(host: str, port: int) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
 
@@ -21,6 +21,7 @@ from service.runner import (
     Launched,
     Memory,
     Outcome,
+    TorchRunner,
     device_memory,
     grids_up_to,
     warm_up,
@@ -38,6 +39,7 @@ class FusedRunner:
 
     backend = "torch"
     depth = 2
+    versions: Mapping[str, str] = TorchRunner.versions
 
     def __init__(
         self, classifier: Classifier, *, slots: int, rows: int, chunk: int, precision: Precision

@@ -1,9 +1,11 @@
-"""This process's memory, as the kernel counts it."""
+"""This process's memory, as the kernel counts it, and as the GPUs' driver does."""
 
 from __future__ import annotations
 
+import os
 import re
 from pathlib import Path
+from typing import Any
 
 
 def resident_memory() -> tuple[int, int]:
@@ -15,3 +17,29 @@ def resident_memory() -> tuple[int, int]:
     # Not getrusage: its peak is inherited from the process that started this one.
     fields = dict(re.findall(r"^(VmRSS|VmHWM):\s*(\d+) kB$", status, re.MULTILINE))
     return int(fields.get("VmRSS", 0)) * 1024, int(fields.get("VmHWM", 0)) * 1024
+
+
+def gpu_memory() -> int:
+    """Bytes of GPU memory that this process holds, its CUDA context included.
+
+    Where the driver can't tell processes apart, as in some containers, all that is in use on the
+    process's first GPU. Raises ValueError if the driver can't be asked.
+    """
+    try:
+        import pynvml  # installed where ONNX Runtime has CUDA
+    except ImportError as error:
+        raise ValueError("GPU memory is read with nvidia-ml-py, which is not installed") from error
+    try:
+        pynvml.nvmlInit()
+        gpus = [pynvml.nvmlDeviceGetHandleByIndex(i) for i in range(pynvml.nvmlDeviceGetCount())]
+        running = [each for x in gpus for each in pynvml.nvmlDeviceGetComputeRunningProcesses(x)]
+        own = sum(each.usedGpuMemory or 0 for each in running if each.pid == os.getpid())
+        return own or int(pynvml.nvmlDeviceGetMemoryInfo(_first(gpus, pynvml)).used)
+    except pynvml.NVMLError as error:
+        raise ValueError(f"the GPU's driver does not tell its memory: {error}") from error
+
+
+def _first(gpus: list[Any], pynvml: Any) -> Any:
+    """Of a machine's GPUs the one that CUDA calls 0 in this process."""
+    name = os.environ.get("CUDA_VISIBLE_DEVICES", "0").partition(",")[0]
+    return gpus[int(name)] if name.isdigit() else pynvml.nvmlDeviceGetHandleByUUID(name)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol, Self
 
@@ -100,6 +100,10 @@ class Runner(Protocol):
         """Which code computes a step, for people."""
 
     @property
+    def versions(self) -> Mapping[str, str]:
+        """Of the libraries that compute a step, by name."""
+
+    @property
     def labels(self) -> tuple[str, ...]: ...
 
     @property
@@ -146,6 +150,7 @@ class TorchRunner:
 
     backend = "torch"
     depth = 1
+    versions: Mapping[str, str] = {"torch": torch.__version__}
 
     def __init__(
         self,

@@ -15,11 +15,14 @@ from model.config import DEFAULT_CHECKPOINT
 
 PREFIX = "GMA_"
 
-MIB = 1024**2
+MIB, GIB = 1024**2, 1024**3
 
 CPU_GRID, GPU_GRID = (8, 256), (64, 512)
 """Rows and tokens a row of the full step, unless settings say otherwise: what keeps a device busy,
 and no longer than that, for a short document waits for up to two of them."""
+
+ONLY_ONNX = ("float16", "int8")
+"""Precisions that an exported model may have, and torch does not serve."""
 
 Count = Annotated[int, Field(gt=0)]
 Seconds = Annotated[float, Field(gt=0, allow_inf_nan=False)]
@@ -38,7 +41,10 @@ class Settings(BaseSettings):
     )
 
     checkpoint: Path = DEFAULT_CHECKPOINT
-    """Folder of the model: config.json, model.safetensors, tokenizer.json."""
+    """Folder of the model: a checkpoint for torch, what `gma export` made of one for onnx."""
+
+    backend: Literal["torch", "onnx"] = "torch"
+    """What runs the model: PyTorch, or ONNX Runtime."""
 
     host: str = "127.0.0.1"
     """Address to listen on. The default can be reached from this machine only."""
@@ -58,9 +64,18 @@ class Settings(BaseSettings):
     threads: Annotated[int, Field(ge=0)] = 0
     """CPU threads that a worker computes with; 0 takes every core."""
 
-    dtype: Literal["auto", "float32", "bfloat16", "fp8"] = "auto"
-    """What a GPU multiplies matrices in; auto is bfloat16 with the fused kernels if they fit the
-    model, else float32. States and sums are at least float32 in any case."""
+    dtype: Literal["auto", "float32", "float16", "bfloat16", "fp8", "int8"] = "auto"
+    """What matrices are multiplied in. An exported model has its own, and auto takes it. In torch
+    on a GPU, auto is bfloat16 with the fused kernels if they fit the model, else float32. States
+    and sums are at least float32 in any case."""
+
+    ops_library: Path | Literal["auto", "none"] = "auto"
+    """Library of the model's operators for onnx: a file, or none for their slower definitions in
+    the model itself; auto takes that of the package gma-ops if it is installed."""
+
+    onnx_memory: Bytes = ByteSize(8 * GIB)
+    """GPU memory that onnx may take for weights and activations; states come on top. Takes units.
+    The start fails if a full step needs more."""
 
     compile_cache: Path | None = None
     """Folder of compiled GPU kernels: kept between starts, and made by `gma compile`."""
@@ -69,7 +84,7 @@ class Settings(BaseSettings):
     """Chunks that one step reads; 0 takes 8 on the CPU, 64 on a GPU."""
 
     chunk_tokens: Annotated[int, Field(ge=0)] = 0
-    """Tokens of one chunk; 0 takes 256 on the CPU, 512 on a GPU."""
+    """Tokens of one chunk; 0 takes 256 on the CPU, 512 on a GPU, or an exported model's own."""
 
     slots: Count = 128
     """Documents that a worker reads at the same time. With more of them than a step has rows, a
@@ -132,17 +147,28 @@ class Settings(BaseSettings):
                 "GMA_MAX_BYTES_IN_FLIGHT is less than GMA_MAX_DOCUMENT_BYTES: the largest document "
                 "would never be admitted"
             )
-        # On a GPU that is yet to be found a chunk may be longer: whoever finds it asks again.
-        self.grid(on_gpu=self.device == "cuda")
+        if self.backend == "torch":
+            if self.dtype in ONLY_ONNX:
+                raise ValueError(f"GMA_DTYPE={self.dtype} needs GMA_BACKEND=onnx")
+            if self.ops_library != "auto":
+                raise ValueError("GMA_OPS_LIBRARY needs GMA_BACKEND=onnx")
+            # On a GPU that is yet to be found a chunk may be longer: whoever finds it asks again.
+            self.grid(on_gpu=self.device == "cuda")
         return self
 
-    def grid(self, *, on_gpu: bool) -> tuple[int, int]:
+    def grid(self, *, on_gpu: bool, fixed_chunk: int | None = None) -> tuple[int, int]:
         """Rows and tokens a row of the full step on such a device.
 
-        Raises ValueError if a row is longer than an inbox.
+        `fixed_chunk`: tokens a row of a model that takes no other. Raises ValueError if others
+        were asked for, and if a row is longer than an inbox.
         """
         rows, chunk = GPU_GRID if on_gpu else CPU_GRID
-        chunk = self.chunk_tokens or chunk
+        chunk = self.chunk_tokens or fixed_chunk or chunk
+        if fixed_chunk not in (None, chunk):
+            raise ValueError(
+                f"GMA_CHUNK_TOKENS is {chunk}, but {self.checkpoint} was exported for chunks of "
+                f"{fixed_chunk}: leave it out, or export the checkpoint again"
+            )
         if self.inbox_tokens < chunk:
             raise ValueError(
                 f"GMA_INBOX_TOKENS is less than GMA_CHUNK_TOKENS, which is {chunk}: no chunk would "

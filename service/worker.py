@@ -1,27 +1,31 @@
-"""The worker: a checkpoint on one device, and the engine that reads documents with it."""
+"""The worker: a model on one device, and the engine that reads documents with it."""
 
 from __future__ import annotations
 
 import asyncio
 import logging
 import sys
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from importlib import import_module
 from importlib.metadata import version
-from typing import Self
+from importlib.util import find_spec
+from pathlib import Path
+from typing import NamedTuple, Self, cast
 
 import numpy as np
 import torch
 
 from model import weights
 from model.classifier import Classifier
-from model.ops.choice import obstacle
+from model.ops.choice import Precision, obstacle
 from service import kernel_cache, metrics
 from service.client import Reading, Tokens
 from service.cores import cores
 from service.document import Progress
 from service.engine import Ending, Engine, Observer
 from service.errors import NotReady
+from service.model_folder import ModelFolder, needing_onnx
 from service.runner import Runner, TorchRunner
 from service.schemas import WorkerInfo
 from service.settings import Settings
@@ -50,21 +54,18 @@ class Worker:
 
     @classmethod
     def load(cls, settings: Settings) -> Self:
-        """A worker with the checkpoint of `settings`. Raises CheckpointError or RuntimeError."""
-        torch.set_num_threads(settings.threads or cores())
-        device = settings.device
-        if device == "auto":
-            device = "cuda" if torch.cuda.is_available() else "cpu"
-        checkpoint = weights.load(settings.checkpoint, device=device)
-        runner = make_runner(checkpoint.classifier, settings)
+        """A worker with the model of `settings`. Raises ValueError or RuntimeError."""
+        folder = ModelFolder.of(settings)
+        loaded = LOADERS[settings.backend](settings)
+        runner = loaded.runner
         logger.info(
             "%s on %s in %s: %s",
-            checkpoint.config.name,
+            folder.config.name,
             runner.device,
             runner.dtype,
             runner.kernels,
         )
-        return cls(runner, settings, fingerprint=checkpoint.fingerprint)
+        return cls(runner, settings, fingerprint=loaded.fingerprint)
 
     async def start(self) -> None:
         """Warm up. Raises what the warm-up raises; there is no reading then."""
@@ -87,8 +88,9 @@ class Worker:
 
     @property
     def _kept(self) -> bool:
-        """The runner's kernels can be kept: torch.compile has a cache of its own."""
-        return self._runner.dtype != "float32"
+        """The runner's kernels can be kept: torch.compile has a cache of its own, and those of ONNX
+        Runtime are compiled already."""
+        return self._runner.backend == "torch" and self._runner.dtype != "float32"
 
     def _check_cache(self) -> None:
         folder = self._settings.compile_cache
@@ -179,8 +181,65 @@ class Worker:
                 "python": ".".join(map(str, sys.version_info[:3])),
                 "torch": torch.__version__,
                 "numpy": np.__version__,
+                **self._runner.versions,
             },
         )
+
+
+class Loaded(NamedTuple):
+    """A model ready to run steps."""
+
+    runner: Runner
+    fingerprint: str
+
+
+def load_torch(settings: Settings) -> Loaded:
+    """The checkpoint of `settings`. Raises CheckpointError, a ValueError, or RuntimeError."""
+    torch.set_num_threads(settings.threads or cores())
+    device = settings.device
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    checkpoint = weights.load(settings.checkpoint, device=device)
+    return Loaded(make_runner(checkpoint.classifier, settings), checkpoint.fingerprint)
+
+
+def load_onnx(settings: Settings) -> Loaded:
+    """The exported model of `settings`. Raises ValueError for settings that it does not allow."""
+    with needing_onnx():
+        from export.artifact import Artifact
+        from service.onnx import OnnxRunner, default_device
+    exported = Artifact.open(settings.checkpoint)
+    manifest = exported.manifest
+    device = default_device() if settings.device == "auto" else settings.device
+    if settings.dtype not in ("auto", manifest.precision):
+        raise ValueError(
+            f"GMA_DTYPE is {settings.dtype}, but {settings.checkpoint} is in {manifest.precision}: "
+            "leave it out, or export the checkpoint again"
+        )
+    rows, _ = settings.grid(on_gpu=device == "cuda", fixed_chunk=manifest.chunk)
+    runner = OnnxRunner(
+        exported,
+        slots=settings.slots,
+        rows=rows,
+        device=device,
+        library=library(settings),
+        threads=settings.threads,
+        memory=settings.onnx_memory,
+    )
+    return Loaded(runner, exported.fingerprint)
+
+
+LOADERS: dict[str, Callable[[Settings], Loaded]] = {"torch": load_torch, "onnx": load_onnx}
+
+
+def library(settings: Settings) -> Path | None:
+    """That of the model's operators, if there is one to use."""
+    if isinstance(settings.ops_library, Path):
+        return settings.ops_library
+    if settings.ops_library == "none" or find_spec("gma_ops") is None:
+        return None
+    library: Path = import_module("gma_ops").library()
+    return library
 
 
 def make_runner(classifier: Classifier, settings: Settings) -> Runner:
@@ -205,7 +264,11 @@ def make_runner(classifier: Classifier, settings: Settings) -> Runner:
     from service.fused import FusedRunner  # Triton is not installed where there is no GPU
 
     return FusedRunner(
-        classifier, slots=settings.slots, rows=rows, chunk=chunk, precision=precision
+        classifier,
+        slots=settings.slots,
+        rows=rows,
+        chunk=chunk,
+        precision=cast("Precision", precision),  # settings let no other pass for torch
     )
 
 

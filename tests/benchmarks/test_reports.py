@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from benchmarks import precision
+from benchmarks import backends, precision
 from benchmarks import service as benchmark
 from benchmarks.clients import Answered, poisson_times, tokens_within
 from benchmarks.processes import counters, cpu_seconds
@@ -109,3 +109,23 @@ def test_precision_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -
     assert "| whole | float32 |" in capsys.readouterr().out
     rows = json.loads((tmp_path / "precision.json").read_text())["rows"]
     assert [row["agree"] for row in rows] == [2] * len(precision.PREFIXES)
+
+
+def test_backends_are_compared() -> None:
+    torch_, onnx = np.array([[0.9, 0.1], [0.4, 0.6]]), np.array([[0.8, 0.2], [0.55, 0.45]])
+    found = backends.agreement({"torch": torch_, "onnx": onnx}, labels=[0, 1])
+    assert (found.documents, found.labels, found.accuracy) == (2, 1, {"torch": 1.0, "onnx": 0.5})
+    assert found.difference == pytest.approx(0.15)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="compiles on a GPU")
+def test_backends_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    lines = [{"text": f"It was {word} night. ", "label": CONFIG.labels[0]} for word in ("a", "the")]
+    (tmp_path / "test.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    options = ["--rows", "1", "--chunk", "16", "--rounds", "1", "--library", "none"]
+    backends.main(["--data", str(tmp_path), "--out", str(tmp_path), *options])
+    assert "function bodies, float32 |" in capsys.readouterr().out
+    found = json.loads((tmp_path / "backends.json").read_text())
+    assert found["agreement"]["labels"] == 2
+    assert found["agreement"]["difference"] < 1e-5
+    assert found["speed"]["ratio"] > 0

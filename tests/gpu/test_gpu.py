@@ -3,14 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 import torch
 
+from model import weights
 from model.classifier import Classifier
 from model.config import ModelConfig
 from service.runner import TorchRunner
+from service.settings import Settings
+from tests.service.asgi import save_checkpoint
 from tests.service.conformance import Tested, check_all, poison
+
+if TYPE_CHECKING:
+    from export.artifact import Precision  # with ONNX, which is not installed everywhere
 
 pytestmark = pytest.mark.gpu
 
@@ -75,5 +83,36 @@ def test_engine_on_gpu(
     runner.warm_up()
     poison(runner)
     check_all(runner, classifier, seed=0, tolerance=tolerance)
+    memory = runner.memory()
+    assert 0 < memory.device <= memory.device_peak
+
+
+@pytest.mark.parametrize(
+    ("precision", "tolerance"), [("float32", 1e-4), ("float16", 1e-2), ("bfloat16", 2e-2)]
+)
+def test_onnx_runtime_on_gpu(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, precision: Precision, tolerance: float
+) -> None:
+    """With the library that GMA_OPS_LIBRARY names or that is installed, or with function bodies."""
+    onnxruntime = pytest.importorskip("onnxruntime")
+    if "CUDAExecutionProvider" not in onnxruntime.get_available_providers():
+        pytest.skip("this ONNX Runtime has no CUDA")
+    from export.artifact import export
+    from service.onnx import OnnxRunner
+    from service.worker import load_onnx
+
+    sizes = CONFIG.model_dump(include={"width", "layers", "heads", "routing_dim", "mlp_width"})
+    sizes |= CONFIG.model_dump(include={"value_dim", "num_components"})
+    checkpoint = save_checkpoint(tmp_path / "checkpoint", **sizes)
+    exported = export(checkpoint, tmp_path / "exported", precision=precision, chunk=CHUNK)
+    monkeypatch.setenv("GMA_BACKEND", "onnx")  # beside GMA_OPS_LIBRARY, if that is set
+    settings = Settings.load(checkpoint=exported.folder, device="cuda", rows=ROWS, slots=SLOTS)
+    runner = load_onnx(settings).runner
+    assert isinstance(runner, OnnxRunner)
+    assert (runner.device, runner.dtype) == ("cuda:0", precision)
+    assert f"ONNX Runtime {onnxruntime.__version__} CUDA" in runner.kernels
+    runner.warm_up()
+    poison(runner)
+    check_all(runner, weights.load(checkpoint).classifier, seed=0, tolerance=tolerance)
     memory = runner.memory()
     assert 0 < memory.device <= memory.device_peak

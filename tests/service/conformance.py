@@ -14,12 +14,14 @@ from numpy.typing import NDArray
 
 from model.classifier import Classifier
 from service.engine import Engine, Progress
+from service.pool import StatePool
 from service.runner import Batch, TorchRunner, fitting
 
 if TYPE_CHECKING:
     from service.fused import FusedRunner  # Triton is not installed everywhere
+    from service.onnx import OnnxRunner  # nor is ONNX Runtime
 
-Tested: TypeAlias = "TorchRunner | FusedRunner"
+Tested: TypeAlias = "TorchRunner | FusedRunner | OnnxRunner"
 
 Tokens = NDArray[np.int32]
 
@@ -64,6 +66,10 @@ def batch_of(runner: Tested, documents: Sequence[tuple[int, bool, Tokens]]) -> B
 
 
 def poison(runner: Tested) -> None:
+    """Let every slot, the unused rows' too, hold NaN."""
+    if not isinstance(runner.pool, StatePool):
+        runner.pool.fill(float("nan"))
+        return
     for _, tensor in runner.pool.states.tensors():
         tensor.fill_(float("nan"))
     if runner.pool.states.weight.is_cuda:

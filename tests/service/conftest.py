@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.export.conftest import library as library
 from tests.service.asgi import Service, save_checkpoint
 
 
@@ -17,6 +18,15 @@ def anyio_backend() -> str:
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A tiny model's, with random weights."""
     return save_checkpoint(tmp_path_factory.mktemp("tiny"))
+
+
+@pytest.fixture(scope="session")
+def exported(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The tiny model's export, for chunks of 16 tokens."""
+    pytest.importorskip("onnxruntime")
+    from export.artifact import export
+
+    return export(checkpoint, tmp_path_factory.mktemp("exported") / "tiny", chunk=16).folder
 
 
 @pytest.fixture

@@ -5,9 +5,9 @@ import random
 import threading
 import tracemalloc
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterable
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Mapping
 from contextlib import aclosing, asynccontextmanager
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 import pytest
@@ -52,6 +52,7 @@ class CountingRunner:
 
     backend, device, labels, vocab_size = "counting", "cpu", ("mean", "order"), 1000
     dtype, kernels = "int64", "none"
+    versions: ClassVar[Mapping[str, str]] = {}
     depth = 1
 
     def __init__(

@@ -39,14 +39,18 @@ def test_reads_the_environment_and_overrides_go_before_it(monkeypatch: pytest.Mo
     ("name", "value", "message"),
     [
         ("GMA_PROT", "8001", "GMA_PROT is not a setting: did you mean GMA_PORT?"),
-        ("GMA_ZZZZZZZZ", "1", "GMA_ZZZZZZZZ is not a setting: there are GMA_CHECKPOINT,"),
+        ("GMA_ZZZZZZZZ", "1", "GMA_ZZZZZZZZ is not a setting: there are GMA_BACKEND,"),
         ("gma_prot", "8001", "gma_prot is not a setting"),
         ("GMA_PORT", "99999", "GMA_PORT: Input should be less than 65536, not '99999'"),
         ("GMA_ROWS", "many", "GMA_ROWS: Input should be a valid integer"),
         ("GMA_ROWS", "", "GMA_ROWS: "),
         ("GMA_ROWS", "-1", "GMA_ROWS: Input should be greater than or equal to 0, not '-1'"),
         ("GMA_CHUNK_TOKENS", "-1", "GMA_CHUNK_TOKENS: "),
-        ("GMA_DTYPE", "fp16", "GMA_DTYPE: Input should be 'auto', 'float32', 'bfloat16' or 'fp8'"),
+        ("GMA_DTYPE", "fp16", "GMA_DTYPE: Input should be 'auto', 'float32', 'float16', "),
+        ("GMA_DTYPE", "int8", "GMA_DTYPE=int8 needs GMA_BACKEND=onnx"),
+        ("GMA_BACKEND", "jax", "GMA_BACKEND: Input should be 'torch' or 'onnx', not 'jax'"),
+        ("GMA_OPS_LIBRARY", "none", "GMA_OPS_LIBRARY needs GMA_BACKEND=onnx"),
+        ("GMA_ONNX_MEMORY", "0", "GMA_ONNX_MEMORY: "),
         ("GMA_DEVICE", "tpu", "GMA_DEVICE: Input should be 'auto', 'cpu' or 'cuda', not 'tpu'"),
         ("GMA_IDLE_TIMEOUT_S", "inf", "GMA_IDLE_TIMEOUT_S: "),
         ("GMA_MAX_DOCUMENT_BYTES", "1 parsec", "GMA_MAX_DOCUMENT_BYTES: "),
@@ -92,6 +96,38 @@ def test_a_grid_is_the_devices_unless_it_is_given(
     given: dict[str, int], on_gpu: bool, grid: tuple[int, int]
 ) -> None:
     assert Settings.load(**given).grid(on_gpu=on_gpu) == grid
+
+
+@pytest.mark.parametrize("given", [{}, {"chunk_tokens": 384}])
+def test_an_exported_model_has_its_own_chunk(given: dict[str, int]) -> None:
+    settings = Settings.load(backend="onnx", **given)
+    assert settings.grid(on_gpu=False, fixed_chunk=384) == (8, 384)
+    assert settings.grid(on_gpu=True, fixed_chunk=384) == (64, 384)
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"chunk_tokens": 256}, "GMA_CHUNK_TOKENS is 256, but .* exported for chunks of 384: "),
+        ({"inbox_tokens": 300}, "GMA_INBOX_TOKENS is less than GMA_CHUNK_TOKENS, which is 384"),
+    ],
+)
+def test_a_chunk_that_an_exported_model_does_not_read(given: dict[str, int], message: str) -> None:
+    settings = Settings.load(backend="onnx", **given)
+    with pytest.raises(ValueError, match=message):
+        settings.grid(on_gpu=False, fixed_chunk=384)
+
+
+@pytest.mark.parametrize(
+    ("value", "library"),
+    [("auto", "auto"), ("none", "none"), ("lib/libgma_ops.so", Path("lib/libgma_ops.so"))],
+)
+def test_a_library_is_a_file_or_a_word(
+    monkeypatch: pytest.MonkeyPatch, value: str, library: Path | str
+) -> None:
+    monkeypatch.setenv("GMA_BACKEND", "onnx")
+    monkeypatch.setenv("GMA_OPS_LIBRARY", value)
+    assert Settings.load().ops_library == library
 
 
 def test_an_unknown_variable_stops_every_way_to_make_settings(

@@ -1,0 +1,73 @@
+"""What GMA_CHECKPOINT names, for those who need no weights: a checkpoint, or an export of one."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import NamedTuple, Self
+
+from pydantic import ValidationError
+
+from model.config import ModelConfig, problems
+from service.settings import Settings
+
+
+class ModelFolder(NamedTuple):
+    """A model's description, and where its tokenizer lies."""
+
+    config: ModelConfig
+    tokenizer: Path
+
+    @classmethod
+    def of(cls, settings: Settings) -> Self:
+        """The folder that a backend is to run.
+
+        Raises ValueError if it is none, if it is another backend's, and for a model that reads no
+        streams.
+        """
+        folder = settings.checkpoint
+        exported, stored = (
+            (folder / name).exists() for name in ("model.onnx", "model.safetensors")
+        )
+        if settings.backend == "torch" and exported and not stored:
+            raise ValueError(
+                f"{folder} is an exported model: set GMA_BACKEND=onnx, or GMA_CHECKPOINT to the "
+                "checkpoint that it was made of"
+            )
+        if settings.backend == "onnx" and stored and not exported:
+            raise ValueError(
+                f"{folder} is a checkpoint, not an exported model: make one with `gma export` and "
+                "let GMA_CHECKPOINT name that, or set GMA_BACKEND=torch"
+            )
+        config = _checkpoint(folder) if settings.backend == "torch" else _exported(folder)
+        if not config.causal:
+            raise ValueError(f"{folder} is bidirectional: it reads whole documents, not streams")
+        return cls(config, folder / "tokenizer.json")
+
+
+@contextmanager
+def needing_onnx() -> Iterator[None]:
+    """For imports of what is not installed everywhere. Raises ValueError if it is not here."""
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        raise ValueError(
+            f"GMA_BACKEND=onnx needs {error.name}, which is not installed: gma-service[onnx] has it"
+        ) from error
+
+
+def _exported(folder: Path) -> ModelConfig:
+    with needing_onnx():
+        from export.artifact import Artifact
+    return Artifact.open(folder).config
+
+
+def _checkpoint(checkpoint: Path) -> ModelConfig:
+    file = checkpoint / "config.json"
+    try:
+        return ModelConfig.model_validate_json(file.read_bytes())
+    except OSError as error:
+        raise ValueError(f"{checkpoint} is not a checkpoint: {file}: {error.strerror}") from error
+    except ValidationError as error:
+        raise ValueError(f"{file}: {problems(error)}") from error

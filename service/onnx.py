@@ -1,0 +1,318 @@
+"""Runs steps of an exported model in ONNX Runtime, its states bound where they lie.
+
+The model takes the states of D documents and gives those after the step. Documents meet nowhere in
+it, so what is not finite in one spoils no other, and no step has to be run again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, NamedTuple, TypeAlias
+
+import numpy as np
+import onnxruntime
+from numpy.typing import NDArray
+from onnxruntime import InferenceSession, OrtValue, SessionOptions
+
+from export.artifact import Artifact
+from service.cores import cores
+from service.memory import gpu_memory, resident_memory
+from service.pool import Slots
+from service.runner import Batch, Ended, Launched, Memory, Outcome, grids_up_to, warm_up
+
+StateType: TypeAlias = type[np.float32] | type[np.float64]
+
+Device = Literal["cpu", "cuda"]
+
+PROVIDERS: dict[Device, str] = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
+
+AFTER = "_after"
+"""An output of this ending is the state of the input without it."""
+
+DTYPES: dict[str, StateType] = {"tensor(float)": np.float32, "tensor(double)": np.float64}
+
+Arrays = Mapping[str, NDArray[Any]]
+Values = Mapping[str, OrtValue]
+
+
+class OnnxRunner:
+    """An exported model on one device. Nothing of the session's choices is left to chance: another
+    device, or other kernels, than those that were asked for fail the start."""
+
+    backend = "onnx"
+    depth = 1
+
+    def __init__(
+        self,
+        exported: Artifact,
+        *,
+        slots: int,
+        rows: int,
+        device: Device = "cpu",
+        library: Path | None = None,
+        threads: int = 0,
+        memory: int = 8 * 1024**3,
+        resident: bool | None = None,
+    ) -> None:
+        """`slots` documents at a time, up to `rows` of the model's chunks a step.
+
+        `library` has kernels of the model's operators; without one, their definitions in the model
+        run. `threads`: 0 takes every core. `memory`: bytes of a GPU for all but the states.
+        `resident`: the model gets the states of all slots, which stay on the device; by default
+        those on a GPU. On the CPU it costs less to copy those of a step.
+
+        Raises ValueError if the device, the model or the library can't be used.
+        """
+        config = exported.config
+        self.grids = grids_up_to(rows, exported.manifest.chunk, config)
+        self.device = "cuda:0" if device == "cuda" else "cpu"
+        self.dtype = exported.manifest.precision
+        self.labels = config.labels
+        self.vocab_size = config.vocab_size
+        self.versions: Mapping[str, str] = {"onnxruntime": onnxruntime.__version__}
+        source = "function bodies" if library is None else "ai.gma library"
+        self.kernels = f"ONNX Runtime {onnxruntime.__version__} {device.upper()}, {source}"
+        self._device_peak = 0
+        self._session = _session(exported.model, device, library, threads, memory)
+        parts = _parts(self._session)
+        if resident is None:
+            resident = device == "cuda"
+        self.pool: HostPool | ResidentPool = (
+            ResidentPool(parts, slots, device) if resident else HostPool(parts, slots)
+        )
+        self.memory()  # now, if it can't be read
+
+    def warm_up(self) -> None:
+        for grid in self.grids:
+            warm_up(self, grid)
+
+    def launch(self, batch: Batch) -> Launched:
+        return Ended(self.step(batch))
+
+    def step(self, batch: Batch) -> Outcome:
+        """A step from its launch to its end. If it fails, all states are as they were."""
+        documents = self.pool.documents(batch)
+        labels = len(self.labels)
+        evidence = np.empty((len(batch.lengths), labels), np.float32)
+        logits = np.empty((len(documents.fresh), labels), np.float64)
+        given: Arrays = {
+            "tokens": batch.tokens,
+            "lengths": batch.lengths,
+            "document_of_row": documents.of_row,
+            "fresh": documents.fresh,
+        }
+        binding = self._session.io_binding()
+        for name, value in {**_values(given), **documents.states}.items():
+            binding.bind_ortvalue_input(name, value)
+        answers = _values({"row_evidence": evidence, "logits": logits})
+        after = {name + AFTER: value for name, value in documents.after.items()}
+        for name, value in {**answers, **after}.items():
+            binding.bind_ortvalue_output(name, value)
+        self._session.run_with_iobinding(binding)
+        self.pool.keep(documents)
+        return Outcome(evidence, batch.lengths.astype(np.float32), logits[documents.place])
+
+    def memory(self) -> Memory:
+        """The device's peak is the largest that this was ever called at."""
+        device = 0 if self.device == "cpu" else gpu_memory()
+        self._device_peak = max(self._device_peak, device)
+        return Memory(*resident_memory(), device, self._device_peak)
+
+
+def default_device() -> Device:
+    """cuda where ONNX Runtime was built for it."""
+    return "cuda" if PROVIDERS["cuda"] in onnxruntime.get_available_providers() else "cpu"
+
+
+@dataclass(frozen=True)
+class Documents:
+    """A step's documents as the model sees them: D of them, whether or not they have rows."""
+
+    slots: NDArray[np.int64]  # (R,) of the batch's documents
+    place: NDArray[np.int64]  # (R,) where those are among the D
+    of_row: NDArray[np.int64]  # (R,) which of the D each row belongs to
+    fresh: NDArray[np.bool_]  # (D,)
+    states: Values  # (D, ...) each
+    after: Values  # the same, where those after the step are to go
+
+
+class Part(NamedTuple):
+    """One part of a document's state."""
+
+    shape: tuple[int, ...]
+    dtype: StateType
+
+    def zeros(self, documents: int) -> NDArray[Any]:
+        return np.zeros((documents, *self.shape), self.dtype)
+
+
+class HostPool(Slots):
+    """Slots and their states on the host. A step gets copies of its documents' alone."""
+
+    def __init__(self, parts: Mapping[str, Part], slots: int) -> None:
+        super().__init__(slots)
+        self.states = {name: part.zeros(slots + 1) for name, part in parts.items()}
+
+    def documents(self, batch: Batch) -> Documents:
+        """Those of a batch."""
+        slots = batch.slot_of_document
+        return Documents(
+            slots=slots,
+            place=np.arange(len(slots)),
+            of_row=batch.document_of_row,
+            fresh=batch.fresh,
+            states=_values({name: x[slots] for name, x in self.states.items()}),
+            after=_values({name: np.empty_like(x[slots]) for name, x in self.states.items()}),
+        )
+
+    def keep(self, documents: Documents) -> None:
+        """Let the states after a step be those of its documents."""
+        for name, states in self.states.items():
+            states[documents.slots] = documents.after[name].numpy()
+
+    def snapshot(self, slot: int) -> dict[str, NDArray[Any]]:
+        """A copy of one document's state, (1, ...) each."""
+        at = _checked(slot, self)
+        return {name: x[at : at + 1].copy() for name, x in self.states.items()}
+
+    def restore(self, slot: int, state: Arrays) -> None:
+        """Put a snapshot, of any pool with the same model, into a taken slot."""
+        at = _checked(slot, self)
+        for name, x in self.states.items():
+            x[at] = state[name][0]
+
+    def fill(self, value: float) -> None:
+        """Let every slot hold this, the scratch slot too."""
+        for x in self.states.values():
+            x.fill(value)
+
+
+class ResidentPool(Slots):
+    """Slots and their states on the device, twice: a step reads all of one buffer and writes all of
+    the other, so that no state crosses to the host and none is lost if the step fails."""
+
+    def __init__(self, parts: Mapping[str, Part], slots: int, device: Device) -> None:
+        super().__init__(slots)
+        self.states, self._after = (
+            {
+                name: OrtValue.ortvalue_from_numpy(part.zeros(slots + 1), device)
+                for name, part in parts.items()
+            }
+            for _ in range(2)
+        )
+
+    def documents(self, batch: Batch) -> Documents:
+        """Those of all slots."""
+        slots = batch.slot_of_document
+        fresh = np.zeros(self.count + 1, np.bool_)
+        fresh[slots] = batch.fresh
+        return Documents(
+            slots=slots,
+            place=slots,
+            of_row=slots[batch.document_of_row],
+            fresh=fresh,
+            states=self.states,
+            after=self._after,
+        )
+
+    def keep(self, documents: Documents) -> None:
+        """Let the states after a step be those of its documents."""
+        self.states, self._after = self._after, self.states
+
+    def snapshot(self, slot: int) -> dict[str, NDArray[Any]]:
+        """A copy of one document's state, (1, ...) each; all are copied on the way."""
+        at = _checked(slot, self)
+        return {name: x.numpy()[at : at + 1].copy() for name, x in self.states.items()}
+
+    def restore(self, slot: int, state: Arrays) -> None:
+        """Put a snapshot, of any pool with the same model, into a taken slot; all are copied."""
+        at = _checked(slot, self)
+        for name, value in self.states.items():
+            states = value.numpy().copy()
+            states[at] = state[name][0]
+            value.update_inplace(states)
+
+    def fill(self, value: float) -> None:
+        """Let every slot hold this, the scratch slot too, in both buffers."""
+        for x in (*self.states.values(), *self._after.values()):
+            x.update_inplace(np.full_like(x.numpy(), value))
+
+
+def _checked(slot: int, pool: Slots) -> int:
+    if not 0 <= slot < pool.count:
+        raise ValueError(f"slot {slot} is not one of {pool.count}")
+    return slot
+
+
+def _values(arrays: Arrays) -> dict[str, OrtValue]:
+    """The same memory, for ONNX Runtime."""
+    return {name: OrtValue.ortvalue_from_numpy(x) for name, x in arrays.items()}
+
+
+def _parts(session: InferenceSession) -> dict[str, Part]:
+    """The parts of a state: inputs that come out again."""
+    outputs = {output.name for output in session.get_outputs()}
+    return {
+        given.name: Part(tuple(given.shape[1:]), DTYPES[given.type])
+        for given in session.get_inputs()
+        if given.name + AFTER in outputs
+    }
+
+
+def _session(
+    model: Path, device: Device, library: Path | None, threads: int, memory: int
+) -> InferenceSession:
+    """Raises ValueError unless the model runs on this device and with this library."""
+    _check_provider(device)
+    options = SessionOptions()
+    options.log_severity_level = 3  # errors: what it warns of is where it places shapes
+    options.intra_op_num_threads = threads or cores()
+    options.inter_op_num_threads = 1
+    # Threads that spin while they wait take the cores from the gateway and from Ray.
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    if library is not None:
+        try:
+            # A name alone would be looked for among the system's libraries.
+            options.register_custom_ops_library(str(library.absolute()))
+        except Exception as error:  # its own kinds, which have no base but this one
+            raise ValueError(f"the operators' library {library}: {_line(error)}") from error
+    try:
+        session = InferenceSession(str(model), options, providers=[_provider(device, memory)])
+    except Exception as error:
+        raise ValueError(f"ONNX Runtime can't load {model}: {_line(error)}") from error
+    session.disable_fallback()
+    # A provider that fails to load is left out without an error.
+    used = session.get_providers()[0]
+    if used != PROVIDERS[device]:
+        raise ValueError(
+            f"ONNX Runtime took {used} in place of {PROVIDERS[device]}: its own messages say why, "
+            "most often a part of CUDA or cuDNN that is not found"
+        )
+    return session
+
+
+def _check_provider(device: Device) -> None:
+    if device == "cuda" and hasattr(onnxruntime, "preload_dlls"):
+        onnxruntime.preload_dlls()
+    if PROVIDERS[device] not in onnxruntime.get_available_providers():
+        raise ValueError(
+            f"this ONNX Runtime has no {PROVIDERS[device]}: install gma-service[onnx-gpu] in place "
+            "of onnxruntime, or set GMA_DEVICE=cpu"
+        )
+
+
+def _provider(device: Device, memory: int) -> tuple[str, dict[str, str]]:
+    if device == "cpu":
+        return PROVIDERS[device], {}
+    return PROVIDERS[device], {
+        "device_id": "0",
+        "gpu_mem_limit": str(memory),
+        "arena_extend_strategy": "kSameAsRequested",
+        "use_tf32": "0",  # float32 is to be float32
+    }
+
+
+def _line(error: Exception) -> str:
+    return " ".join(str(error).split())
