@@ -79,7 +79,7 @@ def elapsed(call: Call, device: torch.device, repeats: int = 1) -> float:
 
 
 class Replay(NamedTuple):
-    """A captured call. It keeps the call, whose memory the graph reads and nothing else may take."""
+    """A captured call. It keeps the call, for nothing else may take the memory that it reads."""
 
     graph: Any
     captured: Call
