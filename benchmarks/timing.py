@@ -12,6 +12,7 @@ import platform
 import sys
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
 from statistics import median, quantiles
@@ -78,13 +79,14 @@ def elapsed(call: Call, device: torch.device, repeats: int = 1) -> float:
     return float(start.elapsed_time(end)) / 1e3 / repeats
 
 
-class Replay(NamedTuple):
+@dataclass(frozen=True)
+class Replay:
     """A captured call. It keeps the call, for nothing else may take the memory that it reads."""
 
     graph: Any
     captured: Call
 
-    def __call__(self) -> None:
+    def __call__(self) -> Any:
         self.graph.replay()
 
 

@@ -127,7 +127,7 @@ def model(
         inner(operator.outputs),
         domain=DOMAIN,
         overload=operator.optional if operator.optional in inputs else "",
-        **attributes,
+        **attributes,  # type: ignore[arg-type]
     )
     types = {n: helper.np_dtype_to_tensor_dtype(x.dtype) for n, x in inputs.items()}
     nodes = [node]

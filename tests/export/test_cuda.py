@@ -74,7 +74,9 @@ def test_mixture(chunk: int, dtype: torch.dtype) -> None:
             ((R, C, H * v), dtype),
         )
     )
-    q, k, val = (x.unflatten(-1, (H, -1)) for x in torch.split(routed, [H * r, H * r, H * v], -1))
+    q, k, val = (
+        x.view(*x.shape[:2], H, -1) for x in torch.split(routed, [H * r, H * r, H * v], -1)
+    )
     mixture = given["linear"], given["quadratic"], given["bias"]
     cut = {
         "R": r, "SEGMENT": SEGMENT, "BLOCK": BLOCK, "STAGES": 1, "NORMALIZE": True,
