@@ -245,8 +245,14 @@ def traced(classifier: Classifier, dtype: torch.dtype, chunk: int) -> onnx.Model
         *states,
     )
     of_rows, of_documents = {0: torch.export.Dim("R")}, {0: torch.export.Dim("D")}
+    step = PreparedStep(classifier, dtype).eval()
+    weights = {name: x.detach().clone() for name, x in step.named_parameters()}
+    # The exporter makes one weight of two that are equal, as norms' are before any training.
+    with torch.no_grad():
+        for number, x in enumerate(step.parameters()):
+            x.fill_(number)
     program = torch.onnx.export(
-        PreparedStep(classifier, dtype).eval(),
+        step,
         tuple(example),
         dynamo=True,
         opset_version=OPSET,
@@ -257,7 +263,17 @@ def traced(classifier: Classifier, dtype: torch.dtype, chunk: int) -> onnx.Model
         verbose=False,
     )
     assert program is not None
-    return _finished(program.model_proto)
+    model = _finished(program.model_proto)
+    for initializer in model.graph.initializer:
+        if initializer.name in weights:
+            _fill(initializer, weights[initializer.name])
+    return model
+
+
+def _fill(initializer: onnx.TensorProto, x: Tensor) -> None:
+    whole = x.contiguous().view(torch.uint8).numpy().tobytes()
+    assert len(whole) == len(initializer.raw_data), initializer.name
+    initializer.raw_data = whole
 
 
 def _finished(model: onnx.ModelProto) -> onnx.ModelProto:

@@ -64,10 +64,10 @@ def _row(x, at, mask, width, epsilon, here):
 
 
 @triton.jit
-def _narrow(x):
-    """A float32 row in bfloat16, two elements an instruction: alone each takes as long as eight."""
-    if INTERPRETED:
-        return x.to(tl.bfloat16)
+def _narrow(x, dtype: tl.constexpr):
+    """A float32 row as dtype: bfloat16s two an instruction, for one alone takes as long as eight."""
+    if INTERPRETED or dtype != tl.bfloat16:
+        return x.to(dtype)
     return tl.inline_asm_elementwise(
         "cvt.rn.bf16x2.f32 $0, $2, $1;", "=r,f,f", [x], dtype=tl.bfloat16, is_pure=True, pack=2
     )
@@ -142,7 +142,7 @@ def convolve(
         third, third_root = second, second_root
         second, second_root = last, last_root
         last, last_root = own, root
-        stored = _narrow(total)
+        stored = _narrow(total, y.dtype.element_ty)
         tl.store(y + at * width + here, stored, mask=there)
         wide = stored.to(tl.float32)
         root = _inverse_root(wide, width, epsilon)

@@ -72,6 +72,21 @@ def test_the_same_checkpoint_gives_the_same_files(
     assert again.manifest == exported("float32").manifest
 
 
+def test_weights_that_are_equal_stay_apart(tmp_path: Path) -> None:
+    """As norms' are before any training."""
+    checkpoint = checkpoint_of(tmp_path / "checkpoint", layers=2)
+    loaded = weights.load(checkpoint)
+    first, second = loaded.classifier.layers
+    second.load_state_dict(first.state_dict())
+    weights.save(
+        checkpoint, loaded.classifier, loaded.tokenizer, card="# equal", dtype=torch.float32
+    )
+    model = onnx.load(export(checkpoint, tmp_path / "model", chunk=CHUNK).folder / "model.onnx")
+    for part in ("scale", "taps"):
+        pair = [_weight(model, f"layers.{index}.{part}").raw_data for index in (0, 1)]
+        assert pair[0] == pair[1]
+
+
 def test_large_weights_get_a_file_of_their_own(apart: Path) -> None:
     artifact = Artifact.open(apart)
     assert (artifact.folder / "model.onnx.data").stat().st_size > artifact.model.stat().st_size / 4
