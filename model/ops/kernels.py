@@ -195,8 +195,8 @@ def _sum_segments(
         val += BLOCK * v_token
         gammas += BLOCK * K
         masses += K
-    # Once or not at all. As an `if` it would read the wrong shared memory: ptxas 12.8 takes one half
-    # of a matrix descriptor for the other (r 32, K 16, v 64).
+    # Once or not at all. As an `if` it reads the wrong shared memory: ptxas 12.8 takes one
+    # half of a matrix's descriptor for the other (r 32, K 16, v 64).
     for _tail in tl.range(0, tl.cdiv(here % BLOCK, BLOCK)):
         there = token < here % BLOCK
         memory, mass = _sum_block(

@@ -65,7 +65,7 @@ def _row(x, at, mask, width, epsilon, here):
 
 @triton.jit
 def _narrow(x, dtype: tl.constexpr):
-    """A float32 row as dtype: bfloat16s two an instruction, for one alone takes as long as eight."""
+    """A float32 row as dtype: bfloat16s two an instruction, for one alone takes as long as 8."""
     if INTERPRETED or dtype != tl.bfloat16:
         return x.to(dtype)
     return tl.inline_asm_elementwise(
