@@ -95,12 +95,12 @@ def weights(config: ModelConfig, precision: str) -> Tensors:
         others |= {"scale": (width,), "taps": (config.conv_kernel, width)}
 
     matrices = {f"layers.{i}.{n}": x for i in range(config.layers) for n, x in products.items()}
-    tables = {"embedding": (config.vocab_size, width), "token": (config.vocab_size, labels)}
     vectors = {f"layers.{i}.{n}": x for i in range(config.layers) for n, x in others.items()}
     of_type = TYPES.get(precision, FLOAT)
     expected: Tensors = {
         **{name: (FLOAT, shape) for name, shape in vectors.items()},
-        **{name: (of_type, shape) for name, shape in tables.items()},
+        "embedding": (of_type, (config.vocab_size, width)),
+        "token": (FLOAT, (config.vocab_size, labels)),
         "deep_bias": (FLOAT, (labels + 1,)),
     }
     deep = {"deep": (width, labels + 1)}

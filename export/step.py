@@ -112,7 +112,8 @@ class PreparedStep(nn.Module):
         self.prior = classifier.config.prior_tokens
         pooling = classifier.pooling
         self.embedding = _constant(classifier.embedding.weight, dtype)
-        self.token = _constant(pooling.token.weight, dtype)
+        # float32 in every precision: what a token says is added up over a whole book.
+        self.token = _constant(pooling.token.weight)
         self.deep = _constant((pooling.deep.weight * pooling.norm.weight).T)
         self.deep_bias = _constant(pooling.deep.bias)
         self.layers = nn.ModuleList(PreparedLayer(x, dtype) for x in _layers(classifier))
@@ -155,7 +156,7 @@ class PreparedStep(nn.Module):
         """Each token's score per label, in float32: `model.layers.Pooling`."""
         both = gma.normalize(x, epsilon=EPSILON).float() @ self.deep + self.deep_bias
         deep: Tensor = both[..., :-1] * functional.softplus(both[..., -1:])
-        return deep + functional.embedding(tokens, self.token).float()
+        return deep + functional.embedding(tokens, self.token)
 
 
 def _layers(classifier: Classifier) -> list[Layer]:
