@@ -195,7 +195,11 @@ QUEUE_HEAD_SECONDS = _gauge(
 )
 SLOTS = _gauge("gma_slots", "Slots of all workers.")
 SLOTS_IN_USE = _gauge("gma_slots_in_use", "Slots that hold a document.")
-STATE_BYTES = _gauge("gma_state_bytes", "Memory of all slots, which does not change.")
+STATE_BYTES = _gauge(
+    "gma_state_bytes",
+    "Memory of all slots, and of one more in each worker for the unused rows of steps; it does not "
+    "change.",
+)
 SLOT_WAIT_SECONDS = _histogram(
     "gma_slot_wait_seconds", "Time from a document's first full chunk to its slot.", LATENCY_BUCKETS
 )

@@ -159,7 +159,11 @@ MEMORY = (
     ),
     Panel("Bytes of bodies in flight", "bytes", {"in flight": "sum(gma_bytes_in_flight)"}),
     Panel("Memory of all slots", "bytes", {"states": "sum(gma_state_bytes)"}),
-    Panel("Memory of a slot", "bytes", {"a slot": "sum(gma_state_bytes) / sum(gma_slots)"}),
+    Panel(
+        "Memory of a slot",
+        "bytes",
+        {"a slot": "sum(gma_state_bytes) / (sum(gma_slots) + sum(gma_workers))"},
+    ),
     Panel(
         "GPU memory by torch",
         "bytes",
