@@ -326,7 +326,12 @@ class Engine:
         try:
             outcome = step.outcome.result()
         except Exception:
-            logger.exception("a step with %d documents failed", len(step.plan))
+            names = [document.name for document, _ in step.plan]
+            logger.exception(
+                "a step with %d documents failed",
+                len(names),
+                extra={"fields": {"documents": names}},
+            )
             self._fail(step.plan)
         else:
             self._seconds[len(step.batch.lengths)] = now - began
