@@ -123,7 +123,10 @@ REQUEST_SECONDS = _histogram(
     LATENCY_BUCKETS,
     ROUTE,
 )
-ADMISSIONS = _counter("gma_admissions", "Documents that gateways took.")
+ADMISSIONS = _counter(
+    "gma_admissions",
+    "Documents that gateways took. One may be refused yet: it grows too large, or workers are full.",
+)
 REFUSALS = _counter(
     "gma_refusals",
     "Documents that were refused: draining (503), size (413), and 429 for too many documents or "

@@ -18,7 +18,7 @@ from onnxruntime import InferenceSession, OrtValue, SessionOptions
 
 from export.artifact import Artifact
 from service.cores import cores
-from service.memory import Memory, gpu_memory, resident_memory
+from service.memory import Memory, driver_memory, gpu_memory, resident_memory
 from service.pool import Slots
 from service.runner import Batch, Ended, Launched, Outcome, grids_up_to, warm_up
 
@@ -82,7 +82,8 @@ class OnnxRunner:
         self.pool: HostPool | ResidentPool = (
             ResidentPool(parts, slots, device) if resident else HostPool(parts, slots)
         )
-        self.memory()  # now, if it can't be read
+        if device == "cuda":
+            gpu_memory()  # raises now, if it can't be read
 
     def warm_up(self) -> None:
         for grid in self.grids:
@@ -118,7 +119,7 @@ class OnnxRunner:
         """The device's peak is the largest that this was ever called at."""
         if self.device == "cpu":
             return Memory(*resident_memory())
-        device, total = gpu_memory()
+        device, total = driver_memory()
         self._device_peak = max(self._device_peak, device)
         return Memory(*resident_memory(), device, self._device_peak, 0, device, total)
 
