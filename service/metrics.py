@@ -125,7 +125,7 @@ REQUEST_SECONDS = _histogram(
 )
 ADMISSIONS = _counter(
     "gma_admissions",
-    "Documents that gateways took. One may be refused yet: it grows too large, or workers are full.",
+    "Documents that gateways took; some are refused yet: they grow too large, or workers are full.",
 )
 REFUSALS = _counter(
     "gma_refusals",

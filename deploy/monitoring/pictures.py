@@ -74,7 +74,12 @@ def draw(
 ) -> None:
     """Write an SVG of the panels, three in a row, on white."""
     rows = -(-len(panels) // COLUMNS)
-    style = {"font.size": 7, "svg.hashsalt": "gma", "svg.fonttype": "none"}
+    style = {
+        "font.size": 7,
+        "font.sans-serif": ["DejaVu Sans"],
+        "svg.hashsalt": "gma",
+        "svg.fonttype": "none",
+    }
     with mpl.rc_context(style):
         size = 3.6 * COLUMNS, 1.75 * rows + 0.4
         sheet, axes = plt.subplots(rows, COLUMNS, figsize=size, squeeze=False)
