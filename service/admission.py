@@ -30,10 +30,13 @@ class Admission:
         Raises ShuttingDown, TooLarge or Overloaded.
         """
         if self.draining:
+            metrics.REFUSALS.labels("draining").inc()
             raise ShuttingDown("the service is shutting down and takes no new documents: try again")
         if announced_bytes > self.max_document_bytes:
+            metrics.REFUSALS.labels("size").inc()
             raise TooLarge(self.max_document_bytes)
         if self.documents >= self._max_documents:
+            metrics.REFUSALS.labels("documents").inc()
             raise Overloaded(
                 f"{self.documents} documents are in flight: try again when some are done"
             )
@@ -41,6 +44,7 @@ class Admission:
         self._change(documents=1)
         try:
             admitted.reserve(announced_bytes)
+            metrics.ADMISSIONS.inc()
             yield admitted
         finally:
             self._change(documents=-1, size=-admitted.reserved_bytes)
@@ -53,6 +57,7 @@ class Admission:
     def reserve(self, more: int) -> None:
         """Make room for so many more bytes. Raises Overloaded."""
         if self.bytes + more > self._max_bytes:
+            metrics.REFUSALS.labels("bytes").inc()
             raise Overloaded(
                 f"{self.bytes} bytes of documents are in flight, and {more} more are too many: "
                 "try again when some are done"
@@ -88,6 +93,8 @@ class Admitted:
     def count(self, size: int) -> None:
         """So many more bytes have come. Raises TooLarge or Overloaded if they are too many."""
         self.received_bytes += size
+        metrics.RECEIVED_BYTES.inc(size)
         if self.received_bytes > self._admission.max_document_bytes:
+            metrics.REFUSALS.labels("size").inc()
             raise TooLarge(self._admission.max_document_bytes)
         self.reserve(self.received_bytes)

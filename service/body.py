@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import AsyncGenerator, Coroutine
 from typing import Any, NoReturn, TypeVar
 
 from starlette.types import Receive
 
+from service import metrics
 from service.admission import Admitted
 from service.errors import Stalled
 
@@ -36,6 +38,7 @@ class Body:
 
     async def pump(self) -> NoReturn:
         """Take what arrives. Raises ClientGone, and TooLarge or Overloaded as soon as it is so."""
+        began = time.monotonic()
         while True:
             message = await self._receive()
             if message["type"] == "http.disconnect":
@@ -44,6 +47,8 @@ class Body:
             self._admitted.count(len(piece))
             self._arrived += piece
             self._complete = not message.get("more_body", False)
+            if self._complete:
+                metrics.RECEIVE_SECONDS.observe(time.monotonic() - began)
             self._news.set()
 
     async def pieces(self, most: int) -> AsyncGenerator[tuple[bytes, bool]]:

@@ -20,7 +20,7 @@ from collections.abc import AsyncGenerator, Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import Literal, TypeAlias
+from typing import Literal, NamedTuple, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -39,7 +39,7 @@ from service.errors import (
 from service.runner import Batch, Outcome, Runner, fitting
 from service.scheduler import schedule
 
-__all__ = ["Engine", "Observer", "Progress", "Span"]
+__all__ = ["Engine", "Observer", "Progress", "Queue", "Span"]
 
 logger = logging.getLogger(__name__)
 
@@ -53,12 +53,25 @@ Plan: TypeAlias = list[tuple[Document, int]]
 Ending: TypeAlias = Literal["done", "failed", "aborted"]
 
 
+class Queue(NamedTuple):
+    """What waits in an engine."""
+
+    tokens: int
+    """Those that no step has read, of all open documents."""
+
+    head_s: float
+    """How long the longest wait for a slot has lasted; 0 if none with a chunk ready waits."""
+
+
 class Observer:
     """What the engine tells those who count. Every method is called on the event loop's thread, and
     does nothing unless overridden."""
 
     def occupancy(self, waiting: int, slots: int) -> None:
         """So many documents are open without a slot, and so many slots in use."""
+
+    def refused(self) -> None:
+        """A document was Overloaded."""
 
     def admitted(self, seconds: float) -> None:
         """A document took a slot, so long after its first chunk was ready."""
@@ -71,6 +84,9 @@ class Observer:
 
     def step_failed(self) -> None:
         """A step raised; its documents are lost."""
+
+    def not_finite(self) -> None:
+        """A document failed for numbers that are not finite."""
 
     def closed(self, how: Ending, progress: Progress) -> None:
         """A document ended; `progress` is what was read of it, without spans."""
@@ -141,6 +157,14 @@ class Engine:
     def ready(self) -> bool:
         """Warm, and taking documents."""
         return self._task is not None and not self._stopping
+
+    def queue(self) -> Queue:
+        """What waits now; to be called on the event loop's thread."""
+        now = self._clock()
+        return Queue(
+            sum(document.waiting for document in self._open_documents()),
+            max((document.ready_for(now) for document in self._waiting.values()), default=0.0),
+        )
 
     async def start(self) -> None:
         """Warm up, then begin to step. Raises what the warm-up raises: never serve after that."""
@@ -302,7 +326,12 @@ class Engine:
         try:
             outcome = step.outcome.result()
         except Exception:
-            logger.exception("a step with %d documents failed", len(step.plan))
+            names = [document.name for document, _ in step.plan]
+            logger.exception(
+                "a step with %d documents failed",
+                len(names),
+                extra={"fields": {"documents": names}},
+            )
             self._fail(step.plan)
         else:
             self._seconds[len(step.batch.lengths)] = now - began
@@ -319,6 +348,7 @@ class Engine:
             rows, logits = batch.rows_of(index), outcome.logits[index]
             if not (finite[rows].all() and np.isfinite(logits).all()):
                 error = StepFailed("reading the document gave numbers that are not finite")
+                self._observer.not_finite()
                 self._close(document, "failed", error)
             else:
                 document.add(_spans(batch, outcome, rows), logits.copy())
@@ -377,6 +407,7 @@ class Engine:
             raise EmptyDocument
         seated = document.runnable and self._pool.free
         if not seated and len(self._waiting) >= self._max_waiting:
+            self._observer.refused()
             raise Overloaded(f"{len(self._waiting)} documents are waiting: try again later")
         self._waiting[name] = document
         self._touch(document)

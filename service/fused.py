@@ -15,11 +15,11 @@ import torch
 from model.classifier import Classifier, Grid
 from model.fused import FusedStep, Inputs, Outputs
 from model.ops.choice import Precision
+from service.memory import Memory
 from service.pool import StatePool
 from service.runner import (
     Batch,
     Launched,
-    Memory,
     Outcome,
     TorchRunner,
     device_memory,

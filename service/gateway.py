@@ -27,7 +27,7 @@ from service.cores import cores
 from service.document import Progress
 from service.errors import EmptyDocument, NotUtf8, UnknownDocument
 from service.evidence import Evidence, Ruler
-from service.memory import resident_memory
+from service.memory import Memory, resident_memory
 from service.schemas import (
     Answer,
     Info,
@@ -132,7 +132,7 @@ class Gateway:
 
     async def watch_memory(self) -> None:
         """Report this process's memory for as long as this runs."""
-        await metrics.watch_memory("gateway", lambda: (*resident_memory(), 0, 0))
+        await metrics.watch(lambda: metrics.report_memory("gateway", Memory(*resident_memory())))
 
     async def _tokens(
         self, document: _Document, pieces: Pieces, most: int | None
@@ -219,7 +219,10 @@ class _Document:
                 tokens = np.concatenate([tokens, self._stream.finish()])
         except model.tokenizer.NotUtf8 as error:
             raise NotUtf8(error.offset) from None
-        self._tokenize_s += time.perf_counter() - began
+        seconds = time.perf_counter() - began
+        self._tokenize_s += seconds
+        metrics.TOKENIZED_BYTES.inc(len(piece))
+        metrics.TOKENIZER_SECONDS.inc(seconds)
         return tokens
 
     def append(self, tokens: Tokens) -> None:

@@ -5,7 +5,27 @@ from __future__ import annotations
 import os
 import re
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
+
+
+class Memory(NamedTuple):
+    """Bytes in use now, and at most since the process started.
+
+    The device's are 0 on the CPU, and what nobody can tell is 0 too.
+    """
+
+    resident: int
+    resident_peak: int
+    device: int = 0
+    device_peak: int = 0
+    device_reserved: int = 0
+    """What torch holds of it, in use or not."""
+
+    device_driver: int = 0
+    """This process's by the driver, its CUDA context included."""
+
+    device_total: int = 0
+    """What the GPU has."""
 
 
 def resident_memory() -> tuple[int, int]:
@@ -19,8 +39,16 @@ def resident_memory() -> tuple[int, int]:
     return int(fields.get("VmRSS", 0)) * 1024, int(fields.get("VmHWM", 0)) * 1024
 
 
-def gpu_memory() -> int:
-    """Bytes of GPU memory that this process holds, its CUDA context included.
+def driver_memory() -> tuple[int, int]:
+    """`gpu_memory`, or zeros where the driver can't be asked."""
+    try:
+        return gpu_memory()
+    except ValueError:
+        return 0, 0
+
+
+def gpu_memory() -> tuple[int, int]:
+    """Bytes of GPU memory that this process holds, its CUDA context included, and all the GPU has.
 
     Where the driver can't tell processes apart, as in some containers, all that is in use on the
     process's first GPU. Raises ValueError if the driver can't be asked.
@@ -34,7 +62,8 @@ def gpu_memory() -> int:
         gpus = [pynvml.nvmlDeviceGetHandleByIndex(i) for i in range(pynvml.nvmlDeviceGetCount())]
         running = [each for x in gpus for each in pynvml.nvmlDeviceGetComputeRunningProcesses(x)]
         own = sum(each.usedGpuMemory or 0 for each in running if each.pid == os.getpid())
-        return own or int(pynvml.nvmlDeviceGetMemoryInfo(_first(gpus, pynvml)).used)
+        whole = pynvml.nvmlDeviceGetMemoryInfo(_first(gpus, pynvml))
+        return own or int(whole.used), int(whole.total)
     except pynvml.NVMLError as error:
         raise ValueError(f"the GPU's driver does not tell its memory: {error}") from error
 

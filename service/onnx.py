@@ -18,9 +18,9 @@ from onnxruntime import InferenceSession, OrtValue, SessionOptions
 
 from export.artifact import Artifact
 from service.cores import cores
-from service.memory import gpu_memory, resident_memory
+from service.memory import Memory, driver_memory, gpu_memory, resident_memory
 from service.pool import Slots
-from service.runner import Batch, Ended, Launched, Memory, Outcome, grids_up_to, warm_up
+from service.runner import Batch, Ended, Launched, Outcome, grids_up_to, warm_up
 
 StateType: TypeAlias = type[np.float32] | type[np.float64]
 
@@ -82,7 +82,8 @@ class OnnxRunner:
         self.pool: HostPool | ResidentPool = (
             ResidentPool(parts, slots, device) if resident else HostPool(parts, slots)
         )
-        self.memory()  # now, if it can't be read
+        if device == "cuda":
+            gpu_memory()  # raises now, if it can't be read
 
     def warm_up(self) -> None:
         for grid in self.grids:
@@ -116,9 +117,11 @@ class OnnxRunner:
 
     def memory(self) -> Memory:
         """The device's peak is the largest that this was ever called at."""
-        device = 0 if self.device == "cpu" else gpu_memory()
+        if self.device == "cpu":
+            return Memory(*resident_memory())
+        device, total = driver_memory()
         self._device_peak = max(self._device_peak, device)
-        return Memory(*resident_memory(), device, self._device_peak)
+        return Memory(*resident_memory(), device, self._device_peak, 0, device, total)
 
 
 def default_device() -> Device:
@@ -154,6 +157,10 @@ class HostPool(Slots):
     def __init__(self, parts: Mapping[str, Part], slots: int) -> None:
         super().__init__(slots)
         self.states = {name: part.zeros(slots + 1) for name, part in parts.items()}
+
+    @property
+    def state_bytes(self) -> int:
+        return sum(x.nbytes for x in self.states.values())
 
     def documents(self, batch: Batch) -> Documents:
         """Those of a batch."""
@@ -202,6 +209,11 @@ class ResidentPool(Slots):
             }
             for _ in range(2)
         )
+        self._bytes = 2 * sum(part.zeros(slots + 1).nbytes for part in parts.values())
+
+    @property
+    def state_bytes(self) -> int:
+        return self._bytes
 
     def documents(self, batch: Batch) -> Documents:
         """Those of all slots."""

@@ -31,6 +31,11 @@ class Slots:
     def in_use(self) -> int:
         return self.count - len(self._free)
 
+    @property
+    def state_bytes(self) -> int:
+        """Memory of all slots, the scratch slot's too."""
+        return 0
+
     def take(self) -> int:
         """A free slot. What lies in it is another document's: its first step is to be `fresh`."""
         if not self._free:
@@ -56,6 +61,10 @@ class StatePool(Slots):
     ) -> None:
         super().__init__(slots)
         self.states = State.zeros(config, slots + 1, device=device, dtype=dtype)
+
+    @property
+    def state_bytes(self) -> int:
+        return sum(tensor.nbytes for _, tensor in self.states.tensors())
 
     def gather(self, slots: Tensor, fresh: Tensor) -> State:
         """Copies of the states in `slots`, (D,) int64; zeros where `fresh`, (D,) bool."""

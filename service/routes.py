@@ -239,7 +239,7 @@ class DocumentResponse(Response):
             request = await self._gateway.in_thread(partial(parse, await body.whole()))
             options, pieces = request, cut(request.text.encode(), PIECE_BYTES)
         return await self._gateway.classify(
-            uuid.uuid4().hex,
+            f"{record.id}/{uuid.uuid4().hex}",  # clients may give two requests one id
             pieces,
             options,
             began=record.began,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple, Protocol, Self
+from typing import Protocol, Self
 
 import numpy as np
 import torch
@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from model.classifier import Classifier, Grid, Step
 from model.config import ModelConfig
-from service.memory import resident_memory
+from service.memory import Memory, driver_memory, resident_memory
 from service.pool import Slots, StatePool
 
 
@@ -60,15 +60,6 @@ class Outcome:
     def finite(self) -> NDArray[np.bool_]:
         """(R,) which rows' shares are numbers."""
         return np.isfinite(self.evidence).all(1) & np.isfinite(self.weight)
-
-
-class Memory(NamedTuple):
-    """Bytes in use now, and at most since the process started. The device's are 0 on the CPU."""
-
-    resident: int
-    resident_peak: int
-    device: int
-    device_peak: int
 
 
 class Launched(Protocol):
@@ -294,4 +285,6 @@ def device_memory(device: str) -> Memory:
         resident_peak,
         torch.cuda.memory_allocated(device),
         torch.cuda.max_memory_allocated(device),
+        torch.cuda.memory_reserved(device),
+        *driver_memory(),
     )

@@ -7,6 +7,7 @@ import logging
 import sys
 from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from functools import partial
 from importlib import import_module
 from importlib.metadata import version
 from importlib.util import find_spec
@@ -21,10 +22,12 @@ from model.classifier import Classifier
 from model.ops.choice import Precision, obstacle
 from service import kernel_cache, metrics
 from service.client import Reading, Tokens
+from service.compilation import Compilations
 from service.cores import cores
 from service.document import Progress
 from service.engine import Ending, Engine, Observer
 from service.errors import NotReady
+from service.memory import Memory
 from service.model_folder import ModelFolder, needing_onnx
 from service.runner import Runner, TorchRunner
 from service.schemas import WorkerInfo
@@ -43,14 +46,15 @@ class Worker:
         self._runner = runner
         self._settings = settings
         self._fingerprint = fingerprint
+        self._meter = Meter()
         self._engine = Engine(
             runner,
             max_waiting=settings.max_waiting_documents,
             inbox_tokens=settings.inbox_tokens,
             idle_timeout_s=2 * settings.idle_timeout_s,  # the gateway's comes first, and says more
-            observer=Meter(),
+            observer=self._meter,
         )
-        self._memory: asyncio.Task[None] | None = None
+        self._watching: asyncio.Task[None] | None = None
 
     @classmethod
     def load(cls, settings: Settings) -> Self:
@@ -70,10 +74,26 @@ class Worker:
     async def start(self) -> None:
         """Warm up. Raises what the warm-up raises; there is no reading then."""
         self._check_cache()
+        compilations = Compilations()
         await self._engine.start()
+        metrics.COMPILATIONS.labels("warm-up").inc(compilations.new())
         self._record_cache()
-        metrics.SLOTS.set(self._runner.pool.count)
-        self._memory = asyncio.create_task(metrics.watch_memory("worker", self._runner.memory))
+        runner = self._runner
+        metrics.SLOTS.set(runner.pool.count)
+        metrics.STATE_BYTES.set(runner.pool.state_bytes)
+        metrics.WORKERS.labels(runner.backend, runner.device, runner.dtype).set(1)
+        self._watching = asyncio.create_task(
+            metrics.watch(partial(self._report, compilations)), name="watch"
+        )
+
+    def _report(self, compilations: Compilations) -> None:
+        """Tell what has no event of its own."""
+        metrics.COMPILATIONS.labels("serving").inc(compilations.new())
+        queue = self._engine.queue()
+        metrics.TOKENS_WAITING.set(queue.tokens)
+        metrics.QUEUE_HEAD_SECONDS.set(queue.head_s)
+        self._meter.memory = self._runner.memory()
+        metrics.report_memory("worker", self._meter.memory)
 
     def compile(self) -> None:
         """Compile and run every kernel once, for the cache of the settings, and do no more.
@@ -116,8 +136,8 @@ class Worker:
 
     async def stop(self) -> None:
         """End the steps in flight; what is not done by then fails with ShuttingDown."""
-        if self._memory:
-            self._memory.cancel()
+        if self._watching:
+            self._watching.cancel()
         await self._engine.stop()
 
     @property
@@ -299,9 +319,18 @@ class _Reading:
 class Meter(Observer):
     """Tells Prometheus what the engine does."""
 
+    def __init__(self) -> None:
+        self.memory = Memory(0, 0)
+        """As it was last looked at."""
+
+        self._largest: dict[tuple[str, str], int] = {}
+
     def occupancy(self, waiting: int, slots: int) -> None:
         metrics.DOCUMENTS_WAITING.set(waiting)
         metrics.SLOTS_IN_USE.set(slots)
+
+    def refused(self) -> None:
+        metrics.REFUSALS.labels("waiting").inc()
 
     def admitted(self, seconds: float) -> None:
         metrics.SLOT_WAIT_SECONDS.observe(seconds)
@@ -317,3 +346,17 @@ class Meter(Observer):
 
     def closed(self, how: Ending, progress: Progress) -> None:
         metrics.DOCUMENTS.labels(how).inc()
+        if how == "done":
+            metrics.DOCUMENT_TOKENS.observe(progress.tokens)
+            length = metrics.length_label(progress.tokens)
+            self._enlarge(length, "resident", self.memory.resident)
+            self._enlarge(length, "device", self.memory.device)
+
+    def not_finite(self) -> None:
+        metrics.NONFINITE.inc()
+
+    def _enlarge(self, length: str, memory: str, size: int) -> None:
+        """Tell the memory beside a document so long, if it is the largest so far."""
+        if size > self._largest.get((length, memory), 0):
+            self._largest[length, memory] = size
+            metrics.LENGTH_MEMORY_BYTES.labels(length, memory).set(size)

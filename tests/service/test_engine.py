@@ -26,8 +26,9 @@ from service.errors import (
     UnknownDocument,
     WrongOffset,
 )
+from service.memory import Memory
 from service.pool import Slots
-from service.runner import Batch, Ended, Launched, Memory, Outcome
+from service.runner import Batch, Ended, Launched, Outcome
 
 CHUNK = 4
 ROWS = 4

@@ -33,7 +33,7 @@ def driver(*gpus: dict[int, int | None], fails: bool = False) -> Any:
         nvmlDeviceGetHandleByIndex=lambda index: index,
         nvmlDeviceGetHandleByUUID=lambda name: int(name.removeprefix("GPU-")),
         nvmlDeviceGetComputeRunningProcesses=running,
-        nvmlDeviceGetMemoryInfo=lambda gpu: SimpleNamespace(used=100 + gpu),
+        nvmlDeviceGetMemoryInfo=lambda gpu: SimpleNamespace(used=100 + gpu, total=1000),
     )
 
 
@@ -58,7 +58,7 @@ def test_what_the_driver_tells(
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     if visible is not None:
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
-    assert gpu_memory() == expected
+    assert gpu_memory() == (expected, 1000)
 
 
 def test_no_driver(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -203,6 +203,22 @@ class TestEveryAnswer:
         assert (wrong["status"], wrong["error_type"]) == (422, "Validation")
         assert fine["id"] != wrong["id"]
 
+    async def test_has_an_id_that_a_failed_step_names(
+        self, service: Service, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        service.runner.fails = True
+        response = await service.http.post(
+            "/v1/documents", content=TEXT, headers={**PLAIN, "x-request-id": "mine-1"}
+        )
+        assert (response.status_code, response.json()["error_type"]) == (500, "StepFailed")
+        lines = [json.loads(JsonFormatter().format(record)) for record in caplog.records]
+        (step,) = [line for line in lines if "a step with" in line["message"]]
+        (document,) = step["documents"]
+        assert document.startswith("mine-1/")
+        assert "the device is on fire" in step["traceback"]
+        (failure,) = [line for line in lines if line["message"] == "request failed"]
+        assert failure["id"] == "mine-1"
+
 
 class TestDocs:
     async def test_page(self, service: Service) -> None:
