@@ -28,6 +28,7 @@ from ray.serve.schema import LoggingConfig
 
 from service import kernel_cache, logs
 from service.cores import cores
+from service.keys import Keys
 from service.model_folder import ModelFolder
 from service.settings import Settings
 
@@ -201,10 +202,7 @@ def serve_forever(settings: Settings) -> None:
 @contextmanager
 def running(settings: Settings) -> Iterator[None]:
     """The service on this machine, ready, for as long as the context lasts. Raises StartError."""
-    try:
-        ModelFolder.of(settings)
-    except ValueError as error:
-        raise StartError(str(error)) from error
+    check(settings)
     _check_port(settings.host, settings.port)
     with ExitStack() as stack:
         folder = settings.metrics_dir
@@ -220,6 +218,7 @@ def running(settings: Settings) -> Iterator[None]:
                 "checkpoint": settings.checkpoint.absolute(),
                 "metrics_dir": folder.absolute(),
                 "compile_cache": settings.compile_cache and settings.compile_cache.absolute(),
+                "api_keys_file": settings.api_keys_file and settings.api_keys_file.absolute(),
                 "ops_library": _absolute(settings.ops_library),
             }
         )
@@ -227,6 +226,16 @@ def running(settings: Settings) -> Iterator[None]:
         deploy(settings)
         _gateways().broadcast("ready").results()
         yield
+
+
+def check(settings: Settings) -> None:
+    """Raises StartError for files that can't be used, which a replica would tell less well."""
+    try:
+        ModelFolder.of(settings)
+        if settings.api_keys_file:
+            Keys.load(settings.api_keys_file)
+    except ValueError as error:
+        raise StartError(str(error)) from error
 
 
 def url(settings: Settings) -> str:
