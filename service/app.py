@@ -26,7 +26,7 @@ from ray.serve.config import HTTPOptions, RequestRouterConfig
 from ray.serve.handle import DeploymentHandle
 from ray.serve.schema import LoggingConfig
 
-from service import kernel_cache, logs
+from service import autoscaling, kernel_cache, logs
 from service.cores import cores
 from service.keys import Keys
 from service.model_folder import ModelFolder
@@ -101,6 +101,10 @@ class WorkerReplica:
         """What this replica runs."""
         return await self._worker.info()
 
+    async def record_autoscaling_stats(self) -> dict[str, float]:
+        """What `service.autoscaling` decides by; Serve asks where a worker scales."""
+        return {autoscaling.METRIC: self._worker.queued_tokens}
+
     async def check_health(self) -> None:
         """Serve replaces the replica if this raises."""
         self._worker.check_health()
@@ -143,8 +147,23 @@ class GatewayReplica:
         await self._gateway.admission.drain()
 
 
+def application(arguments: dict[str, Any]) -> serve.Application:
+    """What a Serve config's `import_path` names. Its `args` are settings: `rows`, not GMA_ROWS.
+
+    Raises SettingsError, or StartError for what else keeps the service from starting.
+    """
+    settings = Settings.load(**arguments)
+    check(settings)
+    return build(settings)
+
+
 def build(settings: Settings) -> serve.Application:
-    """The application: a gateway deployment in front of a worker deployment."""
+    """The application: a gateway deployment in front of a worker deployment.
+
+    Raises StartError if the device is to be found: a cluster's GPUs may yet have to come.
+    """
+    if settings.device == "auto":
+        raise StartError("in a cluster, the setting device has to be cpu or cuda")
     documents = settings.slots + settings.max_waiting_documents
     common: dict[str, Any] = {
         "graceful_shutdown_timeout_s": settings.shutdown_timeout_s,
@@ -159,7 +178,7 @@ def build(settings: Settings) -> serve.Application:
         # Of each document a reading and a feeding call, and as many again that are about to be
         # refused.
         max_ongoing_requests=4 * documents,
-        ray_actor_options={"num_cpus": 0, "num_gpus": int(_device(settings) == "cuda")},
+        ray_actor_options={"num_cpus": 0, "num_gpus": int(settings.device == "cuda")},
         request_router_config=RequestRouterConfig(
             request_router_class="service.replicas.PinnedRouter"  # type: ignore[arg-type]
         ),

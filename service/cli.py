@@ -174,6 +174,28 @@ def _private(path: str, flags: int) -> int:
     return os.open(path, flags, 0o600)
 
 
+@app.command()
+def metrics(
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="The service's GMA_METRICS_DIR.")],
+    host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(help="TCP port to listen on.")] = 9464,
+) -> None:
+    """Answer GET /metrics for the service's processes on this machine, until SIGTERM.
+
+    For clusters: a gateway knows the metrics of its own machine, and may be on another.
+
+    \b
+    Example:
+      gma metrics /tmp/gma-metrics
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    os.environ["PROMETHEUS_MULTIPROC_DIR"] = str(folder)
+    from service.exporter import Exporter
+
+    with Exporter(host, port) as exporter:
+        exporter.serve_forever()
+
+
 @app.command("compile")
 def compile_(
     cache: Annotated[

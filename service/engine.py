@@ -142,6 +142,11 @@ class Engine:
         """Warm, and taking documents."""
         return self._task is not None and not self._stopping
 
+    @property
+    def queued_tokens(self) -> int:
+        """Tokens of open documents that have come, and are in no step yet."""
+        return sum(document.waiting for document in self._open_documents())
+
     async def start(self) -> None:
         """Warm up, then begin to step. Raises what the warm-up raises: never serve after that."""
         loop = asyncio.get_running_loop()
