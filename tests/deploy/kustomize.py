@@ -29,9 +29,9 @@ def build(folder: Path) -> list[Manifest]:
         for manifest in patched:
             for operation in operations:
                 _apply(manifest, operation)
-    tags = {image["name"]: image["newTag"] for image in kustomization.get("images", [])}
+    images = {image["name"]: image for image in kustomization.get("images", [])}
     for manifest in manifests:
-        _tag(manifest, tags)
+        _name(manifest, images)
     return manifests
 
 
@@ -49,13 +49,15 @@ def _apply(manifest: Manifest, operation: dict[str, Any]) -> None:
     at[last] = operation["value"]
 
 
-def _tag(at: Any, tags: dict[str, str]) -> None:
+def _name(at: Any, images: dict[str, dict[str, str]]) -> None:
+    """Replace the names and tags of images, wherever they are."""
     if isinstance(at, list):
         for each in at:
-            _tag(each, tags)
+            _name(each, images)
     elif isinstance(at, dict):
-        for name, value in at.items():
-            if name == "image" and value in tags:
-                at[name] = f"{value}:{tags[value]}"
+        for key, value in at.items():
+            image = images.get(value.partition(":")[0]) if key == "image" else None
+            if image:
+                at[key] = f"{image.get('newName', image['name'])}:{image['newTag']}"
             else:
-                _tag(value, tags)
+                _name(value, images)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import logging
 from collections.abc import Iterator
 from contextlib import AsyncExitStack
 from pathlib import Path
@@ -14,7 +15,7 @@ import pytest
 import ray
 from ray import serve
 from ray.serve.context import _get_global_client
-from ray.serve.schema import ServeDeploySchema
+from ray.serve.schema import ReplicaState, ServeDeploySchema
 
 from service.app import APPLICATION, WORKER
 from tests.deploy import kustomize
@@ -60,23 +61,23 @@ def port(tmp_path: Path) -> Iterator[int]:
         address="local",
         num_cpus=16,  # 3 workers of 4, and gateways
         include_dashboard=False,
-        logging_level="ERROR",
+        logging_level=logging.ERROR,
         log_to_driver=False,
     )
     try:
         serve.start(http_options={"host": "127.0.0.1", "port": port})
-        client = _get_global_client()
+        client: Any = _get_global_client()
         client.deploy_apps(ServeDeploySchema.model_validate(config(tmp_path, port)))
         client._wait_for_application_running(APPLICATION, timeout_s=120)
         yield port
     finally:
         serve.shutdown()
-        ray.shutdown()
+        ray.shutdown()  # type: ignore[no-untyped-call]
 
 
 def workers() -> int:
     states = serve.status().applications[APPLICATION].deployments[WORKER].replica_states
-    return states.get("RUNNING", 0)
+    return states.get(ReplicaState.RUNNING, 0)
 
 
 async def until(count: int) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from types import SimpleNamespace
-from typing import Any, cast
+from typing import Any
 
 import pytest
 
@@ -43,7 +43,7 @@ def test_workers_that_have_not_reported_count_nothing() -> None:
 
 def test_a_policy_of_nothing_is_refused() -> None:
     with pytest.raises(ValueError, match="tokens_per_worker"):
-        QueuedTokens(cast("int", 0))
+        QueuedTokens(0)
 
 
 @pytest.mark.anyio
