@@ -148,6 +148,8 @@ def pod_problems(spec: Manifest) -> Iterator[str]:
     if spec["rayClusterConfig"].get("authOptions", {}).get("mode") != "token":
         yield "Ray asks nobody for a token"
     for pod in _pods(spec):
+        if pod["spec"].get("enableServiceLinks") is not False:
+            yield "the service's own Services become GMA_ variables, which are no settings"
         security = pod["spec"].get("securityContext", {})
         if not security.get("runAsNonRoot") or not security.get("runAsUser"):
             yield "a pod may run as root"
@@ -209,6 +211,8 @@ def capacity_problems(spec: Manifest) -> Iterator[str]:
         yield "workers scale between other numbers than their pods"
     options = worker["ray_actor_options"]
     requests = group["template"]["spec"]["containers"][0]["resources"]["requests"]
+    if group["rayStartParams"].get("num-cpus") != requests["cpu"]:
+        yield "Ray counts other cores than the pod asks for"
     if options.get("num_gpus", 0) != int(requests.get("nvidia.com/gpu", 0)):
         yield "a worker does not have the GPUs of its pod"
     if (settings.device == "cuda") != bool(options.get("num_gpus")):

@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import itertools
 import logging
+import os
+import secrets
 from collections.abc import Iterator
 from contextlib import AsyncExitStack
 from pathlib import Path
@@ -15,9 +17,9 @@ import pytest
 import ray
 from ray import serve
 from ray.serve.context import _get_global_client
-from ray.serve.schema import ReplicaState, ServeDeploySchema
+from ray.serve.schema import ServeDeploySchema
 
-from service.app import APPLICATION, WORKER
+from service.app import APPLICATION, LOOPBACK, WORKER
 from tests.deploy import kustomize
 from tests.deploy.manifests import serve_config, service
 from tests.service.asgi import PATIENCE_S, TEXT, save_checkpoint
@@ -57,8 +59,11 @@ def config(folder: Path, port: int) -> dict[str, Any]:
 def port(tmp_path: Path) -> Iterator[int]:
     """Where the service answers."""
     port = free_port()
+    # Ray reads it once in a process, in which other tests start the service.
+    os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
     ray.init(
         address="local",
+        _node_ip_address=LOOPBACK,
         num_cpus=16,  # 3 workers of 4, and gateways
         include_dashboard=False,
         logging_level=logging.ERROR,
@@ -71,13 +76,13 @@ def port(tmp_path: Path) -> Iterator[int]:
         client._wait_for_application_running(APPLICATION, timeout_s=120)
         yield port
     finally:
-        serve.shutdown()
-        ray.shutdown()  # type: ignore[no-untyped-call]
+        serve.shutdown()  # type: ignore[no-untyped-call]
+        ray.shutdown()
 
 
 def workers() -> int:
     states = serve.status().applications[APPLICATION].deployments[WORKER].replica_states
-    return states.get(ReplicaState.RUNNING, 0)
+    return sum(count for state, count in states.items() if state.value == "RUNNING")
 
 
 async def until(count: int) -> None:

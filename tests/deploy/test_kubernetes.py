@@ -150,7 +150,9 @@ def cpu() -> list[Manifest]:
             {"name": "api-keys", "emptyDir": {}},
             "no Secret",
         ),
+        ("RayService", "gma", f"{WORKER}.spec.enableServiceLinks", GONE, "are no settings"),
         # Capacity.
+        ("RayService", "gma", f"{WORKERS}.rayStartParams.num-cpus", GONE, "other cores"),
         ("RayService", "gma", f"{WORKERS}.maxReplicas", 8, "between other numbers"),
         ("RayService", "gma", f"{RAY}.resources.requests.cpu", "4", "gateways ask for"),
         ("RayService", "gma", f"{RAY}.resources.requests.cpu", "8", "two workers fit"),
