@@ -26,8 +26,9 @@ from ray.serve.config import HTTPOptions, RequestRouterConfig
 from ray.serve.handle import DeploymentHandle
 from ray.serve.schema import LoggingConfig
 
-from service import kernel_cache, logs
+from service import autoscaling, kernel_cache, logs
 from service.cores import cores
+from service.keys import Keys
 from service.model_folder import ModelFolder
 from service.settings import Settings
 
@@ -100,6 +101,10 @@ class WorkerReplica:
         """What this replica runs."""
         return await self._worker.info()
 
+    async def record_autoscaling_stats(self) -> dict[str, float]:
+        """What `service.autoscaling` decides by; Serve asks where a worker scales."""
+        return {autoscaling.METRIC: self._worker.queued_tokens}
+
     async def check_health(self) -> None:
         """Serve replaces the replica if this raises."""
         self._worker.check_health()
@@ -142,8 +147,23 @@ class GatewayReplica:
         await self._gateway.admission.drain()
 
 
+def application(arguments: dict[str, Any]) -> serve.Application:
+    """What a Serve config's `import_path` names. Its `args` are settings: `rows`, not GMA_ROWS.
+
+    Raises SettingsError, or StartError for what else keeps the service from starting.
+    """
+    settings = Settings.load(**arguments)
+    check(settings)
+    return build(settings)
+
+
 def build(settings: Settings) -> serve.Application:
-    """The application: a gateway deployment in front of a worker deployment."""
+    """The application: a gateway deployment in front of a worker deployment.
+
+    Raises StartError if the device is to be found: a cluster's GPUs may yet have to come.
+    """
+    if settings.device == "auto":
+        raise StartError("in a cluster, the setting device has to be cpu or cuda")
     documents = settings.slots + settings.max_waiting_documents
     common: dict[str, Any] = {
         "graceful_shutdown_timeout_s": settings.shutdown_timeout_s,
@@ -158,7 +178,7 @@ def build(settings: Settings) -> serve.Application:
         # Of each document a reading and a feeding call, and as many again that are about to be
         # refused.
         max_ongoing_requests=4 * documents,
-        ray_actor_options={"num_cpus": 0, "num_gpus": int(_device(settings) == "cuda")},
+        ray_actor_options={"num_cpus": 0, "num_gpus": int(settings.device == "cuda")},
         request_router_config=RequestRouterConfig(
             request_router_class="service.replicas.PinnedRouter"  # type: ignore[arg-type]
         ),
@@ -201,10 +221,7 @@ def serve_forever(settings: Settings) -> None:
 @contextmanager
 def running(settings: Settings) -> Iterator[None]:
     """The service on this machine, ready, for as long as the context lasts. Raises StartError."""
-    try:
-        ModelFolder.of(settings)
-    except ValueError as error:
-        raise StartError(str(error)) from error
+    check(settings)
     _check_port(settings.host, settings.port)
     with ExitStack() as stack:
         folder = settings.metrics_dir
@@ -220,6 +237,7 @@ def running(settings: Settings) -> Iterator[None]:
                 "checkpoint": settings.checkpoint.absolute(),
                 "metrics_dir": folder.absolute(),
                 "compile_cache": settings.compile_cache and settings.compile_cache.absolute(),
+                "api_keys_file": settings.api_keys_file and settings.api_keys_file.absolute(),
                 "ops_library": _absolute(settings.ops_library),
             }
         )
@@ -227,6 +245,16 @@ def running(settings: Settings) -> Iterator[None]:
         deploy(settings)
         _gateways().broadcast("ready").results()
         yield
+
+
+def check(settings: Settings) -> None:
+    """Raises StartError for files that can't be used, which a replica would tell less well."""
+    try:
+        ModelFolder.of(settings)
+        if settings.api_keys_file:
+            Keys.load(settings.api_keys_file)
+    except ValueError as error:
+        raise StartError(str(error)) from error
 
 
 def url(settings: Settings) -> str:

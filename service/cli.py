@@ -138,6 +138,64 @@ def serve(
         raise typer.Exit(1) from error
 
 
+@app.command()
+def key(
+    file: Annotated[
+        Path | None,
+        typer.Argument(metavar="[FILE]", help="Add the hash to it, for GMA_API_KEYS_FILE."),
+    ] = None,
+    name: Annotated[str, typer.Option(help="Whose key it is: a comment beside the hash.")] = "",
+) -> None:
+    """Make an API key: print it, and its hash, which is all that the service needs to know.
+
+    With FILE only the key is printed, and the hash goes there. A key can't be read back from it.
+
+    \b
+    Examples:
+      gma key
+      gma key api-keys --name search-team
+      GMA_API_KEYS_FILE=api-keys gma serve
+    """
+    from service.keys import hash_of, new_key
+
+    if not name.isprintable():
+        raise ValueError("--name is one line of text")
+    made = new_key()
+    line = f"{hash_of(made)}  # {name}" if name else hash_of(made)
+    typer.echo(made)
+    if file is None:
+        typer.echo(line)
+        return
+    with open(file, "a", encoding="utf-8", opener=_private) as opened:
+        opened.write(line + "\n")
+
+
+def _private(path: str, flags: int) -> int:
+    return os.open(path, flags, 0o600)
+
+
+@app.command()
+def metrics(
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="The service's GMA_METRICS_DIR.")],
+    host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(help="TCP port to listen on.")] = 9464,
+) -> None:
+    """Answer GET /metrics for the service's processes on this machine, until SIGTERM.
+
+    For clusters: a gateway knows the metrics of its own machine, and may be on another.
+
+    \b
+    Example:
+      gma metrics /tmp/gma-metrics
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    os.environ["PROMETHEUS_MULTIPROC_DIR"] = str(folder)
+    from service.exporter import Exporter
+
+    with Exporter(host, port) as exporter:
+        exporter.serve_forever()
+
+
 @app.command("compile")
 def compile_(
     cache: Annotated[

@@ -9,6 +9,7 @@ answers), so every constructor argument is in `args`: that is what pickle calls 
     │   ├── EmptyDocument
     │   ├── NotUtf8
     │   └── NotJson
+    ├── Unauthorized          401   no key, or a wrong one
     ├── NotFound              404
     ├── MethodNotAllowed      405
     ├── Stalled               408   the client stopped sending
@@ -76,6 +77,17 @@ class NotJson(BadRequest):
     """A body that says it is JSON and is not."""
 
     error_type = "NotJson"
+
+
+class Unauthorized(ServiceError):
+    """The request has no API key, or one that does not pass."""
+
+    status = 401
+    error_type = "Unauthorized"
+
+    @property
+    def headers(self) -> dict[str, str]:
+        return {"www-authenticate": "Bearer"}
 
 
 class NotFound(ServiceError):

@@ -14,6 +14,7 @@ from ray.serve.handle import DeploymentHandle, DeploymentResponseGenerator
 from ray.serve.request_router import (
     LocalityMixin,
     PendingRequest,
+    ReplicaID,
     RequestRouter,
     RunningReplica,
 )
@@ -109,9 +110,26 @@ class PinnedRouter(LocalityMixin, RequestRouter):
 
     Not Serve's default router with a filter: that one hands a replica to whichever call waits
     longest, not to the call that it was chosen for.
+
+    A replica that is to go, because there are too many or a new version comes, gets no new
+    documents; those that it has go on, for what is pinned to it still finds it.
     """
 
     _turn = 0
+    _leaving: dict[ReplicaID, RunningReplica]
+
+    def initialize_state(self, **kwargs: Any) -> None:
+        self._leaving = {}
+
+    def update_replicas(self, replicas: list[RunningReplica]) -> None:
+        staying = {replica.replica_id for replica in replicas}
+        known = self._leaving | self.curr_replicas
+        self._leaving = {id_: replica for id_, replica in known.items() if id_ not in staying}
+        super().update_replicas([*replicas, *self._leaving.values()])
+
+    def on_replica_actor_died(self, replica_id: ReplicaID) -> None:
+        self._leaving.pop(replica_id, None)
+        super().on_replica_actor_died(replica_id)
 
     async def choose_replicas(
         self,
@@ -120,9 +138,10 @@ class PinnedRouter(LocalityMixin, RequestRouter):
     ) -> list[list[RunningReplica]]:
         pinned = pending_request.metadata.session_id if pending_request else ""
         if not (pinned and pending_request):
+            staying = [r for r in candidate_replicas if r.replica_id not in self._leaving]
             # Of those equally busy, Serve takes the first: they take turns.
-            self._turn = (self._turn + 1) % max(1, len(candidate_replicas))
-            return [candidate_replicas[self._turn :] + candidate_replicas[: self._turn]]
+            self._turn = (self._turn + 1) % max(1, len(staying))
+            return [staying[self._turn :] + staying[: self._turn]]
         chosen = [r for r in candidate_replicas if r.replica_id.unique_id == pinned]
         if chosen:
             return [chosen]

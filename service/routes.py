@@ -15,8 +15,9 @@ from functools import partial
 from importlib.metadata import version
 from typing import Annotated, Any
 
-from fastapi import FastAPI, Query
+from fastapi import FastAPI, Query, Security
 from fastapi.exceptions import RequestValidationError
+from fastapi.security import HTTPBearer
 from pydantic import ValidationError
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.exceptions import HTTPException
@@ -35,9 +36,11 @@ from service.errors import (
     NotUtf8,
     ServiceError,
     ShuttingDown,
+    Unauthorized,
     UnsupportedContent,
 )
 from service.gateway import PIECE_BYTES, Gateway
+from service.keys import Keys
 from service.schemas import (
     Answer,
     DocumentRequest,
@@ -77,12 +80,16 @@ INTERNAL = "the service failed; its log says why, under the x-request-id of this
 PROBES = ("/health", "/metrics")
 """Asked every few seconds by machines: their successes would drown the log."""
 
+OPEN = {*PROBES, "/", "/docs", "/openapi.json"}
+"""What anybody may get; every other path and method needs a key, if there are any."""
+
 HEALTH_TIMEOUT_S = 1.0
 MAX_ERRORS = 5
 CLIENT_GONE = 499
 
 ERRORS = {
     400: "Not UTF-8, not JSON, or empty.",
+    401: "No API key, or a wrong one, where keys are asked for.",
     408: "Nothing more of the body came.",
     413: "Larger than the limit.",
     415: "Neither text/plain nor application/json.",
@@ -113,11 +120,17 @@ DOCUMENT_BODY = {
 }
 
 
+BEARER = HTTPBearer(auto_error=False, description="Asked for where API keys are configured.")
+"""For the OpenAPI page alone: `Authorized` has decided before."""
+
+
 def create_app(gateway: Gateway, *, stamp_ids: bool = True) -> FastAPI:
     """The application that serves `gateway`.
 
     `stamp_ids`: put the request's id into answers; not under Ray Serve, whose proxy does it.
+    Raises ValueError if the keys file of the gateway's settings can't be used.
     """
+    keys_file = gateway.settings.api_keys_file
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
@@ -131,8 +144,11 @@ def create_app(gateway: Gateway, *, stamp_ids: bool = True) -> FastAPI:
         version=version("gma-service"),
         lifespan=lifespan,
         redirect_slashes=False,
+        redoc_url=None,
         exception_handlers={HTTPException: _no_route, RequestValidationError: _invalid},
     )
+    if keys_file:
+        app.add_middleware(Authorized, keys=Keys.load(keys_file))
     app.add_middleware(Requests, stamp_ids=stamp_ids)
     _add_operations(app, gateway)
     _add_documents(app, gateway)
@@ -146,6 +162,7 @@ def _add_documents(app: FastAPI, gateway: Gateway) -> None:
         response_model=Answer,
         responses=DOCUMENT_RESPONSES,
         openapi_extra={"requestBody": DOCUMENT_BODY},
+        dependencies=[Security(BEARER)],
         tags=["documents"],
     )
     async def documents(request: Request, options: Annotated[Options, Query()]) -> Response:
@@ -176,7 +193,7 @@ def _add_operations(app: FastAPI, gateway: Gateway) -> None:
             raise NotReady("no worker is ready yet") from None
         return Health(status="ok")
 
-    @app.get("/info", responses=unready, tags=["operation"])
+    @app.get("/info", responses=unready, dependencies=[Security(BEARER)], tags=["operation"])
     async def info() -> Info:
         """What runs here: model, labels, limits, backend, versions."""
         return await gateway.info()
@@ -329,6 +346,29 @@ class Requests:
             raise
         finally:
             _note(record, scope)
+
+
+class Authorized:
+    """Lets pass what has an API key, or needs none. The body of anything else is not read."""
+
+    def __init__(self, app: ASGIApp, *, keys: Keys) -> None:
+        self._app = app
+        self._keys = keys
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http":
+            self._check(scope)
+        await self._app(scope, receive, send)
+
+    def _check(self, scope: Scope) -> None:
+        """Raises Unauthorized. By default a route is closed: a new one must not be forgotten."""
+        if scope["method"] in ("GET", "HEAD") and scope["path"] in OPEN:
+            return
+        scheme, _, key = Headers(scope=scope).get("authorization", "").partition(" ")
+        if scheme.lower() != "bearer" or not key:
+            raise Unauthorized("this needs an API key: send Authorization: Bearer KEY")
+        if not self._keys.allow(key.strip()):
+            raise Unauthorized("this API key is not, or no longer, one of the service's")
 
 
 def explained(error: Exception, request_id: str) -> ServiceError:

@@ -52,6 +52,10 @@ class Settings(BaseSettings):
     port: Annotated[int, Field(gt=0, lt=65536)] = 8000
     """TCP port to listen on."""
 
+    api_keys_file: Path | None = None
+    """File of the API keys that pass, as hashes that `gma key` prints; without it, no key is asked
+    for. Read once, when the service starts."""
+
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Where the model runs; auto takes GPUs if there are any."""
 

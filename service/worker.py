@@ -183,6 +183,11 @@ class Worker:
         """Add tokens to an open document; see `Reading.feed`."""
         await self._engine.feed(document, offset, tokens, last)
 
+    @property
+    def queued_tokens(self) -> int:
+        """Tokens that have come, and are in no step yet."""
+        return self._engine.queue().tokens
+
     async def info(self) -> WorkerInfo:
         """See `WorkerClient.info`."""
         self._check_ready()

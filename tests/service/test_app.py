@@ -49,6 +49,12 @@ class TestStart:
         folder = save_checkpoint(tmp_path, causal=False, conv_kernel=0)
         self.check("is bidirectional", checkpoint=folder)
 
+    def test_with_keys_that_cannot_be_used(self, checkpoint: Path, tmp_path: Path) -> None:
+        file = tmp_path / "keys"
+        self.check("API keys can't be read: ", checkpoint=checkpoint, api_keys_file=file)
+        file.touch()
+        self.check("has no API keys", checkpoint=checkpoint, api_keys_file=file)
+
     def test_with_a_port_that_is_taken(self, checkpoint: Path) -> None:
         with socket.socket() as other:
             other.bind(("127.0.0.1", 0))

@@ -234,7 +234,9 @@ class TestErrors:
 
 
 class TestHelp:
-    @pytest.mark.parametrize("command", ["serve", "classify", "train", "evaluate", "info"])
+    @pytest.mark.parametrize(
+        "command", ["serve", "key", "metrics", "classify", "train", "evaluate", "info"]
+    )
     def test_every_command_has_examples(self, gma: Gma, command: str) -> None:
         result = gma(command, "--help")
         assert result.status == 0

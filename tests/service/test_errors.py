@@ -16,6 +16,7 @@ EXAMPLES = [
     errors.NotUtf8(7),
     errors.NotUtf8(),
     errors.NotJson("a"),
+    errors.Unauthorized("a"),
     errors.NotFound("a"),
     errors.MethodNotAllowed("a", "GET"),
     errors.Stalled("a"),

@@ -39,7 +39,7 @@ def test_reads_the_environment_and_overrides_go_before_it(monkeypatch: pytest.Mo
     ("name", "value", "message"),
     [
         ("GMA_PROT", "8001", "GMA_PROT is not a setting: did you mean GMA_PORT?"),
-        ("GMA_ZZZZZZZZ", "1", "GMA_ZZZZZZZZ is not a setting: there are GMA_BACKEND,"),
+        ("GMA_ZZZZZZZZ", "1", "GMA_ZZZZZZZZ is not a setting: there are GMA_API_KEYS_FILE,"),
         ("gma_prot", "8001", "gma_prot is not a setting"),
         ("GMA_PORT", "99999", "GMA_PORT: Input should be less than 65536, not '99999'"),
         ("GMA_ROWS", "many", "GMA_ROWS: Input should be a valid integer"),

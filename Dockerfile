@@ -1,0 +1,82 @@
+# syntax=docker/dockerfile:1.7
+# The service as an image:
+#   docker build --target cpu -t gma-service:cpu .
+#   docker build --target gpu --build-context kernels=kernels -t gma-service:gpu .
+# docs/deploy.md says how the folder of kernels is made. What runs has no compiler, runs as nobody in
+# particular, and writes to /tmp and /dev/shm alone.
+
+ARG BASE=python:3.11.14-slim-trixie
+
+FROM ${BASE} AS base
+ENV PATH=/opt/gma/bin:$PATH \
+    PYTHONDONTWRITEBYTECODE=1
+
+# --- What is installed, with a compiler for the operators of ONNX Runtime ---
+
+FROM base AS build
+RUN apt-get update \
+    && apt-get install --yes --no-install-recommends g++ libonnxruntime-dev \
+    && rm -rf /var/lib/apt/lists/*
+RUN python -m venv /opt/gma
+WORKDIR /src
+COPY . .
+
+FROM build AS cpu-build
+# An index whose torch is built for CPUs alone; without it, pip's own, whose torch is 2 GB larger.
+ARG TORCH_INDEX=
+RUN --mount=type=cache,target=/root/.cache/pip \
+    pip install --constraint requirements.lock ${TORCH_INDEX:+--index-url "$TORCH_INDEX"} torch
+RUN --mount=type=cache,target=/root/.cache/pip \
+    pip install --constraint requirements.lock hatchling \
+    && pip install --constraint requirements.lock --no-build-isolation '.[onnx]'
+RUN --mount=type=cache,target=/root/.cache/pip \
+    pip install --no-deps ./export/ops --config-settings=cmake.define.GMA_CUDA=OFF
+
+FROM build AS gpu-build
+ARG TORCH_INDEX=
+RUN --mount=type=cache,target=/root/.cache/pip \
+    pip install --constraint requirements.lock ${TORCH_INDEX:+--index-url "$TORCH_INDEX"} torch triton
+RUN --mount=type=cache,target=/root/.cache/pip \
+    pip install --constraint requirements.lock hatchling onnxruntime-gpu==1.31.1 \
+    && pip install --constraint requirements.lock --no-build-isolation '.[onnx-gpu]'
+RUN --mount=type=cache,target=/root/.cache/pip \
+    pip install --no-deps ./export/ops --config-settings=cmake.define.GMA_CUDA=ON \
+      --config-settings=cmake.define.GMA_PYTHON=/opt/gma/bin/python
+# Run on a GPU, this stage compiles the kernels that the stage `gpu` then takes.
+ENTRYPOINT ["gma", "compile", "--cache", "/kernels"]
+
+# --- What runs ---
+
+FROM base AS service
+ARG VERSION=0.1.0
+ARG REVISION=unknown
+LABEL org.opencontainers.image.title="gma-service" \
+      org.opencontainers.image.description="Classifies documents of any length over HTTP." \
+      org.opencontainers.image.licenses="Apache-2.0" \
+      org.opencontainers.image.version="${VERSION}" \
+      org.opencontainers.image.revision="${REVISION}"
+# Ray asks for the user's name, and Triton and torch for a home.
+RUN useradd --uid 10001 --user-group --no-create-home --home-dir /tmp --shell /usr/sbin/nologin gma
+ENV HOME=/tmp \
+    GMA_HOST=0.0.0.0
+WORKDIR /tmp
+EXPOSE 8000
+HEALTHCHECK --interval=10s --timeout=5s --start-period=300s --retries=3 \
+    CMD ["python", "-c", "import os, urllib.request as http; http.urlopen('http://127.0.0.1:' + os.environ.get('GMA_PORT', '8000') + '/health', timeout=4)"]
+ENTRYPOINT ["gma"]
+CMD ["serve"]
+
+FROM service AS cpu
+COPY --from=cpu-build /opt/gma /opt/gma
+USER 10001:10001
+
+FROM service AS gpu
+ENV NVIDIA_VISIBLE_DEVICES=all \
+    NVIDIA_DRIVER_CAPABILITIES=compute,utility \
+    GMA_COMPILE_CACHE=/opt/kernels
+COPY --from=gpu-build /opt/gma /opt/gma
+# A build context, not a stage. Without the manifest the build fails: there would be no kernels, and
+# no compiler to make them.
+COPY --from=kernels manifest.json /opt/kernels/manifest.json
+COPY --from=kernels kernels /opt/kernels/kernels
+USER 10001:10001

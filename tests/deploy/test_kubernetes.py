@@ -1,0 +1,255 @@
+"""The manifests: right as they are, and every kind of mistake in them is caught."""
+
+from __future__ import annotations
+
+import copy
+import shutil
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from tests.deploy import kustomize
+from tests.deploy.manifests import Manifest, problems, serve_config, service
+
+FOLDER = Path(__file__).parents[2] / "deploy" / "kubernetes"
+VARIANTS = ("cpu", "gpu")
+
+
+@pytest.fixture(scope="module", params=VARIANTS)
+def variant(request: pytest.FixtureRequest) -> list[Manifest]:
+    """With monitoring, as a user would add it."""
+    name: str = request.param
+    return [*kustomize.build(FOLDER / name), *kustomize.build(FOLDER / "monitoring")]
+
+
+def test_variants_are_right(variant: list[Manifest]) -> None:
+    assert problems(variant) == []
+
+
+@pytest.mark.parametrize("name", [*VARIANTS, "base"])
+def test_kubectl_makes_the_same_of_them(name: str) -> None:
+    if shutil.which("kubectl") is None:
+        pytest.skip("kubectl is not installed")
+    command = ["kubectl", "kustomize", str(FOLDER / name)]
+    ran = subprocess.run(command, capture_output=True, text=True, check=True)
+
+    def in_order(manifests: list[Manifest]) -> list[Manifest]:
+        return sorted(manifests, key=lambda m: (m["kind"], m["metadata"]["name"]))
+
+    made = list(yaml.safe_load_all(ran.stdout))
+    assert in_order(made) == in_order(kustomize.build(FOLDER / name))
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("namePrefix: my-", "namePrefix is not known"),
+        ("patches: [{path: p.yaml, target: {kind: Pod}}]", "patches nothing"),
+    ],
+)
+def test_what_the_renderer_does_not_know_is_refused(
+    tmp_path: Path, text: str, message: str
+) -> None:
+    (tmp_path / "kustomization.yaml").write_text(text)
+    (tmp_path / "p.yaml").write_text("[]")
+    with pytest.raises(ValueError, match=message):
+        kustomize.build(tmp_path)
+
+
+CLUSTER = "spec.rayClusterConfig"
+HEAD = f"{CLUSTER}.headGroupSpec.template"
+WORKERS = f"{CLUSTER}.workerGroupSpecs.0"
+WORKER = f"{WORKERS}.template"
+RAY = f"{WORKER}.spec.containers.0"
+APPLICATION = "applications.0"
+SCALING = f"{APPLICATION}.deployments.1.autoscaling_config"
+GONE = object()
+
+
+def change(at: Any, path: str, value: object) -> None:
+    *steps, last = path.split(".")
+    for step in steps:
+        at = at[int(step)] if isinstance(at, list) else at[step]
+    key: Any = int(last) if isinstance(at, list) else last
+    if value is GONE:
+        del at[key]
+    else:
+        at[key] = value
+
+
+def find(manifests: list[Manifest], kind: str, name: str) -> Manifest:
+    (found,) = (m for m in manifests if (m["kind"], m["metadata"]["name"]) == (kind, name))
+    return found
+
+
+@pytest.fixture
+def cpu() -> list[Manifest]:
+    made = [*kustomize.build(FOLDER / "cpu"), *kustomize.build(FOLDER / "monitoring")]
+    return copy.deepcopy(made)  # what YAML's anchors share is one object until then
+
+
+@pytest.mark.parametrize(
+    ("kind", "name", "path", "value", "message"),
+    [
+        # The APIs' schemas.
+        ("RayService", "gma", "apiVersion", "ray.io/v1alpha1", "apiVersion"),
+        ("RayService", "gma", "kind", "RayServices", "is no kind"),
+        ("RayService", "gma", "metadata.name", "GMA", "metadata.name"),
+        ("RayService", "gma", "spec.rayClusterSpec", {}, "'rayClusterSpec' was unexpected"),
+        ("RayService", "gma", "spec.serveConfigV2", {}, "serveConfigV2"),
+        ("RayService", "gma", "spec.rayClusterDeletionDelaySeconds", "900", "'900' is not of type"),
+        ("RayService", "gma", "spec.upgradeStrategy.type", "Rolling", "'Rolling' is not one of"),
+        ("RayService", "gma", f"{CLUSTER}.authOptions.mode", "tokens", "is not one of"),
+        ("RayService", "gma", f"{CLUSTER}.headGroupSpec", GONE, "'headGroupSpec' is a required"),
+        ("RayService", "gma", f"{WORKERS}.rayStartParams", {"num-cpus": 4}, "4 is not of type"),
+        ("RayService", "gma", f"{WORKERS}.replica", 2, "'replica' was unexpected"),
+        ("RayService", "gma", f"{RAY}.resources.requests.cpu", 5, "5 is not of type"),
+        ("RayService", "gma", f"{RAY}.resources.limits.memory", "8GB", "does not match"),
+        ("RayService", "gma", f"{RAY}.ports.0.containerPort", 80000, "greater than the maximum"),
+        ("RayService", "gma", f"{RAY}.livenessprobe", {}, "'livenessprobe' was unexpected"),
+        ("PodDisruptionBudget", "gma-workers", "spec.minAvailable", "50%", "is not of type"),
+        ("PodDisruptionBudget", "gma-workers", "spec.maxUnavailable", 1, "was unexpected"),
+        ("NetworkPolicy", "gma", "spec.ingress.1.ports.0.port", "http", "is not of type"),
+        ("PodMonitor", "gma", "spec.podMetricsEndpoints", [], "non-empty"),
+        ("Role", "gma-head", "rules.0.verbs", ["*"], "is not one of"),
+        # Drains.
+        ("RayService", "gma", "spec.rayClusterDeletionDelaySeconds", 60, "not longer than"),
+        ("RayService", "gma", "spec.rayClusterDeletionDelaySeconds", GONE, "is 60, not longer"),
+        ("RayService", "gma", f"{WORKER}.spec.terminationGracePeriodSeconds", 600, "not longer"),
+        ("RayService", "gma", f"{WORKER}.spec.terminationGracePeriodSeconds", GONE, "is 30, not"),
+        ("RayService", "gma", f"{RAY}.env.1.value", "120", "HARD_STOP_AFTER_S is 120"),
+        ("RayService", "gma", "spec.upgradeStrategy", {"type": "None"}, "no second cluster"),
+        # Pods.
+        ("RayService", "gma", f"{CLUSTER}.authOptions", GONE, "asks nobody for a token"),
+        ("RayService", "gma", f"{WORKER}.spec.securityContext.runAsNonRoot", False, "as root"),
+        ("RayService", "gma", f"{WORKER}.spec.securityContext.runAsUser", 0, "as root"),
+        ("RayService", "gma", f"{HEAD}.spec.securityContext.seccompProfile", GONE, "seccomp"),
+        ("RayService", "gma", f"{RAY}.securityContext", GONE, "root file system"),
+        ("RayService", "gma", f"{RAY}.securityContext.allowPrivilegeEscalation", GONE, "gain"),
+        ("RayService", "gma", f"{RAY}.securityContext.capabilities.drop", ["NET"], "capabilities"),
+        (
+            "RayService",
+            "gma",
+            f"{RAY}.resources",
+            {"requests": {"cpu": "5"}, "limits": {"cpu": "5"}},
+            "no limit",
+        ),
+        ("RayService", "gma", f"{RAY}.readinessProbe", GONE, "need wget"),
+        ("RayService", "gma", f"{RAY}.env.0.value", "0", "the slow one"),
+        ("RayService", "gma", f"{RAY}.volumeMounts.0", GONE, "nowhere to write"),
+        ("RayService", "gma", f"{RAY}.volumeMounts.1", GONE, "no Secret"),
+        ("RayService", "gma", f"{RAY}.volumeMounts.0.name", "temp", "there is no volume temp"),
+        ("RayService", "gma", f"{RAY}.image", "gma-service:gpu", "different images"),
+        (
+            "RayService",
+            "gma",
+            f"{WORKER}.spec.volumes.1",
+            {"name": "api-keys", "emptyDir": {}},
+            "no Secret",
+        ),
+        ("RayService", "gma", f"{WORKER}.spec.enableServiceLinks", GONE, "are no settings"),
+        # Capacity.
+        ("RayService", "gma", f"{WORKERS}.rayStartParams.num-cpus", GONE, "other cores"),
+        ("RayService", "gma", f"{WORKERS}.maxReplicas", 8, "between other numbers"),
+        ("RayService", "gma", f"{RAY}.resources.requests.cpu", "4", "gateways ask for"),
+        ("RayService", "gma", f"{RAY}.resources.requests.cpu", "8", "two workers fit"),
+        (
+            "RayService",
+            "gma",
+            f"{RAY}.resources.requests",
+            {"cpu": "5", "nvidia.com/gpu": "1"},
+            "GPUs of its pod",
+        ),
+        # Networks.
+        ("NetworkPolicy", "gma", "spec.ingress.1.ports.0.port", 8265, "anybody reaches [8265]"),
+        ("NetworkPolicy", "gma", "spec.ingress.1", {"ports": []}, "anybody reaches every port"),
+        (
+            "NetworkPolicy",
+            "gma",
+            "spec.ingress.0.from.0.podSelector",
+            {"matchLabels": {"a": "b"}},
+            "others reach every",
+        ),
+        (
+            "NetworkPolicy",
+            "gma",
+            "spec.ingress.0.from.0.namespaceSelector",
+            {},
+            "others reach every",
+        ),
+        (
+            "NetworkPolicy",
+            "gma-metrics",
+            "spec.ingress.0.ports.0.port",
+            6379,
+            "others reach [6379]",
+        ),
+        # Selectors.
+        ("PodMonitor", "gma", "spec.selector.matchLabels", {"app": "gma"}, "selects nothing"),
+        ("PodMonitor", "gma", "spec.podMetricsEndpoints.0.port", "http", "no pod has"),
+        ("PodDisruptionBudget", "gma-workers", "spec.minAvailable", 2, "no worker may ever go"),
+        (
+            "PodDisruptionBudget",
+            "gma-head",
+            "spec.selector.matchLabels",
+            {"a": "b"},
+            "selects nothing",
+        ),
+    ],
+)
+def test_a_mistake_is_caught(
+    cpu: list[Manifest], kind: str, name: str, path: str, value: object, message: str
+) -> None:
+    change(find(cpu, kind, name), path, value)
+    found = problems(cpu)
+    assert any(message in problem for problem in found), found
+
+
+@pytest.mark.parametrize("kind", ["PodDisruptionBudget", "NetworkPolicy"])
+def test_what_is_left_out_is_caught(cpu: list[Manifest], kind: str) -> None:
+    assert problems([each for each in cpu if each["kind"] != kind])
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "message"),
+    [
+        ("applications.0.import_path", "service.app", "there is no service.app"),
+        ("applications.0.import_path", "service.app:build_it", "there is no service.app:build_it"),
+        ("applications.0.deployment", [], "no field deployment"),
+        ("http_option", {}, "no field http_option"),
+        ("http_options.port", "http", "Serve config"),
+        (f"{APPLICATION}.args.gateway", 2, "GMA_GATEWAY is not a setting"),
+        (f"{APPLICATION}.args.device", "tpu", "GMA_DEVICE"),
+        (f"{APPLICATION}.args.device", GONE, "the device is not said"),
+        (f"{APPLICATION}.args.device", "cuda", "asks for 0 GPUs"),
+        (f"{APPLICATION}.args.shutdown_timeout_s", 3600, "not longer than"),
+        (f"{APPLICATION}.args.api_keys_file", GONE, "no Secret"),
+        (f"{APPLICATION}.args.threads", 8, "more threads"),
+        (f"{APPLICATION}.args.gateways", 8, "gateways ask for"),
+        (f"{APPLICATION}.deployments.1.name", "Workers", "there is no deployment Workers"),
+        (f"{APPLICATION}.deployments.1.ray_actor_options.cpus", 1, "no field cpus"),
+        (f"{SCALING}.min_replica", 1, "no field min_replica"),
+        (f"{SCALING}.min_replicas", 9, "must be greater than"),
+        (f"{SCALING}.max_replicas", 9, "between other numbers"),
+        (
+            f"{SCALING}.policy.policy_function",
+            "service.autoscaling:Tokens",
+            "no attribute 'Tokens'",
+        ),
+        (f"{SCALING}.policy.policy_kwargs", {"tokens": 1}, "autoscaling policy"),
+        (f"{SCALING}.policy.policy_kwargs.tokens_per_worker", 0, "autoscaling policy"),
+        (f"{SCALING}.policy.policy_kwargs.tokens_per_worker", 65536, "one long document"),
+    ],
+)
+def test_a_mistake_in_the_serve_config_is_caught(
+    cpu: list[Manifest], path: str, value: object, message: str
+) -> None:
+    spec = service(cpu)
+    config = serve_config(spec)
+    change(config, path, value)
+    spec["serveConfigV2"] = yaml.safe_dump(config)
+    found = problems(cpu)
+    assert any(message in problem for problem in found), found

@@ -1,0 +1,45 @@
+"""Metrics of a machine's processes, from one that is none of them."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import httpx
+import pytest
+
+from service.exporter import Exporter
+
+COUNT = """
+import os, sys
+os.environ["PROMETHEUS_MULTIPROC_DIR"] = sys.argv[1]
+from service import metrics
+metrics.TOKENS.inc(int(sys.argv[2]))
+"""
+
+
+@pytest.fixture
+def url(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    monkeypatch.setenv("PROMETHEUS_MULTIPROC_DIR", str(tmp_path))
+    with Exporter("127.0.0.1", 0) as exporter:
+        thread = threading.Thread(target=exporter.serve_forever)
+        thread.start()
+        yield f"http://127.0.0.1:{exporter.server_port}"
+        exporter.shutdown()
+        thread.join()
+
+
+def test_sums_every_process_of_the_folder(url: str, tmp_path: Path) -> None:
+    for tokens in (3, 4):
+        command = [sys.executable, "-c", COUNT, str(tmp_path), str(tokens)]
+        subprocess.run(command, check=True)
+    response = httpx.get(f"{url}/metrics")
+    assert response.headers["content-type"].startswith("text/plain")
+    assert "gma_tokens_total 7.0" in response.text.splitlines()
+
+
+def test_has_nothing_else(url: str) -> None:
+    assert httpx.get(f"{url}/").status_code == 404

@@ -1,0 +1,169 @@
+"""API keys: who gets in, and what is open to all."""
+
+from __future__ import annotations
+
+import hashlib
+import subprocess
+import sys
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+
+from service.keys import Keys, hash_of, new_key
+from tests.service.asgi import TEXT, Exchange, Service
+
+pytestmark = pytest.mark.anyio
+
+PLAIN = {"content-type": "text/plain"}
+
+
+def bearer(key: str) -> dict[str, str]:
+    return {"authorization": f"Bearer {key}"}
+
+
+class TestFile:
+    @pytest.fixture
+    def file(self, tmp_path: Path) -> Path:
+        return tmp_path / "keys"
+
+    def test_several_keys_and_comments(self, file: Path) -> None:
+        first, second = new_key(), new_key()
+        file.write_text(f"# ours\n\n{hash_of(first)}  # Zoë\n  {hash_of(second)}\n")
+        keys = Keys.load(file)
+        assert keys.allow(first)
+        assert keys.allow(second)
+        assert not keys.allow(new_key())
+        assert not keys.allow("")
+        assert not keys.allow(hash_of(first))
+
+    def test_a_hash_is_what_other_programs_call_sha256(self) -> None:
+        assert hash_of("a") == hashlib.sha256(b"a").hexdigest()
+
+    def test_a_key_by_mistake_is_refused_and_not_told(self, file: Path) -> None:
+        key = new_key()
+        file.write_text(f"{hash_of('a')}\n{key}\n")
+        with pytest.raises(ValueError, match=r"keys:2 is not a key's SHA-256") as raised:
+            Keys.load(file)
+        assert key not in str(raised.value)
+
+    @pytest.mark.parametrize("text", ["", "# none yet\n", hash_of("a").upper(), "\xff"])
+    def test_nothing_that_passes_nobody(self, file: Path, text: str) -> None:
+        file.write_text(text, encoding="latin-1")
+        with pytest.raises(ValueError, match="keys"):
+            Keys.load(file)
+
+
+def gma_key(*arguments: object) -> list[str]:
+    run = "from service.cli import main; main()"
+    command = [sys.executable, "-c", run, "key", *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()
+
+
+class TestCommand:
+    def test_prints_a_key_and_its_hash(self) -> None:
+        key, line = gma_key()
+        assert hash_of(key) == line
+
+    def test_adds_to_a_file_that_only_its_owner_reads(self, tmp_path: Path) -> None:
+        file = tmp_path / "keys"
+        (first,), (second,) = gma_key(file, "--name", "search-team"), gma_key(file)
+        keys = Keys.load(file)
+        assert keys.allow(first)
+        assert keys.allow(second)
+        assert "# search-team" in file.read_text()
+        assert first not in file.read_text()
+        assert file.stat().st_mode & 0o077 == 0
+
+
+KEYS = ("gma_one", "gma_two")
+
+
+class TestRoutes:
+    @pytest.fixture
+    async def closed(self, checkpoint: Path, tmp_path: Path) -> AsyncIterator[Service]:
+        file = tmp_path / "keys"
+        file.write_text("\n".join(map(hash_of, KEYS)))
+        async with Service(checkpoint, api_keys_file=file) as service:
+            yield service
+
+    @pytest.mark.parametrize("key", KEYS)
+    async def test_every_key_passes(self, closed: Service, key: str) -> None:
+        response = await closed.http.post(
+            "/v1/documents", content=TEXT, headers={**PLAIN, **bearer(key)}
+        )
+        assert response.status_code == 200
+        assert (await closed.http.get("/info", headers=bearer(key))).status_code == 200
+
+    @pytest.mark.parametrize(
+        "headers",
+        [
+            {},
+            bearer("gma_three"),
+            bearer(""),
+            bearer("gma_one, gma_two"),
+            {"authorization": "gma_one"},
+            {"authorization": "Basic gma_one"},
+            {"authorization": "Bearer gma_on\xe9"},
+            {"x-api-key": "gma_one"},
+        ],
+    )
+    async def test_nothing_else_does(self, closed: Service, headers: dict[str, str]) -> None:
+        response = await closed.http.post(
+            "/v1/documents",
+            content=TEXT,
+            headers=[(k.encode(), v.encode("latin-1")) for k, v in {**PLAIN, **headers}.items()],
+        )
+        assert response.status_code == 401
+        assert response.json()["error_type"] == "Unauthorized"
+        assert response.headers["www-authenticate"] == "Bearer"
+        assert response.headers["x-request-id"]
+        assert "gma_one" not in response.text
+
+    async def test_the_scheme_is_read_in_any_case(self, closed: Service) -> None:
+        headers = {"authorization": "bearer gma_one"}
+        assert (await closed.http.get("/info", headers=headers)).status_code == 200
+
+    @pytest.mark.parametrize("path", ["/health", "/metrics", "/docs", "/openapi.json"])
+    async def test_operation_is_open(self, closed: Service, path: str) -> None:
+        assert (await closed.http.get(path)).status_code == 200
+
+    @pytest.mark.parametrize(
+        ("method", "path"),
+        [
+            ("GET", "/info"),
+            ("GET", "/nowhere"),
+            ("POST", "/"),
+            ("POST", "/health"),
+            ("GET", "/health/"),
+            ("GET", "/docs/oauth2-redirect"),
+        ],
+    )
+    async def test_all_else_is_closed(self, closed: Service, method: str, path: str) -> None:
+        assert (await closed.http.request(method, path)).status_code == 401
+
+    async def test_every_route_that_takes_documents_says_that_it_is_closed(
+        self, closed: Service
+    ) -> None:
+        paths = (await closed.http.get("/openapi.json")).json()["paths"]
+        for path, methods in paths.items():
+            for method, described in methods.items():
+                response = await closed.http.request(method, path)
+                assert (response.status_code == 401) == ("security" in described), path
+
+    async def test_is_refused_before_its_body_comes(self, closed: Service) -> None:
+        async with Exchange(closed.app, "/v1/documents", PLAIN) as exchange:
+            status, _ = await exchange.head()
+            assert status == 401
+        assert await closed.metric("gma_documents_in_flight") == 0
+
+    async def test_is_refused_in_one_answer_where_events_were_asked_for(
+        self, closed: Service
+    ) -> None:
+        headers = {**PLAIN, "accept": "application/x-ndjson"}
+        response = await closed.http.post("/v1/documents", content=TEXT, headers=headers)
+        assert response.status_code == 401
+
+    async def test_without_keys_all_is_open(self, service: Service) -> None:
+        assert (await service.http.get("/info")).status_code == 200
+        assert await service.classify(TEXT)
