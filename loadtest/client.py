@@ -188,7 +188,11 @@ def _check(answer: Any, size: int, ndjson: bool) -> None:
 def main(plan_file: Path, out: Path) -> None:
     plan = Plan(**json.loads(plan_file.read_text(encoding="utf-8")))
     file = None if plan.corpus is None else Path(plan.corpus)
-    client = Client(plan, Corpus.load(file, plan.lengths, plan.seed))
+    try:
+        corpus = Corpus.load(file, plan.lengths, plan.seed)
+    except (OSError, ValueError) as error:
+        sys.exit(f"loadtest: {error}")
+    client = Client(plan, corpus)
     sys.stdout.write("ready\n")
     sys.stdout.flush()
     begin = float(sys.stdin.readline())
