@@ -18,7 +18,8 @@ from tests.loadtest.server import Server
 STALL_S = 1.5
 
 
-def send(server: Server, **changes: Any) -> list[Outcome]:
+def send(server: Server, late_s: float = 0.0, **changes: Any) -> list[Outcome]:
+    """All outcomes of a plan that began `late_s` seconds ago."""
     given: dict[str, Any] = {
         "url": server.url,
         "corpus": None,
@@ -34,7 +35,7 @@ def send(server: Server, **changes: Any) -> list[Outcome]:
     }
     plan = Plan(**(given | changes))
     corpus = Corpus.load(None, plan.lengths, plan.seed)
-    return asyncio.run(Client(plan, corpus).run(time.monotonic()))
+    return asyncio.run(Client(plan, corpus).run(time.monotonic() - late_s))
 
 
 def p99(outcomes: list[Outcome]) -> float:
@@ -73,6 +74,12 @@ class TestAStalledServer:
         assert max(outcome.seconds for outcome in outcomes) > 0.8 * STALL_S
         assert sum(outcome.seconds > STALL_S / 2 for outcome in outcomes) == 1
         assert p99(outcomes) < STALL_S / 2
+
+
+def test_a_late_client_does_not_make_the_server_look_fast(server: Server) -> None:
+    for outcome in send(server, late_s=2.0):
+        assert outcome.sent - outcome.due > 1.9
+        assert outcome.seconds > 1.9
 
 
 def test_sends_its_share_of_the_documents(server: Server) -> None:

@@ -91,6 +91,9 @@ class TestReport:
     def test_errors(self, found: Report) -> None:
         assert found.errors == {"429": 1}
 
+    def test_tells_how_late_the_client_was(self, found: Report) -> None:
+        assert found.late_s == pytest.approx(0.001)
+
     def test_first_line_only_where_progress_was_asked_for(self, found: Report) -> None:
         assert found.first_line is None
         progress = report(trial(ndjson=True), []).first_line
@@ -100,7 +103,8 @@ class TestReport:
     def test_the_servers_times_and_memory(self, found: Report) -> None:
         assert found.answers["queue"].quantiles["p99"] == pytest.approx(0.02)
         stage = found.stages["gma_queue_seconds"]
-        assert (stage.count, stage.mean) == (200, pytest.approx(0.2))
+        assert stage.count == 200
+        assert stage.mean == pytest.approx(0.2)
         assert found.peak_memory == {
             "gma_resident_memory_peak_bytes": {"gateway": 3e8, "worker": 4e8}
         }
