@@ -61,7 +61,10 @@ def loadtest(
     ] = False,
     processes: Annotated[int, typer.Option(min=1, help="Client processes.")] = 1,
     timeout: Annotated[
-        float, typer.Option(help="Seconds from when a document is due until it counts as an error.")
+        float,
+        typer.Option(
+            min=1, help="Seconds from when a document is due until it counts as an error."
+        ),
     ] = 600.0,
     seed: Annotated[int, typer.Option(help="Of lengths, texts and arrivals.")] = 0,
     key: Annotated[
@@ -90,6 +93,8 @@ def loadtest(
     from loadtest.trial import Load
 
     slos = [Slo.parse(text) for text in slo or [DEFAULT_SLO]]
+    if not url.startswith(("http://", "https://")):
+        raise ValueError(f"a URL is like http://127.0.0.1:8000, not {url!r}")
     if sweep and (closed or arrivals == "ramp"):
         raise ValueError("a sweep needs a rate that stays: no --closed, no --arrivals ramp")
     if out:

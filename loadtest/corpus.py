@@ -9,6 +9,7 @@ from bisect import bisect
 from collections.abc import Iterator
 from itertools import accumulate
 from pathlib import Path
+from typing import BinaryIO
 
 import zstandard
 
@@ -71,10 +72,9 @@ class Corpus:
 def read(file: Path) -> Iterator[bytes]:
     """The texts of a JSON Lines file. Raises OSError, and ValueError naming the line."""
     with file.open("rb") as opened:
-        stream = (
-            zstandard.ZstdDecompressor().stream_reader(opened) if file.suffix == ".zst" else opened
-        )
-        for number, line in enumerate(io.TextIOWrapper(stream, "utf-8"), 1):
+        zipped = file.suffix == ".zst"
+        stream = zstandard.ZstdDecompressor().stream_reader(opened) if zipped else opened
+        for number, line in enumerate(_lines(stream, file), 1):
             try:
                 text = json.loads(line)["text"]
             except (ValueError, KeyError, TypeError):
@@ -82,6 +82,13 @@ def read(file: Path) -> Iterator[bytes]:
             if not isinstance(text, str):
                 raise ValueError(f'{file}, line {number}: no JSON object with a "text"')
             yield text.encode()
+
+
+def _lines(stream: BinaryIO, file: Path) -> Iterator[str]:
+    try:
+        yield from io.TextIOWrapper(stream, "utf-8")
+    except (UnicodeDecodeError, zstandard.ZstdError) as error:
+        raise ValueError(f"{file}: {error}") from error
 
 
 def made_up(size: int, rng: random.Random) -> bytes:

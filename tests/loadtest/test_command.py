@@ -92,6 +92,11 @@ class TestCommand:
         assert message in found.err
         assert not server.bodies
 
+    def test_says_what_a_url_is(self) -> None:
+        found = self.gma("127.0.0.1:8000")
+        assert found.status == 1
+        assert "a URL is like http://127.0.0.1:8000" in found.err
+
     def test_says_that_a_corpus_is_missing(self, server: Server) -> None:
         found = self.gma(server.url, "--corpus", "nowhere.jsonl")
         assert found.status == 1

@@ -95,6 +95,12 @@ class TestCorpus:
         with pytest.raises(ValueError, match=r'wrong\.jsonl, line 2: no JSON object with a "text"'):
             Corpus.load(file, None)
 
+    @pytest.mark.parametrize("name", ["latin.jsonl", "torn.jsonl.zst"])
+    def test_names_the_file_that_is_none(self, tmp_path: Path, name: str) -> None:
+        (tmp_path / name).write_bytes('{"text": "Ça va"}'.encode("latin-1"))
+        with pytest.raises(ValueError, match=name):
+            Corpus.load(tmp_path / name, None)
+
     def test_needs_text(self, tmp_path: Path) -> None:
         (tmp_path / "empty.jsonl").write_text('{"text": ""}\n')
         with pytest.raises(ValueError, match="no text"):
