@@ -16,6 +16,8 @@ from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
 from rich.table import Table
 
+from loadtest.command import loadtest
+
 if TYPE_CHECKING:
     from model.weights import Checkpoint
 
@@ -86,7 +88,7 @@ def _gma(
 
     `gma classify book.txt` answers here and now. `gma serve` answers over HTTP. `gma train` makes a
     classifier of your own labelled documents, `gma evaluate` measures it, `gma info` describes it,
-    `gma export` writes it as an ONNX model.
+    `gma export` writes it as an ONNX model. `gma loadtest` puts a running service under load.
     """
     if show_version:
         typer.echo(version("gma-service"))
@@ -383,6 +385,9 @@ def export(
     if off:
         raise ValueError(f"{out} is not the checkpoint's model: {off} checks are off")
     typer.echo(f"verified, {f'with {library} too' if library else 'without a library of kernels'}")
+
+
+app.command()(loadtest)
 
 
 @app.command()

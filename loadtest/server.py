@@ -1,0 +1,97 @@
+"""What the server says of itself in Prometheus text, before and after."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections import defaultdict
+from dataclasses import dataclass, field
+
+import httpx
+
+TIMEOUT_S = 10.0
+QUANTILES = (0.5, 0.99)
+
+_SAMPLE = re.compile(r"^(\w+)(?:\{(.*)\})? (\S+)(?: -?\d+)?$", re.MULTILINE)
+_LABEL = re.compile(r'(\w+)="((?:[^"\\]|\\.)*)"')
+
+
+@dataclass
+class Reading:
+    """All that one scrape says, summed over the labels that don't matter here."""
+
+    buckets: dict[str, dict[float, float]] = field(default_factory=lambda: defaultdict(dict))
+    sums: dict[str, float] = field(default_factory=lambda: defaultdict(float))
+    by_role: dict[str, dict[str, float]] = field(default_factory=lambda: defaultdict(dict))
+
+    @classmethod
+    def parse(cls, exposition: str) -> Reading:
+        reading = cls()
+        for name, labelled, number in _SAMPLE.findall(exposition):
+            labels = dict(_LABEL.findall(labelled))
+            value = float(number)
+            reading.sums[name] += value
+            if name.endswith("_bucket") and "le" in labels:
+                buckets = reading.buckets[name.removesuffix("_bucket")]
+                bound = float(labels["le"])
+                buckets[bound] = buckets.get(bound, 0) + value
+            if name.endswith("_bytes"):
+                role = labels.get("role", "")
+                roles = reading.by_role[name]
+                roles[role] = max(roles.get(role, 0), value)
+        return reading
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One of the server's own times, in seconds. Quantiles are only as fine as its buckets."""
+
+    count: float
+    mean: float
+    p50: float
+    p99: float
+
+
+def scrape(url: str) -> Reading | None:
+    """What `/metrics` says now; None if there is nothing to read."""
+    try:
+        response = httpx.get(f"{url}/metrics", timeout=TIMEOUT_S, trust_env=False)
+    except httpx.HTTPError:
+        return None
+    return Reading.parse(response.text) if response.status_code == 200 else None
+
+
+def stages(before: Reading, after: Reading) -> dict[str, Stage]:
+    """Every histogram of seconds that counted something in between."""
+    found: dict[str, Stage] = {}
+    for name, late in sorted(after.buckets.items()):
+        early = before.buckets.get(name, {})
+        buckets = {bound: value - early.get(bound, 0) for bound, value in sorted(late.items())}
+        total = buckets.get(math.inf, 0)
+        if not name.endswith("_seconds") or total <= 0:
+            continue
+        spent = after.sums[f"{name}_sum"] - before.sums.get(f"{name}_sum", 0)
+        p50, p99 = (quantile(buckets, q) for q in QUANTILES)
+        found[name] = Stage(total, spent / total, p50, p99)
+    return found
+
+
+def quantile(buckets: dict[float, float], q: float) -> float:
+    """Of cumulative counts by upper bound, ascending: evenly within a bucket, as Prometheus does.
+
+    Beyond the last finite bound it is that bound.
+    """
+    wanted = q * list(buckets.values())[-1]
+    below, low = 0.0, 0.0
+    for bound, upto in buckets.items():
+        if upto >= wanted:
+            if math.isinf(bound) or upto == below:
+                return low
+            return low + (bound - low) * (wanted - below) / (upto - below)
+        below, low = upto, bound
+    return low
+
+
+def peak_memory(after: Reading) -> dict[str, dict[str, float]]:
+    """Bytes at most since each process started: by metric, then by role, the largest process's."""
+    return {name: dict(roles) for name, roles in sorted(after.by_role.items()) if "peak" in name}
