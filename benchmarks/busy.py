@@ -23,7 +23,7 @@ from benchmarks.processes import service
 from loadtest import server
 from loadtest.report import Report, report
 from loadtest.trial import Load, run
-from service.metrics import MEMORY_PERIOD_S
+from service.metrics import PERIOD_S
 
 PEAK = "gma_resident_memory_peak_bytes"
 
@@ -33,7 +33,7 @@ Peaks = dict[str, tuple[float, float]]
 
 def measure(url: str, bodies: int, size: int, seconds: float) -> tuple[dict[str, Report], Peaks]:
     """Large bodies, all at once, in the midst of short ones; and the memory before and after."""
-    time.sleep(2 * MEMORY_PERIOD_S)  # the gauge is refreshed so often
+    time.sleep(2 * PERIOD_S)  # the gauge is refreshed so often
     before = server.scrape(url)
     loads = {
         "short": Load(url, lengths="fixed:2000", rate=4.0, seconds=seconds),
@@ -49,7 +49,7 @@ def measure(url: str, bodies: int, size: int, seconds: float) -> tuple[dict[str,
     }
     with ThreadPoolExecutor(len(loads)) as pool:
         found = dict(zip(loads, pool.map(run, loads.values()), strict=True))
-    time.sleep(2 * MEMORY_PERIOD_S)
+    time.sleep(2 * PERIOD_S)
     after = server.scrape(url)
     assert before
     assert after

@@ -20,7 +20,7 @@ from benchmarks.engine import TINY, random_classifier
 from benchmarks.processes import service
 from model import weights
 from model.config import DEFAULT_CHECKPOINT
-from service.metrics import MEMORY_PERIOD_S
+from service.metrics import PERIOD_S
 
 ROOT = Path(__file__).parent.parent
 SIZES = (200_000, 20_000_000)
@@ -50,7 +50,7 @@ def peak(url: str, size: int) -> float:
         timeout=3600,
     )
     answer.raise_for_status()
-    time.sleep(2 * MEMORY_PERIOD_S)  # the gauge is refreshed so often
+    time.sleep(2 * PERIOD_S)  # the gauge is refreshed so often
     pattern = r'gma_resident_memory_peak_bytes\{[^}]*role="worker"[^}]*\} (\S+)'
 
     found = re.findall(pattern, httpx.get(f"{url}/metrics").text)
