@@ -82,7 +82,7 @@ def port(tmp_path: Path) -> Iterator[int]:
 
 def workers() -> int:
     states = serve.status().applications[APPLICATION].deployments[WORKER].replica_states
-    return sum(count for state, count in states.items() if state.value == "RUNNING")
+    return sum(count for state, count in states.items() if state == "RUNNING")
 
 
 async def until(count: int) -> None:
