@@ -31,7 +31,9 @@ Peaks = dict[str, tuple[float, float]]
 """Bytes resident at most, by role: before and after."""
 
 
-def measure(url: str, bodies: int, size: int, seconds: float) -> tuple[dict[str, Report], Peaks]:
+def measure(
+    url: str, bodies: int, size: int, seconds: float, patience_s: float
+) -> tuple[dict[str, Report], Peaks]:
     """Large bodies, all at once, in the midst of short ones; and the memory before and after."""
     time.sleep(2 * PERIOD_S)  # the gauge is refreshed so often
     before = server.scrape(url)
@@ -45,6 +47,7 @@ def measure(url: str, bodies: int, size: int, seconds: float) -> tuple[dict[str,
             rate=10.0 * bodies,
             seconds=0.1,
             processes=2,
+            timeout_s=patience_s,
         ),
     }
     with ThreadPoolExecutor(len(loads)) as pool:
@@ -65,16 +68,16 @@ def table(reports: dict[str, Report], peaks: Peaks, size: int) -> str:
     large, short = reports["large"], reports["short"]
     answered = large.latency["all"].documents if large.latency else 0
     refused = Counter(large.errors)
-    waited = short.latency["all"].quantiles
+    waited = short.latency["all"]
     lines = [
         ("figure", "value"),
         ("---", "---"),
         (f"bodies of {size / 1e6:g} MB at once", str(answered + refused.total())),
         ("answered", str(answered)),
         *((f"refused or failed: {kind}", str(number)) for kind, number in refused.items()),
-        ("short documents beside them answered", str(short.latency["all"].documents)),
+        ("short documents beside them answered", str(waited.documents)),
         ("failed", str(sum(short.errors.values()))),
-        ("their p50 / p99", f"{waited['p50']:.2f} / {waited['p99']:.2f} s"),
+        ("their p50 / p99", f"{waited.quantiles['p50']:.2f} / {waited.quantiles['p99']:.2f} s"),
         *(
             (f"peak memory of the {role}, before / after", f"{a / 1e6:,.0f} / {b / 1e6:,.0f} MB")
             for role, (a, b) in sorted(peaks.items())
@@ -88,12 +91,19 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--bodies", type=int, default=20)
     parser.add_argument("--bytes", type=int, default=50_000_000, help="of each body")
     parser.add_argument("--seconds", type=float, default=20.0, help="of short documents")
+    parser.add_argument("--patience", type=float, default=1800.0, help="seconds for each body")
     arguments = parser.parse_args(argv)
     with tempfile.TemporaryDirectory(prefix="gma-") as folder:
         checkpoint = Path(folder)
         tiny_checkpoint(checkpoint)
         with service(checkpoint=checkpoint, log_level="WARNING") as running:
-            found = measure(running.url, arguments.bodies, arguments.bytes, arguments.seconds)
+            found = measure(
+                running.url,
+                arguments.bodies,
+                arguments.bytes,
+                arguments.seconds,
+                arguments.patience,
+            )
     print(f"{os.cpu_count()} cores\n")
     print(table(*found, arguments.bytes))
 

@@ -134,7 +134,7 @@ def turns(proxy: str, urls: dict[str, str], at_once: int, seconds: float, rounds
 def table(rows: Sequence[Row]) -> str:
     """Markdown."""
     lines = [
-        "| proxy | in flight | server | p50 | p99 | of the p50 inside the service | documents/s |",
+        "| proxy | in flight | server | p50 | p99 | inside, p50 | documents/s |",
         "|---|---|---|---|---|---|---|",
     ]
     for row in rows:
