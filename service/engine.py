@@ -198,11 +198,11 @@ class Engine:
 
         The first comes at once, as does the last, which is `done`; between two there are
         `interval_s`, or less where much evidence waits; with None there are none between those but
-        where it does. A slow consumer loses nothing: what it did
-        not take is in the next one. With `evidence`, spans that wait for it are bounded, and its
-        document is not read on beyond; without, none are kept. The document lives as long as the
-        generator: closing or cancelling it aborts the document. Raises Overloaded before anything
-        is read, or whatever closed the document.
+        where it does. A slow consumer loses nothing: what it did not take is in the next one. With
+        `evidence`, spans that wait for it are bounded, and its document is not read on beyond;
+        without, none are kept. The document lives as long as the generator: closing or cancelling
+        it aborts the document. Raises Overloaded before anything is read, or whatever closed the
+        document.
         """
         opened = self._open(document, tokens, last, evidence)
         pause_s: float | None = 0.0
