@@ -2,10 +2,12 @@
 
     make ops
     python -m benchmarks.operators --out build/operators
+    python -m benchmarks.operators --provider CUDAExecutionProvider --precision bfloat16 --heads 12
 
-All from one run in which the contenders take turns, on one document, float32. Each is checked
-first, against float64, and is not timed if it fails; it is given rows of the length that suits it
-best. Then how far each one's state is from float64 after many steps of one long document.
+All from one run in which the contenders take turns, on one document; on a GPU the kernels of
+`model.ops.triton` are one of them, and all use one stream. Each is checked first, against float64,
+and is not timed if it fails; it is given rows of the length that suits it best. Then how far each
+one's state is from float64 after many steps of one long document.
 """
 
 from __future__ import annotations
@@ -29,26 +31,31 @@ from export.operators import DOMAIN, INPUTS, OPERATORS, VERSION
 from model.ops import chunked
 from model.ops.chunked import ROUTING_EPSILON, Coefficients, Rows
 
-SIZE = Size(heads=8)
+HEADS = 8
 LENGTHS = (4096, 16384)
 ROWS = (64, 256, 1024, 4096)
-TOLERANCE = 1e-5
+PRECISIONS = {
+    "float32": (torch.float32, TensorProto.FLOAT, 1e-5),
+    "bfloat16": (torch.bfloat16, TensorProto.BFLOAT16, 1e-2),
+}
+"""Of tokens and what is read: PyTorch's type, ONNX's, and the largest relative error."""
+
+CUDA = "CUDAExecutionProvider"
 LONG = 1 << 18
-"""Tokens after which the states are compared."""
+"""Tokens after which the states are compared, read in steps."""
+
+STEP = 16384
 
 LIBRARY = "library"
 BODY = "function body in ONNX Runtime"
 COMPILED = "torch.compile"
 EAGER = "PyTorch eager"
+TRITON = "model.ops.triton"
 
 OPERATOR = OPERATORS["CausalGMA"]
 RANK = {"routed": 3, "memory": 4, "mass": 3, "linear": 3, "quadratic": 3, "bias": 2}
-TYPES = {
-    "F": TensorProto.FLOAT,
-    "T0": TensorProto.FLOAT,
-    "I": TensorProto.INT64,
-    "B": TensorProto.BOOL,
-}
+TYPES = {"F": TensorProto.FLOAT, "I": TensorProto.INT64, "B": TensorProto.BOOL}
+ELEMENTS = {torch.float32: 1, torch.int64: 7, torch.bool: 9, torch.bfloat16: 16}
 
 Call = Callable[[], tuple[Tensor, Tensor, Tensor]]  # out, memory and mass after
 
@@ -62,7 +69,9 @@ class Document(NamedTuple):
     mixture: Coefficients
 
     @classmethod
-    def of(cls, tokens: int, size: Size, device: torch.device) -> Document:
+    def of(
+        cls, tokens: int, size: Size, device: torch.device, dtype: torch.dtype = torch.float32
+    ) -> Document:
         heads, r, components, v = size
         routed = torch.randn(tokens, heads * (2 * r + v), device=device)
         routed[:, 2 * heads * r :] += 0.5  # so that means of many values do not vanish
@@ -71,7 +80,7 @@ class Document(NamedTuple):
         log_pi = torch.randn(shape[:2], device=device).log_softmax(-1)
         mixture = Coefficients.of(torch.randn(shape, device=device), var, log_pi)
         memory = torch.zeros(1, heads, components, v, device=device)
-        return cls(routed, memory, memory[..., 0].contiguous(), mixture)
+        return cls(routed.to(dtype), memory, memory[..., 0].contiguous(), mixture)
 
     def double(self) -> Document:
         mixture = Coefficients(*(x.double() for x in self.mixture))
@@ -108,17 +117,21 @@ def in_torch(causal: Callable[..., Any]) -> Callable[[Document, int], Call]:
     return build
 
 
-def model() -> bytes:
-    """CausalGMA alone, of any shape, with its function body."""
+def model(tokens: int) -> bytes:
+    """CausalGMA alone, of any shape, with its function body, for tokens of this ONNX type."""
+    types = TYPES | {"T0": tokens}
     node = helper.make_node(
         OPERATOR.name, OPERATOR.inputs, OPERATOR.outputs, domain=DOMAIN,
         normalize=1, epsilon=EPSILON, routing_epsilon=ROUTING_EPSILON,
     )  # fmt: skip
     inputs = [
-        helper.make_tensor_value_info(n, TYPES[INPUTS[n][0]], [None] * RANK.get(n, 1))
+        helper.make_tensor_value_info(n, types[INPUTS[n][0]], [None] * RANK.get(n, 1))
         for n in OPERATOR.inputs
     ]
-    outputs = [helper.make_tensor_value_info(n, TensorProto.FLOAT, None) for n in OPERATOR.outputs]
+    outputs = [
+        helper.make_tensor_value_info(n, tokens if n == "out" else TensorProto.FLOAT, None)
+        for n in OPERATOR.outputs
+    ]
     made = helper.make_model(
         helper.make_graph([node], OPERATOR.name, inputs, outputs),
         functions=OPERATOR.functions(),
@@ -129,8 +142,11 @@ def model() -> bytes:
     return serialized
 
 
-def in_runtime(provider: str, library: Path | None) -> Callable[[Document, int], Call]:
-    """ONNX Runtime, inputs and outputs bound to tensors where the provider has them."""
+def in_runtime(provider: str, library: Path | None, tokens: int) -> Callable[[Document, int], Call]:
+    """ONNX Runtime, inputs and outputs bound to tensors where the provider has them.
+
+    On a GPU it uses PyTorch's current stream, and like PyTorch does not wait for it.
+    """
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads()
     # Idle threads that spin would take the cores from whoever has the next turn.
@@ -138,7 +154,15 @@ def in_runtime(provider: str, library: Path | None) -> Callable[[Document, int],
     options.log_severity_level = 3
     if library:
         options.register_custom_ops_library(str(library))
-    session = onnxruntime.InferenceSession(model(), options, providers=[provider])
+    of_provider, of_run = {}, onnxruntime.RunOptions()
+    if provider == CUDA:
+        onnxruntime.preload_dlls()
+        stream = str(torch.cuda.current_stream().cuda_stream)
+        of_provider = {"use_tf32": "0", "user_compute_stream": stream}
+        of_run.add_run_config_entry("disable_synchronize_execution_providers", "1")
+    session = onnxruntime.InferenceSession(
+        model(tokens), options, providers=[(provider, of_provider)]
+    )
     if session.get_providers()[0] != provider:
         raise RuntimeError(f"no {provider} here")
 
@@ -156,19 +180,18 @@ def in_runtime(provider: str, library: Path | None) -> Callable[[Document, int],
         }
         width = document.mixture.linear.shape[0] * document.memory.shape[-1]
         results = {
-            "out": torch.empty(rows, chunk, width, device=device),
+            "out": torch.empty(rows, chunk, width, device=device, dtype=routed.dtype),
             "memory_after": torch.empty_like(document.memory),
             "mass_after": torch.empty_like(document.mass),
         }
         binding = session.io_binding()
         for bind, tensors in ((binding.bind_input, given), (binding.bind_output, results)):
             for name, x in tensors.items():
-                kind = str(x.dtype).removeprefix("torch.").replace("float32", "float")
-                element = {"float": 1, "int64": 7, "bool": 9}[kind]
+                element = ELEMENTS[x.dtype]
                 bind(name, device.type, device.index or 0, element, x.shape, x.data_ptr())
 
         def run() -> tuple[Tensor, Tensor, Tensor]:
-            session.run_with_iobinding(binding)
+            session.run_with_iobinding(binding, of_run)
             return results["out"].flatten(0, 1), results["memory_after"], results["mass_after"]
 
         run.inputs = given  # type: ignore[attr-defined]  # bound by address: they stay alive
@@ -185,15 +208,15 @@ def relative_error(found: Tensor, expected: Tensor) -> float:
 class Checked(NamedTuple):
     contender: str
     error: float  # the largest of out, memory and mass
-
-    @property
-    def passed(self) -> bool:
-        return self.error <= TOLERANCE
+    passed: bool
 
 
-def check(contenders: dict[str, Any], device: torch.device, size: Size) -> list[Checked]:
+def check(
+    contenders: dict[str, Any], device: torch.device, size: Size, precision: str
+) -> list[Checked]:
     """Against float64, from a state that is not zero."""
-    document = Document.of(1024, size, device)
+    dtype, _, tolerance = PRECISIONS[precision]
+    document = Document.of(1024, size, device, dtype)
     document = document._replace(
         memory=torch.randn_like(document.memory), mass=torch.rand_like(document.mass) * 9
     )
@@ -202,7 +225,8 @@ def check(contenders: dict[str, Any], device: torch.device, size: Size) -> list[
     for name, build in contenders.items():
         progress(f"check {name}")
         pairs = zip(build(document, 256)(), expected, strict=True)
-        found.append(Checked(name, max(relative_error(*pair) for pair in pairs)))
+        error = max(relative_error(*pair) for pair in pairs)
+        found.append(Checked(name, error, error <= tolerance))
     return found
 
 
@@ -217,10 +241,10 @@ class Result(NamedTuple):
 
 
 def measure(
-    contenders: dict[str, Any], tokens: int, device: torch.device, size: Size, rows: Sequence[int]
+    contenders: dict[str, Any], document: Document, device: torch.device, rows: Sequence[int]
 ) -> list[Result]:
     """Each on the rows that suit it best, all taking turns."""
-    document = Document.of(tokens, size, device)
+    tokens = len(document.routed)
     best: dict[str, tuple[int, Call]] = {}
     for name, build in contenders.items():
         progress(f"{tokens_name(tokens)} {name}")
@@ -237,14 +261,15 @@ def measure(
 
 
 def drift(
-    contenders: dict[str, Any], tokens: int, device: torch.device, size: Size, step: int
+    contenders: dict[str, Any], tokens: int, device: torch.device, size: Size, dtype: torch.dtype
 ) -> dict[str, float]:
     """Relative errors of memory and mass after one document's steps, the larger of the two."""
-    first = Document.of(step, size, device)
+    step = min(STEP, tokens)
+    first = Document.of(step, size, device, dtype)
     states = dict.fromkeys(contenders, (first.memory, first.mass))
     exact = first.memory.double(), first.mass.double()
     for _ in range(0, tokens, step):
-        document = Document.of(step, size, device)._replace(mixture=first.mixture)
+        document = Document.of(step, size, device, dtype)._replace(mixture=first.mixture)
         for name, build in contenders.items():
             memory, mass = states[name]
             _, memory, mass = build(document._replace(memory=memory, mass=mass), 256)()
@@ -262,12 +287,14 @@ def drift(
 
 
 def table(
-    machine: str, checks: Sequence[Checked], results: Sequence[Result], drifts: dict[str, float]
+    heading: str,
+    checks: Sequence[Checked],
+    results: Sequence[Result],
+    drifts: dict[str, float],
+    long: int,
 ) -> str:
-    text = machine + f"onnxruntime {onnxruntime.__version__}; "
-    text += ", ".join(f"{name} {n}" for name, n in SIZE._asdict().items()) + "\n\n"
-    text += markdown(
-        ["contender", "check", f"state's error after {tokens_name(LONG)} tokens"],
+    text = heading + markdown(
+        ["contender", "check", f"state's error after {tokens_name(long)} tokens"],
         [
             [each.contender, f"{'passed' if each.passed else 'FAILED'}, error {each.error:.1e}",
              f"{drifts[each.contender]:.1e}" if each.contender in drifts else ""]
@@ -293,33 +320,52 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--out", type=Path, default=Path("build/operators"))
     parser.add_argument("--provider", default="CPUExecutionProvider", help="ONNX Runtime's")
+    parser.add_argument("--precision", choices=PRECISIONS, default="float32", help="of tokens")
+    parser.add_argument("--heads", type=int, default=HEADS)
     parser.add_argument("--library", type=Path, help="another than the one installed")
     parser.add_argument("--lengths", type=int, nargs="+", default=LENGTHS)
     parser.add_argument("--rows", type=int, nargs="+", default=ROWS, help="tokens, to choose from")
     parser.add_argument("--long", type=int, default=LONG, help="tokens of the long document")
     arguments = parser.parse_args(argv)
-    device = torch.device("cuda" if arguments.provider == "CUDAExecutionProvider" else "cpu")
-    library = arguments.library or import_module("gma_ops").library()
     torch.manual_seed(0)
     torch._dynamo.config.recompile_limit = 64
+    if arguments.provider != CUDA:
+        run(arguments, torch.device("cpu"))
+        return
+    # Not the default stream, which ONNX Runtime can't be given.
+    with torch.cuda.stream(torch.cuda.Stream()):
+        run(arguments, torch.device("cuda"))
+
+
+def run(arguments: argparse.Namespace, device: torch.device) -> None:
+    library = arguments.library or import_module("gma_ops").library()
+    dtype, tokens, _ = PRECISIONS[arguments.precision]
+    size = Size(heads=arguments.heads)
     contenders = {
-        LIBRARY: in_runtime(arguments.provider, library),
-        BODY: in_runtime(arguments.provider, None),
+        LIBRARY: in_runtime(arguments.provider, library, tokens),
+        BODY: in_runtime(arguments.provider, None, tokens),
         COMPILED: in_torch(torch.compile(chunked.causal, dynamic=False)),
         EAGER: in_torch(chunked.causal),
     }
+    if device.type == "cuda":
+        contenders[TRITON] = in_torch(import_module("model.ops.triton").causal)
     results: list[Result] = []
     with torch.inference_mode():
-        checks = check(contenders, device, SIZE)
+        checks = check(contenders, device, size, arguments.precision)
         passing = {each.contender: contenders[each.contender] for each in checks if each.passed}
-        for tokens in arguments.lengths:
-            results += measure(passing, tokens, device, SIZE, arguments.rows)
+        for length in arguments.lengths:
+            document = Document.of(length, size, device, dtype)
+            results += measure(passing, document, device, arguments.rows)
         progress("the long document")
-        drifts = drift(passing, arguments.long, device, SIZE, min(16384, arguments.long))
-    text = table(timing.machine_line(device), checks, results, drifts)
+        drifts = drift(passing, arguments.long, device, size, dtype)
+    heading = timing.machine_line(device) + f"onnxruntime {onnxruntime.__version__}; "
+    heading += ", ".join(f"{name} {n}" for name, n in size._asdict().items())
+    heading += f"; {arguments.precision}\n\n"
+    text = table(heading, checks, results, drifts, arguments.long)
     found = {
         "machine": timing.machine(device),
-        "size": SIZE._asdict(),
+        "size": size._asdict(),
+        "precision": arguments.precision,
         "checks": [each._asdict() for each in checks],
         "results": [result._asdict() for result in results],
         "drift": drifts,

@@ -33,7 +33,7 @@ SCORES = 4096
 """Entries of a tile of scores."""
 
 STRIP = 8
-"""Tokens that a warp takes one after the other."""
+"""Tokens that a program takes one after the other."""
 
 
 class Weight(NamedTuple):
@@ -307,8 +307,8 @@ class FusedStep:
         tokens.convolve[(grid.rows * -(-grid.chunk // STRIP),)](
             x, tail, weights.taps, weights.tail_taps, inputs.lengths, inputs.document,
             *of_documents, y, inverse, normal, grid.chunk, width, NORM_EPSILON, tail.stride(0),
-            T=depth, WIDTH=self._wide, STRIP=STRIP, NORMAL=self.precision == "fp8", SLOTS=True,
-            num_warps=1,
+            T=depth, KNOWN=width, WIDTH=self._wide, STRIP=STRIP, NORMAL=self.precision == "fp8",
+            SLOTS=True, num_warps=tokens.warps(self._wide), **at_most(tokens.REGISTERS),
         )  # fmt: skip
         if depth:
             tokens.remember[(grid.rows,)](
@@ -370,6 +370,6 @@ class FusedStep:
         count, width = x.shape
         tokens.normalize[(-(-count // STRIP),)](
             x, x if inverse is None else inverse, x if normal is None else normal, width,
-            NORM_EPSILON, count, WIDTH=self._wide, STRIP=STRIP, NORMAL=normal is not None,
-            num_warps=1,
+            NORM_EPSILON, count, KNOWN=width, WIDTH=self._wide, STRIP=STRIP,
+            NORMAL=normal is not None, num_warps=tokens.warps(self._wide),
         )  # fmt: skip

@@ -229,23 +229,61 @@ def _prefix(
     size: tl.constexpr = (V + 1) * K
     offsets = depth[:, None] * (H * size) + at[None, :]
     in_memory = head * memory_head + at % K * memory_component + at // K
+    in_mass = head * mass_head + at - V * K
     in_after = head * after_head + at % K * after_component + at // K
+    in_mass_after = head * mass_after_head + at - V * K
+    # Documents of few segments, DEPTH of them at once.
+    few: tl.constexpr = DEPTH // 4
+    for start in range(tl.program_id(2) * DEPTH, documents, tl.num_programs(2) * DEPTH):
+        document = start + depth
+        known = document < documents
+        count = tl.load(row_count + document, mask=known, other=0).to(tl.int32) * segments
+        after = known & (count <= few)
+        slot = document.to(tl.int64)
+        if SLOTS:
+            slot = tl.load(slots + document, mask=known, other=0).to(tl.int64)
+            after = after & (count > 0)
+        old = after
+        if FRESH:
+            old = after & (tl.load(fresh + document, mask=known, other=1) == 0)
+        state = tl.load(
+            memory + slot[:, None] * memory_document + in_memory[None, :],
+            mask=old[:, None] & of_memory[None, :], other=0.0,
+        )  # fmt: skip
+        state += tl.load(
+            mass + slot[:, None] * mass_document + in_mass[None, :],
+            mask=old[:, None] & of_mass[None, :], other=0.0,
+        )  # fmt: skip
+        begin = tl.load(first_row + document, mask=known, other=0).to(tl.int64) * segments
+        own_sums = sums + (begin * H + head)[:, None] * size + at[None, :]
+        for segment in range(tl.max(tl.where(after, count, 0), 0)):
+            there = (after & (segment < count))[:, None] & here[None, :]
+            own = tl.load(own_sums, mask=there, other=0.0)
+            tl.store(own_sums, state, mask=there)
+            state += own
+            own_sums += H * size
+        tl.store(
+            memory_after + slot[:, None] * after_document + in_after[None, :], state,
+            mask=after[:, None] & of_memory[None, :],
+        )  # fmt: skip
+        tl.store(
+            mass_after + slot[:, None] * mass_after_document + in_mass_after[None, :], state,
+            mask=after[:, None] & of_mass[None, :],
+        )  # fmt: skip
+    # The others one by one, DEPTH of their segments at once.
     for document in range(tl.program_id(2), documents, tl.num_programs(2)):
         count = tl.load(row_count + document).to(tl.int32) * segments
-        slot = tl.zeros((), tl.int64) + document
-        old = here
-        if FRESH:
-            old = here & (tl.load(fresh + document) == 0)
-        if SLOTS:
-            slot = tl.load(slots + document).to(tl.int64)
-        if (count > 0) | (not SLOTS):
+        if count > few:
+            slot = tl.zeros((), tl.int64) + document
+            if SLOTS:
+                slot = tl.load(slots + document).to(tl.int64)
+            old = here
+            if FRESH:
+                old = here & (tl.load(fresh + document) == 0)
             state = tl.load(
                 memory + slot * memory_document + in_memory, mask=of_memory & old, other=0.0
             )
-            state += tl.load(
-                mass + slot * mass_document + head * mass_head + at - V * K,
-                mask=of_mass & old, other=0.0,
-            )  # fmt: skip
+            state += tl.load(mass + slot * mass_document + in_mass, mask=of_mass & old, other=0.0)
             begin = tl.load(first_row + document).to(tl.int64) * segments
             own_sums = sums + (begin * H + head) * size
             for start in range(0, count, DEPTH):
@@ -256,10 +294,8 @@ def _prefix(
                 state += tl.sum(own, 0)
                 own_sums += DEPTH * H * size
             tl.store(memory_after + slot * after_document + in_after, state, mask=of_memory)
-            tl.store(
-                mass_after + slot * mass_after_document + head * mass_after_head + at - V * K,
-                state, mask=of_mass,
-            )  # fmt: skip
+            at_mass = mass_after + slot * mass_after_document + in_mass_after
+            tl.store(at_mass, state, mask=of_mass)
 
 
 @triton.jit

@@ -1,7 +1,9 @@
 """What a step does token by token beside its products and mixers: one pass over memory each.
 
 Shapes: R rows of C tokens, N = R * C, D documents, S slots, L layers, W width, T tail. Documents
-and rows are those of a step: a document's rows stand together, all but its last full.
+and rows are those of a step: a document's rows stand together, all but its last full. WIDTH is the
+power of two from W; KNOWN is W where it is known when a kernel is compiled, which leaves out what
+is beyond it, else 0.
 """
 
 from __future__ import annotations
@@ -11,16 +13,49 @@ import triton.language as tl
 
 from model.ops.kernels import INTERPRETED, backwards
 
+REGISTERS = 200
+"""Of a convolution's thread."""
+
+
+def warps(width: int, size: int = 2) -> int:
+    """Warps that take a row of `width` entries of `size` bytes: one, while it has the registers."""
+    return max(1, width * size // 2048)
+
 
 @triton.jit
 def embed(tokens, table, x, width, count, WIDTH: tl.constexpr, TOKENS: tl.constexpr):
     """x (N, W) from ids (N,) and table (V, W)."""
     token = tl.program_id(0).to(tl.int64) * TOKENS + tl.arange(0, TOKENS)
-    here = tl.arange(0, WIDTH)
+    here = tl.max_contiguous(tl.arange(0, WIDTH), 8)
     there = (token < count)[:, None] & (here < width)[None, :]
     id_ = tl.load(tokens + token, mask=token < count, other=0).to(tl.int64)
     rows = tl.load(table + id_[:, None] * width + here[None, :], mask=there)
     tl.store(x + token[:, None] * width + here[None, :], rows, mask=there)
+
+
+@triton.jit
+def _widen(x):
+    """A row as float32: bfloat16s two at once, each by one instruction."""
+    if INTERPRETED or x.dtype != tl.bfloat16:
+        wide = x.to(tl.float32)
+    else:
+        wide = tl.inline_asm_elementwise(
+            "shl.b32 $0, $2, 16; and.b32 $1, $2, 0xffff0000;", "=r,=r,r", [x], dtype=tl.float32,
+            is_pure=False, pack=2,
+        )  # fmt: skip
+    return wide
+
+
+@triton.jit
+def _narrow(x, dtype: tl.constexpr):
+    """A float32 row as dtype: bfloat16s two an instruction, for one alone takes as long as 8."""
+    if INTERPRETED or dtype != tl.bfloat16:
+        narrow = x.to(dtype)
+    else:
+        narrow = tl.inline_asm_elementwise(
+            "cvt.rn.bf16x2.f32 $0, $2, $1;", "=r,f,f", [x], dtype=tl.bfloat16, is_pure=True, pack=2
+        )
+    return narrow
 
 
 @triton.jit
@@ -32,19 +67,21 @@ def _inverse_root(row, width, epsilon):
 @triton.jit
 def normalize(
     x, inverse, normal, width, epsilon, count,
-    WIDTH: tl.constexpr, STRIP: tl.constexpr, NORMAL: tl.constexpr,
+    KNOWN: tl.constexpr, WIDTH: tl.constexpr, STRIP: tl.constexpr, NORMAL: tl.constexpr,
 ):  # fmt: skip
     """inverse (N,) is one over the root mean squares of the rows of x (N, W).
 
-    With NORMAL, normal (N, W) is x times that, instead. One warp takes STRIP rows.
+    With NORMAL, normal (N, W) is x times that, instead. STRIP rows are taken one after the other.
     """
+    if KNOWN:
+        width = KNOWN
     first = backwards().to(tl.int64) * STRIP
-    here = tl.arange(0, WIDTH)
+    here = tl.max_contiguous(tl.arange(0, WIDTH), 8)
     inside = here < width
     upcoming = tl.load(x + first * width + here, mask=inside & (first < count), other=0.0)
     for step in tl.static_range(STRIP):
         at = first + step
-        row = upcoming.to(tl.float32)
+        row = tl.where(inside, _widen(upcoming), 0.0)
         # Asked for before this row is stored, so that it comes meanwhile.
         more = inside & (at + 1 < count) & (step + 1 < STRIP)
         upcoming = tl.load(x + (at + 1) * width + here, mask=more, other=0.0)
@@ -57,35 +94,18 @@ def normalize(
 
 
 @triton.jit
-def _row(x, at, mask, width, epsilon, here):
-    """A row as it is, and one over its root mean square."""
-    row = tl.load(x + at * width + here, mask=mask, other=0.0)
-    return row, _inverse_root(row.to(tl.float32), width, epsilon)
-
-
-@triton.jit
-def _narrow(x, dtype: tl.constexpr):
-    """A float32 row as dtype: bfloat16s two an instruction, for one alone takes as long as 8."""
-    if INTERPRETED or dtype != tl.bfloat16:
-        return x.to(dtype)
-    return tl.inline_asm_elementwise(
-        "cvt.rn.bf16x2.f32 $0, $2, $1;", "=r,f,f", [x], dtype=tl.bfloat16, is_pure=True, pack=2
-    )
-
-
-@triton.jit
-def _tap(row, root, taps, tap: tl.constexpr, width, here, inside):
-    """What a row adds through one of the convolution's taps."""
-    weight = tl.load(taps + tap * width + here, mask=inside, other=0.0)
-    return row.to(tl.float32) * root * weight.to(tl.float32)
+def _normalized(x, at, mask, width, epsilon, here):
+    """A row, normalised."""
+    row = _widen(tl.load(x + at * width + here, mask=mask, other=0.0))
+    return row * _inverse_root(row, width, epsilon)
 
 
 @triton.jit
 def convolve(
     x, tail, taps, tail_taps, lengths, document, first_row, slots, fresh, y, inverse, normal,
     C, width, epsilon, tail_slot,
-    T: tl.constexpr, WIDTH: tl.constexpr, STRIP: tl.constexpr, NORMAL: tl.constexpr,
-    SLOTS: tl.constexpr,
+    T: tl.constexpr, KNOWN: tl.constexpr, WIDTH: tl.constexpr, STRIP: tl.constexpr,
+    NORMAL: tl.constexpr, SLOTS: tl.constexpr,
 ):  # fmt: skip
     """y (N, W) is x plus the short convolution of x's normalised rows, and `inverse` (N,) one over
     y's rows' root mean squares; with NORMAL, normal (N, W) is y normalised, instead.
@@ -94,37 +114,43 @@ def convolve(
     ., T, W) has the layer's: in its slot with SLOTS, else at the document's own place. taps (4, W),
     the last the token's own, are for normalised rows of x, and have their weights in them;
     tail_taps (4, W) are for tails, which have them. T is at most 3, and the taps before are zero.
-    One warp takes STRIP tokens, one after the other, so that a row is read from memory once and its
-    sums need no barrier.
+    A program takes STRIP tokens, one after the other, so that a row is read from memory once.
     """
+    if KNOWN:
+        width = KNOWN
     strips = tl.cdiv(C, STRIP)
     row = backwards() // strips
     first = backwards() % strips * STRIP
     start = row.to(tl.int64) * C + first
-    here = tl.arange(0, WIDTH)
+    here = tl.max_contiguous(tl.arange(0, WIDTH), 8)
     inside = here < width
     belongs = tl.load(document + row)
     used = tl.load(lengths + row) > 0
     # Of the strip in the document, as far as this step has it: rows before this one are full.
     position = (row - tl.load(first_row + belongs, mask=used, other=row)) * C + first
     before = tl.minimum(position, T)
-    third, third_root = _row(x, start - 3, inside & (before > 2), width, epsilon, here)
-    second, second_root = _row(x, start - 2, inside & (before > 1), width, epsilon, here)
-    last, last_root = _row(x, start - 1, inside & (before > 0), width, epsilon, here)
+    third = _normalized(x, start - 3, inside & (before > 2), width, epsilon, here)
+    second = _normalized(x, start - 2, inside & (before > 1), width, epsilon, here)
+    last = _normalized(x, start - 1, inside & (before > 0), width, epsilon, here)
     upcoming = tl.load(x + start * width + here, mask=inside & (first < C), other=0.0)
+    # Kept, for a load that hits the cache waits for those before it that do not.
+    first_tap = tl.load(taps + here, mask=inside, other=0.0)
+    second_tap = tl.load(taps + width + here, mask=inside, other=0.0)
+    third_tap = tl.load(taps + 2 * width + here, mask=inside, other=0.0)
+    own_tap = tl.load(taps + 3 * width + here, mask=inside, other=0.0)
     for step in tl.static_range(STRIP):
         token = first + step
         at = start + step
         there = inside & (token < C)
-        own = upcoming
+        total = tl.where(inside, _widen(upcoming), 0.0)
         # Asked for before this token's row is stored, so that it comes meanwhile.
         more = inside & (token + 1 < C) & (step + 1 < STRIP)
         upcoming = tl.load(x + (at + 1) * width + here, mask=more, other=0.0)
-        root = _inverse_root(own.to(tl.float32), width, epsilon)
-        total = own.to(tl.float32) + _tap(own, root, taps, 3, width, here, inside)
-        total += _tap(third, third_root, taps, 0, width, here, inside)
-        total += _tap(second, second_root, taps, 1, width, here, inside)
-        total += _tap(last, last_root, taps, 2, width, here, inside)
+        own = total * _inverse_root(total, width, epsilon)
+        total += own * _widen(own_tap)
+        total += last * _widen(third_tap)
+        total += second * _widen(second_tap)
+        total += third * _widen(first_tap)
         if step < 3:  # noqa: SIM102 (known when compiled, the other is not)
             if used & (position + step < T):
                 old = tl.load(fresh + belongs) == 0
@@ -139,15 +165,12 @@ def convolve(
                     reached = there & old & (at_tail < T)
                     seen = tl.load(of_slot + at_tail * width + here, mask=reached, other=0.0)
                     total += seen * weight
-        third, third_root = second, second_root
-        second, second_root = last, last_root
-        last, last_root = own, root
-        stored = _narrow(total, y.dtype.element_ty)
-        tl.store(y + at * width + here, stored, mask=there)
-        wide = stored.to(tl.float32)
-        root = _inverse_root(wide, width, epsilon)
+        third, second, last = second, last, own
+        total = tl.where(inside, total, 0.0)
+        tl.store(y + at * width + here, _narrow(total, y.dtype.element_ty), mask=there)
+        root = _inverse_root(total, width, epsilon)
         if NORMAL:
-            narrow = (wide * root).to(normal.dtype.element_ty)
+            narrow = (total * root).to(normal.dtype.element_ty)
             tl.store(normal + at * width + here, narrow, mask=there)
         else:
             tl.store(inverse + at, root, mask=token < C)
@@ -167,7 +190,7 @@ def remember(
     document = tl.program_id(0)
     count = tl.load(row_count + document)
     if (count > 0) | (not SLOTS):
-        here = tl.arange(0, WIDTH)
+        here = tl.max_contiguous(tl.arange(0, WIDTH), 8)
         inside = here < width
         depth = tl.arange(0, DEPTH)
         first = tl.load(first_row + document)

@@ -124,7 +124,7 @@ def test_convolution(chunk: int, dtype: torch.dtype) -> None:
     after = torch.full_like(tail, torch.nan)
     tokens.convolve[(R * -(-chunk // 8),)](
         x, tail, scaled, taps, lengths, document, first, first, fresh, y, normal, normal, chunk, W,
-        1e-6, T * W, T=T, WIDTH=8, STRIP=8, NORMAL=True, SLOTS=False,
+        1e-6, T * W, T=T, KNOWN=0, WIDTH=8, STRIP=8, NORMAL=True, SLOTS=False,
     )  # fmt: skip
     tokens.remember[(D,)](
         x, tail, after, scale, lengths, count, first, first, fresh, chunk, W, 1e-6, T * W, T=T,

@@ -109,22 +109,22 @@ def states(components: int, value: int) -> Iterator[Kernel]:
 
 
 def rows(width: int, type_: str) -> Iterator[Kernel]:
-    """Kernels over rows of up to `width` entries."""
-    for aligned in (True, False):
-        named = f"{type_} {width} {'aligned' if aligned else 'any'}"
+    """Kernels over rows of `width` entries; of a power of two, over those of up to so many."""
+    padded = triton.next_power_of_2(width)
+    known = 0 if padded == width else width
+    warps = {"num_warps": tokens.warps(padded, 4 if type_ == "float" else 2)}
+    registers = {"maxnreg": tokens.REGISTERS} if known and type_ != "float" else {}
+    for aligned in (True,) if known else (True, False):
+        named = f"{type_} {width} {'exact' if known else 'aligned' if aligned else 'any'}"
         multiples = frozenset({"width", "tail_slot"} if aligned else ())
-        one_warp = {"num_warps": 1}
+        cut = {"KNOWN": known, "WIDTH": padded, "STRIP": STRIP, "NORMAL": True}
         yield Kernel(
-            f"convolve {named}", tokens.convolve,
-            {"WIDTH": width, "STRIP": STRIP, "NORMAL": True, "SLOTS": False},
-            {"tail_taps": "*fp32"}, multiples, one_warp,
+            f"convolve {named}", tokens.convolve, {**cut, "SLOTS": False},
+            {"tail_taps": "*fp32"}, multiples, warps | registers,
         )  # fmt: skip
+        yield Kernel(f"normalize {named}", tokens.normalize, cut, {}, multiples, warps)
         yield Kernel(
-            f"normalize {named}", tokens.normalize,
-            {"WIDTH": width, "STRIP": STRIP, "NORMAL": True}, {}, multiples, one_warp,
-        )  # fmt: skip
-        yield Kernel(
-            f"remember {named}", tokens.remember, {"DEPTH": 4, "WIDTH": width, "SLOTS": False},
+            f"remember {named}", tokens.remember, {"DEPTH": 4, "WIDTH": padded, "SLOTS": False},
             {}, multiples,
         )  # fmt: skip
 
@@ -234,7 +234,9 @@ def cuts(widths: list[int]) -> str:
         "rows_at_once": ROWS, "elements": ELEMENTS, "block": Plan(64).block, "taps_width": TAPS,
     }  # fmt: skip
     lines = [f"constexpr int {name} = {number};\n" for name, number in numbers.items()]
-    lines.append(f"constexpr int widths[] = {{{', '.join(map(str, widths))}}};\n")
+    powers = [width for width in widths if triton.next_power_of_2(width) == width]
+    for name, some in (("exact", sorted({*widths} - {*powers})), ("widths", powers)):
+        lines.append(f"constexpr int {name}[] = {{{', '.join(map(str, some)) or 0}}};\n")
     return "".join(["#pragma once\n\nnamespace gma::cuda {\n\n", *lines, "\n}\n"])
 
 
@@ -250,10 +252,10 @@ def shape(text: str) -> tuple[int, int, int]:
     return routing, components, value
 
 
-def power(text: str) -> int:
+def wide(text: str) -> int:
     width = int(text)
-    if width < 32 or width & (width - 1):
-        raise argparse.ArgumentTypeError(f"{text}: must be a power of two from 32")
+    if width < 32 or width % 16:
+        raise argparse.ArgumentTypeError(f"{text}: must be a multiple of 16 from 32")
     return width
 
 
@@ -261,7 +263,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("folder", type=Path)
     parser.add_argument("--shapes", type=shape, nargs="+", required=True)
-    parser.add_argument("--widths", type=power, nargs="+", required=True)
+    parser.add_argument("--widths", type=wide, nargs="+", required=True)
     parser.add_argument("--architectures", type=int, nargs="+", required=True)
     args = parser.parse_args()
     binaries = [

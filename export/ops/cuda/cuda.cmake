@@ -2,8 +2,8 @@
 # no GPU, only cuda.h, which Triton's package has too, and a Python with triton and torch.
 set(GMA_SHAPES "32x32x64;16x16x32" CACHE STRING
   "routing_dim x num_components x value_dim of the models to be served, each a power of two from 16 to 128")
-set(GMA_WIDTHS "256;512;1024;2048" CACHE STRING
-  "Powers of two that the widths of models are padded to, in kernels that go over their rows")
+set(GMA_WIDTHS "192;256;512;768;1024;2048" CACHE STRING
+  "Widths of the models to be served; kernels for a power of two take all up to it, not as fast")
 set(GMA_ARCHITECTURES "90" CACHE STRING "Compute capabilities of the GPUs, times ten")
 
 get_filename_component(repository "${CMAKE_CURRENT_LIST_DIR}/../../.." ABSOLUTE)

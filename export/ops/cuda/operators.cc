@@ -24,7 +24,7 @@ constexpr const char* name_shapes =
     "name routing_dim x num_components x value_dim in GMA_SHAPES, or the device in "
     "GMA_ARCHITECTURES, when it is built";
 constexpr const char* name_widths =
-    "name a power of two that is no less than the width in GMA_WIDTHS, or the device in "
+    "name the width, or a power of two that is no less, in GMA_WIDTHS, or the device in "
     "GMA_ARCHITECTURES, when it is built";
 
 using Type = ONNXTensorElementDataType;
@@ -292,14 +292,17 @@ class Read : Mixer<type> {
   const float epsilon_;
 };
 
-// The kernel for rows of this width: loads are wide where each row begins at a multiple of 16.
+// The kernel for rows of this width: for it alone, or for all up to a power of two. Loads are wide
+// where each row begins at a multiple of 16.
 Function of_rows(const char* name, Type type, int64_t width) {
+  const std::string named = std::string(name) + " " + name_of(type) + " ";
+  if (std::find(std::begin(exact), std::end(exact), width) != std::end(exact)) {
+    return function(named + std::to_string(width) + " exact", name_widths);
+  }
   const auto padded = std::find_if(std::begin(widths), std::end(widths),
                                    [&](int64_t padded) { return padded >= width; });
   const std::string least = std::to_string(padded != std::end(widths) ? *padded : width);
-  return function(std::string(name) + " " + name_of(type) + " " + least +
-                      (width % 16 == 0 ? " aligned" : " any"),
-                  name_widths);
+  return function(named + least + (width % 16 == 0 ? " aligned" : " any"), name_widths);
 }
 
 template <Type type>
