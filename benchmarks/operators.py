@@ -13,6 +13,7 @@ one's state is from float64 after many steps of one long document.
 from __future__ import annotations
 
 import argparse
+import gc
 from collections.abc import Callable, Sequence
 from importlib import import_module
 from pathlib import Path
@@ -335,6 +336,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     # Not the default stream, which ONNX Runtime can't be given.
     with torch.cuda.stream(torch.cuda.Stream()):
         run(arguments, torch.device("cuda"))
+        gc.collect()  # sessions end before the stream that they use
 
 
 def run(arguments: argparse.Namespace, device: torch.device) -> None:

@@ -14,7 +14,7 @@ from typing import Any, Literal, NamedTuple, TypeAlias
 import numpy as np
 import onnxruntime
 from numpy.typing import NDArray
-from onnxruntime import InferenceSession, OrtValue, SessionOptions
+from onnxruntime import InferenceSession, IOBinding, OrtValue, RunOptions, SessionOptions
 
 from export.artifact import Artifact
 from service.cores import cores
@@ -35,6 +35,7 @@ DTYPES: dict[str, StateType] = {"tensor(float)": np.float32, "tensor(double)": n
 
 Arrays = Mapping[str, NDArray[Any]]
 Values = Mapping[str, OrtValue]
+Provider = tuple[str, dict[str, str]]
 
 
 class OnnxRunner:
@@ -74,8 +75,14 @@ class OnnxRunner:
         self.versions: Mapping[str, str] = {"onnxruntime": onnxruntime.__version__}
         source = "function bodies" if library is None else "ai.gma library"
         self.kernels = f"ONNX Runtime {onnxruntime.__version__} {device.upper()}, {source}"
+        # Function bodies have parts that run on the CPU, and those can't be recorded.
+        self._records = device == "cuda" and library is not None
+        if self._records:
+            self.kernels += ", CUDA graphs"
         self._device_peak = 0
-        self._session = _session(exported.model, device, library, threads, memory)
+        provider = _provider(device, memory, records=self._records)
+        self._session = _session(exported.model, device, library, threads, provider)
+        self._runs: dict[tuple[int, ...], Run] = {}
         parts = _parts(self._session)
         if resident is None:
             resident = device == "cuda"
@@ -95,25 +102,43 @@ class OnnxRunner:
     def step(self, batch: Batch) -> Outcome:
         """A step from its launch to its end. If it fails, all states are as they were."""
         documents = self.pool.documents(batch)
-        labels = len(self.labels)
-        evidence = np.empty((len(batch.lengths), labels), np.float32)
-        logits = np.empty((len(documents.fresh), labels), np.float64)
-        given: Arrays = {
+        run = self._run(batch, documents)
+        for name, x in self._given(batch, documents).items():
+            run.given[name].update_inplace(x)
+        self._session.run_with_iobinding(run.binding, run.options)
+        self.pool.keep(documents)
+        evidence, logits = (run.answers[name].numpy() for name in ("row_evidence", "logits"))
+        weight = batch.lengths.astype(np.float32)
+        return Outcome(evidence.copy(), weight, logits[documents.place])
+
+    def _given(self, batch: Batch, documents: Documents) -> Arrays:
+        return {
             "tokens": batch.tokens,
             "lengths": batch.lengths,
             "document_of_row": documents.of_row,
             "fresh": documents.fresh,
         }
-        binding = self._session.io_binding()
-        for name, value in {**_values(given), **documents.states}.items():
-            binding.bind_ortvalue_input(name, value)
-        answers = _values({"row_evidence": evidence, "logits": logits})
-        after = {name + AFTER: value for name, value in documents.after.items()}
-        for name, value in {**answers, **after}.items():
-            binding.bind_ortvalue_output(name, value)
-        self._session.run_with_iobinding(binding)
-        self.pool.keep(documents)
-        return Outcome(evidence, batch.lengths.astype(np.float32), logits[documents.place])
+
+    def _run(self, batch: Batch, documents: Documents) -> Run:
+        """That of this grid and these states: a recorded step reads what it was recorded with."""
+        rows, labels = len(batch.lengths), len(self.labels)
+        key = rows, *(id(x) for x in documents.states.values())
+        if key not in self._runs:
+            device = self.device.partition(":")[0]
+            given = _values(self._given(batch, documents), device)
+            evidence = np.empty((rows, labels), np.float32)
+            logits = np.empty((len(documents.fresh), labels), np.float64)
+            answers = _values({"row_evidence": evidence, "logits": logits}, device)
+            binding, options = self._session.io_binding(), RunOptions()
+            for name, value in {**given, **documents.states}.items():
+                binding.bind_ortvalue_input(name, value)
+            after = {name + AFTER: value for name, value in documents.after.items()}
+            for name, value in {**answers, **after}.items():
+                binding.bind_ortvalue_output(name, value)
+            if self._records:
+                options.add_run_config_entry("gpu_graph_id", str(len(self._runs) + 1))
+            self._runs[key] = Run(given, answers, binding, options)
+        return self._runs[key]
 
     def memory(self) -> Memory:
         """The device's peak is the largest that this was ever called at."""
@@ -141,6 +166,15 @@ class Documents:
     after: Values  # the same, where those after the step are to go
 
 
+class Run(NamedTuple):
+    """What a step of one grid reads and writes beside states, in memory that stays where it is."""
+
+    given: Values
+    answers: Values
+    binding: IOBinding
+    options: RunOptions
+
+
 class Part(NamedTuple):
     """One part of a document's state."""
 
@@ -156,7 +190,10 @@ class HostPool(Slots):
 
     def __init__(self, parts: Mapping[str, Part], slots: int) -> None:
         super().__init__(slots)
+        self._parts = parts
         self.states = {name: part.zeros(slots + 1) for name, part in parts.items()}
+        # Of so many documents: where states are copied to, the same memory again, and those after.
+        self._copies: dict[int, tuple[Arrays, Values, Values]] = {}
 
     @property
     def state_bytes(self) -> int:
@@ -165,13 +202,21 @@ class HostPool(Slots):
     def documents(self, batch: Batch) -> Documents:
         """Those of a batch."""
         slots = batch.slot_of_document
+        count = len(slots)
+        if count not in self._copies:
+            zeros = {name: part.zeros(count) for name, part in self._parts.items()}
+            shared = {name: OrtValue.ortvalue_from_numpy(x) for name, x in zeros.items()}
+            self._copies[count] = zeros, shared, _values(zeros, "cpu")
+        copies, states, after = self._copies[count]
+        for name, x in self.states.items():
+            np.take(x, slots, axis=0, out=copies[name], mode="clip")  # "raise" copies twice
         return Documents(
             slots=slots,
-            place=np.arange(len(slots)),
+            place=np.arange(count),
             of_row=batch.document_of_row,
             fresh=batch.fresh,
-            states=_values({name: x[slots] for name, x in self.states.items()}),
-            after=_values({name: np.empty_like(x[slots]) for name, x in self.states.items()}),
+            states=states,
+            after=after,
         )
 
     def keep(self, documents: Documents) -> None:
@@ -258,9 +303,9 @@ def _checked(slot: int, pool: Slots) -> int:
     return slot
 
 
-def _values(arrays: Arrays) -> dict[str, OrtValue]:
-    """The same memory, for ONNX Runtime."""
-    return {name: OrtValue.ortvalue_from_numpy(x) for name, x in arrays.items()}
+def _values(arrays: Arrays, device: str) -> dict[str, OrtValue]:
+    """Copies of them on the device."""
+    return {name: OrtValue.ortvalue_from_numpy(x.copy(), device) for name, x in arrays.items()}
 
 
 def _parts(session: InferenceSession) -> dict[str, Part]:
@@ -274,7 +319,7 @@ def _parts(session: InferenceSession) -> dict[str, Part]:
 
 
 def _session(
-    model: Path, device: Device, library: Path | None, threads: int, memory: int
+    model: Path, device: Device, library: Path | None, threads: int, provider: Provider
 ) -> InferenceSession:
     """Raises ValueError unless the model runs on this device and with this library."""
     _check_provider(device)
@@ -291,7 +336,7 @@ def _session(
         except Exception as error:  # its own kinds, which have no base but this one
             raise ValueError(f"the operators' library {library}: {_line(error)}") from error
     try:
-        session = InferenceSession(str(model), options, providers=[_provider(device, memory)])
+        session = InferenceSession(str(model), options, providers=[provider])
     except Exception as error:
         raise ValueError(f"ONNX Runtime can't load {model}: {_line(error)}") from error
     session.disable_fallback()
@@ -315,7 +360,7 @@ def _check_provider(device: Device) -> None:
         )
 
 
-def _provider(device: Device, memory: int) -> tuple[str, dict[str, str]]:
+def _provider(device: Device, memory: int, *, records: bool) -> Provider:
     if device == "cpu":
         return PROVIDERS[device], {}
     return PROVIDERS[device], {
@@ -323,6 +368,7 @@ def _provider(device: Device, memory: int) -> tuple[str, dict[str, str]]:
         "gpu_mem_limit": str(memory),
         "arena_extend_strategy": "kSameAsRequested",
         "use_tf32": "0",  # float32 is to be float32
+        "enable_cuda_graph": str(int(records)),
     }
 
 
