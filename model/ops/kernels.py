@@ -232,45 +232,47 @@ def _prefix(
     in_mass = head * mass_head + at - V * K
     in_after = head * after_head + at % K * after_component + at // K
     in_mass_after = head * mass_after_head + at - V * K
-    # Documents of few segments, DEPTH of them at once.
+    # Documents of few segments, a program each; a state's own layout and that of its sums differ,
+    # so that only whole ones are read and written in long pieces.
     few: tl.constexpr = DEPTH // 4
-    for start in range(tl.program_id(2) * DEPTH, documents, tl.num_programs(2) * DEPTH):
-        document = start + depth
-        known = document < documents
-        count = tl.load(row_count + document, mask=known, other=0).to(tl.int32) * segments
-        after = known & (count <= few)
-        slot = document.to(tl.int64)
-        if SLOTS:
-            slot = tl.load(slots + document, mask=known, other=0).to(tl.int64)
-            after = after & (count > 0)
-        old = after
-        if FRESH:
-            old = after & (tl.load(fresh + document, mask=known, other=1) == 0)
-        state = tl.load(
-            memory + slot[:, None] * memory_document + in_memory[None, :],
-            mask=old[:, None] & of_memory[None, :], other=0.0,
-        )  # fmt: skip
-        state += tl.load(
-            mass + slot[:, None] * mass_document + in_mass[None, :],
-            mask=old[:, None] & of_mass[None, :], other=0.0,
-        )  # fmt: skip
-        begin = tl.load(first_row + document, mask=known, other=0).to(tl.int64) * segments
-        own_sums = sums + (begin * H + head)[:, None] * size + at[None, :]
-        for segment in range(tl.max(tl.where(after, count, 0), 0)):
-            there = (after & (segment < count))[:, None] & here[None, :]
-            own = tl.load(own_sums, mask=there, other=0.0)
-            tl.store(own_sums, state, mask=there)
-            state += own
-            own_sums += H * size
-        tl.store(
-            memory_after + slot[:, None] * after_document + in_after[None, :], state,
-            mask=after[:, None] & of_memory[None, :],
-        )  # fmt: skip
-        tl.store(
-            mass_after + slot[:, None] * mass_after_document + in_mass_after[None, :], state,
-            mask=after[:, None] & of_mass[None, :],
-        )  # fmt: skip
-    # The others one by one, DEPTH of their segments at once.
+    component, value = tl.arange(0, K), tl.arange(0, V)
+    of_state = component[:, None] * memory_component + value[None, :]
+    of_after = component[:, None] * after_component + value[None, :]
+    of_sums = value[None, :] * K + component[:, None]
+    programs = tl.num_programs(0) * tl.num_programs(2)
+    own_place = tl.program_id(2) * tl.num_programs(0) + tl.program_id(0)
+    for document in range(own_place, documents, programs):
+        count = tl.load(row_count + document).to(tl.int32) * segments
+        if (count <= few) & ((count > 0) | (not SLOTS)):
+            slot = tl.zeros((), tl.int64) + document
+            if SLOTS:
+                slot = tl.load(slots + document).to(tl.int64)
+            old = slot >= 0
+            if FRESH:
+                old = tl.load(fresh + document) == 0
+            at_state = memory + slot * memory_document + head * memory_head + of_state
+            at_mass = mass + slot * mass_document + head * mass_head + component
+            own_memory = tl.load(at_state, mask=old, other=0.0)
+            own_mass = tl.load(at_mass, mask=old, other=0.0)
+            begin = tl.load(first_row + document).to(tl.int64) * segments
+            own_sums = sums + (begin * H + head) * size
+            for _ in range(count):
+                added = tl.load(own_sums + of_sums)
+                added_mass = tl.load(own_sums + V * K + component)
+                # Who writes a place need not be who has read it.
+                tl.debug_barrier()
+                tl.store(own_sums + of_sums, own_memory)
+                tl.store(own_sums + V * K + component, own_mass)
+                own_memory += added
+                own_mass += added_mass
+                own_sums += H * size
+            tl.debug_barrier()
+            tl.store(
+                memory_after + slot * after_document + head * after_head + of_after, own_memory
+            )
+            at_mass = mass_after + slot * mass_after_document + head * mass_after_head + component
+            tl.store(at_mass, own_mass)
+    # The others by tiles of their states, DEPTH of their segments at once.
     for document in range(tl.program_id(2), documents, tl.num_programs(2)):
         count = tl.load(row_count + document).to(tl.int32) * segments
         if count > few:

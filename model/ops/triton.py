@@ -30,7 +30,7 @@ ENOUGH = 8 * 132
 
 
 TILE, DEPTH = 64, 32
-"""Entries of a state, and segments or documents of few, that a program sums at once."""
+"""Entries of a state, and segments, that a program sums at once."""
 
 DOCUMENTS = 16
 """Programs that share a step's documents: most have few segments, and a program takes time to
