@@ -94,7 +94,8 @@ class OnnxRunner:
 
     def warm_up(self) -> None:
         for grid in self.grids:
-            warm_up(self, grid)
+            for _ in range(2):  # for each of the states' two buffers
+                warm_up(self, grid)
 
     def launch(self, batch: Batch) -> Launched:
         return Ended(self.step(batch))
