@@ -75,7 +75,7 @@ class OnnxRunner:
         self.versions: Mapping[str, str] = {"onnxruntime": onnxruntime.__version__}
         source = "function bodies" if library is None else "ai.gma library"
         self.kernels = f"ONNX Runtime {onnxruntime.__version__} {device.upper()}, {source}"
-        # Function bodies have parts that run on the CPU, and those can't be recorded.
+        # Only what runs on the GPU to the last part can be recorded, as the library's kernels do.
         self._records = device == "cuda" and library is not None
         if self._records:
             self.kernels += ", CUDA graphs"

@@ -154,6 +154,15 @@ def test_outcomes_stay_as_they_are(runner: OnnxRunner) -> None:
     assert outcome.weight.tolist() == [5]
 
 
+def test_a_step_leaves_earlier_batches_as_they_were(runner: OnnxRunner) -> None:
+    first, then = (batch_of(runner, [(1, True, tokens_of(runner, n, n))]) for n in (5, CHUNK))
+    kept = [x.copy() for x in (first.tokens, first.lengths, first.document_of_row, first.fresh)]
+    for batch in (first, then, then):
+        runner.step(batch)
+    found = first.tokens, first.lengths, first.document_of_row, first.fresh
+    assert all(map(np.array_equal, found, kept))
+
+
 @pytest.mark.parametrize("resident", [False, True])
 def test_a_document_goes_on_in_another_runner(
     artifact: Artifact, classifier: Classifier, resident: bool
