@@ -56,7 +56,7 @@ LOOPBACK = "127.0.0.2" if sys.platform == "linux" else "127.0.0.1"
 SWITCH_S = 0.0005
 
 # Gateways, unless settings say how many.
-MOST_GATEWAYS, CORES_OF_GATEWAY = 8, 2
+MOST_GATEWAYS, CORES_OF_GATEWAY = 4, 4
 
 # Tokens on their way to workers pass through it, at most 1 MiB a document.
 OBJECT_STORE_BYTES = 512 * 1024**2
