@@ -160,7 +160,7 @@ def test_a_step_leaves_earlier_batches_as_they_were(runner: OnnxRunner) -> None:
     for batch in (first, then, then):
         runner.step(batch)
     found = first.tokens, first.lengths, first.document_of_row, first.fresh
-    assert all(map(np.array_equal, found, kept))
+    assert all(np.array_equal(x, y) for x, y in zip(found, kept, strict=True))
 
 
 @pytest.mark.parametrize("resident", [False, True])
