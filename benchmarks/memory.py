@@ -9,7 +9,6 @@ default checkpoint's tokenizer. The text is the licence's words in random order.
 from __future__ import annotations
 
 import random
-import re
 import tempfile
 import time
 from pathlib import Path
@@ -18,6 +17,7 @@ import httpx
 
 from benchmarks.engine import TINY, random_classifier
 from benchmarks.processes import service
+from loadtest import server
 from model import weights
 from model.config import DEFAULT_CHECKPOINT
 from service.metrics import PERIOD_S
@@ -51,10 +51,9 @@ def peak(url: str, size: int) -> float:
     )
     answer.raise_for_status()
     time.sleep(2 * PERIOD_S)  # the gauge is refreshed so often
-    pattern = r'gma_resident_memory_peak_bytes\{[^}]*role="worker"[^}]*\} (\S+)'
-
-    found = re.findall(pattern, httpx.get(f"{url}/metrics").text)
-    return max(map(float, found)) / 1e6
+    told = server.scrape(url)
+    assert told
+    return told.by_role["gma_resident_memory_peak_bytes"]["worker"] / 1e6
 
 
 def main() -> None:

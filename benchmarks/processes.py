@@ -1,4 +1,4 @@
-"""A service in processes of its own, and what they did, as /proc and /metrics tell it."""
+"""A service in processes of its own, and what they did, as /proc tells it."""
 
 from __future__ import annotations
 
@@ -15,12 +15,9 @@ from pathlib import Path
 from threading import Thread
 from typing import NamedTuple
 
-import httpx
-
 STOP_S = 120
 TICKS = os.sysconf("SC_CLK_TCK")
 _TITLE = re.compile(r"ray::(?:ServeReplica:\w+:)?(\w+)|(raylet|gcs_server)|haproxy")
-_LINE = re.compile(r"^(gma_\w+)(?:\{[^}]*\})? (\S+)$", re.MULTILINE)
 
 
 class Service(NamedTuple):
@@ -61,19 +58,6 @@ def service(log: Path | None = None, **settings: object) -> Iterator[Service]:
         finally:
             process.send_signal(signal.SIGTERM)
             process.wait(timeout=STOP_S)
-
-
-def metrics(url: str) -> dict[str, float]:
-    """A service's `counters` now."""
-    return counters(httpx.get(f"{url}/metrics", timeout=60).text)
-
-
-def counters(exposition: str) -> dict[str, float]:
-    """Each metric's sum over its labels, from Prometheus text."""
-    found: dict[str, float] = defaultdict(float)
-    for name, value in _LINE.findall(exposition):
-        found[name] += float(value)
-    return dict(found)
 
 
 def cpu_seconds(root: int) -> dict[str, float]:

@@ -30,7 +30,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from benchmarks.clients import Answered, Clients, poisson_times, tokens_within
-from benchmarks.processes import Service, cpu_seconds, metrics, service
+from benchmarks.processes import Service, cpu_seconds, service
+from loadtest import server
 from model import corpus
 from model.config import DEFAULT_CHECKPOINT
 from model.tokenizer import Tokenizer
@@ -148,7 +149,9 @@ class Reading(NamedTuple):
     def take(cls, running: Service, at: float) -> Reading:
         time.sleep(max(0.0, at - time.monotonic()))
         cpu = cpu_seconds(os.getpid())  # the service's and the clients'
-        return cls(time.monotonic(), metrics(running.url), cpu)
+        told = server.scrape(running.url)
+        assert told
+        return cls(time.monotonic(), told.sums, cpu)
 
 
 def window(a: Reading, b: Reading, answers: Sequence[Answered], chunk: int) -> Window:

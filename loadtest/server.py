@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 import math
-import re
 from collections import defaultdict
 from dataclasses import dataclass, field
 
 import httpx
+from prometheus_client.parser import text_string_to_metric_families
 
 TIMEOUT_S = 10.0
 QUANTILES = (0.5, 0.99)
-
-_SAMPLE = re.compile(r"^(\w+)(?:\{(.*)\})? (\S+)(?: -?\d+)?$", re.MULTILINE)
-_LABEL = re.compile(r'(\w+)="((?:[^"\\]|\\.)*)"')
 
 
 @dataclass
@@ -26,10 +23,10 @@ class Reading:
 
     @classmethod
     def parse(cls, exposition: str) -> Reading:
+        """Raises ValueError if it is not Prometheus text."""
         reading = cls()
-        for name, labelled, number in _SAMPLE.findall(exposition):
-            labels = dict(_LABEL.findall(labelled))
-            value = float(number)
+        families = text_string_to_metric_families(exposition)
+        for name, labels, value, *_ in (sample for each in families for sample in each.samples):
             reading.sums[name] += value
             if name.endswith("_bucket") and "le" in labels:
                 buckets = reading.buckets[name.removesuffix("_bucket")]
@@ -56,9 +53,9 @@ def scrape(url: str) -> Reading | None:
     """What `/metrics` says now; None if there is nothing to read."""
     try:
         response = httpx.get(f"{url}/metrics", timeout=TIMEOUT_S, trust_env=False)
-    except httpx.HTTPError:
+        return Reading.parse(response.text) if response.status_code == 200 else None
+    except (httpx.HTTPError, ValueError):
         return None
-    return Reading.parse(response.text) if response.status_code == 200 else None
 
 
 def stages(before: Reading, after: Reading) -> dict[str, Stage]:

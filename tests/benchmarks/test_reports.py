@@ -13,25 +13,11 @@ import torch
 from benchmarks import backends, precision
 from benchmarks import service as benchmark
 from benchmarks.clients import Answered, poisson_times, tokens_within
-from benchmarks.processes import counters, cpu_seconds
+from benchmarks.processes import cpu_seconds
 from model.config import DEFAULT_CHECKPOINT, ModelConfig
 from model.tokenizer import Tokenizer
 
 CONFIG = ModelConfig.model_validate_json((DEFAULT_CHECKPOINT / "config.json").read_bytes())
-EXPOSITION = """\
-# HELP gma_step_seconds Time of one step.
-gma_step_seconds_sum{pid="7"} 2.0
-gma_step_seconds_bucket{le="0.1"} 9.0
-gma_tokens_total 1000.0
-gma_slots_in_use{pid="1"} 2.0
-gma_slots_in_use{pid="2"} 3.0
-"""
-
-
-def test_counters_are_summed_over_labels() -> None:
-    found = counters(EXPOSITION)
-    assert found["gma_step_seconds_sum"] == 2.0
-    assert found["gma_slots_in_use"] == 5.0
 
 
 def test_documents_count_for_the_part_that_lies_in_the_window() -> None:

@@ -169,3 +169,18 @@ class TestServersText:
         assert stages(early, late)["a_seconds"].mean == 2
         assert early.buckets["a_seconds"][1.0] == 0
         assert late.buckets["a_seconds"][1.0] == 7
+
+
+class TestReading:
+    def test_sums_over_labels_and_the_largest_process_of_a_role(self) -> None:
+        found = Reading.parse(
+            "# HELP gma_tokens_total Of documents.\n# TYPE gma_tokens_total counter\n"
+            'gma_tokens_total{pid="1"} 2.0\ngma_tokens_total{pid="2"} 3.0\n'
+            'gma_peak_bytes{role="a",why="\\"}"} 5 1700000000000\ngma_peak_bytes{role="a"} 7\n'
+        )
+        assert found.sums["gma_tokens_total"] == 5.0
+        assert found.by_role["gma_peak_bytes"] == {"a": 7.0}
+
+    def test_what_is_not_prometheus_text(self) -> None:
+        with pytest.raises(ValueError, match="invalid metric name"):
+            Reading.parse("<html>no metrics here</html>")
