@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 import torch
 from torch import Tensor
@@ -134,3 +139,19 @@ def test_convolution(chunk: int, dtype: torch.dtype) -> None:
         if name != "tail_after":
             found.masked_fill_(~there[..., None], 0.0)
         assert error(found.cpu(), expected[name]) < TYPES[dtype], name
+
+
+def test_all_compile_for_a_gpu(tmp_path: Path) -> None:
+    """With no GPU and no compiler of CUDA's: what the library embeds, of one shape."""
+    compiling = ["--shapes", "16x16x32", "--widths", "32", "192", "--architectures", "90"]
+    environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
+    environment |= {"TRITON_CACHE_DIR": str(tmp_path / "cache")}
+    subprocess.run(
+        [sys.executable, "-m", "export.ops.cuda.cubins", str(tmp_path), *compiling],
+        env=environment,
+        check=True,
+    )
+    table = (tmp_path / "cubins.inc").read_text()
+    for key in ("convolve {} 192 exact", "normalize {} 32 any", "read {} 16x16x32 plain"):
+        for type_ in ("float", "float16", "bfloat16"):
+            assert f'"{key.format(type_)}"' in table
