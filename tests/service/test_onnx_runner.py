@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from copy import deepcopy
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from export.artifact import Artifact, export
 from model import weights
 from model.classifier import Classifier
 from service.onnx import OnnxRunner
-from service.runner import TorchRunner
+from service.runner import Batch, TorchRunner
 from tests.service.asgi import save_checkpoint
 from tests.service.conformance import (
     assert_close,
@@ -156,11 +157,11 @@ def test_outcomes_stay_as_they_are(runner: OnnxRunner) -> None:
 
 def test_a_step_leaves_earlier_batches_as_they_were(runner: OnnxRunner) -> None:
     first, then = (batch_of(runner, [(1, True, tokens_of(runner, n, n))]) for n in (5, CHUNK))
-    kept = [x.copy() for x in (first.tokens, first.lengths, first.document_of_row, first.fresh)]
+    kept = deepcopy(first)
     for batch in (first, then, then):
         runner.step(batch)
-    found = first.tokens, first.lengths, first.document_of_row, first.fresh
-    assert all(np.array_equal(x, y) for x, y in zip(found, kept, strict=True))
+    for field in fields(Batch):
+        np.testing.assert_array_equal(getattr(first, field.name), getattr(kept, field.name))
 
 
 @pytest.mark.parametrize("resident", [False, True])
