@@ -27,7 +27,7 @@ class Mixture(nn.Module):
         super().__init__()
         shape = config.heads, config.num_components, config.routing_dim
         self.floor = config.variance_floor
-        self.mu = nn.Parameter(torch.randn(shape))
+        self.mu = nn.Parameter(nn.init.normal_(torch.empty(shape)))
         # softplus(x) = y  <=>  x = y + log(1 - exp(-y))
         omega = INITIAL_VARIANCE + math.log(-math.expm1(-INITIAL_VARIANCE))
         self.omega = nn.Parameter(torch.full(shape, omega))
@@ -122,7 +122,8 @@ class ShortConvolution(nn.Module):
         super().__init__()
         self.tail = config.tail
         self.norm = nn.RMSNorm(config.width, eps=1e-6)
-        self.weight = nn.Parameter(torch.randn(config.conv_kernel, config.width) * 0.1)
+        shape = config.conv_kernel, config.width
+        self.weight = nn.Parameter(nn.init.normal_(torch.empty(shape), std=0.1))
 
     def forward(self, x: Tensor, tail: Tensor, rows: Rows) -> tuple[Tensor, Tensor]:
         """x (R, C, W) and the documents' tails (D, T, W) -> update (R, C, W) and new tails.

@@ -5,12 +5,15 @@ from __future__ import annotations
 import hashlib
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from pydantic import ValidationError
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from safetensors.torch import save as to_bytes
+from torch import nn
+from torch.overrides import TorchFunctionMode
 
 from model.classifier import Classifier
 from model.config import ModelConfig, problems
@@ -21,6 +24,21 @@ STORED = {"F16": torch.float16, "BF16": torch.bfloat16, "F32": torch.float32}
 
 class CheckpointError(ValueError):
     """A checkpoint that can't be used; the message says what is wrong with it."""
+
+
+class Undrawn(TorchFunctionMode):
+    """Modules made in it leave their weights as they are.
+
+    On the meta device there is nothing to draw, but drawing from a normal distribution there would
+    import the compiler: seconds and 100 MB of every process that loads a checkpoint.
+    """
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        drawing = getattr(func, "__module__", None) == nn.init.__name__
+        return kwargs["tensor"] if drawing else func(*args, **kwargs)
 
 
 @dataclass(frozen=True)
@@ -66,7 +84,7 @@ def load(
         tensors = load_file(weights_file)
     except (SafetensorError, OSError) as error:
         raise CheckpointError(f"{weights_file}: {error}") from error
-    with torch.device("meta"):
+    with torch.device("meta"), Undrawn():
         classifier = Classifier(config)
     _check(tensors, classifier.state_dict(), weights_file)
     classifier.load_state_dict({k: x.to(device, dtype) for k, x in tensors.items()}, assign=True)

@@ -204,7 +204,8 @@ class Worker:
             versions={
                 "service": version("gma-service"),
                 "python": ".".join(map(str, sys.version_info[:3])),
-                "torch": torch.__version__,
+                # A plain text: torch's own class would make who reads it import torch.
+                "torch": str(torch.__version__),
                 "numpy": np.__version__,
                 **self._runner.versions,
             },

@@ -20,6 +20,8 @@ IGNORANT_OF = {
     "export": {"ray", "fastapi", "starlette", "uvicorn", "prometheus_client"},
     "service.scheduler": {"torch", "numpy", "asyncio", "ray"},
     "service.engine": {"ray", "fastapi", "starlette", "uvicorn", "tokenizers"},
+    "service.gateway": {"torch"},
+    "service.replicas": {"torch"},
 }
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -53,6 +55,19 @@ def test_round_trip(folder: Path, classifier: Classifier, tokenizer: Tokenizer) 
     tokens = torch.from_numpy(tokenizer.encode(TEXT))
     before, after = classifier.read([tokens])[0], loaded.classifier.read([tokens])[0]
     assert torch.equal(before.logits, after.logits)
+
+
+def test_loading_draws_nothing(folder: Path) -> None:
+    """Neither the generator nor the compiler, which drawing on the meta device would import."""
+    code = f"""
+import sys, torch
+from model import weights
+before = torch.get_rng_state()
+weights.load({str(folder)!r})
+print(bool(torch.equal(before, torch.get_rng_state())), "torch._dynamo" in sys.modules)
+"""
+    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert ran.stdout.split() == ["True", "False"]
 
 
 @pytest.mark.parametrize("stored", [torch.float16, torch.bfloat16, torch.float32])

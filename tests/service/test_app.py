@@ -8,6 +8,7 @@ import json
 import os
 import signal
 import socket
+import sys
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
@@ -164,13 +165,13 @@ class Running:
         ]
         return {labels: float(value) for labels, _, value in found}
 
-    def workers(self) -> list[int]:
-        """The process ids of the workers."""
+    def processes(self, role: str) -> list[int]:
+        """The ids of the processes of a role."""
         name = "gma_resident_memory_bytes"
         return [
             int(labels.partition('pid="')[2].partition('"')[0])
             for labels in self.metrics(name)
-            if 'role="worker"' in labels
+            if f'role="{role}"' in labels
         ]
 
     def settle(self, **values: float) -> None:
@@ -210,6 +211,16 @@ class TestRunning:
         for path in ("/health", "/nowhere"):
             response = httpx.get(service.url + path, headers=given, timeout=PATIENCE_S)
             assert response.headers.get_list("x-request-id") == ["mine-1"]
+
+    @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+    def test_only_workers_have_loaded_torch(self, service: Running) -> None:
+        """Whatever a worker answers: its memory and the time to import it are for nothing there."""
+        service.classify(TEXT)
+        assert httpx.get(f"{service.url}/info", timeout=PATIENCE_S).status_code == 200
+        for role, loaded in (("worker", True), ("gateway", False)):
+            maps = [Path(f"/proc/{pid}/maps").read_text() for pid in service.processes(role)]
+            assert maps
+            assert all(("libtorch" in each) is loaded for each in maps), role
 
     def test_reads_pieces_of_many_documents_on_the_worker_that_has_each(
         self, service: Running
@@ -290,7 +301,7 @@ class TestRunning:
             async with Connection.open(service.port, "application/x-ndjson") as connection:
                 await connection.send(TEXT.encode())
                 await connection.event()
-                for pid in service.workers():
+                for pid in service.processes("worker"):
                     os.kill(pid, signal.SIGKILL)
                 while (event := await connection.event())["event"] == "progress":
                     pass
