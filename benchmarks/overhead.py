@@ -25,12 +25,10 @@ from pathlib import Path
 import httpx
 
 from benchmarks.memory import tiny_checkpoint
-from benchmarks.processes import service
+from benchmarks.processes import PROXIES, proxy, service
 from loadtest.report import Latency
 from loadtest.trial import Load, Trial, run
 
-HAPROXY = "RAY_SERVE_ENABLE_HA_PROXY"
-PROXIES = {"Ray's own": "0", "HAProxy": "1"}
 DOCUMENT = "fixed:500"
 START_S = 60.0
 
@@ -95,19 +93,12 @@ def _await(url: str) -> None:
 def measure(checkpoint: Path, seconds: float, rounds: int, at_once: Sequence[int]) -> list[Row]:
     """Both servers' rows for each proxy and number of documents in flight."""
     rows: list[Row] = []
-    before = os.environ.get(HAPROXY)
     with bare() as bare_url:
-        for proxy, value in PROXIES.items():
-            os.environ[HAPROXY] = value
-            try:
-                with service(checkpoint=checkpoint, log_level="WARNING") as running:
-                    urls = {"bare": bare_url, "service": running.url}
-                    for number in at_once:
-                        rows += turns(proxy, urls, number, seconds, rounds)
-            finally:
-                os.environ.pop(HAPROXY)
-                if before is not None:
-                    os.environ[HAPROXY] = before
+        for name in PROXIES:
+            with proxy(name), service(checkpoint=checkpoint, log_level="WARNING") as running:
+                urls = {"bare": bare_url, "service": running.url}
+                for number in at_once:
+                    rows += turns(name, urls, number, seconds, rounds)
     return rows
 
 

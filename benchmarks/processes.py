@@ -10,12 +10,14 @@ import subprocess
 import sys
 from collections import defaultdict, deque
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from threading import Thread
 from typing import NamedTuple
 
 STOP_S = 120
+HAPROXY = "RAY_SERVE_ENABLE_HA_PROXY"
+PROXIES = {"Ray's own": "0", "HAProxy": "1"}
 TICKS = os.sysconf("SC_CLK_TCK")
 _TITLE = re.compile(r"ray::(?:ServeReplica:\w+:)?(\w+)|(raylet|gcs_server)|haproxy")
 
@@ -62,25 +64,54 @@ def service(log: Path | None = None, **settings: object) -> Iterator[Service]:
 
 def cpu_seconds(root: int) -> dict[str, float]:
     """CPU time so far of a process and of all below it, by what they are."""
-    parents: dict[int, int] = {}
-    seconds: dict[int, float] = {}
+    found: dict[str, float] = defaultdict(float)
+    for pid, fields in _family(root).items():
+        found[_role(pid)] += (int(fields[11]) + int(fields[12])) / TICKS
+    return dict(found)
+
+
+def peak_bytes(root: int) -> dict[str, int]:
+    """The most memory that was ever resident of each process from this one down, by what it is.
+
+    Of several of a kind the largest.
+    """
+    found: dict[str, int] = defaultdict(int)
+    for pid in _family(root):
+        with suppress(OSError):  # it has just ended
+            status = (Path("/proc") / str(pid) / "status").read_text()
+            if peak := re.search(r"VmHWM:\s*(\d+) kB", status):  # a zombie has none
+                found[_role(pid)] = max(found[_role(pid)], 1024 * int(peak[1]))
+    return dict(found)
+
+
+@contextmanager
+def proxy(name: str) -> Iterator[None]:
+    """Services started meanwhile have this one of `PROXIES` as Serve's proxy."""
+    before = os.environ.get(HAPROXY)
+    os.environ[HAPROXY] = PROXIES[name]
+    try:
+        yield
+    finally:
+        os.environ.pop(HAPROXY)
+        if before is not None:
+            os.environ[HAPROXY] = before
+
+
+def _family(root: int) -> dict[int, list[str]]:
+    """A process and all below it: what /proc's stat says from its third field on."""
+    stats: dict[int, list[str]] = {}
     for folder in Path("/proc").iterdir():
         if folder.name.isdecimal():
-            try:
-                fields = (folder / "stat").read_text().rpartition(")")[2].split()
-            except OSError:  # it has just ended
-                continue
-            pid = int(folder.name)
-            parents[pid] = int(fields[1])
-            seconds[pid] = (int(fields[11]) + int(fields[12])) / TICKS
-    found: dict[str, float] = defaultdict(float)
-    for pid, spent in seconds.items():
-        ancestor = pid
-        while ancestor not in (root, 0):
-            ancestor = parents.get(ancestor, 0)
-        if ancestor == root:
-            found[_role(pid)] += spent
-    return dict(found)
+            with suppress(OSError):  # it has just ended
+                stat = (folder / "stat").read_text()
+                stats[int(folder.name)] = stat.rpartition(")")[2].split()
+
+    def is_below(pid: int) -> bool:
+        while pid not in (root, 0):
+            pid = int(stats[pid][1]) if pid in stats else 0
+        return pid == root
+
+    return {pid: fields for pid, fields in stats.items() if is_below(pid)}
 
 
 def _role(pid: int) -> str:

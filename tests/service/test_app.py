@@ -22,6 +22,8 @@ from service.settings import Settings
 from tests.service.asgi import PATIENCE_S, TEXT, save_checkpoint
 
 PLAIN = {"content-type": "text/plain"}
+LARGEST = 16 * 2**20  # bytes of a document
+SLACK = 32 * 2**20  # bytes that a gateway may grow by besides
 
 
 def free_port() -> int:
@@ -142,6 +144,12 @@ class Connection:
         return event
 
 
+def resident_peak(pid: int) -> int:
+    """Bytes, as the kernel counts them."""
+    status = Path(f"/proc/{pid}/status").read_text()
+    return 1024 * int(status.partition("VmHWM:")[2].split()[0])
+
+
 class Running:
     """The service under test, from outside."""
 
@@ -194,6 +202,8 @@ def service(checkpoint: Path) -> Iterator[Running]:
         slots=4,
         max_waiting_documents=2,
         threads=1,
+        max_document_bytes=LARGEST,
+        max_bytes_in_flight=4 * LARGEST,
     )
     with app.running(settings):
         yield Running(settings)
@@ -287,6 +297,37 @@ class TestRunning:
 
         asyncio.run(leave())
         service.settle(gma_slots_in_use=0, gma_documents_in_flight=0, gma_bytes_in_flight=0)
+
+    @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+    def test_a_gateways_memory_is_bound_whatever_is_sent(self, service: Running) -> None:
+        (gateway,) = service.processes("gateway")
+        service.classify(TEXT)
+        body = b"a" * LARGEST
+
+        async def offer(client: httpx.AsyncClient) -> int:
+            url = f"{service.url}/v1/documents"
+            return (await client.post(url, content=body, headers=PLAIN)).status_code
+
+        async def refused(many: int) -> int:
+            """Offer so many, and leave once all have been refused that have to be."""
+            limits = httpx.Limits(max_connections=None)
+            async with httpx.AsyncClient(timeout=PATIENCE_S, limits=limits) as client:
+                offers = [asyncio.create_task(offer(client)) for _ in range(many)]
+                found = 0
+                for answer in asyncio.as_completed(offers):
+                    assert await answer == 429
+                    found += 1
+                    if found == many - 4:
+                        break
+                for each in offers:
+                    each.cancel()
+                await asyncio.gather(*offers, return_exceptions=True)
+            return found
+
+        before = resident_peak(gateway)
+        assert asyncio.run(refused(30)) == 26
+        service.settle(gma_documents_in_flight=0, gma_bytes_in_flight=0)
+        assert resident_peak(gateway) - before < 2 * 4 * LARGEST + SLACK
 
     def test_a_deployment_that_fails_says_why(self, service: Running, tmp_path: Path) -> None:
         folder = save_checkpoint(tmp_path)
