@@ -28,7 +28,7 @@ RUN --mount=type=cache,target=/root/.cache/pip \
     pip install --constraint requirements.lock ${TORCH_INDEX:+--index-url "$TORCH_INDEX"} torch
 RUN --mount=type=cache,target=/root/.cache/pip \
     pip install --constraint requirements.lock hatchling \
-    && pip install --constraint requirements.lock --no-build-isolation '.[onnx]'
+    && pip install --constraint requirements.lock --no-build-isolation '.[onnx,traces]'
 RUN --mount=type=cache,target=/root/.cache/pip \
     pip install --no-deps ./export/ops --config-settings=cmake.define.GMA_CUDA=OFF
 
@@ -38,7 +38,7 @@ RUN --mount=type=cache,target=/root/.cache/pip \
     pip install --constraint requirements.lock ${TORCH_INDEX:+--index-url "$TORCH_INDEX"} torch triton
 RUN --mount=type=cache,target=/root/.cache/pip \
     pip install --constraint requirements.lock hatchling onnxruntime-gpu==1.31.1 \
-    && pip install --constraint requirements.lock --no-build-isolation '.[onnx-gpu]'
+    && pip install --constraint requirements.lock --no-build-isolation '.[onnx-gpu,traces]'
 RUN --mount=type=cache,target=/root/.cache/pip \
     pip install --no-deps ./export/ops --config-settings=cmake.define.GMA_CUDA=ON \
       --config-settings=cmake.define.GMA_PYTHON=/opt/gma/bin/python

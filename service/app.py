@@ -26,7 +26,7 @@ from ray.serve.config import HTTPOptions, RequestRouterConfig
 from ray.serve.handle import DeploymentHandle
 from ray.serve.schema import LoggingConfig
 
-from service import autoscaling, kernel_cache, logs
+from service import autoscaling, kernel_cache, logs, traces
 from service.cores import cores
 from service.keys import Keys
 from service.model_folder import ModelFolder
@@ -145,6 +145,7 @@ class GatewayReplica:
     async def drain(self) -> None:
         """Take no new documents, and return when those taken are answered."""
         await self._gateway.admission.drain()
+        await self._gateway.in_thread(traces.flush)
 
 
 def application(arguments: dict[str, Any]) -> serve.Application:
@@ -253,6 +254,7 @@ def check(settings: Settings) -> None:
         ModelFolder.of(settings)
         if settings.api_keys_file:
             Keys.load(settings.api_keys_file)
+        traces.check()
     except ValueError as error:
         raise StartError(str(error)) from error
 

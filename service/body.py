@@ -12,6 +12,7 @@ from starlette.types import Receive
 from service import metrics
 from service.admission import Admitted
 from service.errors import Stalled
+from service.traces import Stage
 
 T = TypeVar("T")
 
@@ -34,11 +35,12 @@ class Body:
         self._idle_timeout_s = idle_timeout_s
         self._arrived = bytearray()
         self._complete = False
+        self._began = time.monotonic()
+        self._ended: float | None = None
         self._news = asyncio.Event()
 
     async def pump(self) -> NoReturn:
         """Take what arrives. Raises ClientGone, and TooLarge or Overloaded as soon as it is so."""
-        began = time.monotonic()
         while True:
             message = await self._receive()
             if message["type"] == "http.disconnect":
@@ -48,8 +50,14 @@ class Body:
             self._arrived += piece
             self._complete = not message.get("more_body", False)
             if self._complete:
-                metrics.RECEIVE_SECONDS.observe(time.monotonic() - began)
+                self._ended = time.monotonic()
+                metrics.RECEIVE_SECONDS.observe(self._ended - self._began)
             self._news.set()
+
+    def stage(self) -> Stage:
+        """From its admission to its last byte, or to now."""
+        ended = self._ended or time.monotonic()
+        return Stage("receive", self._began, ended, ended - self._began)
 
     async def pieces(self, most: int) -> AsyncGenerator[tuple[bytes, bool]]:
         """What has arrived since the last piece, at most `most` bytes, and whether it is the last.

@@ -33,6 +33,7 @@ class Progress:
     chunks: int  # so far
     logits: NDArray[np.float64]  # (labels,), over all that was read
     spans: list[Span]  # read since the last Progress, in order; empty if evidence is not kept
+    wait_s: float  # the part of queue_s before its first step
     queue_s: float  # so far: a chunk was ready, and no step with rows of the document was running
     compute_s: float  # so far: one was running
     done: bool
@@ -62,6 +63,7 @@ class Document:
 
         self.read = 0
         self.chunks = 0
+        self.wait_s = 0.0
         self.queue_s = 0.0
         self.compute_s = 0.0
 
@@ -144,7 +146,14 @@ class Document:
     def so_far(self, spans: list[Span]) -> Progress:
         """The answer so far, with these spans."""
         return Progress(
-            self.read, self.chunks, self._logits, spans, self.queue_s, self.compute_s, self.done
+            self.read,
+            self.chunks,
+            self._logits,
+            spans,
+            self.wait_s,
+            self.queue_s,
+            self.compute_s,
+            self.done,
         )
 
     # The engine's side.
@@ -182,6 +191,8 @@ class Document:
     def end_step(self, rows: int, began: float, now: float) -> None:
         """A step with so many rows of it ran from `began` until now."""
         self.queue_s += self.ready_for(began)
+        if not self.compute_s:
+            self.wait_s = self.queue_s
         self._ready_at = None
         self.compute_s += now - began
         self.stepping -= rows

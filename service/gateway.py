@@ -38,6 +38,7 @@ from service.schemas import (
     Usage,
 )
 from service.settings import Settings
+from service.traces import Stage
 
 T = TypeVar("T")
 
@@ -88,22 +89,27 @@ class Gateway:
         *,
         began: float,
         on_progress: Listener | None,
+        stages: list[Stage],
     ) -> Answer:
         """Read a document to its end, or to `max_tokens`, and answer.
 
         `name` is unique among all gateways; `began` is when the request did, on the monotonic
-        clock. Raises ServiceError, and whatever `pieces` and `on_progress` raise.
+        clock; `stages` gets those that the document went through, however it ends. Raises
+        ServiceError, and whatever `pieces` and `on_progress` raise.
         """
         document = _Document(self._tokenizer, self.settings.max_evidence_spans)
-        async with aclosing(self._tokens(document, pieces, options.max_tokens)) as tokens:
-            first, last = await anext(tokens)
-            async with self._worker.open(
-                name, first, last, evidence=options.evidence, running=on_progress is not None
-            ) as reading:
-                await guarded(
-                    self._follow(document, reading, on_progress),
-                    by=_feed(reading, len(first), tokens),
-                )
+        try:
+            async with aclosing(self._tokens(document, pieces, options.max_tokens)) as tokens:
+                first, last = await anext(tokens)
+                async with self._worker.open(
+                    name, first, last, evidence=options.evidence, running=on_progress is not None
+                ) as reading:
+                    await guarded(
+                        self._follow(document, reading, on_progress),
+                        by=_feed(reading, len(first), tokens),
+                    )
+        finally:
+            stages += document.stages()
         document.measure()
         return await self.in_thread(partial(self._answer, document, options, began))
 
@@ -200,16 +206,19 @@ class _Document:
         self.tokens = 0  # handed to the worker
         self.truncated = False
         self.bytes_read = 0  # by the worker
-        self.progress = Progress(0, 0, np.zeros(0), [], 0.0, 0.0, done=False)
+        self.progress = Progress(0, 0, np.zeros(0), [], 0.0, 0.0, 0.0, done=False)
         self.evidence = Evidence(max_spans)
         self._stream = tokenizer.stream()
         self._ruler = Ruler(tokenizer.byte_lengths)
         self._empty = True
         self._tokenize_s = 0.0
+        self._tokenized: tuple[float, float] | None = None  # from and until when
+        self._handed_at: float | None = None
+        self._told_at: float | None = None  # when the last progress came
 
     def tokenize(self, piece: bytes, last: bool) -> Tokens:
         """The tokens that are certain once `piece` has come. Raises NotUtf8, EmptyDocument."""
-        began = time.perf_counter()
+        began = time.monotonic()
         self._empty = self._empty and not piece
         if last and self._empty:
             raise EmptyDocument
@@ -219,7 +228,9 @@ class _Document:
                 tokens = np.concatenate([tokens, self._stream.finish()])
         except model.tokenizer.NotUtf8 as error:
             raise NotUtf8(error.offset) from None
-        seconds = time.perf_counter() - began
+        ended = time.monotonic()
+        seconds = ended - began
+        self._tokenized = self._tokenized[0] if self._tokenized else began, ended
         self._tokenize_s += seconds
         metrics.TOKENIZED_BYTES.inc(len(piece))
         metrics.TOKENIZER_SECONDS.inc(seconds)
@@ -227,11 +238,13 @@ class _Document:
 
     def append(self, tokens: Tokens) -> None:
         """These are handed to the worker."""
+        self._handed_at = self._handed_at or time.monotonic()
         self.tokens += len(tokens)
         self._ruler.extend(tokens)
 
     def add(self, progress: Progress) -> None:
         """The worker has read on."""
+        self._told_at = time.monotonic()
         ahead = progress.tokens - self.progress.tokens
         self.progress = progress
         for span in progress.spans:
@@ -247,6 +260,22 @@ class _Document:
         metrics.TOKENIZE_SECONDS.observe(self._tokenize_s)
         metrics.QUEUE_SECONDS.observe(self.progress.queue_s)
         metrics.COMPUTE_SECONDS.observe(self.progress.compute_s)
+
+    def stages(self) -> list[Stage]:
+        """Those that it went through: it waits from when tokens are handed over to the first step
+        with some of them, and is computed from then to the last that was heard of."""
+        found: list[Stage] = []
+        progress = self.progress
+        if self._tokenized:
+            found.append(Stage("tokenize", *self._tokenized, self._tokenize_s))
+        if self._handed_at and self._told_at:
+            first_step = self._handed_at + progress.wait_s
+            found.append(Stage("queue", self._handed_at, first_step, progress.wait_s))
+            found.append(Stage("compute", first_step, self._told_at, progress.compute_s))
+        elif self._handed_at:
+            now = time.monotonic()
+            found.append(Stage("queue", self._handed_at, now, now - self._handed_at))
+        return found
 
     @property
     def usage(self) -> Usage:

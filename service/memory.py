@@ -54,9 +54,9 @@ def gpu_memory() -> tuple[int, int]:
     process's first GPU. Raises ValueError if the driver can't be asked.
     """
     try:
-        import pynvml  # installed where ONNX Runtime has CUDA
+        import pynvml  # of the extra gpu
     except ImportError as error:
-        raise ValueError("GPU memory is read with nvidia-ml-py, which is not installed") from error
+        raise ValueError("to read GPU memory, install gma-service[gpu]") from error
     try:
         pynvml.nvmlInit()
         gpus = [pynvml.nvmlDeviceGetHandleByIndex(i) for i in range(pynvml.nvmlDeviceGetCount())]

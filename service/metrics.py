@@ -253,7 +253,7 @@ DEVICE_RESERVED_BYTES = _gauge(
 DEVICE_DRIVER_BYTES = _gauge(
     "gma_device_memory_driver_bytes",
     "GPU memory of the process by NVML, its CUDA context included; of the whole GPU where the "
-    "driver can't tell processes apart. Absent without nvidia-ml-py.",
+    "driver can't tell processes apart. Absent without the extra gpu.",
     ROLE,
     "liveall",
 )

@@ -25,7 +25,7 @@ from starlette.requests import Request
 from starlette.responses import RedirectResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from service import metrics
+from service import metrics, traces
 from service.body import Body, ClientGone, guarded
 from service.errors import (
     Invalid,
@@ -53,6 +53,7 @@ from service.schemas import (
     ResultEvent,
     Usage,
 )
+from service.traces import Stage
 
 logger = logging.getLogger(__name__)
 
@@ -135,8 +136,10 @@ def create_app(gateway: Gateway, *, stamp_ids: bool = True) -> FastAPI:
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         watching = asyncio.create_task(gateway.watch_memory())
+        traces.start()
         yield
         watching.cancel()
+        await gateway.in_thread(traces.stop)
 
     app = FastAPI(
         title="Long-document classification",
@@ -235,7 +238,10 @@ class DocumentResponse(Response):
             with self._gateway.admission.admit(self._announced_bytes) as admitted:
                 timeout_s = self._gateway.settings.idle_timeout_s
                 body = Body(receive, admitted, idle_timeout_s=timeout_s)
-                answer = await guarded(self._classify(body, events, record), by=body.pump())
+                try:
+                    answer = await guarded(self._classify(body, events, record), by=body.pump())
+                finally:
+                    record.stages.append(body.stage())
         except Exception as error:
             if not (events and events.begun) or isinstance(error, ClientGone):
                 raise
@@ -261,6 +267,7 @@ class DocumentResponse(Response):
             options,
             began=record.began,
             on_progress=events.send if events else None,
+            stages=record.stages,
         )
 
 
@@ -293,13 +300,14 @@ class Events:
 
 @dataclass
 class Record:
-    """One request, for its log line and its metrics."""
+    """One request, for its log line, its metrics and its trace."""
 
     id: str
     began: float = field(default_factory=time.monotonic)
     status: int = CLIENT_GONE
     usage: Usage | None = None
     error: ServiceError | None = None
+    stages: list[Stage] = field(default_factory=list)
 
 
 class Requests:
@@ -399,7 +407,27 @@ def _note(record: Record, scope: Scope) -> None:
     if record.error:
         fields["error_type"] = record.error.error_type
     quiet = record.status == 200 and route in PROBES
+    if not quiet and (trace := _trace(record, scope, route)):
+        fields["trace_id"] = trace
     logger.log(logging.DEBUG if quiet else logging.INFO, "request", extra={"fields": fields})
+
+
+def _trace(record: Record, scope: Scope, route: str) -> str | None:
+    """Record the request's span and its stages'; the trace's id, if it is recorded."""
+    usage = {f"gma.{name}": value for name, value in (record.usage or {}).items()}
+    attributes: dict[str, Any] = {
+        "http.request.method": scope["method"],
+        "http.route": route,
+        "http.response.status_code": record.status,
+        "gma.request_id": record.id,
+        **usage,
+    }
+    if record.error:
+        attributes["error.type"] = record.error.error_type
+    name = f"{scope['method']} {route}"
+    failed = record.status >= 500 or (record.error is not None and record.error.status >= 500)
+    span = traces.Span(name, record.began, attributes, record.stages, failed)
+    return traces.record(span, Headers(scope=scope))
 
 
 async def _no_route(request: Request, error: Exception) -> Response:

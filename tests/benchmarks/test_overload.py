@@ -42,9 +42,8 @@ def test_busy_table() -> None:
         *(Outcome(0.0, 50, ended=0.1, error="429") for _ in range(4)),
     )
     short = found(Outcome(0.0, 2, ended=0.5), Outcome(0.0, 2, ended=0.7))
-    table = busy.table({"large": large, "short": short}, {"worker": (5e8, 6e8)}, 50_000_000)
-    assert "| bodies of 50 MB at once | 5 |" in table
-    assert "| answered | 1 |" in table
-    assert "| refused or failed: 429 | 4 |" in table
-    assert "| their p50 / p99 | 0.50 / 0.70 s |" in table
-    assert "| peak memory of the worker, before / after | 500 / 600 MB |" in table
+    before, after = {"Worker": 500_000_000}, {"Worker": 600_000_000, "haproxy": 20_000_000}
+    before["haproxy"] = 10_000_000
+    table = busy.table([busy.Found("HAProxy", 5, large, short, before, after)])
+    columns = "HAProxy | 5 | 1 | 4 429 | 2 / 0 | 0.50 / 0.70 s |  | 500 / 600 MB |  | 10 / 20 MB"
+    assert table.splitlines()[2] == f"| {columns} |"

@@ -20,6 +20,7 @@ import pytest
 from service import app
 from service.settings import Settings
 from tests.service.asgi import PATIENCE_S, TEXT, save_checkpoint
+from tests.service.collector import Collector, collecting
 
 PLAIN = {"content-type": "text/plain"}
 LARGEST = 16 * 2**20  # bytes of a document
@@ -192,7 +193,16 @@ class Running:
 
 
 @pytest.fixture(scope="module")
-def service(checkpoint: Path) -> Iterator[Running]:
+def collector() -> Iterator[Collector]:
+    with collecting() as collector, pytest.MonkeyPatch.context() as patch:
+        patch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", collector.url)
+        patch.setenv("OTEL_BSP_SCHEDULE_DELAY", "10")  # milliseconds
+        patch.setenv("OTEL_TRACES_SAMPLER", "parentbased_always_off")
+        yield collector
+
+
+@pytest.fixture(scope="module")
+def service(checkpoint: Path, collector: Collector) -> Iterator[Running]:
     settings = Settings.load(
         checkpoint=checkpoint,
         port=free_port(),
@@ -221,6 +231,19 @@ class TestRunning:
         for path in ("/health", "/nowhere"):
             response = httpx.get(service.url + path, headers=given, timeout=PATIENCE_S)
             assert response.headers.get_list("x-request-id") == ["mine-1"]
+
+    def test_a_trace_goes_from_the_client_to_the_collector(
+        self, service: Running, collector: Collector
+    ) -> None:
+        trace, span = "0af7651916cd43dd8448eb211c80319c", "b7ad6b7169203331"
+        headers = PLAIN | {"traceparent": f"00-{trace}-{span}-01"}
+        url = f"{service.url}/v1/documents"
+        httpx.post(url, content=TEXT, headers=headers, timeout=PATIENCE_S)
+        spans = collector.spans(5, PATIENCE_S)
+        request = spans.pop("POST /v1/documents")
+        assert (request["trace"], request["parent"], request["service"]) == (trace, span, "gma")
+        assert spans.keys() == {"receive", "tokenize", "queue", "compute"}
+        assert {each["parent"] for each in spans.values()} == {request["id"]}
 
     @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
     def test_only_workers_have_loaded_torch(self, service: Running) -> None:

@@ -66,5 +66,5 @@ def test_no_driver(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(ValueError, match="does not tell its memory: Driver Not Loaded"):
         gpu_memory()
     monkeypatch.setitem(sys.modules, "pynvml", None)
-    with pytest.raises(ValueError, match="nvidia-ml-py, which is not installed"):
+    with pytest.raises(ValueError, match=r"install gma-service\[gpu\]"):
         gpu_memory()
