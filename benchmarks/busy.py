@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from benchmarks.memory import tiny_checkpoint
-from benchmarks.processes import PROXIES, Service, peak_bytes, proxy, service
+from benchmarks.processes import PROXIES, Service, proxy, resident_bytes, service
 from loadtest.report import Report, report
 from loadtest.trial import Load, run
 from service.settings import Settings
@@ -46,7 +46,7 @@ def measure(
     """Large bodies, all at once, in the midst of short ones; and the memory before and after."""
     warm_up = Load(running.url, lengths="fixed:2000", at_once=4, seconds=3.0)
     run(warm_up)
-    before = peak_bytes(running.pid)
+    before = resident_bytes(running.pid, peak=True)
     short = Load(running.url, lengths="fixed:2000", rate=4.0, seconds=seconds)
     # A constant rate that has them all due within a tenth of a second.
     large = Load(
@@ -60,7 +60,7 @@ def measure(
     )
     with ThreadPoolExecutor(2) as pool:
         shorts, larges = (report(trial, []) for trial in pool.map(run, (short, large)))
-    return Found(proxy, bodies, larges, shorts, before, peak_bytes(running.pid))
+    return Found(proxy, bodies, larges, shorts, before, resident_bytes(running.pid, peak=True))
 
 
 def table(found: Sequence[Found]) -> str:

@@ -70,17 +70,17 @@ def cpu_seconds(root: int) -> dict[str, float]:
     return dict(found)
 
 
-def peak_bytes(root: int) -> dict[str, int]:
-    """The most memory that was ever resident of each process from this one down, by what it is.
-
-    Of several of a kind the largest.
+def resident_bytes(root: int, *, peak: bool) -> dict[str, int]:
+    """Memory that is resident of each process from this one down, or ever was at most, by what it
+    is. Of several of a kind the largest.
     """
+    field = "VmHWM" if peak else "VmRSS"
     found: dict[str, int] = defaultdict(int)
     for pid in _family(root):
         with suppress(OSError):  # it has just ended
             status = (Path("/proc") / str(pid) / "status").read_text()
-            if peak := re.search(r"VmHWM:\s*(\d+) kB", status):  # a zombie has none
-                found[_role(pid)] = max(found[_role(pid)], 1024 * int(peak[1]))
+            if kilobytes := re.search(rf"{field}:\s*(\d+) kB", status):  # a zombie has none
+                found[_role(pid)] = max(found[_role(pid)], 1024 * int(kilobytes[1]))
     return dict(found)
 
 

@@ -1,10 +1,14 @@
-"""What the benchmarks of the overhead and of a busy service make of trials; none is started."""
+"""What the benchmarks of a service that is loaded make of trials; none is started."""
 
 from __future__ import annotations
 
+import subprocess
+import sys
+
 import pytest
 
-from benchmarks import busy, overhead
+from benchmarks import busy, overhead, soak
+from benchmarks.processes import resident_bytes
 from loadtest.client import Outcome
 from loadtest.report import Latency, Report, report
 from loadtest.trial import Load, Trial
@@ -47,3 +51,32 @@ def test_busy_table() -> None:
     table = busy.table([busy.Found("HAProxy", 5, large, short, before, after)])
     columns = "HAProxy | 5 | 1 | 4 429 | 2 / 0 | 0.50 / 0.70 s |  | 500 / 600 MB |  | 10 / 20 MB"
     assert table.splitlines()[2] == f"| {columns} |"
+
+
+def test_soak_table() -> None:
+    """A row a tenth of the time: here a second, after one of warm-up."""
+    load = Load("http://x", seconds=10.0, warm_s=1.0)
+    outcomes = [
+        Outcome(0.5, 9, ended=9.0),  # in the warm-up
+        Outcome(1.0, 9, ended=1.2),
+        Outcome(1.9, 9, ended=2.3),
+        Outcome(10.5, 9, ended=10.6, error="429"),
+    ]
+    trial = Trial(load, 1000.0, outcomes, None, None, [])
+    samples = [(1001.0, {"Worker": 10**8}), (1001.5, {"Worker": 3 * 10**8, "python": 1})]
+    lines = soak.table(trial, soak.Watch(samples=samples)).splitlines()
+    assert lines[0] == "| from, s | documents | failed | p50 | p99 | Worker, MB |"
+    assert lines[2] == "| 0 | 2 | 0 | 0.20 s | 0.40 s | 200 |"
+    assert lines[11] == "| 9 | 1 | 1 | 0.00 s | 0.00 s | 0 |"
+
+
+def test_a_watch_sees_the_processes_below_one() -> None:
+    code = "import time; x = bytearray(50_000_000); print(flush=True); time.sleep(60)"
+    command = [sys.executable, "-c", code]
+    with subprocess.Popen(command, stdout=subprocess.PIPE) as process:
+        assert process.stdout
+        process.stdout.readline()
+        now = resident_bytes(process.pid, peak=False)
+        most = resident_bytes(process.pid, peak=True)
+        process.kill()
+    assert 50e6 < now["other"] <= most["other"] < 200e6
