@@ -43,7 +43,7 @@ PLAIN = {
     AttributeProto.STRING,
 }
 
-FLOAT, DOUBLE, INT8 = TensorProto.FLOAT, TensorProto.DOUBLE, TensorProto.INT8
+FLOAT, DOUBLE, UINT8 = TensorProto.FLOAT, TensorProto.DOUBLE, TensorProto.UINT8
 TYPES = {"float16": TensorProto.FLOAT16, "bfloat16": TensorProto.BFLOAT16}
 """Of activations and matrices, where it is not float32."""
 
@@ -108,7 +108,7 @@ def weights(config: ModelConfig, precision: str) -> Tensors:
         expected |= {name: (of_type, shape) for name, shape in matrices.items()}
         return expected | {name: (FLOAT, shape) for name, shape in deep.items()}
     for name, shape in (matrices | deep).items():
-        expected[f"{name}_int8"] = INT8, shape
+        expected[f"{name}_int8"] = UINT8, shape
         expected[f"{name}_scale"] = FLOAT, shape[1:]
     return expected
 

@@ -15,7 +15,8 @@ from onnx import NodeProto, TensorProto, helper, numpy_helper
 
 LARGEST = 127
 ZERO = 128
-"""What stands for zero in an activation: ONNX Runtime is fastest with unsigned times signed."""
+"""What stands for zero in both. Unsigned times signed may be faster, but processors without VNNI
+add two such products in 16 bits, and saturate."""
 
 TINIEST = 1e-30
 """Least scale of a token: one of zeros only is divided by it."""
@@ -48,10 +49,10 @@ def quantize(model: onnx.ModelProto) -> None:
 
 
 def _columns(matrix: TensorProto) -> list[TensorProto]:
-    """(I, O) float32 -> the same in int8, and the scale of each column, (O,)."""
+    """(I, O) float32 -> the same in uint8, and the scale of each column, (O,)."""
     weight: NDArray[np.float32] = numpy_helper.to_array(matrix)
     scale = np.maximum(np.abs(weight).max(0) / LARGEST, TINIEST).astype(np.float32)
-    rounded = np.rint(weight / scale).astype(np.int8)
+    rounded = (np.rint(weight / scale) + ZERO).astype(np.uint8)
     return [
         numpy_helper.from_array(rounded, f"{matrix.name}_int8"),
         numpy_helper.from_array(scale, f"{matrix.name}_scale"),
@@ -76,7 +77,14 @@ def _product(x: str, weight: str, output: str) -> list[NodeProto]:
         node("Add", of("shifted"), of("scaled"), "quantized_offset"),
         node("Round", of("rounded"), of("shifted")),
         node("Cast", of("integers"), of("rounded"), to=TensorProto.UINT8),
-        node("MatMulInteger", of("sums"), of("integers"), f"{weight}_int8", "quantized_zero"),
+        node(
+            "MatMulInteger",
+            of("sums"),
+            of("integers"),
+            f"{weight}_int8",
+            "quantized_zero",
+            "quantized_zero",
+        ),
         node("Cast", of("wide"), of("sums"), to=TensorProto.FLOAT),
         node("Mul", of("columns"), of("wide"), f"{weight}_scale"),
         node("Mul", output, of("columns"), of("scale")),

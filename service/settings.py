@@ -104,8 +104,8 @@ class Settings(BaseSettings):
     """Largest request body; larger ones are answered with 413. Takes units: 64MiB."""
 
     max_bytes_in_flight: Bytes = ByteSize(256 * MIB)
-    """Request bodies that a gateway takes at the same time; beyond that it is 429. Takes units. Its
-    process grows by twice this at most, to about 200 MB more, whatever is sent."""
+    """Request bodies that a gateway takes at the same time; beyond that it is 429. Takes units.
+    Whatever is sent, its process takes no more than twice this and 350 MB."""
 
     max_documents_in_flight: Count = 256
     """Documents that a gateway takes at the same time; beyond that the answer is 429."""
