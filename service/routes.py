@@ -425,7 +425,7 @@ def _trace(record: Record, scope: Scope, route: str) -> str | None:
     if record.error:
         attributes["error.type"] = record.error.error_type
     name = f"{scope['method']} {route}"
-    failed = record.status >= 500 or (record.error is not None and record.error.status >= 500)
+    failed = record.error is not None and record.error.status >= 500
     span = traces.Span(name, record.began, attributes, record.stages, failed)
     return traces.record(span, Headers(scope=scope))
 

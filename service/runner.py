@@ -141,7 +141,7 @@ class TorchRunner:
 
     backend = "torch"
     depth = 1
-    versions: Mapping[str, str] = {"torch": str(torch.__version__)}
+    versions: Mapping[str, str] = {}  # a worker tells torch's own
 
     def __init__(
         self,
