@@ -6,15 +6,16 @@ in their own processes, once those are set up.
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import os
 import re
 import secrets
 import signal
-import socket
 import sys
 import threading
-from collections.abc import AsyncGenerator, Iterator
+import time
+from collections.abc import Coroutine, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -22,26 +23,26 @@ from typing import TYPE_CHECKING, Any
 
 import ray
 from ray import serve
-from ray.serve.config import HTTPOptions, RequestRouterConfig
 from ray.serve.handle import DeploymentHandle
-from ray.serve.schema import LoggingConfig
+from ray.serve.schema import ApplicationStatus, LoggingConfig
 
 from service import autoscaling, kernel_cache, logs, traces
 from service.cores import cores
 from service.keys import Keys
+from service.listener import socket_at
 from service.model_folder import ModelFolder
 from service.settings import Settings
 
 if TYPE_CHECKING:
     from fastapi import FastAPI
 
-    from service.client import Tokens
-    from service.document import Progress
-    from service.replicas import Opened
-    from service.schemas import WorkerInfo
+    from service.remote import Address, WorkerServer
 
 APPLICATION, GATEWAY, WORKER = "gma", "Gateway", "Worker"
 METRICS_DIRECTORY = "PROMETHEUS_MULTIPROC_DIR"
+
+STARTING = (ApplicationStatus.NOT_STARTED, ApplicationStatus.DEPLOYING)
+STATUS_S = 0.1
 
 # Calls a replica takes at once. The service's own limits are stricter, and answer with reasons.
 GATEWAY_CALLS = 10_000
@@ -58,8 +59,8 @@ SWITCH_S = 0.0005
 # Gateways, unless settings say how many.
 MOST_GATEWAYS, CORES_OF_GATEWAY = 4, 4
 
-# Tokens on their way to workers pass through it, at most 1 MiB a document.
-OBJECT_STORE_BYTES = 512 * 1024**2
+# Ray's least. Documents do not pass through it.
+OBJECT_STORE_BYTES = 80 * 1024**2
 
 
 class StartError(Exception):
@@ -71,6 +72,7 @@ class WorkerReplica:
 
     async def __init__(self, settings: Settings) -> None:  # type: ignore[misc]  # Serve awaits it
         _set_up_process(settings)
+        from service.remote import WorkerServer
         from service.worker import Worker
 
         try:
@@ -79,27 +81,13 @@ class WorkerReplica:
         except Exception as error:
             # The name is how the message is found again in Serve's report of the failure.
             raise StartError(" ".join(str(error).split())) from error
+        self._server = WorkerServer(self._worker)
+        host = ray.util.get_node_ip_address()  # type: ignore[no-untyped-call]
+        self._address = await self._server.start(host)
 
-    async def read(
-        self, document: str, tokens: Tokens, last: bool, evidence: bool, running: bool
-    ) -> AsyncGenerator[Opened | Progress]:
-        """A document, open for as long as this runs: first where it is, then its progress."""
-        from service.replicas import Opened
-
-        async with self._worker.open(
-            document, tokens, last, evidence=evidence, running=running
-        ) as reading:
-            yield Opened(serve.get_replica_context().replica_id.unique_id)
-            async for progress in reading:
-                yield progress
-
-    async def feed(self, document: str, offset: int, tokens: Tokens, last: bool) -> None:
-        """Add tokens to a document that this replica holds."""
-        await self._worker.feed(document, offset, tokens, last)
-
-    async def info(self) -> WorkerInfo:
-        """What this replica runs."""
-        return await self._worker.info()
+    async def address(self) -> Address:
+        """Where gateways reach this replica."""
+        return self._address
 
     async def record_autoscaling_stats(self) -> dict[str, float]:
         """What `service.autoscaling` decides by; Serve asks where a worker scales."""
@@ -109,9 +97,23 @@ class WorkerReplica:
         """Serve replaces the replica if this raises."""
         self._worker.check_health()
 
+    def __del__(self) -> Coroutine[Any, Any, None] | None:
+        """Serve awaits this before it ends a replica that is to go."""
+        # Not twice: Python calls it too. Not before there is something to wait for.
+        server: WorkerServer | None = self.__dict__.pop("_server", None)
+        return _drained(server) if server else None
+
+
+async def _drained(server: WorkerServer) -> None:
+    """Wait until gateways give it no new documents, and until those that it has are read."""
+    from service.replicas import FORGOTTEN_S
+
+    await asyncio.sleep(FORGOTTEN_S)
+    await server.drain()
+
 
 class GatewayReplica:
-    """A gateway in its own process."""
+    """A gateway in its own process. What of HTTP reaches it is Serve's to say."""
 
     def __init__(self, settings: Settings, worker: DeploymentHandle[Any]) -> None:
         _set_up_process(settings)
@@ -142,10 +144,27 @@ class GatewayReplica:
         """Returns once this replica reaches a worker: the first call is slow. Raises NotReady."""
         await self._gateway.info()
 
+
+class ListeningGatewayReplica(GatewayReplica):
+    """A gateway that listens itself, on a port that it shares with the others."""
+
+    async def __init__(self, settings: Settings, worker: DeploymentHandle[Any]) -> None:  # type: ignore[misc]  # Serve awaits it
+        super().__init__(settings, worker)
+        from service.listener import Listener
+        from service.routes import create_app
+
+        try:
+            self._listener = await Listener.open(
+                create_app(self._gateway), settings.host, settings.port
+            )
+        except OSError as error:
+            raise StartError(_cannot_listen(settings.host, settings.port, error)) from error
+
     async def drain(self) -> None:
         """Take no new documents, and return when those taken are answered."""
         await self._gateway.admission.drain()
         await self._gateway.in_thread(traces.flush)
+        await self._listener.close()
 
 
 def application(arguments: dict[str, Any]) -> serve.Application:
@@ -158,14 +177,15 @@ def application(arguments: dict[str, Any]) -> serve.Application:
     return build(settings)
 
 
-def build(settings: Settings) -> serve.Application:
+def build(settings: Settings, *, listens: bool = False) -> serve.Application:
     """The application: a gateway deployment in front of a worker deployment.
 
-    Raises StartError if the device is to be found: a cluster's GPUs may yet have to come.
+    With `listens`, gateways do so where the settings say, all on this machine; without, HTTP comes
+    from Serve's proxies. Raises StartError if the device is to be found: a cluster's GPUs may yet
+    have to come.
     """
     if settings.device == "auto":
         raise StartError("in a cluster, the setting device has to be cpu or cuda")
-    documents = settings.slots + settings.max_waiting_documents
     common: dict[str, Any] = {
         "graceful_shutdown_timeout_s": settings.shutdown_timeout_s,
         "graceful_shutdown_wait_loop_s": 0.5,
@@ -176,16 +196,11 @@ def build(settings: Settings) -> serve.Application:
     worker = serve.deployment()(WorkerReplica).options(
         name=WORKER,
         num_replicas=settings.workers,
-        # Of each document a reading and a feeding call, and as many again that are about to be
-        # refused.
-        max_ongoing_requests=4 * documents,
         ray_actor_options={"num_cpus": 0, "num_gpus": int(settings.device == "cuda")},
-        request_router_config=RequestRouterConfig(
-            request_router_class="service.replicas.PinnedRouter"  # type: ignore[arg-type]
-        ),
         **common,
     )
-    gateway = serve.deployment()(serve.ingress()(GatewayReplica)).options(
+    replica = ListeningGatewayReplica if listens else serve.ingress()(GatewayReplica)
+    gateway = serve.deployment()(replica).options(
         name=GATEWAY,
         num_replicas=_gateway_count(settings),
         max_ongoing_requests=GATEWAY_CALLS,
@@ -195,12 +210,15 @@ def build(settings: Settings) -> serve.Application:
     return gateway.bind(settings, worker.bind(settings))
 
 
-def deploy(settings: Settings, *, name: str = APPLICATION, route_prefix: str = "/") -> None:
-    """Add the application to a running Serve, and wait until it runs. Raises StartError."""
-    try:
-        serve.run(build(settings), name=name, route_prefix=route_prefix)
-    except RuntimeError as error:
-        raise StartError(_reason(name)) from error
+def deploy(settings: Settings, *, name: str = APPLICATION) -> None:
+    """Add the application to a running Serve, and wait until it listens. Raises StartError."""
+    target = serve.RunTarget(build(settings, listens=True), name=name, route_prefix=None)
+    # Serve itself would look once a second.
+    serve.run_many([target], wait_for_applications_running=False)
+    while (status := serve.status().applications[name].status) in STARTING:
+        time.sleep(STATUS_S)
+    if status != ApplicationStatus.RUNNING:
+        raise StartError(_reason(name))
 
 
 def serve_forever(settings: Settings) -> None:
@@ -242,7 +260,7 @@ def running(settings: Settings) -> Iterator[None]:
                 "ops_library": _absolute(settings.ops_library),
             }
         )
-        serve.start(http_options=HTTPOptions(host=settings.host, port=settings.port))
+        serve.start(proxy_location="Disabled")
         deploy(settings)
         _gateways().broadcast("ready").results()
         yield
@@ -292,7 +310,7 @@ def _start_ray(settings: Settings) -> None:
         address="local",
         _node_ip_address=LOOPBACK,
         # As many processes as Ray starts ahead, by default one a core: ours, Serve's controller and
-        # its proxy.
+        # one that Ray takes.
         num_cpus=_gateway_count(settings) + settings.workers + 2,
         include_dashboard=False,
         object_store_memory=OBJECT_STORE_BYTES,
@@ -331,17 +349,19 @@ def _absolute(library: Path | str) -> Path | str:
 
 
 def _check_port(host: str, port: int) -> None:
-    """Ray Serve would wait for a port that is taken."""
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    with socket.socket(family) as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind((host, port))
-        except OSError as error:
-            raise StartError(
-                f"can't listen on {host}:{port}: {error.strerror}. "
-                "GMA_HOST and GMA_PORT choose another address"
-            ) from error
+    """Before anything is started: raises StartError if the port is taken, which gateways, who
+    share one, would not notice."""
+    try:
+        socket_at(host, port, shared=False).close()
+    except OSError as error:
+        raise StartError(_cannot_listen(host, port, error)) from error
+
+
+def _cannot_listen(host: str, port: int, error: OSError) -> str:
+    return (
+        f"can't listen on {host}:{port}: {error.strerror}. "
+        "GMA_HOST and GMA_PORT choose another address"
+    )
 
 
 def _emptied(folder: Path) -> Path:

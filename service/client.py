@@ -42,8 +42,7 @@ class WorkerClient(Protocol):
         With `running`, its iteration tells the answer so far as steps read it; without, little more
         than the last one: every message costs its worker time.
 
-        Raises ServiceError: NotReady without a worker, Overloaded (or its iteration does) if none
-        has room.
+        Raises ServiceError: NotReady without a worker, Overloaded if none has room.
         """
 
     async def info(self) -> WorkerInfo:

@@ -173,6 +173,8 @@ class Worker:
         first = asyncio.ensure_future(anext(progress))
         try:
             await asyncio.sleep(0)  # within which the engine has opened the document, or refused it
+            if first.done():
+                await first  # which raises: there is no progress yet
             yield _Reading(self, document, first, progress)
         finally:
             first.cancel()

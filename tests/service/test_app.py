@@ -355,9 +355,9 @@ class TestRunning:
     def test_a_deployment_that_fails_says_why(self, service: Running, tmp_path: Path) -> None:
         folder = save_checkpoint(tmp_path)
         (folder / "model.safetensors").write_bytes(b"damaged")
-        settings = Settings.load(checkpoint=folder, device="cpu")
+        settings = Settings.load(checkpoint=folder, device="cpu", port=free_port())
         with pytest.raises(app.StartError, match=r"model\.safetensors: ") as raised:
-            app.deploy(settings, name="damaged", route_prefix="/damaged")
+            app.deploy(settings, name="damaged")
         assert "\n" not in str(raised.value)
 
     def test_a_lost_worker_is_told_at_once_and_replaced(self, service: Running) -> None:
