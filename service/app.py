@@ -1,7 +1,7 @@
 """The service as a Ray Serve application, and how it is run on one machine.
 
 This module stays light: what needs torch or prometheus_client is imported inside the deployments,
-in their own processes, once those are set up.
+in their own processes, once those are set up; Serve is imported while Ray starts.
 """
 
 from __future__ import annotations
@@ -16,32 +16,32 @@ import sys
 import threading
 import time
 from collections.abc import Coroutine, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager, suppress
+from importlib import import_module
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 import ray
-from ray import serve
-from ray.serve.handle import DeploymentHandle
-from ray.serve.schema import ApplicationStatus, LoggingConfig
 
 from service import autoscaling, kernel_cache, logs, traces
 from service.cores import cores
 from service.keys import Keys
-from service.listener import socket_at
 from service.model_folder import ModelFolder
+from service.port import bound
 from service.settings import Settings
 
 if TYPE_CHECKING:
     from fastapi import FastAPI
+    from ray.serve import Application
+    from ray.serve.handle import DeploymentHandle
 
     from service.remote import Address, WorkerServer
 
 APPLICATION, GATEWAY, WORKER = "gma", "Gateway", "Worker"
 METRICS_DIRECTORY = "PROMETHEUS_MULTIPROC_DIR"
 
-STARTING = (ApplicationStatus.NOT_STARTED, ApplicationStatus.DEPLOYING)
 STATUS_S = 0.1
 
 # Calls a replica takes at once. The service's own limits are stricter, and answer with reasons.
@@ -57,7 +57,7 @@ LOOPBACK = "127.0.0.2" if sys.platform == "linux" else "127.0.0.1"
 SWITCH_S = 0.0005
 
 # Gateways, unless settings say how many.
-MOST_GATEWAYS, CORES_OF_GATEWAY = 4, 4
+MOST_GATEWAYS, CORES_OF_GATEWAY = 8, 2
 
 # Ray's least. Documents do not pass through it.
 OBJECT_STORE_BYTES = 80 * 1024**2
@@ -167,7 +167,7 @@ class ListeningGatewayReplica(GatewayReplica):
         await self._listener.close()
 
 
-def application(arguments: dict[str, Any]) -> serve.Application:
+def application(arguments: dict[str, Any]) -> Application:
     """What a Serve config's `import_path` names. Its `args` are settings: `rows`, not GMA_ROWS.
 
     Raises SettingsError, or StartError for what else keeps the service from starting.
@@ -177,13 +177,16 @@ def application(arguments: dict[str, Any]) -> serve.Application:
     return build(settings)
 
 
-def build(settings: Settings, *, listens: bool = False) -> serve.Application:
+def build(settings: Settings, *, listens: bool = False) -> Application:
     """The application: a gateway deployment in front of a worker deployment.
 
     With `listens`, gateways do so where the settings say, all on this machine; without, HTTP comes
     from Serve's proxies. Raises StartError if the device is to be found: a cluster's GPUs may yet
     have to come.
     """
+    from ray import serve
+    from ray.serve.schema import LoggingConfig
+
     if settings.device == "auto":
         raise StartError("in a cluster, the setting device has to be cpu or cuda")
     common: dict[str, Any] = {
@@ -212,12 +215,14 @@ def build(settings: Settings, *, listens: bool = False) -> serve.Application:
 
 def deploy(settings: Settings, *, name: str = APPLICATION) -> None:
     """Add the application to a running Serve, and wait until it listens. Raises StartError."""
+    from ray import serve
+
     target = serve.RunTarget(build(settings, listens=True), name=name, route_prefix=None)
     # Serve itself would look once a second.
     serve.run_many([target], wait_for_applications_running=False)
-    while (status := serve.status().applications[name].status) in STARTING:
+    while (status := serve.status().applications[name].status) in ("NOT_STARTED", "DEPLOYING"):
         time.sleep(STATUS_S)
-    if status != ApplicationStatus.RUNNING:
+    if status != "RUNNING":
         raise StartError(_reason(name))
 
 
@@ -249,7 +254,11 @@ def running(settings: Settings) -> Iterator[None]:
         else:
             folder = _emptied(folder)
         stack.callback(ray.shutdown)
-        _start_ray(settings)
+        with ThreadPoolExecutor(1) as apart:
+            serve = apart.submit(import_module, "ray.serve")
+            _start_ray(settings)
+        # Not before it is imported, which sets it.
+        logging.getLogger("ray.serve").setLevel(logging.WARNING)
         settings = settings.model_copy(
             update={
                 "device": _device(settings),
@@ -260,7 +269,7 @@ def running(settings: Settings) -> Iterator[None]:
                 "ops_library": _absolute(settings.ops_library),
             }
         )
-        serve.start(proxy_location="Disabled")
+        serve.result().start(proxy_location="Disabled")
         deploy(settings)
         _gateways().broadcast("ready").results()
         yield
@@ -284,6 +293,8 @@ def url(settings: Settings) -> str:
 
 
 def _gateways() -> DeploymentHandle[Any]:
+    from ray import serve
+
     return serve.get_deployment_handle(GATEWAY, APPLICATION)
 
 
@@ -305,7 +316,6 @@ def _start_ray(settings: Settings) -> None:
     os.environ.setdefault("RAY_SERVE_RUN_USER_CODE_IN_SEPARATE_THREAD", "0")
     # Processes that Ray starts ahead import, before they are needed, what all of ours need.
     os.environ.setdefault("RAY_preload_python_modules", "ray.serve")
-    logging.getLogger("ray.serve").setLevel(logging.WARNING)
     ray.init(
         address="local",
         _node_ip_address=LOOPBACK,
@@ -352,7 +362,7 @@ def _check_port(host: str, port: int) -> None:
     """Before anything is started: raises StartError if the port is taken, which gateways, who
     share one, would not notice."""
     try:
-        socket_at(host, port, shared=False).close()
+        bound(host, port, shared=False).close()
     except OSError as error:
         raise StartError(_cannot_listen(host, port, error)) from error
 
@@ -396,6 +406,8 @@ def _say(line: str) -> None:
 
 def _reason(name: str) -> str:
     """Why the application `name` failed: one of its replicas' StartError, or Serve's own words."""
+    from ray import serve
+
     application = serve.status().applications[name]
     messages = [deployment.message for deployment in application.deployments.values()]
     found = re.search(rf"{StartError.__name__}: (.+)", "\n".join(messages))

@@ -55,6 +55,9 @@ PIECE_BYTES = 2**18 - TokenStream.MAX_PENDING
 # worker has read on in many long documents, there are as many of those.
 SMALL_BYTES = 2**14
 
+# A piece that is tokenized in about the time that a thread would take to begin.
+TINY_BYTES = 2**12
+
 
 class Gateway:
     """Classifies documents with a checkpoint's tokenizer and somebody else's forward passes."""
@@ -111,7 +114,8 @@ class Gateway:
         finally:
             stages += document.stages()
         document.measure()
-        return await self.in_thread(partial(self._answer, document, options, began))
+        answer = partial(self._answer, document, options, began)
+        return await self.in_thread(answer) if options.evidence else answer()
 
     async def info(self) -> Info:
         """What runs here. Raises NotReady without a worker."""
@@ -145,8 +149,11 @@ class Gateway:
     ) -> AsyncGenerator[tuple[Tokens, bool]]:
         """The document's tokens as they become certain, `most` at most, and whether they end."""
         async for piece, last in pieces:
-            tokenize = partial(document.tokenize, piece, last)
-            tokens = await self.in_thread(tokenize, large=len(piece) > SMALL_BYTES)
+            if len(piece) <= TINY_BYTES:
+                tokens = document.tokenize(piece, last)
+            else:
+                tokenize = partial(document.tokenize, piece, last)
+                tokens = await self.in_thread(tokenize, large=len(piece) > SMALL_BYTES)
             if most is not None and document.tokens + len(tokens) > most:
                 tokens = tokens[: most - document.tokens]
                 document.truncated = last = True

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import asyncio
-import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
+from socket import socket
 from typing import Self
 
 import uvicorn
 from starlette.types import ASGIApp
+
+from service.port import bound
 
 KEEP_ALIVE_S = 75
 """How long a connection may have nothing to do; longer than the pools of clients keep one."""
@@ -36,7 +38,7 @@ class Listener:
             timeout_keep_alive=KEEP_ALIVE_S,
         )
         server = _Server(config)
-        listening = socket_at(host, port, shared=True)
+        listening = bound(host, port, shared=True)
         listening.listen(config.backlog)
         serving = asyncio.create_task(server.serve(sockets=[listening]), name="listener")
         begun = asyncio.create_task(server.begun.wait())
@@ -59,7 +61,7 @@ class _Server(uvicorn.Server):
         super().__init__(config)
         self.begun = asyncio.Event()
 
-    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+    async def startup(self, sockets: list[socket] | None = None) -> None:
         await super().startup(sockets)
         if self.started:
             self.begun.set()
@@ -67,17 +69,3 @@ class _Server(uvicorn.Server):
     @contextmanager
     def capture_signals(self) -> Iterator[None]:
         yield
-
-
-def socket_at(host: str, port: int, *, shared: bool) -> socket.socket:
-    """A socket that is bound there, `shared` with other processes. Raises OSError."""
-    found = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
-    try:
-        found.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        if shared:
-            found.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
-        found.bind((host, port))
-    except OSError:
-        found.close()
-        raise
-    return found

@@ -1,0 +1,19 @@
+"""The port of the service on one machine."""
+
+from __future__ import annotations
+
+import socket
+
+
+def bound(host: str, port: int, *, shared: bool) -> socket.socket:
+    """A socket that is bound there, `shared` with other processes. Raises OSError."""
+    found = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
+    try:
+        found.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if shared:
+            found.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        found.bind((host, port))
+    except OSError:
+        found.close()
+        raise
+    return found
