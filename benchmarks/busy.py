@@ -3,9 +3,9 @@
     python -m benchmarks.busy --bodies 20 60
 
 To a service with a tiny model and default settings so many bodies of 50 MB come within a tenth of a
-second, beside short documents at their own times: once with each of Serve's proxies, each time to a
-service of its own. What it has no room for is to be answered with 429, and the short ones are to be
-answered. Memory is what /proc says. Prints Markdown.
+second, beside short documents at their own times; each number to a service of its own. What it has
+no room for is to be answered with 429, and the short ones are to be answered. Memory is what /proc
+says. Prints Markdown.
 """
 
 from __future__ import annotations
@@ -20,19 +20,18 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from benchmarks.memory import tiny_checkpoint
-from benchmarks.processes import PROXIES, Service, proxy, resident_bytes, service
+from benchmarks.processes import Service, resident_bytes, service
 from loadtest.report import Report, report
 from loadtest.trial import Load, run
 from service.settings import Settings
 
-SHOWN = ("Gateway", "Worker", "ProxyActor", "haproxy")
+SHOWN = ("Gateway", "Worker")
 
 
 @dataclass(frozen=True)
 class Found:
     """What one service did with so many bodies."""
 
-    proxy: str
     bodies: int
     large: Report
     short: Report
@@ -40,9 +39,7 @@ class Found:
     after: dict[str, int]
 
 
-def measure(
-    running: Service, proxy: str, bodies: int, size: int, seconds: float, patience_s: float
-) -> Found:
+def measure(running: Service, bodies: int, size: int, seconds: float, patience_s: float) -> Found:
     """Large bodies, all at once, in the midst of short ones; and the memory before and after."""
     warm_up = Load(running.url, lengths="fixed:2000", at_once=4, seconds=3.0)
     run(warm_up)
@@ -60,13 +57,13 @@ def measure(
     )
     with ThreadPoolExecutor(2) as pool:
         shorts, larges = (report(trial, []) for trial in pool.map(run, (short, large)))
-    return Found(proxy, bodies, larges, shorts, before, resident_bytes(running.pid, peak=True))
+    return Found(bodies, larges, shorts, before, resident_bytes(running.pid, peak=True))
 
 
 def table(found: Sequence[Found]) -> str:
     """Markdown."""
     rows: list[list[str]] = [
-        ["Serve's proxy", "bodies", "answered", "refused or failed", "short: answered / failed"],
+        ["bodies", "answered", "refused or failed", "short: answered / failed"],
     ]
     rows[0] += ["their p50 / p99", *(f"peak of {role}, before / after" for role in SHOWN)]
     rows.append(["---"] * len(rows[0]))
@@ -76,7 +73,7 @@ def table(found: Sequence[Found]) -> str:
         waited = each.short.latency["all"]
         failed = sum(each.short.errors.values())
         quantiles = waited.quantiles
-        rows.append([each.proxy, str(each.bodies), str(answered), refused or "0"])
+        rows.append([str(each.bodies), str(answered), refused or "0"])
         rows[-1] += [f"{waited.documents} / {failed}"]
         rows[-1] += [f"{quantiles['p50']:.2f} / {quantiles['p99']:.2f} s"]
         for role in SHOWN:
@@ -96,11 +93,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     with tempfile.TemporaryDirectory(prefix="gma-") as folder:
         checkpoint = Path(folder)
         tiny_checkpoint(checkpoint)
-        for name in PROXIES:
-            for bodies in arguments.bodies:
-                with proxy(name), service(checkpoint=checkpoint, log_level="WARNING") as running:
-                    limits = arguments.bytes, arguments.seconds, arguments.patience
-                    found.append(measure(running, name, bodies, *limits))
+        for bodies in arguments.bodies:
+            with service(checkpoint=checkpoint, log_level="WARNING") as running:
+                limits = arguments.bytes, arguments.seconds, arguments.patience
+                found.append(measure(running, bodies, *limits))
     most = Settings.model_fields["max_bytes_in_flight"].default
     print(f"{os.cpu_count()} cores, {most / 2**20:g} MiB may be in flight at once\n")
     print(table(found))

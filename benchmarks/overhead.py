@@ -3,9 +3,8 @@
     python -m benchmarks.overhead
 
 The bare endpoint is Starlette on uvicorn in a process of its own: it reads the body and answers at
-once in the service's form. The service has a tiny model. It is started twice, with Ray Serve's own
-proxy and with HAProxy; each time service and bare endpoint take turns, one document in flight and
-then several. Prints Markdown.
+once in the service's form. The service has a tiny model. They take turns, one document in flight
+and then several. Prints Markdown.
 """
 
 from __future__ import annotations
@@ -25,7 +24,7 @@ from pathlib import Path
 import httpx
 
 from benchmarks.memory import tiny_checkpoint
-from benchmarks.processes import PROXIES, proxy, service
+from benchmarks.processes import service
 from loadtest.report import Latency
 from loadtest.trial import Load, Trial, run
 
@@ -37,7 +36,6 @@ START_S = 60.0
 class Row:
     """One server's turns together."""
 
-    proxy: str  # that the service had
     server: str
     at_once: int
     latency: Latency
@@ -91,18 +89,13 @@ def _await(url: str) -> None:
 
 
 def measure(checkpoint: Path, seconds: float, rounds: int, at_once: Sequence[int]) -> list[Row]:
-    """Both servers' rows for each proxy and number of documents in flight."""
-    rows: list[Row] = []
-    with bare() as bare_url:
-        for name in PROXIES:
-            with proxy(name), service(checkpoint=checkpoint, log_level="WARNING") as running:
-                urls = {"bare": bare_url, "service": running.url}
-                for number in at_once:
-                    rows += turns(name, urls, number, seconds, rounds)
-    return rows
+    """Both servers' rows for each number of documents in flight."""
+    with bare() as bare_url, service(checkpoint=checkpoint, log_level="WARNING") as running:
+        urls = {"bare": bare_url, "service": running.url}
+        return [row for number in at_once for row in turns(urls, number, seconds, rounds)]
 
 
-def turns(proxy: str, urls: dict[str, str], at_once: int, seconds: float, rounds: int) -> list[Row]:
+def turns(urls: dict[str, str], at_once: int, seconds: float, rounds: int) -> list[Row]:
     """The servers alternate. Raises SystemExit if a document is not answered."""
     load = Load("", lengths=DOCUMENT, at_once=at_once, seconds=seconds, warm_s=1.0)
     trials: dict[str, list[Trial]] = {name: [] for name in urls}
@@ -118,21 +111,21 @@ def turns(proxy: str, urls: dict[str, str], at_once: int, seconds: float, rounds
         told = Latency.of([outcome.timing_ms.get("total", 0.0) / 1e3 for outcome in outcomes])
         inside = told.quantiles["p50"] if told else 0.0
         per_second = latency.documents / (seconds * rounds)
-        rows.append(Row(proxy, name, at_once, latency, per_second, inside))
+        rows.append(Row(name, at_once, latency, per_second, inside))
     return rows
 
 
 def table(rows: Sequence[Row]) -> str:
     """Markdown."""
     lines = [
-        "| proxy | in flight | server | p50 | p99 | inside, p50 | documents/s |",
-        "|---|---|---|---|---|---|---|",
+        "| in flight | server | p50 | p99 | inside, p50 | documents/s |",
+        "|---|---|---|---|---|---|",
     ]
     for row in rows:
         quantiles = row.latency.quantiles
         inside = f"{row.inside_s * 1e3:.1f} ms" if row.server == "service" else ""
         lines.append(
-            f"| {row.proxy} | {row.at_once} | {row.server} | {quantiles['p50'] * 1e3:.1f} ms "
+            f"| {row.at_once} | {row.server} | {quantiles['p50'] * 1e3:.1f} ms "
             f"| {quantiles['p99'] * 1e3:.1f} ms | {inside} | {row.per_second:.0f} |"
         )
     return "\n".join(lines) + "\n"

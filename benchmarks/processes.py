@@ -16,10 +16,8 @@ from threading import Thread
 from typing import NamedTuple
 
 STOP_S = 120
-HAPROXY = "RAY_SERVE_ENABLE_HA_PROXY"
-PROXIES = {"Ray's own": "0", "HAProxy": "1"}
 TICKS = os.sysconf("SC_CLK_TCK")
-_TITLE = re.compile(r"ray::(?:ServeReplica:\w+:)?(\w+)|(raylet|gcs_server)|haproxy")
+_TITLE = re.compile(r"ray::(?:ServeReplica:\w+:)?(\w+)|(raylet|gcs_server)")
 
 
 class Service(NamedTuple):
@@ -84,19 +82,6 @@ def resident_bytes(root: int, *, peak: bool) -> dict[str, int]:
     return dict(found)
 
 
-@contextmanager
-def proxy(name: str) -> Iterator[None]:
-    """Services started meanwhile have this one of `PROXIES` as Serve's proxy."""
-    before = os.environ.get(HAPROXY)
-    os.environ[HAPROXY] = PROXIES[name]
-    try:
-        yield
-    finally:
-        os.environ.pop(HAPROXY)
-        if before is not None:
-            os.environ[HAPROXY] = before
-
-
 def _family(root: int) -> dict[int, list[str]]:
     """A process and all below it: what /proc's stat says from its third field on."""
     stats: dict[int, list[str]] = {}
@@ -120,4 +105,4 @@ def _role(pid: int) -> str:
     except OSError:
         return "other"
     title = _TITLE.search(command)
-    return next(filter(None, [*title.groups(), title[0]])) if title else "other"
+    return title[1] or title[2] if title else "other"

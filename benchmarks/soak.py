@@ -25,7 +25,7 @@ from loadtest.trial import Load, Trial, run
 
 PARTS = 10
 PERIOD_S = 5.0
-ROLES = ("Gateway", "Worker", "ProxyActor", "haproxy", "ServeController", "raylet", "gcs_server")
+ROLES = ("Gateway", "Worker", "ServeController", "raylet", "gcs_server")
 
 
 @dataclass

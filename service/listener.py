@@ -27,7 +27,8 @@ class Listener:
     @classmethod
     async def open(cls, application: ASGIApp, host: str, port: int) -> Self:
         """Listen. Other processes of this user can on the same port, and the kernel gives each
-        connection to one of them. Raises OSError."""
+        connection to one of them. Raises OSError, or RuntimeError if the application does not
+        start."""
         config = uvicorn.Config(
             application,
             lifespan="on",
@@ -45,7 +46,7 @@ class Listener:
         await asyncio.wait((begun, serving), return_when=asyncio.FIRST_COMPLETED)
         begun.cancel()
         if serving.done():
-            raise RuntimeError("the HTTP server did not start")
+            await serving  # which raises
         return cls(server, serving)
 
     async def close(self) -> None:
@@ -62,9 +63,11 @@ class _Server(uvicorn.Server):
         self.begun = asyncio.Event()
 
     async def startup(self, sockets: list[socket] | None = None) -> None:
-        await super().startup(sockets)
-        if self.started:
-            self.begun.set()
+        try:
+            await super().startup(sockets)
+        except SystemExit:  # which would end the process without a word
+            raise RuntimeError("the HTTP server did not start") from None
+        self.begun.set()
 
     @contextmanager
     def capture_signals(self) -> Iterator[None]:
