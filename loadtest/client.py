@@ -10,6 +10,7 @@ one JSON line for each document to OUT.
 from __future__ import annotations
 
 import asyncio
+import io
 import json
 import sys
 import time
@@ -20,7 +21,7 @@ from itertools import count
 from pathlib import Path
 from typing import Any
 
-import httpx
+import aiohttp
 
 from loadtest.corpus import Corpus
 
@@ -81,17 +82,15 @@ class Client:
         headers = {"Content-Type": "text/plain; charset=utf-8"}
         headers |= {"Accept": NDJSON} if plan.ndjson else {}
         headers |= {"Authorization": f"Bearer {plan.key}"} if plan.key else {}
-        self._http = httpx.AsyncClient(
-            base_url=plan.url,
-            headers=headers,
-            timeout=None,  # noqa: S113 (each document has one time to be answered in)
-            limits=httpx.Limits(max_connections=MOST_CONNECTIONS, max_keepalive_connections=None),
-            trust_env=False,
-        )
+        self._headers = headers
 
     async def run(self, begin: float) -> list[Outcome]:
         """Every document of the plan. `begin` is a time of the monotonic clock."""
-        async with self._http:
+        async with aiohttp.ClientSession(
+            headers=self._headers,
+            timeout=aiohttp.ClientTimeout(),  # none: each document has one time to be answered in
+            connector=aiohttp.TCPConnector(limit=MOST_CONNECTIONS),
+        ) as self._http:
             if self._plan.at_once:
                 return await self._closed_loop(begin)
             return await self._open_loop(begin)
@@ -137,18 +136,19 @@ class Client:
             outcome.error = "timeout"
         except AnswerError as error:
             outcome.error = str(error)
-        except httpx.ConnectError:
+        except aiohttp.ClientConnectorError:
             outcome.error = "connection refused"
-        except httpx.HTTPError as error:
+        except aiohttp.ClientError as error:
             outcome.error = type(error).__name__
         outcome.ended = time.monotonic() - begin
         return outcome
 
     async def _answer(self, outcome: Outcome, body: bytes, begin: float) -> None:
-        async with self._http.stream("POST", ROUTE, params={"top_k": 1}, content=body) as response:
-            if response.status_code != 200:
-                await response.aread()
-                raise AnswerError(str(response.status_code))
+        url = f"{self._plan.url.rstrip('/')}{ROUTE}"
+        async with self._http.post(url, params={"top_k": 1}, data=io.BytesIO(body)) as response:
+            if response.status != 200:
+                await response.read()
+                raise AnswerError(str(response.status))
             answer: Any = None
             async for line in _lines(response, self._plan.ndjson):
                 if outcome.first is None:
@@ -159,14 +159,14 @@ class Client:
         outcome.timing_ms = answer.get("timing_ms", {})
 
 
-async def _lines(response: httpx.Response, ndjson: bool) -> AsyncIterator[Any]:
+async def _lines(response: aiohttp.ClientResponse, ndjson: bool) -> AsyncIterator[Any]:
     """The answer, or each of its events. Raises AnswerError if it is not JSON."""
     try:
         if not ndjson:
-            yield json.loads(await response.aread())
+            yield json.loads(await response.read())
             return
-        async for line in response.aiter_lines():
-            if line:
+        async for line in response.content:
+            if line.strip():
                 yield json.loads(line)
     except ValueError as error:
         raise AnswerError("not JSON") from error

@@ -314,6 +314,8 @@ def _start_ray(settings: Settings) -> None:
     # Nothing of ours holds up a replica's event loop, so it needs no second one, to which every
     # message would take two more turns of the interpreter's lock.
     os.environ.setdefault("RAY_SERVE_RUN_USER_CODE_IN_SEPARATE_THREAD", "0")
+    # By default they give way to whatever else runs on the machine, clients for one.
+    os.environ.setdefault("RAY_worker_niceness", "0")
     # Processes that Ray starts ahead import, before they are needed, what all of ours need.
     os.environ.setdefault("RAY_preload_python_modules", "ray.serve")
     ray.init(

@@ -2,7 +2,7 @@
 
 An error carries its HTTP status and a stable `error_type` for programs; `service.routes.Requests`
 is the only place that turns one into an answer. Errors cross processes (a Worker raises, a Gateway
-answers), so every constructor argument is in `args`: that is what pickle calls `__init__` with.
+answers), so every constructor argument is in `args`: `service.messages` calls `__init__` with them.
 
     ServiceError              500
     ├── BadRequest            400

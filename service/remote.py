@@ -39,8 +39,9 @@ READ, FEED, INFO = "read", "feed", "info"
 TOKEN, ERROR = "authorization", "gma-error-bin"
 OPENED = b""
 
-# A machine that is gone says nothing: its connections are asked now and then.
-ASK_MS = 10_000
+# A machine that is gone says nothing: its connections are asked now and then, and may take as long
+# to answer as Serve lets a replica, for a busy one is slow to.
+ASK_MS = 30_000
 CLIENT_OPTIONS = (
     ("grpc.keepalive_time_ms", ASK_MS),
     ("grpc.keepalive_timeout_ms", ASK_MS),
