@@ -254,11 +254,9 @@ def running(settings: Settings) -> Iterator[None]:
         else:
             folder = _emptied(folder)
         stack.callback(ray.shutdown)
-        with ThreadPoolExecutor(1) as apart:
-            serve = apart.submit(import_module, "ray.serve")
-            _start_ray(settings)
-        # Not before it is imported, which sets it.
-        logging.getLogger("ray.serve").setLevel(logging.WARNING)
+        _start_ray(settings)
+        from ray import serve
+
         settings = settings.model_copy(
             update={
                 "device": _device(settings),
@@ -269,7 +267,7 @@ def running(settings: Settings) -> Iterator[None]:
                 "ops_library": _absolute(settings.ops_library),
             }
         )
-        serve.result().start(proxy_location="Disabled")
+        serve.start(proxy_location="Disabled")
         deploy(settings)
         _gateways().broadcast("ready").results()
         yield
@@ -318,16 +316,21 @@ def _start_ray(settings: Settings) -> None:
     os.environ.setdefault("RAY_worker_niceness", "0")
     # Processes that Ray starts ahead import, before they are needed, what all of ours need.
     os.environ.setdefault("RAY_preload_python_modules", "ray.serve")
-    ray.init(
-        address="local",
-        _node_ip_address=LOOPBACK,
-        # As many processes as Ray starts ahead, by default one a core: ours, Serve's controller and
-        # one that Ray takes.
-        num_cpus=_gateway_count(settings) + settings.workers + 2,
-        include_dashboard=False,
-        object_store_memory=OBJECT_STORE_BYTES,
-        logging_level=logging.ERROR,
-    )
+    with ThreadPoolExecutor(1) as apart:
+        # Meanwhile: Ray's start is mostly waiting for its processes.
+        apart.submit(import_module, "ray.serve")
+        ray.init(
+            address="local",
+            _node_ip_address=LOOPBACK,
+            # As many processes as Ray starts ahead, by default one a core: ours, Serve's controller
+            # and one that Ray takes.
+            num_cpus=_gateway_count(settings) + settings.workers + 2,
+            include_dashboard=False,
+            object_store_memory=OBJECT_STORE_BYTES,
+            logging_level=logging.ERROR,
+        )
+    # Not before it is imported, which sets it.
+    logging.getLogger("ray.serve").setLevel(logging.WARNING)
 
 
 def _set_up_process(settings: Settings) -> None:

@@ -43,7 +43,7 @@ __all__ = ["Engine", "Observer", "Progress", "Queue", "Span"]
 
 logger = logging.getLogger(__name__)
 
-LEAD_S = 0.003
+LEAD_S = 0.004
 """How long before a step should end the next is launched: what the loop and a launch may take. More
 lets what comes meanwhile wait for one more step."""
 

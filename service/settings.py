@@ -63,7 +63,7 @@ class Settings(BaseSettings):
     """Worker processes, each with the whole model; on cuda each has a GPU of its own."""
 
     gateways: Annotated[int, Field(ge=0)] = 0
-    """Processes that speak HTTP and tokenize; 0 takes one for every four cores, at most four."""
+    """Processes that speak HTTP and tokenize; 0 takes one for every two cores, at most eight."""
 
     threads: Annotated[int, Field(ge=0)] = 0
     """CPU threads that a worker computes with; 0 takes every core."""
