@@ -114,14 +114,17 @@ class Tokenizer:
         """
         if len(parts) == 1:
             return np.array(self._bpe.encode(parts[0], add_special_tokens=False).ids, np.int32)
-        ids = [
-            np.array(encoding.ids, dtype=np.int32)
-            for start in range(0, len(parts), _BATCH)
-            for encoding in self._bpe.encode_batch_fast(
+        found: list[Tokens] = []
+        for start in range(0, len(parts), _BATCH):
+            encodings = self._bpe.encode_batch_fast(
                 parts[start : start + _BATCH], add_special_tokens=False
             )
-        ]
-        return np.concatenate(ids) if ids else np.empty(0, np.int32)
+            # Each is freed on its own: all at once would keep other threads waiting.
+            encodings.reverse()
+            while encodings:
+                ids = encodings.pop().ids
+                found.append(np.fromiter(ids, np.int32, len(ids)))
+        return np.concatenate(found) if found else np.empty(0, np.int32)
 
 
 class TokenStream:

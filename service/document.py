@@ -198,16 +198,23 @@ class Document:
         self.stepping -= rows
         self.touch(now)
 
-    def add(self, spans: list[Span], logits: NDArray[np.float64]) -> None:
-        """What a step said: one span a row, and the logits of all that was read."""
-        self.read += sum(span.tokens for span in spans)
-        self.chunks += len(spans)
+    def add(self, tokens: int, chunks: int, logits: NDArray[np.float64]) -> None:
+        """So many were read in a step, and (labels,) logits of all that was read."""
+        self.read += tokens
+        self.chunks += chunks
         self._logits = logits
-        if self._max_unread is not None:
-            self._spans += spans
-            if 2 * len(self._spans) >= self._max_unread:  # before the document is held for them
-                self._urgent.set()
         self._news.set()
+
+    @property
+    def keeps_spans(self) -> bool:
+        """Its client wants them."""
+        return self._max_unread is not None
+
+    def keep(self, spans: list[Span]) -> None:
+        """What the step said of it, one span a row."""
+        self._spans += spans
+        if self._max_unread and 2 * len(self._spans) >= self._max_unread:
+            self._urgent.set()  # before the document is held for them
 
     def close(self, error: ServiceError | None) -> None:
         """The last thing that happens: wakes whoever waits for the document."""

@@ -43,7 +43,7 @@ __all__ = ["Engine", "Observer", "Progress", "Queue", "Span"]
 
 logger = logging.getLogger(__name__)
 
-LEAD_S = 0.004
+LEAD_S = 0.003
 """How long before a step should end the next is launched: what the loop and a launch may take. More
 lets what comes meanwhile wait for one more step."""
 
@@ -341,19 +341,23 @@ class Engine:
     def _hand_out(self, plan: Plan, batch: Batch, outcome: Outcome) -> None:
         """Give each document of the step what it said."""
         self.failed_steps = 0
-        finite = outcome.finite
-        for index, (document, _) in enumerate(plan):
+        finite: NDArray[np.bool_] = outcome.finite
+        certain: NDArray[np.bool_] = np.all(np.isfinite(outcome.logits), axis=1)
+        after = 0
+        for index, (document, tokens) in enumerate(plan):
+            rows = slice(after, after := after + self._rows(tokens))
             if document.closed:
                 continue
-            rows, logits = batch.rows_of(index), outcome.logits[index]
-            if not (finite[rows].all() and np.isfinite(logits).all()):
+            if not (certain[index] and finite[rows].all()):
                 error = StepFailed("reading the document gave numbers that are not finite")
                 self._observer.not_finite()
                 self._close(document, "failed", error)
-            else:
-                document.add(_spans(batch, outcome, rows), logits.copy())
-                if document.done:
-                    self._close(document, "done")
+                continue
+            document.add(tokens, self._rows(tokens), outcome.logits[index].copy())
+            if document.keeps_spans:
+                document.keep(_spans(batch, outcome, rows))
+            if document.done:
+                self._close(document, "done")
 
     def _fail(self, plan: Plan) -> None:
         """Close the documents of a step that raised: nobody knows what is in their slots."""
@@ -483,8 +487,10 @@ class Engine:
         return -(-tokens // self._grid.chunk)
 
 
-def _spans(batch: Batch, outcome: Outcome, rows: NDArray[np.intp]) -> list[Span]:
-    return [
-        Span(int(batch.lengths[row]), float(outcome.weight[row]), outcome.evidence[row].copy())
-        for row in rows
-    ]
+def _spans(batch: Batch, outcome: Outcome, rows: slice) -> list[Span]:
+    each = (
+        batch.lengths[rows].tolist(),
+        outcome.weight[rows].tolist(),
+        outcome.evidence[rows].copy(),
+    )
+    return [Span(*shares) for shares in zip(*each, strict=True)]
