@@ -9,6 +9,7 @@ import os
 import signal
 import socket
 import sys
+import time
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
@@ -351,6 +352,21 @@ class TestRunning:
         assert asyncio.run(refused(40)) == 36
         service.settle(gma_documents_in_flight=0, gma_bytes_in_flight=0)
         assert resident_peak(gateway) - before < 2 * 4 * LARGEST + SLACK
+
+    def test_a_lost_gateway_is_replaced(self, service: Running) -> None:
+        for pid in service.processes("gateway"):
+            os.kill(pid, signal.SIGKILL)
+
+        def answers() -> bool:
+            with contextlib.suppress(httpx.TransportError):
+                return bool(service.classify(TEXT))
+            return False
+
+        until = time.monotonic() + PATIENCE_S
+        while not answers():
+            assert time.monotonic() < until
+        service.settle(gma_documents_in_flight=0)
+        assert len(service.processes("gateway")) == 1
 
     def test_a_deployment_that_fails_says_why(self, service: Running, tmp_path: Path) -> None:
         folder = save_checkpoint(tmp_path)
