@@ -157,6 +157,7 @@ class RemoteWorker:
         self._feed = self._channel.unary_unary(f"/{SERVICE}/{FEED}")
         self._info = self._channel.unary_unary(f"/{SERVICE}/{INFO}")
         self._retired = False
+        self._closing: asyncio.Task[None] | None = None
         self._channel.get_state(try_to_connect=True)
 
     @asynccontextmanager
@@ -164,6 +165,7 @@ class RemoteWorker:
         self, document: str, tokens: Tokens, last: bool, *, evidence: bool, running: bool
     ) -> AsyncIterator[Reading]:
         """See `WorkerClient.open`. Raises UnknownDocument if the worker is gone."""
+        self._check_open()
         self.documents += 1
         message = Open(document, tokens, last, evidence, running).pack()
         call = self._read(message, metadata=self._metadata)
@@ -180,6 +182,7 @@ class RemoteWorker:
 
     async def info(self) -> WorkerInfo:
         """See `WorkerClient.info`. Raises UnknownDocument if the worker is gone."""
+        self._check_open()
         with _translated():
             return cast("WorkerInfo", json.loads(await self._info(b"", metadata=self._metadata)))
 
@@ -187,6 +190,10 @@ class RemoteWorker:
         """Close the connection once no document is open here."""
         self._retired = True
         self._close_if_unused()
+
+    def _check_open(self) -> None:
+        if self._closing:
+            raise UnknownDocument(LOST)
 
     def _close_if_unused(self) -> None:
         if self._retired and not self.documents:

@@ -6,9 +6,9 @@ from __future__ import annotations
 import asyncio
 import logging
 import random
-from collections.abc import AsyncIterator, Iterable
-from contextlib import AsyncExitStack, asynccontextmanager
-from typing import Any
+from collections.abc import AsyncIterator, Callable
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
+from typing import Any, TypeAlias
 
 from ray.serve.exceptions import DeploymentUnavailableError
 from ray.serve.handle import DeploymentHandle
@@ -20,10 +20,16 @@ from service.schemas import WorkerInfo
 
 logger = logging.getLogger(__name__)
 
+Opening: TypeAlias = Callable[[RemoteWorker], AbstractAsyncContextManager[Reading]]
+
 NONE = "no worker is ready: try again when one has started"
 
 LOOK_S = 1.0
 """How often a gateway looks who is there."""
+
+ROUNDS = 2
+"""How often all workers are asked before a document is told that there is none: those that were
+lost may be there again."""
 
 FORGOTTEN_S = 3 * LOOK_S
 """After so long no gateway gives new documents to a replica that is to go."""
@@ -49,22 +55,13 @@ class RayWorkers:
         self, document: str, tokens: Tokens, last: bool, *, evidence: bool, running: bool
     ) -> AsyncIterator[Reading]:
         """See `WorkerClient.open`."""
-        refusal: ServiceError = NotReady(NONE)
         async with AsyncExitStack() as stack:
-            for address, worker in await self._idlest_first():
-                opening = worker.open(document, tokens, last, evidence=evidence, running=running)
-                try:
-                    async with asyncio.timeout(self._timeout_s):
-                        reading = await stack.enter_async_context(opening)
-                except (Overloaded, ShuttingDown) as error:
-                    refusal = error
-                except (UnknownDocument, TimeoutError):
-                    self._forget(address)
-                else:
-                    break
-            else:
-                raise refusal
-            yield reading
+            yield await self._opened(
+                stack,
+                lambda worker: worker.open(
+                    document, tokens, last, evidence=evidence, running=running
+                ),
+            )
 
     async def info(self) -> WorkerInfo:
         """See `WorkerClient.info`."""
@@ -74,6 +71,22 @@ class RayWorkers:
                     return await worker.info()
             except (UnknownDocument, TimeoutError):
                 self._forget(address)
+        raise NotReady(NONE)
+
+    async def _opened(self, stack: AsyncExitStack, opening: Opening) -> Reading:
+        """A document on the idlest worker that takes it."""
+        for _ in range(ROUNDS):
+            refusal: ServiceError | None = None
+            for address, worker in await self._idlest_first():
+                try:
+                    async with asyncio.timeout(self._timeout_s):
+                        return await stack.enter_async_context(opening(worker))
+                except (Overloaded, ShuttingDown) as error:
+                    refusal = error
+                except (UnknownDocument, TimeoutError):
+                    self._forget(address)
+            if refusal:
+                raise refusal
         raise NotReady(NONE)
 
     async def _idlest_first(self) -> list[tuple[Address, RemoteWorker]]:
@@ -98,18 +111,20 @@ class RayWorkers:
                 logger.warning("looking for workers failed", exc_info=True)
             await asyncio.sleep(LOOK_S)
 
-    async def _addresses(self) -> list[Address]:
+    async def _addresses(self) -> list[Address | BaseException]:
+        """What each replica answers."""
         try:
-            told = await self._handle.broadcast("address").results_async(
+            told: list[Any] = await self._handle.broadcast("address").results_async(
                 timeout_s=self._timeout_s, return_exceptions=True
             )
         except DeploymentUnavailableError:
             return []
-        return [Address(*each) for each in told if not isinstance(each, BaseException)]
+        return [each if isinstance(each, BaseException) else Address(*each) for each in told]
 
-    def _know(self, addresses: Iterable[Address]) -> None:
-        there = set(addresses)
-        for address in self._workers.keys() - there:
+    def _know(self, told: list[Address | BaseException]) -> None:
+        there = {each for each in told if isinstance(each, Address)}
+        # One that does not answer in time may be any of those that are known, and only be busy.
+        for address in self._workers.keys() - there if len(there) == len(told) else ():
             self._forget(address)
         for address in there - self._workers.keys():
             self._workers[address] = RemoteWorker(address)

@@ -255,7 +255,7 @@ class TestMany:
                     await stack.enter_async_context(found[0].open(f"{index}", False, seen))
                     for index in range(2)
                 ]
-                handle.there = [found[1].address, RuntimeError("a replica that does not answer")]
+                handle.there = [found[1].address]
                 await handle.looked_at()
                 for index in range(3):
                     await stack.enter_async_context(found[0].open(f"new {index}", False, seen))
@@ -263,6 +263,28 @@ class TestMany:
                 for reading in readings:
                     await reading.feed(len(IDS), IDS, True)
                     assert (await to_end(reading)).done
+
+        asyncio.run(test())
+
+    def test_one_that_does_not_answer_is_not_forgotten(self, checkpoint: Path) -> None:
+        async def test() -> None:
+            async with workers(checkpoint, 2) as (found, seen, handle), AsyncExitStack() as stack:
+                await seen.info()
+                handle.there = [found[1].address, TimeoutError("busy")]
+                await handle.looked_at()
+                for index in range(4):
+                    await stack.enter_async_context(found[0].open(f"{index}", False, seen))
+                assert [each.server._documents for each in found] == [2, 2]
+
+        asyncio.run(test())
+
+    def test_one_that_is_lost_for_a_moment_is_asked_again(self, checkpoint: Path) -> None:
+        async def test() -> None:
+            async with workers(checkpoint, 1) as (found, seen, _):
+                await seen.info()
+                seen._workers[found[0].address].retire()
+                async with found[0].open("again", True, seen) as reading:
+                    await to_end(reading)
 
         asyncio.run(test())
 
