@@ -74,7 +74,7 @@ class AnswerError(Exception):
 
 
 class Client:
-    """Sends a plan's documents. Use as an asynchronous context."""
+    """Sends a plan's documents."""
 
     def __init__(self, plan: Plan, corpus: Corpus) -> None:
         self._plan = plan

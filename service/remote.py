@@ -39,6 +39,9 @@ READ, FEED, INFO = "read", "feed", "info"
 TOKEN, ERROR = "authorization", "gma-error-bin"
 OPENED = b""
 
+ENDING_S = 1.0
+"""What a call whose document is read may still take to end."""
+
 # A machine that is gone says nothing: its connections are asked now and then, and may take as long
 # to answer as Serve lets a replica, for a busy one is slow to.
 ASK_MS = 30_000
@@ -91,8 +94,10 @@ class WorkerServer:
         return Address(f"{host}:{port}", self._token)
 
     async def drain(self) -> None:
-        """Return once no document is open. New ones are taken up to then."""
-        await self._empty.wait()
+        """Return once no document is open. New ones are taken up to then, and none after."""
+        while self._documents:
+            await self._empty.wait()
+        await self._server.stop(ENDING_S)
 
     async def stop(self) -> None:
         """Answer nobody any more; documents that are open are lost."""
@@ -166,9 +171,9 @@ class RemoteWorker:
     ) -> AsyncIterator[Reading]:
         """See `WorkerClient.open`. Raises UnknownDocument if the worker is gone."""
         self._check_open()
-        self.documents += 1
         message = Open(document, tokens, last, evidence, running).pack()
         call = self._read(message, metadata=self._metadata)
+        self.documents += 1
         reading = _Reading(document, call, self._feed, self._metadata)
         try:
             with _translated():

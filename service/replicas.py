@@ -6,9 +6,9 @@ from __future__ import annotations
 import asyncio
 import logging
 import random
-from collections.abc import AsyncIterator, Callable
-from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
-from typing import Any, TypeAlias
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import AsyncExitStack, asynccontextmanager
+from typing import Any, TypeVar
 
 from ray.serve.exceptions import DeploymentUnavailableError
 from ray.serve.handle import DeploymentHandle
@@ -20,16 +20,10 @@ from service.schemas import WorkerInfo
 
 logger = logging.getLogger(__name__)
 
-Opening: TypeAlias = Callable[[RemoteWorker], AbstractAsyncContextManager[Reading]]
-
-NONE = "no worker is ready: try again when one has started"
+T = TypeVar("T")
 
 LOOK_S = 1.0
 """How often a gateway looks who is there."""
-
-ROUNDS = 2
-"""How often all workers are asked before a document is told that there is none: those that were
-lost may be there again."""
 
 FORGOTTEN_S = 3 * LOOK_S
 """After so long no gateway gives new documents to a replica that is to go."""
@@ -56,48 +50,43 @@ class RayWorkers:
     ) -> AsyncIterator[Reading]:
         """See `WorkerClient.open`."""
         async with AsyncExitStack() as stack:
-            yield await self._opened(
-                stack,
-                lambda worker: worker.open(
-                    document, tokens, last, evidence=evidence, running=running
-                ),
+            yield await self._asked(
+                lambda worker: stack.enter_async_context(
+                    worker.open(document, tokens, last, evidence=evidence, running=running)
+                )
             )
 
     async def info(self) -> WorkerInfo:
         """See `WorkerClient.info`."""
-        for address, worker in await self._idlest_first():
-            try:
-                async with asyncio.timeout(self._timeout_s):
-                    return await worker.info()
-            except (UnknownDocument, TimeoutError):
-                self._forget(address)
-        raise NotReady(NONE)
+        return await self._asked(RemoteWorker.info)
 
-    async def _opened(self, stack: AsyncExitStack, opening: Opening) -> Reading:
-        """A document on the idlest worker that takes it."""
-        for _ in range(ROUNDS):
-            refusal: ServiceError | None = None
-            for address, worker in await self._idlest_first():
-                try:
-                    async with asyncio.timeout(self._timeout_s):
-                        return await stack.enter_async_context(opening(worker))
-                except (Overloaded, ShuttingDown) as error:
-                    refusal = error
-                except (UnknownDocument, TimeoutError):
-                    self._forget(address)
-            if refusal:
-                raise refusal
-        raise NotReady(NONE)
+    async def _asked(self, question: Callable[[RemoteWorker], Awaitable[T]]) -> T:
+        """What the idlest worker answers that does not refuse.
 
-    async def _idlest_first(self) -> list[tuple[Address, RemoteWorker]]:
-        """By the documents that this gateway has there. Raises NotReady if none comes in time."""
-        if self._looking is None:
-            self._looking = asyncio.create_task(self._look(), name="look")
+        Those that are lost may be there again: they are asked once more when they are. Raises
+        NotReady if there is no answer in time.
+        """
         try:
             async with asyncio.timeout(self._timeout_s):
-                await self._some.wait()
+                while True:
+                    refusal: ServiceError | None = None
+                    for address, worker in await self._idlest_first():
+                        try:
+                            return await question(worker)
+                        except (Overloaded, ShuttingDown) as error:
+                            refusal = error
+                        except UnknownDocument:
+                            self._forget(address)
+                    if refusal:
+                        raise refusal
         except TimeoutError:
-            raise NotReady(NONE) from None
+            raise NotReady("no worker is ready: try again when one has started") from None
+
+    async def _idlest_first(self) -> list[tuple[Address, RemoteWorker]]:
+        """By the documents that this gateway has there. Waits until there is one."""
+        if self._looking is None:
+            self._looking = asyncio.create_task(self._look(), name="look")
+        await self._some.wait()
         workers = list(self._workers.items())
         random.shuffle(workers)
         return sorted(workers, key=lambda each: each[1].documents)

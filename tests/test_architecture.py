@@ -21,6 +21,7 @@ IGNORANT_OF = {
     "service.scheduler": {"torch", "numpy", "asyncio", "ray"},
     "service.engine": {"ray", "fastapi", "starlette", "uvicorn", "tokenizers"},
     "service.gateway": {"torch"},
+    "service.remote": {"torch", "ray", "fastapi", "starlette", "uvicorn"},
     "service.replicas": {"torch"},
 }
 
