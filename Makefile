@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 PIP := $(BIN)/python -m pip
 OPS := $(VENV)/.ops
-CODE := $(wildcard model export service deploy loadtest benchmarks tests)
+CODE := $(wildcard gma model export service deploy loadtest benchmarks tests)
 
 .DEFAULT_GOAL := help
 .PHONY: help install ops serve test check format lock clean

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from model.config import ModelConfig
-from model.layers import MLP, Pooling
+from gma.model.config import ModelConfig
+from gma.model.layers import MLP, Pooling
 
 
 class Attention(nn.Module):

@@ -29,12 +29,12 @@ import torch
 from benchmarks import timing
 from benchmarks.engine import Comparison, run_steps
 from benchmarks.precision import Scores, prefixes, read
-from export.artifact import Artifact, export
-from model import corpus
-from model.config import DEFAULT_CHECKPOINT
-from service.runner import Runner
-from service.settings import Settings
-from service.worker import LOADERS
+from gma.export.artifact import Artifact, export
+from gma.model import corpus
+from gma.model.config import DEFAULT_CHECKPOINT
+from gma.service.runners.torch import Runner
+from gma.service.settings import Settings
+from gma.service.worker import LOADERS
 
 ROUND_S = 1.0
 """A turn repeats the step until it lasts about this long."""

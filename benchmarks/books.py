@@ -16,8 +16,8 @@ from pathlib import Path
 
 import httpx
 
-from model import corpus
-from model.corpus import LabelledText
+from gma.model import corpus
+from gma.model.corpus import LabelledText
 
 PIECE_BYTES = 10_007
 

@@ -21,9 +21,9 @@ from pathlib import Path
 
 from benchmarks.memory import tiny_checkpoint
 from benchmarks.processes import Service, resident_bytes, service
-from loadtest.report import Report, report
-from loadtest.trial import Load, run
-from service.settings import Settings
+from gma.loadtest.report import Report, report
+from gma.loadtest.trial import Load, run
+from gma.service.settings import Settings
 
 SHOWN = ("Gateway", "Worker")
 

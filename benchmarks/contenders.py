@@ -210,9 +210,9 @@ OURS, SOFTMAX, SSD = "GMA, ours", "FlashAttention, causal", "Mamba-2 SSD"
 
 CONTENDERS = (
     Contender(OURS, by_rows(fused), "model.ops.triton", tolerance=1e-2,
-              note="`model.ops.triton`"),
+              note="`gma.model.ops.triton`"),
     Contender("GMA, PyTorch in chunks", by_rows(chunks), gpu=False, tolerance=1e-2,
-              note="`model.ops.chunked`, torch.compile"),
+              note="`gma.model.ops.chunked`, torch.compile"),
     Contender("GMA, cumulative sum", cumulative, gpu=False, tolerance=1e-2, longest=1 << 18,
               note="the published form, eager: torch.compile fails to split its scan"),
     Contender(SOFTMAX, sdpa(FLASH, causal=True), power=2,

@@ -8,8 +8,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from model.ops import reference
-from model.ops.chunked import ROUTING_EPSILON
+from gma.model.ops import reference
+from gma.model.ops.chunked import ROUTING_EPSILON
 
 
 def responsibilities(x: Tensor, distribution: tuple[Tensor, Tensor, Tensor]) -> Tensor:

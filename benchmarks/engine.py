@@ -26,12 +26,12 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from model import weights
-from model.classifier import Classifier, Grid
-from model.config import ModelConfig
-from service.engine import Engine, Observer
-from service.memory import resident_memory
-from service.runner import Batch, Launched, Runner, TorchRunner
+from gma.model import weights
+from gma.model.classifier import Classifier, Grid
+from gma.model.config import ModelConfig
+from gma.service.engine.engine import Engine, Observer
+from gma.service.observe.memory import resident_memory
+from gma.service.runners.torch import Batch, Launched, Runner, TorchRunner
 
 BOOKS = (17, 22, 9, 31, 14, 26, 12, 40, 19, 8, 24, 35, 11, 28, 16, 21)
 """Lengths of the books read at once, as shares of all tokens."""

@@ -17,10 +17,10 @@ import httpx
 
 from benchmarks.engine import TINY, random_classifier
 from benchmarks.processes import service
-from loadtest import server
-from model import weights
-from model.config import DEFAULT_CHECKPOINT
-from service.metrics import PERIOD_S
+from gma.loadtest import server
+from gma.model import weights
+from gma.model.config import DEFAULT_CHECKPOINT
+from gma.service.observe.metrics import PERIOD_S
 
 ROOT = Path(__file__).parent.parent
 SIZES = (200_000, 20_000_000)

@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 
 from benchmarks import definitions
-from model.ops import chunked, reference
-from model.ops.chunked import Coefficients, Rows
+from gma.model.ops import chunked, reference
+from gma.model.ops.chunked import Coefficients, Rows
 
 EPSILON = 1e-6
 ROW = 1024
@@ -90,7 +90,7 @@ class Ours(NamedTuple):
 
 
 def by_rows(causal: Callable[..., Any]) -> Callable[[int, Size, torch.device], Problem]:
-    """One of our own implementations, `model.ops.chunked.causal` or its like."""
+    """One of our own implementations, `gma.model.ops.chunked.causal` or its like."""
 
     def build(tokens: int, size: Size, device: torch.device) -> Problem:
         given = Ours.of(tokens, size, device)

@@ -29,8 +29,8 @@ from benchmarks.backbones import Backbone, products
 from benchmarks.engine import REALISTIC, random_classifier
 from benchmarks.streams import Grid, Stream, errors, our_step, stream_of_backbone, stream_of_steps
 from benchmarks.timing import digits, markdown, progress, tokens_name
-from model import weights
-from model.classifier import Classifier
+from gma.model import weights
+from gma.model.classifier import Classifier
 
 BF16, FP8 = "GMA, ours, bf16", "GMA, ours, fp8"
 ATTENTION, NOTHING = "FlashAttention, bf16", "no mixer, bf16"

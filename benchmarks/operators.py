@@ -5,9 +5,9 @@
     python -m benchmarks.operators --provider CUDAExecutionProvider --precision bfloat16 --heads 12
 
 All from one run in which the contenders take turns, on one document; on a GPU the kernels of
-`model.ops.triton` are one of them, and all use one stream. Each is checked first, against float64,
-and is not timed if it fails; it is given rows of the length that suits it best. Then how far each
-one's state is from float64 after many steps of one long document.
+`gma.model.ops.triton` are one of them, and all use one stream. Each is checked first, against
+float64, and is not timed if it fails; it is given rows of the length that suits it best. Then how
+far each one's state is from float64 after many steps of one long document.
 """
 
 from __future__ import annotations
@@ -27,10 +27,10 @@ from torch import Tensor
 from benchmarks import timing
 from benchmarks.mixtures import EPSILON, Size
 from benchmarks.timing import digits, markdown, progress, tokens_name
-from export.body import OPSET
-from export.operators import DOMAIN, INPUTS, OPERATORS, VERSION
-from model.ops import chunked
-from model.ops.chunked import ROUTING_EPSILON, Coefficients, Rows
+from gma.export.body import OPSET
+from gma.export.operators import DOMAIN, INPUTS, OPERATORS, VERSION
+from gma.model.ops import chunked
+from gma.model.ops.chunked import ROUTING_EPSILON, Coefficients, Rows
 
 HEADS = 8
 LENGTHS = (4096, 16384)
@@ -98,7 +98,7 @@ class Document(NamedTuple):
 
 
 def in_torch(causal: Callable[..., Any]) -> Callable[[Document, int], Call]:
-    """`model.ops.chunked.causal`, or the same compiled."""
+    """`gma.model.ops.chunked.causal`, or the same compiled."""
 
     def build(document: Document, chunk: int) -> Call:
         q, k, val = document.parts(chunk)

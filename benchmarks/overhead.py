@@ -25,8 +25,8 @@ import httpx
 
 from benchmarks.memory import tiny_checkpoint
 from benchmarks.processes import service
-from loadtest.report import Latency
-from loadtest.trial import Load, Trial, run
+from gma.loadtest.report import Latency
+from gma.loadtest.trial import Load, Trial, run
 
 DOCUMENT = "fixed:500"
 START_S = 60.0

@@ -15,8 +15,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from model import corpus, weights
-from model.config import DEFAULT_CHECKPOINT
+from gma.model import corpus, weights
+from gma.model.config import DEFAULT_CHECKPOINT
 
 PREFIXES = (32, 64, 128, 256, 512, 1 << 10, 4 << 10, 16 << 10, 64 << 10, None)
 """Bytes; None: all of the document."""

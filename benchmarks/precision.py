@@ -23,15 +23,15 @@ from numpy.typing import NDArray
 
 from benchmarks import timing
 from benchmarks.engine import Tokens, running
-from model import corpus, weights
-from model.classifier import Classifier
-from model.config import DEFAULT_CHECKPOINT
-from model.tokenizer import Tokenizer
-from service.answers import softmax
-from service.engine import Engine
-from service.runner import Runner, TorchRunner
-from service.settings import Settings
-from service.worker import make_runner
+from gma.model import corpus, weights
+from gma.model.classifier import Classifier
+from gma.model.config import DEFAULT_CHECKPOINT
+from gma.model.tokenizer import Tokenizer
+from gma.service.engine.engine import Engine
+from gma.service.gateway.answers import softmax
+from gma.service.runners.torch import Runner, TorchRunner
+from gma.service.settings import Settings
+from gma.service.worker import make_runner
 
 PREFIXES = (1 << 10, 4 << 10, 16 << 10, 64 << 10, None)
 """Bytes that are read; None: all."""

@@ -37,7 +37,7 @@ def service(log: Path | None = None, **settings: object) -> Iterator[Service]:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     given = {f"GMA_{name.upper()}": str(value) for name, value in settings.items()}
-    command = [sys.executable, "-c", "from service.cli import main; main()", "serve"]
+    command = [sys.executable, "-c", "from gma.service.cli.main import main; main()", "serve"]
     with (
         log.open("w") if log else nullcontext() as stderr,
         subprocess.Popen(  # noqa: S603 (our own command)

@@ -31,10 +31,10 @@ import numpy as np
 
 from benchmarks.clients import Answered, Clients, poisson_times, tokens_within
 from benchmarks.processes import Service, cpu_seconds, service
-from loadtest import server
-from model import corpus
-from model.config import DEFAULT_CHECKPOINT
-from model.tokenizer import Tokenizer
+from gma.loadtest import server
+from gma.model import corpus
+from gma.model.config import DEFAULT_CHECKPOINT
+from gma.model.tokenizer import Tokenizer
 
 SHORT_TOKENS = 512
 BARE_S, BARE_ROUNDS = 2.0, 3
@@ -90,8 +90,8 @@ def random_checkpoint(folder: Path) -> None:
     import torch
 
     from benchmarks.models import SIZE
-    from model import weights
-    from model.classifier import Classifier
+    from gma.model import weights
+    from gma.model.classifier import Classifier
 
     torch.manual_seed(0)
     default = weights.load(DEFAULT_CHECKPOINT)
@@ -106,9 +106,9 @@ def bare_step(checkpoint: Path, budget_s: float) -> Bare:
     import torch
 
     from benchmarks.engine import run_steps
-    from model import weights
-    from service.settings import Settings
-    from service.worker import make_runner
+    from gma.model import weights
+    from gma.service.settings import Settings
+    from gma.service.worker import make_runner
 
     settings = Settings.load(checkpoint=checkpoint)
     torch.set_num_threads(settings.threads or os.cpu_count() or 1)

@@ -20,8 +20,8 @@ from pathlib import Path
 from statistics import median
 
 from benchmarks.processes import resident_bytes, service
-from loadtest.report import Latency
-from loadtest.trial import Load, Trial, run
+from gma.loadtest.report import Latency
+from gma.loadtest.trial import Load, Trial, run
 
 PARTS = 10
 PERIOD_S = 5.0

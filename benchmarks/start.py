@@ -20,7 +20,7 @@ import time
 from pathlib import Path
 from statistics import median
 
-from model.config import DEFAULT_CHECKPOINT
+from gma.model.config import DEFAULT_CHECKPOINT
 
 LONGEST_S = 300
 
@@ -42,7 +42,7 @@ def start(cache: Path, checkpoint: Path) -> float:
     }
     began = time.perf_counter()
     process = subprocess.Popen(
-        [sys.executable, "-c", "from service.cli import main; main()", "serve"],
+        [sys.executable, "-c", "from gma.service.cli.main import main; main()", "serve"],
         env=environment,
         stdout=subprocess.PIPE,
         text=True,

@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 
 from benchmarks import timing
-from model.classifier import Classifier, Step
-from model.config import ModelConfig
-from model.state import State
+from gma.model.classifier import Classifier, Step
+from gma.model.config import ModelConfig
+from gma.model.state import State
 
 TakeStep = Callable[[Tensor, Tensor, Tensor, State], Step]
 

@@ -15,14 +15,14 @@ from typing import TYPE_CHECKING, Annotated, Final, Literal, Self, TypeAlias
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from export.inspection import inspect
-from model.config import ModelConfig, problems
-from model.tokenizer import Tokenizer
+from gma.export.inspection import inspect
+from gma.model.config import ModelConfig, problems
+from gma.model.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
     import onnx
 
-    from model.weights import Checkpoint
+    from gma.model.weights import Checkpoint
 
 Precision: TypeAlias = Literal["float32", "float16", "bfloat16", "int8"]
 """Of the matrices and activations. int8: of the products only, for the CPU; the rest is float32."""
@@ -100,7 +100,7 @@ class Artifact:
         """Check an exported model before anything else reads it.
 
         Raises ArtifactError for a file that is missing, changed or malformed, and for a model that
-        is anything but a step of this service's: see `export.inspection`.
+        is anything but a step of this service's: see `gma.export.inspection`.
         """
         folder = Path(path)
         manifest, fingerprint = _manifest(folder)
@@ -139,7 +139,7 @@ def export(
     """
     import torch
 
-    from model import weights
+    from gma.model import weights
 
     folder = Path(out)
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
@@ -147,7 +147,7 @@ def export(
     loaded = weights.load(checkpoint, dtype=torch.float64)
     model = _model(loaded, precision, chunk)
     if precision == "int8":
-        from export.quantization import quantize
+        from gma.export.quantization import quantize
 
         quantize(model)
     partial = folder.parent / f".{folder.name}.partial-{os.getpid()}"
@@ -187,7 +187,7 @@ def _model(checkpoint: Checkpoint, precision: Precision, chunk: int) -> onnx.Mod
             f"hidden activations may reach {reach:.0f}, more than {largest:.0f}: "
             f"export it in another precision than {precision}"
         )
-    from export.step import traced
+    from gma.export.step import traced
 
     with _quietly():
         return traced(classifier, dtype, chunk)

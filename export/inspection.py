@@ -1,8 +1,8 @@
 """Looks at a model file from anywhere before ONNX Runtime does.
 
-What is accepted is what `export.step` makes of a configuration, and nothing beside it: its inputs
-and outputs, weights of the shapes that the configuration says, known operators with bodies that are
-ours. Nothing larger than the file itself is allocated to find that out.
+What is accepted is what `gma.export.step` makes of a configuration, and nothing beside it: its
+inputs and outputs, weights of the shapes that the configuration says, known operators with bodies
+that are ours. Nothing larger than the file itself is allocated to find that out.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ from onnx import AttributeProto, GraphProto, ModelProto, NodeProto, TensorProto,
 from onnx.external_data_helper import uses_external_data
 from onnx.helper import tensor_dtype_to_np_dtype
 
-from export.body import OPSET
-from export.operators import DOMAIN, OPERATORS, VERSION, functions
-from model.config import ModelConfig
+from gma.export.body import OPSET
+from gma.export.operators import DOMAIN, OPERATORS, VERSION, functions
+from gma.model.config import ModelConfig
 
 LARGEST_FILE = 2 * 1024**3 - 1
 """Bytes, of a protocol buffer. Weights of a file of their own don't count."""
@@ -79,7 +79,7 @@ def outputs(config: ModelConfig) -> Tensors:
 
 
 def weights(config: ModelConfig, precision: str) -> Tensors:
-    """Type and shape of the weights by name, as `export.step` names them."""
+    """Type and shape of the weights by name, as `gma.export.step` names them."""
     width, hidden, labels = config.width, config.mlp_width, len(config.labels)
     mixture = config.heads, config.num_components, config.routing_dim
     values = config.heads * config.value_dim

@@ -16,13 +16,13 @@ from dataclasses import dataclass, field
 from onnx import FunctionProto, TensorProto
 from onnx.defs import OpSchema, has, register_schema
 
-from export.body import Body, Value
+from gma.export.body import Body, Value
 
 DOMAIN = "ai.gma"
 VERSION = 1
 
 BLOCK = 64
-"""Tokens whose affinities are formed explicitly, as in `model.ops.chunked`."""
+"""Tokens whose affinities are formed explicitly, as in `gma.model.ops.chunked`."""
 
 NAN = float("nan")
 
@@ -139,7 +139,7 @@ class Operator:
 
 @dataclass(frozen=True)
 class Rows:
-    """Which rows of a step belong together: `model.ops.chunked.Rows`, as nodes."""
+    """Which rows of a step belong together: `gma.model.ops.chunked.Rows`, as nodes."""
 
     used: Value  # (R,) bool
     document: Value  # (R,) int64

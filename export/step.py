@@ -14,18 +14,18 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from export.body import OPSET
-from export.operators import DOMAIN, OPERATORS, VERSION, functions, register
-from model.classifier import Classifier
-from model.layers import Layer
-from model.ops.chunked import ROUTING_EPSILON
-from model.state import State
+from gma.export.body import OPSET
+from gma.export.operators import DOMAIN, OPERATORS, VERSION, functions, register
+from gma.model.classifier import Classifier
+from gma.model.layers import Layer
+from gma.model.ops.chunked import ROUTING_EPSILON
+from gma.model.state import State
 
 EXAMPLE = 2, 3
 """Rows and documents that are traced; both are dynamic."""
 
 EPSILON = 1e-6
-"""Of every RMSNorm in `model.layers`."""
+"""Of every RMSNorm in `gma.model.layers`."""
 
 
 class Inputs(NamedTuple):
@@ -153,7 +153,7 @@ class PreparedStep(nn.Module):
         return Outputs(row_evidence, logits, memory, mass, tail, evidence, weight)
 
     def _scores(self, x: Tensor, tokens: Tensor) -> Tensor:
-        """Each token's score per label, in float32: `model.layers.Pooling`."""
+        """Each token's score per label, in float32: `gma.model.layers.Pooling`."""
         both = gma.normalize(x, epsilon=EPSILON).float() @ self.deep + self.deep_bias
         deep: Tensor = both[..., :-1] * functional.softplus(both[..., -1:])
         return deep + functional.embedding(tokens, self.token)
@@ -183,7 +183,7 @@ def _product(
 
 # What torch traces in place of the operators. They have shapes only: they are exported, never run.
 
-gma = torch.ops.gma_exported  # `gma` has the kernels of `model.ops.triton`
+gma = torch.ops.gma_exported  # `gma` has the kernels of `gma.model.ops.triton`
 _library = torch.library.Library("gma_exported", "DEF")  # type: ignore[no-untyped-call]
 _ROWS = "Tensor lengths, Tensor document_of_row, Tensor fresh"
 

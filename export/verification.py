@@ -15,11 +15,11 @@ import onnxruntime
 import torch
 from numpy.typing import NDArray
 
-from export import operators
-from export.artifact import Artifact, Precision
-from model.classifier import Classifier
-from model.state import State
-from model.weights import Checkpoint
+from gma.export import operators
+from gma.export.artifact import Artifact, Precision
+from gma.model.classifier import Classifier
+from gma.model.state import State
+from gma.model.weights import Checkpoint
 
 Array: TypeAlias = NDArray[Any]
 Piece: TypeAlias = tuple[int, Array]  # a document, and tokens of it

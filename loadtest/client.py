@@ -23,7 +23,7 @@ from typing import Any
 
 import aiohttp
 
-from loadtest.corpus import Corpus
+from gma.loadtest.corpus import Corpus
 
 MOST_CONNECTIONS = 900
 """Of one process, which usually may open 1,024 files. Documents beyond wait, on their time."""

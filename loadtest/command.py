@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 if TYPE_CHECKING:
-    from loadtest.report import Report
-    from loadtest.slo import Slo
-    from loadtest.trial import Load
+    from gma.loadtest.report import Report
+    from gma.loadtest.slo import Slo
+    from gma.loadtest.trial import Load
 
 DEFAULT_SLO = "p99<=1s"
 
@@ -89,8 +89,8 @@ def loadtest(
       gma loadtest http://127.0.0.1:8000 --lengths fixed:2000 --sweep --slo 'short:p99<=1s'
       gma loadtest http://127.0.0.1:8000 --corpus books.jsonl.zst --closed 16 --seconds 60
     """
-    from loadtest.slo import Slo
-    from loadtest.trial import Load
+    from gma.loadtest.slo import Slo
+    from gma.loadtest.trial import Load
 
     slos = [Slo.parse(text) for text in slo or [DEFAULT_SLO]]
     if not url.startswith(("http://", "https://")):
@@ -119,7 +119,7 @@ def loadtest(
 
 
 def _once(load: Load, slos: list[Slo], out: Path | None) -> bool:
-    from loadtest.page import page
+    from gma.loadtest.page import page
 
     found = _measure(load, slos)
     _save(out, found.as_dict(), page(found))
@@ -129,8 +129,8 @@ def _once(load: Load, slos: list[Slo], out: Path | None) -> bool:
 def _sweep(load: Load, slos: list[Slo], out: Path | None) -> bool:
     from dataclasses import replace
 
-    from loadtest.page import sweep_page
-    from loadtest.sweep import highest
+    from gma.loadtest.page import sweep_page
+    from gma.loadtest.sweep import highest
 
     reports: list[Report] = []
 
@@ -147,8 +147,8 @@ def _sweep(load: Load, slos: list[Slo], out: Path | None) -> bool:
 
 def _measure(load: Load, slos: list[Slo]) -> Report:
     """One trial, and a line about it."""
-    from loadtest.report import report
-    from loadtest.trial import run
+    from gma.loadtest.report import report
+    from gma.loadtest.trial import run
 
     found = report(run(load), slos)
     kept = ", ".join(

@@ -13,7 +13,7 @@ from typing import BinaryIO
 
 import zstandard
 
-from loadtest.lengths import Lengths, lengths
+from gma.loadtest.lengths import Lengths, lengths
 
 MADE_UP_BYTES = 1 << 20
 VOCABULARY = 5_000
@@ -39,7 +39,7 @@ class Corpus:
     def load(cls, file: Path | None, form: str | None, seed: int = 0) -> Corpus:
         """Of a .jsonl or .jsonl.zst with a `text` in each line; without a file, made-up text.
 
-        `form` says the lengths of excerpts, as `loadtest.lengths` takes it. Raises OSError, and
+        `form` says the lengths of excerpts, as `gma.loadtest.lengths` takes it. Raises OSError, and
         ValueError for what is no such file, or made-up text without lengths.
         """
         drawn = None if form is None else lengths(form)

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from html import escape
 
-from loadtest.plot import Axis, Line, short, svg
-from loadtest.report import QUANTILES, Latency, Report
+from gma.loadtest.plot import Axis, Line, short, svg
+from gma.loadtest.report import QUANTILES, Latency, Report
 
 STYLE = """
 body{font:15px/1.5 system-ui,sans-serif;color:#222;max-width:1180px;margin:2em auto;padding:0 1em}

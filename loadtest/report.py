@@ -10,11 +10,11 @@ from datetime import UTC, datetime
 from statistics import fmean
 from typing import Any
 
-from loadtest import server
-from loadtest.client import Outcome
-from loadtest.lengths import BANDS, band
-from loadtest.slo import Slo, quantile
-from loadtest.trial import Load, Sample, Trial
+from gma.loadtest import server
+from gma.loadtest.client import Outcome
+from gma.loadtest.lengths import BANDS, band
+from gma.loadtest.slo import Slo, quantile
+from gma.loadtest.trial import Load, Sample, Trial
 
 QUANTILES = {"p50": 0.5, "p75": 0.75, "p90": 0.9, "p95": 0.95, "p99": 0.99, "p99.9": 0.999}
 SLICES = 60

@@ -7,8 +7,8 @@ import re
 from collections.abc import Sequence
 from typing import NamedTuple, Self
 
-from loadtest.client import Outcome
-from loadtest.lengths import BANDS, band
+from gma.loadtest.client import Outcome
+from gma.loadtest.lengths import BANDS, band
 
 _FORM = re.compile(r"(?:(\w+):)?p(\d+(?:\.\d+)?)<=(\d+(?:\.\d+)?)s?")
 

@@ -12,9 +12,9 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
-from loadtest import server
-from loadtest.arrivals import arrivals
-from loadtest.client import Outcome, Plan
+from gma.loadtest import server
+from gma.loadtest.arrivals import arrivals
+from gma.loadtest.client import Outcome, Plan
 
 HEAD_START_S = 0.5
 """From when all clients are ready to the beginning."""

@@ -9,11 +9,11 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from model.config import ModelConfig
-from model.layers import MLP, Layer, Pooling
-from model.ops.choice import choose
-from model.ops.chunked import Rows
-from model.state import State
+from gma.model.config import ModelConfig
+from gma.model.layers import MLP, Layer, Pooling
+from gma.model.ops.choice import choose
+from gma.model.ops.chunked import Rows
+from gma.model.state import State
 
 
 class Grid(NamedTuple):
@@ -62,7 +62,7 @@ class Classifier(nn.Module):
 
     @property
     def mixers(self) -> str:
-        """Which implementation of the operation the layers use: see `model.ops.choice`."""
+        """Which implementation of the operation the layers use: see `gma.model.ops.choice`."""
         layer = self.layers[0]
         assert isinstance(layer, Layer)
         return layer.mixer.operation.name

@@ -13,7 +13,7 @@ import numpy as np
 import zstandard
 from numpy.typing import NDArray
 
-from model.tokenizer import Tokenizer
+from gma.model.tokenizer import Tokenizer
 
 
 class CorpusError(ValueError):

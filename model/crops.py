@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from model.corpus import Corpus
+from gma.model.corpus import Corpus
 
 
 class Crops:

@@ -11,11 +11,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from model import corpus
-from model.classifier import Classifier
-from model.corpus import Corpus, CorpusError
-from model.tokenizer import Tokenizer
-from model.weights import Checkpoint
+from gma.model import corpus
+from gma.model.classifier import Classifier
+from gma.model.corpus import Corpus, CorpusError
+from gma.model.tokenizer import Tokenizer
+from gma.model.weights import Checkpoint
 
 PREFIXES: tuple[int | None, ...] = (1 << 10, 4 << 10, 16 << 10, 64 << 10, None)
 """Bytes of a document that are read; None: all of it."""

@@ -1,9 +1,9 @@
 """The classifier's step for a GPU: the same numbers with few passes over memory, states in slots.
 
-Where `model.layers` says what a layer is, this says how it is computed fast: weights are prepared
-once, every buffer is allocated once, normalisation is a factor of the product that follows it,
-GELU and the residual are the end of the product before them, and states are read and written where
-they lie. Documents meet nowhere, so that what is not finite in one stays there.
+Where `gma.model.layers` says what a layer is, this says how it is computed fast: weights are
+prepared once, every buffer is allocated once, normalisation is a factor of the product that follows
+it, GELU and the residual are the end of the product before them, and states are read and written
+where they lie. Documents meet nowhere, so that what is not finite in one stays there.
 
 Shapes: R rows of C tokens, N = R * C, D = R documents, S slots, L layers, W width, H heads,
 r routing_dim, K components, v value_dim, T tail.
@@ -18,14 +18,14 @@ import torch
 import triton
 from torch import Tensor
 
-from model.classifier import Classifier, Grid
-from model.layers import Layer
-from model.ops import kernels, tokens
-from model.ops.choice import LARGEST, TAPS, Precision, obstacle
-from model.ops.chunked import ROUTING_EPSILON, Coefficients
-from model.ops.products import multiply
-from model.ops.triton import DEPTH, DOCUMENTS, TILE, Plan, at_most
-from model.state import State
+from gma.model.classifier import Classifier, Grid
+from gma.model.layers import Layer
+from gma.model.ops import kernels, tokens
+from gma.model.ops.choice import LARGEST, TAPS, Precision, obstacle
+from gma.model.ops.chunked import ROUTING_EPSILON, Coefficients
+from gma.model.ops.products import multiply
+from gma.model.ops.triton import DEPTH, DOCUMENTS, TILE, Plan, at_most
+from gma.model.state import State
 
 FLOAT8 = torch.float8_e4m3fn
 NORM_EPSILON = 1e-6

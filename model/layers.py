@@ -12,9 +12,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from model.config import ModelConfig
-from model.ops.choice import CHUNKED
-from model.ops.chunked import Coefficients, Rows
+from gma.model.config import ModelConfig
+from gma.model.ops.choice import CHUNKED
+from gma.model.ops.chunked import Coefficients, Rows
 
 INITIAL_VARIANCE = 8.0
 """Wide at first: components that start narrow collapse to nearly one-hot responsibilities."""

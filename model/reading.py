@@ -9,10 +9,10 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from model.classifier import Classifier
-from model.state import State
-from model.tokenizer import Tokenizer, Tokens
-from model.weights import Checkpoint
+from gma.model.classifier import Classifier
+from gma.model.state import State
+from gma.model.tokenizer import Tokenizer, Tokens
+from gma.model.weights import Checkpoint
 
 CHUNK = 256
 """Tokens of a row."""

@@ -17,9 +17,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from model.classifier import Classifier
-from model.corpus import Corpus
-from model.ops.chunked import Rows
+from gma.model.classifier import Classifier
+from gma.model.corpus import Corpus
+from gma.model.ops.chunked import Rows
 
 WINDOWS = ((64, 16), (256, 16), (1024, 8), (4096, 4), (16384, 2))
 """Tokens of a window, and windows of a document: short views count as much as long ones."""

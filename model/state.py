@@ -8,7 +8,7 @@ from dataclasses import dataclass, fields
 import torch
 from torch import Tensor
 
-from model.config import ModelConfig
+from gma.model.config import ModelConfig
 
 
 @dataclass(frozen=True)

@@ -15,9 +15,9 @@ from rich.progress import Progress
 from torch import Tensor
 from torch.nn import functional
 
-from model.config import ModelConfig
-from model.corpus import Corpus
-from model.crops import Crops
+from gma.model.config import ModelConfig
+from gma.model.corpus import Corpus
+from gma.model.crops import Crops
 
 
 class TokenScoresConfig(BaseModel):

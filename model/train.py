@@ -23,15 +23,15 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
-from model import corpus, stacking, token_scores, weights
-from model.classifier import Classifier
-from model.config import ModelConfig, problems
-from model.corpus import Corpus
-from model.crops import Crops
-from model.evaluate import Measured, measure_tokens
-from model.ops.chunked import Rows
-from model.token_scores import TokenScoresConfig
-from model.tokenizer import Tokenizer
+from gma.model import corpus, stacking, token_scores, weights
+from gma.model.classifier import Classifier
+from gma.model.config import ModelConfig, problems
+from gma.model.corpus import Corpus
+from gma.model.crops import Crops
+from gma.model.evaluate import Measured, measure_tokens
+from gma.model.ops.chunked import Rows
+from gma.model.token_scores import TokenScoresConfig
+from gma.model.tokenizer import Tokenizer
 
 SPLITS = "train", "valid"
 

@@ -15,9 +15,9 @@ from safetensors.torch import save as to_bytes
 from torch import nn
 from torch.overrides import TorchFunctionMode
 
-from model.classifier import Classifier
-from model.config import ModelConfig, problems
-from model.tokenizer import Tokenizer
+from gma.model.classifier import Classifier
+from gma.model.config import ModelConfig, problems
+from gma.model.tokenizer import Tokenizer
 
 STORED = {"F16": torch.float16, "BF16": torch.bfloat16, "F32": torch.float32}
 

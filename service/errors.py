@@ -1,8 +1,9 @@
 """What can go wrong in the service, as one tree of exceptions.
 
-An error carries its HTTP status and a stable `error_type` for programs; `service.routes.Requests`
-is the only place that turns one into an answer. Errors cross processes (a Worker raises, a Gateway
-answers), so every constructor argument is in `args`: `service.messages` calls `__init__` with them.
+An error carries its HTTP status and a stable `error_type` for programs; the middleware in
+`gma.service.http` is the only place that turns one into an answer. Errors cross processes (a Worker
+raises, a Gateway answers), so every constructor argument is in `args`: `gma.service.link.messages`
+calls `__init__` with them.
 
     ServiceError              500
     ├── BadRequest            400

@@ -9,8 +9,8 @@ from typing import NamedTuple, Self
 
 from pydantic import ValidationError
 
-from model.config import ModelConfig, problems
-from service.settings import Settings
+from gma.model.config import ModelConfig, problems
+from gma.service.settings import Settings
 
 
 class ModelFolder(NamedTuple):
@@ -59,7 +59,7 @@ def needing_onnx() -> Iterator[None]:
 
 def _exported(folder: Path) -> ModelConfig:
     with needing_onnx():
-        from export.artifact import Artifact
+        from gma.export.artifact import Artifact
     return Artifact.open(folder).config
 
 

@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import ByteSize, Field, ValidationError, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
-from model.config import DEFAULT_CHECKPOINT
+from gma.model.config import DEFAULT_CHECKPOINT
 
 PREFIX = "GMA_"
 

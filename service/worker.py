@@ -17,21 +17,22 @@ from typing import NamedTuple, Self, cast
 import numpy as np
 import torch
 
-from model import weights
-from model.classifier import Classifier
-from model.ops.choice import Precision, obstacle
-from service import kernel_cache, metrics
-from service.client import Reading, Tokens
-from service.compilation import Compilations
-from service.cores import cores
-from service.document import Progress
-from service.engine import Ending, Engine, Observer
-from service.errors import NotReady
-from service.memory import Memory
-from service.model_folder import ModelFolder, needing_onnx
-from service.runner import Runner, TorchRunner
-from service.schemas import WorkerInfo
-from service.settings import Settings
+from gma.model import weights
+from gma.model.classifier import Classifier
+from gma.model.ops.choice import Precision, obstacle
+from gma.service.cores import cores
+from gma.service.engine.document import Progress
+from gma.service.engine.engine import Ending, Engine, Observer
+from gma.service.errors import NotReady
+from gma.service.gateway.contract import WorkerInfo
+from gma.service.link.client import Reading, Tokens
+from gma.service.model_folder import ModelFolder, needing_onnx
+from gma.service.observe import metrics
+from gma.service.observe.memory import Memory
+from gma.service.runners import kernel_cache
+from gma.service.runners.compilations import Compilations
+from gma.service.runners.torch import Runner, TorchRunner
+from gma.service.settings import Settings
 
 logger = logging.getLogger(__name__)
 
@@ -234,8 +235,8 @@ def load_torch(settings: Settings) -> Loaded:
 def load_onnx(settings: Settings) -> Loaded:
     """The exported model of `settings`. Raises ValueError for settings that it does not allow."""
     with needing_onnx():
-        from export.artifact import Artifact
-        from service.onnx import OnnxRunner, default_device
+        from gma.export.artifact import Artifact
+        from gma.service.runners.onnx import OnnxRunner, default_device
     exported = Artifact.open(settings.checkpoint)
     manifest = exported.manifest
     device = default_device() if settings.device == "auto" else settings.device
@@ -289,7 +290,9 @@ def make_runner(classifier: Classifier, settings: Settings) -> Runner:
         precision = "float32" if reason else "bfloat16"
     if precision == "float32":
         return TorchRunner(classifier, slots=settings.slots, rows=rows, chunk=chunk, compile=True)
-    from service.fused import FusedRunner  # Triton is not installed where there is no GPU
+    from gma.service.runners.fused import (
+        FusedRunner,  # Triton is not installed where there is no GPU
+    )
 
     return FusedRunner(
         classifier,

@@ -11,18 +11,26 @@ import pytest
 ROOT = Path(__file__).parent.parent
 
 # Each package may import itself and those that follow.
-LAYERS = ("service", "export", "model")
-OURS = {*LAYERS, "loadtest"}
+LAYERS = ("gma.service", "gma.export", "gma.model")
+OURS = {*LAYERS, "gma.loadtest"}
 
 # What a module, and whatever of ours it imports, may not import.
 IGNORANT_OF = {
-    "model": {"ray", "fastapi", "starlette", "uvicorn", "prometheus_client", "onnx", "onnxruntime"},
-    "export": {"ray", "fastapi", "starlette", "uvicorn", "prometheus_client"},
-    "service.scheduler": {"torch", "numpy", "asyncio", "ray"},
-    "service.engine": {"ray", "fastapi", "starlette", "uvicorn", "tokenizers"},
-    "service.gateway": {"torch"},
-    "service.remote": {"torch", "ray", "fastapi", "starlette", "uvicorn"},
-    "service.replicas": {"torch"},
+    "gma.model": {
+        "ray",
+        "fastapi",
+        "starlette",
+        "uvicorn",
+        "prometheus_client",
+        "onnx",
+        "onnxruntime",
+    },
+    "gma.export": {"ray", "fastapi", "starlette", "uvicorn", "prometheus_client"},
+    "gma.service.engine.scheduler": {"torch", "numpy", "asyncio", "ray"},
+    "gma.service.engine.engine": {"ray", "fastapi", "starlette", "uvicorn", "tokenizers"},
+    "gma.service.gateway.gateway": {"torch"},
+    "gma.service.link.remote": {"torch", "ray", "fastapi", "starlette", "uvicorn"},
+    "gma.service.link.replicas": {"torch"},
 }
 
 
@@ -30,8 +38,8 @@ class Code:
     """The modules under a folder, and what each imports anywhere in its file."""
 
     def __init__(self, root: Path) -> None:
-        files = [file for package in OURS for file in (root / package).rglob("*.py")]
-        names = {_module(file.relative_to(root)): file for file in files}
+        files = [file for name in OURS for file in (root / name.removeprefix("gma.")).rglob("*.py")]
+        names = {f"gma.{_module(file.relative_to(root))}": file for file in files}
         self.imports = {name: set(_imports(file, name)) for name, file in names.items()}
 
     def modules(self, package: str) -> list[str]:
@@ -75,14 +83,14 @@ def _is_under(name: str, package: str) -> bool:
 def wrong_way(code: Code) -> list[str]:
     """Imports of ours that point up, or out of the load test. Only the command may import that."""
     allowed = {package: set(LAYERS[index:]) for index, package in enumerate(LAYERS)}
-    allowed["loadtest"] = {"loadtest"}
+    allowed["gma.loadtest"] = {"gma.loadtest"}
     return [
         f"{module} imports {name}"
         for package in sorted(OURS)
         for module in code.modules(package)
         for name in sorted(code.imports[module])
-        if name.partition(".")[0] in OURS - allowed[package]
-        and not (module == "service.cli" and _is_under(name, "loadtest"))
+        if ".".join(name.split(".")[:2]) in OURS - allowed[package]
+        and not (module == "gma.service.cli.main" and _is_under(name, "gma.loadtest"))
     ]
 
 
@@ -116,18 +124,20 @@ class TestTheRulesThemselves:
         for package in ("model", "export", "service", "loadtest"):
             (tmp_path / package).mkdir()
             (tmp_path / package / "__init__.py").touch()
+        for wing in ("cli", "engine"):
+            (tmp_path / "service" / wing).mkdir()
         return tmp_path
 
     @pytest.mark.parametrize(
         ("file", "source"),
         [
-            ("model/a.py", "import service.engine"),
-            ("model/a.py", "def late():\n    from service import engine"),
-            ("export/a.py", "from service import engine"),
-            ("model/a.py", "def late():\n    from export.artifact import export"),
-            ("service/a.py", "from loadtest.command import loadtest"),
-            ("loadtest/a.py", "from model.config import ModelConfig"),
-            ("loadtest/__init__.py", "from model import config"),
+            ("model/a.py", "import gma.service.engine"),
+            ("model/a.py", "def late():\n    from gma.service import engine"),
+            ("export/a.py", "from gma.service import engine"),
+            ("model/a.py", "def late():\n    from gma.export.artifact import export"),
+            ("service/a.py", "from gma.loadtest.command import loadtest"),
+            ("loadtest/a.py", "from gma.model.config import ModelConfig"),
+            ("loadtest/__init__.py", "from gma.model import config"),
         ],
     )
     def test_sees_an_import_the_wrong_way(self, tree: Path, file: str, source: str) -> None:
@@ -135,15 +145,17 @@ class TestTheRulesThemselves:
         assert len(wrong_way(Code(tree))) >= 1
 
     def test_allows_the_right_way(self, tree: Path) -> None:
-        (tree / "service/a.py").write_text("import model.config\nfrom . import b\nfrom .b import c")
-        (tree / "service/b.py").write_text("from export.artifact import Artifact")
-        (tree / "export/a.py").write_text("import model.config")
-        (tree / "service/cli.py").write_text("from loadtest.command import loadtest")
+        (tree / "service/a.py").write_text(
+            "import gma.model.config\nfrom . import b\nfrom .b import c"
+        )
+        (tree / "service/b.py").write_text("from gma.export.artifact import Artifact")
+        (tree / "export/a.py").write_text("import gma.model.config")
+        (tree / "service/cli/main.py").write_text("from gma.loadtest.command import loadtest")
         assert not wrong_way(Code(tree))
 
     def test_follows_imports_of_ours(self, tree: Path) -> None:
-        (tree / "service/scheduler.py").write_text("from . import order")
-        (tree / "service/order.py").write_text("if 1:\n    import torch.nn")
-        assert forbidden(Code(tree), "service.scheduler") == [
-            "service.scheduler imports torch.nn (service.order)"
+        (tree / "service/engine/scheduler.py").write_text("from . import order")
+        (tree / "service/engine/order.py").write_text("if 1:\n    import torch.nn")
+        assert forbidden(Code(tree), "gma.service.engine.scheduler") == [
+            "gma.service.engine.scheduler imports torch.nn (service.order)"
         ]

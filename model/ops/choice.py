@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeAlias
 import torch
 from torch import Tensor
 
-from model.config import ModelConfig
-from model.ops import chunked
+from gma.model.config import ModelConfig
+from gma.model.ops import chunked
 
 if TYPE_CHECKING:
-    from model.classifier import Classifier
+    from gma.model.classifier import Classifier
 
 SIZES = frozenset({16, 32, 64, 128})
 """What routing_dim, num_components and value_dim may be for Triton's kernels."""
@@ -43,7 +43,7 @@ LARGEST: dict[Precision, float] = {
 
 
 class Operation(NamedTuple):
-    """An implementation; for what its functions take and give see `model.ops.chunked`."""
+    """An implementation; for what its functions take and give see `gma.model.ops.chunked`."""
 
     name: str
     causal: Callable[..., tuple[Tensor, Tensor, Tensor]]
@@ -76,7 +76,7 @@ def choose(config: ModelConfig, weight: Tensor) -> Operation:
     """
     exact = weight.dtype == torch.float64
     if weight.is_cuda and not exact and misfit(config, weight.dtype) is None:
-        from model.ops import triton  # is not installed where there is no GPU
+        from gma.model.ops import triton  # is not installed where there is no GPU
 
         return Operation.of(triton)
     return CHUNKED

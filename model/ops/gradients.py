@@ -1,4 +1,4 @@
-"""Triton kernels of the operation backward. `model.ops.triton` launches them.
+"""Triton kernels of the operation backward. `gma.model.ops.triton` launches them.
 
 An output is a ratio, out = y[:v] / d with d = y[v] + epsilon and y = gamma(q) @ state, the last
 column the mass. With pull = out . dout / d,
@@ -15,8 +15,8 @@ tokens and mixture. Responsibilities are computed again from the tokens; the gra
 N * K, are the largest thing that is written. Documents meet in no sum but in the gradients of the
 mixture, which they share.
 
-Shapes: as in `model.ops.kernels`. States and their gradients are (G, H, v + 1, K), or of documents,
-(D, H, v + 1, K), where every token reads and writes the whole.
+Shapes: as in `gma.model.ops.kernels`. States and their gradients are (G, H, v + 1, K), or of
+documents, (D, H, v + 1, K), where every token reads and writes the whole.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from model.ops.kernels import _dot, _place, _posterior, _split, _weights
+from gma.model.ops.kernels import _dot, _place, _posterior, _split, _weights
 
 
 @triton.jit

@@ -1,6 +1,6 @@
 """Triton kernels of the operation forward: responsibilities live in registers.
 
-Source: arXiv:2606.18283. `model.ops.triton` launches them.
+Source: arXiv:2606.18283. `gma.model.ops.triton` launches them.
 
 A row is cut into segments. Three kernels: each segment's sums, and the keys' responsibilities; each
 document's exclusive prefix of the sums, which starts at its incoming state and ends at its new one;

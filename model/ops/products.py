@@ -17,7 +17,7 @@ import triton.language as tl
 from torch import Tensor
 from triton.tools.tensor_descriptor import TensorDescriptor
 
-from model.ops.kernels import INTERPRETED
+from gma.model.ops.kernels import INTERPRETED
 
 
 @triton.jit

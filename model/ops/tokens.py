@@ -11,7 +11,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from model.ops.kernels import INTERPRETED, backwards
+from gma.model.ops.kernels import INTERPRETED, backwards
 
 REGISTERS = 200
 """Of a convolution's thread."""

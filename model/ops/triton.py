@@ -1,6 +1,6 @@
 """Gaussian Mixture Attention over the rows of a step, in Triton.
 
-Source: arXiv:2606.18283. Signatures, shapes and meaning are those of `model.ops.chunked`, with
+Source: arXiv:2606.18283. Signatures, shapes and meaning are those of `gma.model.ops.chunked`, with
 tokens in bfloat16 or float32, mixture and states in float32, and outputs in the tokens'
 dtype. Each function is an operator of `torch.library`: one node to autograd and torch.compile.
 
@@ -18,9 +18,9 @@ import torch
 import triton
 from torch import Tensor
 
-from model.ops import gradients, kernels
-from model.ops.choice import MIXTURE, SIZES
-from model.ops.chunked import ROUTING_EPSILON, Coefficients, Rows
+from gma.model.ops import gradients, kernels
+from gma.model.ops.choice import MIXTURE, SIZES
+from gma.model.ops.chunked import ROUTING_EPSILON, Coefficients, Rows
 
 DTYPES = torch.bfloat16, torch.float32
 INTERPRETED = bool(kernels.INTERPRETED.value)
@@ -85,7 +85,7 @@ def causal(
     epsilon: float,
     plan: Plan | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """See `model.ops.chunked.causal`. Raises ValueError for what the kernels can't take."""
+    """See `gma.model.ops.chunked.causal`. Raises ValueError for what the kernels can't take."""
     out, memory, mass = _causal(
         q, k, val, memory, mass, *mixture, rows.lengths, rows.first, rows.count,
         normalize, epsilon, plan,
@@ -102,7 +102,7 @@ def write(
     normalize: bool,
     plan: Plan | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """See `model.ops.chunked.write`. Raises ValueError for what the kernels can't take."""
+    """See `gma.model.ops.chunked.write`. Raises ValueError for what the kernels can't take."""
     memory, mass = _write(
         k, val, *mixture, rows.lengths, rows.document, rows.first, rows.count, normalize, plan
     )
@@ -120,7 +120,7 @@ def read(
     epsilon: float,
     plan: Plan | None = None,
 ) -> Tensor:
-    """See `model.ops.chunked.read`. Raises ValueError for what the kernels can't take."""
+    """See `gma.model.ops.chunked.read`. Raises ValueError for what the kernels can't take."""
     out: Tensor = _read(
         q, memory, mass, *mixture, rows.lengths, rows.document, rows.first, rows.count,
         normalize, epsilon, plan,

@@ -9,9 +9,9 @@ import pytest
 
 from benchmarks import busy, overhead, soak
 from benchmarks.processes import resident_bytes
-from loadtest.client import Outcome
-from loadtest.report import Latency, Report, report
-from loadtest.trial import Load, Trial
+from gma.loadtest.client import Outcome
+from gma.loadtest.report import Latency, Report, report
+from gma.loadtest.trial import Load, Trial
 
 
 def found(*outcomes: Outcome) -> Report:

@@ -14,8 +14,8 @@ from benchmarks import backends, precision
 from benchmarks import service as benchmark
 from benchmarks.clients import Answered, poisson_times, tokens_within
 from benchmarks.processes import cpu_seconds
-from model.config import DEFAULT_CHECKPOINT, ModelConfig
-from model.tokenizer import Tokenizer
+from gma.model.config import DEFAULT_CHECKPOINT, ModelConfig
+from gma.model.tokenizer import Tokenizer
 
 CONFIG = ModelConfig.model_validate_json((DEFAULT_CHECKPOINT / "config.json").read_bytes())
 

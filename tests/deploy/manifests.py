@@ -18,8 +18,8 @@ from ray.serve.schema import (
     ServeDeploySchema,
 )
 
-from service import app
-from service.settings import Settings, SettingsError
+from gma.service.app import deployments as app
+from gma.service.settings import Settings, SettingsError
 
 Manifest = dict[str, Any]
 

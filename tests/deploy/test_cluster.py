@@ -19,7 +19,7 @@ from ray import serve
 from ray.serve.context import _get_global_client
 from ray.serve.schema import ServeDeploySchema
 
-from service.app import APPLICATION, LOOPBACK, WORKER
+from gma.service.app.deployments import APPLICATION, LOOPBACK, WORKER
 from tests.deploy import kustomize
 from tests.deploy.manifests import serve_config, service
 from tests.service.asgi import PATIENCE_S, TEXT, save_checkpoint

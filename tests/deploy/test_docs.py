@@ -11,8 +11,8 @@ import pytest
 import typer
 import yaml
 
-from service import cli
-from service.settings import Settings, check_names
+from gma.service.cli import main as cli
+from gma.service.settings import Settings, check_names
 from tests.deploy import kustomize
 from tests.deploy.dockerfile import Dockerfile
 from tests.deploy.manifests import Manifest, problems, serve_config, service

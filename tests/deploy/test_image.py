@@ -130,7 +130,8 @@ def is_included() -> Callable[[str], bool]:
 @pytest.mark.parametrize(
     ("path", "goes"),
     [
-        ("service/app.py", True),
+        ("gma/model", True),
+        ("service/app/deployments.py", True),
         ("model/checkpoints/books/model.safetensors", True),
         ("export/ops/CMakeLists.txt", True),
         ("requirements.lock", True),
@@ -176,7 +177,7 @@ def container(
     )
     for file in filter(is_included, listed.stdout.splitlines()):
         (source / file).parent.mkdir(parents=True, exist_ok=True)
-        shutil.copy(ROOT / file, source / file)
+        shutil.copy(ROOT / file, source / file, follow_symlinks=False)
     container = Container(folder / "gma", source)
     environment = {
         "PATH": f"{container.bin}:{Path(sys.executable).parent}:{os.environ['PATH']}",
@@ -214,7 +215,7 @@ class TestCommands:
         self, container: Container, environment: dict[str, str], tmp_path: Path
     ) -> None:
         """With its model: `gma info` reads the checkpoint that comes with it."""
-        code = "import service, model.config as c; print(service.__file__, c.DEFAULT_CHECKPOINT)"
+        code = "import gma, gma.model.config as c; print(gma.__file__, c.DEFAULT_CHECKPOINT)"
         ran = subprocess.run(
             ["python", "-c", code],
             cwd=tmp_path,

@@ -216,8 +216,16 @@ def test_what_is_left_out_is_caught(cpu: list[Manifest], kind: str) -> None:
 @pytest.mark.parametrize(
     ("path", "value", "message"),
     [
-        ("applications.0.import_path", "service.app", "there is no service.app"),
-        ("applications.0.import_path", "service.app:build_it", "there is no service.app:build_it"),
+        (
+            "applications.0.import_path",
+            "gma.service.app.deployments",
+            "there is no gma.service.app.deployments",
+        ),
+        (
+            "applications.0.import_path",
+            "gma.service.app.deployments:build_it",
+            "there is no gma.service.app.deployments:build_it",
+        ),
         ("applications.0.deployment", [], "no field deployment"),
         ("http_option", {}, "no field http_option"),
         ("http_options.port", "http", "Serve config"),
@@ -236,7 +244,7 @@ def test_what_is_left_out_is_caught(cpu: list[Manifest], kind: str) -> None:
         (f"{SCALING}.max_replicas", 9, "between other numbers"),
         (
             f"{SCALING}.policy.policy_function",
-            "service.autoscaling:Tokens",
+            "gma.service.app.autoscaling:Tokens",
             "no attribute 'Tokens'",
         ),
         (f"{SCALING}.policy.policy_kwargs", {"tokens": 1}, "autoscaling policy"),

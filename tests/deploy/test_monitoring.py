@@ -20,8 +20,9 @@ import httpx
 import pytest
 import yaml
 
-from service import app, metrics
-from service.settings import Settings
+from gma.service.app import deployments as app
+from gma.service.observe import metrics
+from gma.service.settings import Settings
 from tests.service.asgi import PATIENCE_S, TEXT, save_checkpoint
 from tests.service.test_app import free_port
 

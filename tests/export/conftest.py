@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 import torch
 
-from export.artifact import Artifact, Precision, export
-from model import weights
-from model.tokenizer import Tokenizer
+from gma.export.artifact import Artifact, Precision, export
+from gma.model import weights
+from gma.model.tokenizer import Tokenizer
 from tests.model.small import small
 
 ROOT = Path(__file__).parents[2]

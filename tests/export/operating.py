@@ -15,9 +15,9 @@ from onnx import TensorProto, helper
 from torch import Tensor
 from torch.nn import functional
 
-from export.body import OPSET
-from export.operators import ATTRIBUTES, DOMAIN, INPUTS, OPERATORS, OUTPUTS, VERSION
-from model.ops import chunked
+from gma.export.body import OPSET
+from gma.export.operators import ATTRIBUTES, DOMAIN, INPUTS, OPERATORS, OUTPUTS, VERSION
+from gma.model.ops import chunked
 
 Array = NDArray[Any]
 
@@ -193,7 +193,7 @@ def _filled(x: Array, size: int) -> Tensor:
 
 
 def gma_reference(name: str, inputs: dict[str, Array], rows: Rows) -> dict[str, Tensor]:
-    """What `model.ops.chunked` says in float64."""
+    """What `gma.model.ops.chunked` says in float64."""
     (heads, _, routing), value = inputs["linear"].shape, inputs["memory"].shape[-1]
     routed = _filled(inputs["routed"], rows.size)
     q, k, val = (

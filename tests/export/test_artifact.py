@@ -14,11 +14,11 @@ import pytest
 import torch
 from onnx import ModelProto, TensorProto, helper, numpy_helper
 
-from export import artifact as artifacts
-from export.artifact import Artifact, ArtifactError, export
-from export.operators import DOMAIN
-from model import weights
-from model.tokenizer import Tokenizer
+from gma.export import artifact as artifacts
+from gma.export.artifact import Artifact, ArtifactError, export
+from gma.export.operators import DOMAIN
+from gma.model import weights
+from gma.model.tokenizer import Tokenizer
 from tests.export.conftest import CHUNK, Exported, checkpoint_of
 
 

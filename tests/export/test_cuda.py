@@ -14,8 +14,8 @@ from torch import Tensor
 pytest.importorskip("triton")
 pytest.importorskip("onnxruntime")
 
-from export.ops.cuda import kernels as own
-from model.ops import kernels, tokens
+from gma.export.ops.cuda import kernels as own
+from gma.model.ops import kernels, tokens
 from tests.export import operating
 from tests.export.operating import Rows, hostile
 from tests.interpreting import DEVICE, KERNELS

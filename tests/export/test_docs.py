@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from export.operators import OPERATORS
-from export.verification import TOLERANCES
+from gma.export.operators import OPERATORS
+from gma.export.verification import TOLERANCES
 
 TEXT = (Path(__file__).parents[2] / "docs" / "onnx.md").read_text(encoding="utf-8")
 

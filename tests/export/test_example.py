@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from export.artifact import Artifact, export
-from model.config import DEFAULT_CHECKPOINT
-from service import cli
+from gma.export.artifact import Artifact, export
+from gma.model.config import DEFAULT_CHECKPOINT
+from gma.service.cli import main as cli
 
 ROOT = Path(__file__).parents[2]
 SCRIPT = ROOT / "docs" / "examples" / "classify.py"

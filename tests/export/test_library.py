@@ -15,7 +15,7 @@ from onnxruntime.capi.onnxruntime_pybind11_state import InvalidArgument
 from torch import Tensor
 from torch.nn import functional
 
-from export.operators import OPERATORS
+from gma.export.operators import OPERATORS
 from tests.export import operating
 from tests.export.operating import Array, Rows, hostile
 from tests.model.small import error

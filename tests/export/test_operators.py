@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch.nn import functional
 
-from export.operators import OPERATORS, functions, register
+from gma.export.operators import OPERATORS, functions, register
 from tests.export import operating
 from tests.export.operating import Rows, hostile
 from tests.model.small import error

@@ -13,11 +13,11 @@ import pytest
 import torch
 from onnx import numpy_helper
 
-from export import artifact
-from export.artifact import Artifact, Precision, export
-from export.verification import TOLERANCES, Model, verify
-from model import weights
-from service import cli
+from gma.export import artifact
+from gma.export.artifact import Artifact, Precision, export
+from gma.export.verification import TOLERANCES, Model, verify
+from gma.model import weights
+from gma.service.cli import main as cli
 from tests.export.conftest import Exported, checkpoint_of
 
 

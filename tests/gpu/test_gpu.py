@@ -9,16 +9,16 @@ from typing import TYPE_CHECKING
 import pytest
 import torch
 
-from model import weights
-from model.classifier import Classifier
-from model.config import ModelConfig
-from service.runner import TorchRunner
-from service.settings import Settings
+from gma.model import weights
+from gma.model.classifier import Classifier
+from gma.model.config import ModelConfig
+from gma.service.runners.torch import TorchRunner
+from gma.service.settings import Settings
 from tests.service.asgi import save_checkpoint
 from tests.service.conformance import Tested, check_all, poison
 
 if TYPE_CHECKING:
-    from export.artifact import Precision  # with ONNX, which is not installed everywhere
+    from gma.export.artifact import Precision  # with ONNX, which is not installed everywhere
 
 pytestmark = pytest.mark.gpu
 
@@ -57,13 +57,13 @@ def compiled(classifier: Classifier) -> Tested:
 
 
 def bfloat16(classifier: Classifier) -> Tested:
-    from service.fused import FusedRunner
+    from gma.service.runners.fused import FusedRunner
 
     return FusedRunner(classifier, slots=SLOTS, rows=ROWS, chunk=CHUNK, precision="bfloat16")
 
 
 def fp8(classifier: Classifier) -> Tested:
-    from service.fused import FusedRunner
+    from gma.service.runners.fused import FusedRunner
 
     return FusedRunner(classifier, slots=SLOTS, rows=ROWS, chunk=CHUNK, precision="fp8")
 
@@ -100,9 +100,9 @@ def test_onnx_runtime_on_gpu(
     onnxruntime = pytest.importorskip("onnxruntime")
     if "CUDAExecutionProvider" not in onnxruntime.get_available_providers():
         pytest.skip("this ONNX Runtime has no CUDA")
-    from export.artifact import export
-    from service.onnx import OnnxRunner
-    from service.worker import load_onnx
+    from gma.export.artifact import export
+    from gma.service.runners.onnx import OnnxRunner
+    from gma.service.worker import load_onnx
 
     sizes = CONFIG.model_dump(include={"width", "layers", "heads", "routing_dim", "mlp_width"})
     sizes |= CONFIG.model_dump(include={"value_dim", "num_components"})

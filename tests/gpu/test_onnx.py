@@ -23,7 +23,7 @@ pytest.importorskip("onnx")
 import onnxruntime
 from onnx import TensorProto
 
-from export.operators import OPERATORS
+from gma.export.operators import OPERATORS
 from tests.export import operating
 from tests.export.operating import Array, Rows, hostile
 from tests.model.small import error

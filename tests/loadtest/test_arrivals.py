@@ -7,7 +7,7 @@ from itertools import pairwise
 
 import pytest
 
-from loadtest.arrivals import BURST_PERIOD_S, BURST_SHARE, PROFILES, arrivals
+from gma.loadtest.arrivals import BURST_PERIOD_S, BURST_SHARE, PROFILES, arrivals
 
 
 @pytest.mark.parametrize("profile", PROFILES)

@@ -8,11 +8,11 @@ from typing import Any
 
 import pytest
 
-from loadtest import client
-from loadtest.arrivals import arrivals
-from loadtest.client import Client, Outcome, Plan
-from loadtest.corpus import Corpus
-from loadtest.slo import quantile
+from gma.loadtest import client
+from gma.loadtest.arrivals import arrivals
+from gma.loadtest.client import Client, Outcome, Plan
+from gma.loadtest.corpus import Corpus
+from gma.loadtest.slo import quantile
 from tests.loadtest.server import Server
 
 STALL_S = 1.5

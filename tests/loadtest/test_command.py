@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 import pytest
 
-from service import cli
+from gma.service.cli import main as cli
 from tests.loadtest.server import Server
 
 

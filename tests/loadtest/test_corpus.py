@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 import zstandard
 
-from loadtest.corpus import Corpus
-from loadtest.lengths import HUGE_BYTES, band, lengths
+from gma.loadtest.corpus import Corpus
+from gma.loadtest.lengths import HUGE_BYTES, band, lengths
 
 TEXTS = ["Der Fluß ist breit, 漢字 🚢 sagt man." + " Ja doch." * 200, "A text of plain words." * 50]
 

@@ -11,7 +11,7 @@ import typer
 import yaml
 from typer.main import get_command
 
-from loadtest.command import loadtest
+from gma.loadtest.command import loadtest
 
 MANIFEST = Path(__file__).parents[2] / "deploy/loadtest/job.yaml"
 

@@ -8,12 +8,12 @@ from typing import Any
 
 import pytest
 
-from loadtest.client import Outcome
-from loadtest.page import page, sweep_page
-from loadtest.report import Report, report
-from loadtest.server import Reading, quantile, stages
-from loadtest.slo import Slo
-from loadtest.trial import Load, Sample, Trial
+from gma.loadtest.client import Outcome
+from gma.loadtest.page import page, sweep_page
+from gma.loadtest.report import Report, report
+from gma.loadtest.server import Reading, quantile, stages
+from gma.loadtest.slo import Slo
+from gma.loadtest.trial import Load, Sample, Trial
 from tests.loadtest.server import METRICS
 
 WARM_S = 10.0

@@ -6,9 +6,9 @@ import math
 
 import pytest
 
-from loadtest.client import Outcome
-from loadtest.slo import Slo, quantile
-from loadtest.sweep import highest
+from gma.loadtest.client import Outcome
+from gma.loadtest.slo import Slo, quantile
+from gma.loadtest.sweep import highest
 
 
 def outcomes(seconds: list[float], size: int = 100, error: str | None = None) -> list[Outcome]:

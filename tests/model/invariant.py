@@ -9,9 +9,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from model.classifier import Classifier
-from model.config import ModelConfig
-from model.state import State
+from gma.model.classifier import Classifier
+from gma.model.config import ModelConfig
+from gma.model.state import State
 from tests.model.small import SMALL, ByHand, by_hand, error
 
 

@@ -7,11 +7,11 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from model.classifier import Classifier
-from model.config import ModelConfig
-from model.layers import Layer
-from model.ops import reference
-from model.state import State
+from gma.model.classifier import Classifier
+from gma.model.config import ModelConfig
+from gma.model.layers import Layer
+from gma.model.ops import reference
+from gma.model.state import State
 
 SMALL = ModelConfig(
     name="small",

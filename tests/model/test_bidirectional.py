@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from model.classifier import Classifier
+from gma.model.classifier import Classifier
 from tests.model.small import SMALL, ByHand, by_hand, error, small
 
 

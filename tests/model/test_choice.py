@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from model.classifier import Classifier
-from model.ops.choice import Precision, choose, misfit, obstacle
+from gma.model.classifier import Classifier
+from gma.model.ops.choice import Precision, choose, misfit, obstacle
 from tests.model.small import SMALL
 
 FITTING = SMALL.model_copy(

@@ -11,15 +11,15 @@ import pytest
 import torch
 from torch import Tensor
 
-from model.classifier import Classifier
-from model.ops.choice import Precision
-from model.state import State
+from gma.model.classifier import Classifier
+from gma.model.ops.choice import Precision
+from gma.model.state import State
 from tests.model.invariant import Read, Share, assert_same, documents_of, used_state
 from tests.model.small import error, small
 
 pytest.importorskip("triton")
 
-from model.fused import FusedStep, Inputs, Outputs
+from gma.model.fused import FusedStep, Inputs, Outputs
 from tests.interpreting import DEVICE, KERNELS
 
 pytestmark = [*KERNELS, pytest.mark.usefixtures("_poisoned")]

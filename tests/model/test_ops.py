@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from model.ops import chunked, reference
-from model.ops.chunked import Coefficients, Rows
+from gma.model.ops import chunked, reference
+from gma.model.ops.chunked import Coefficients, Rows
 from tests.model.small import error, small
 
 EPSILON = 1e-6

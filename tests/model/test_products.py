@@ -11,7 +11,7 @@ from tests.model.small import error
 
 pytest.importorskip("triton")
 
-from model.ops.products import Tiles, multiply
+from gma.model.ops.products import Tiles, multiply
 from tests.interpreting import DEVICE, KERNELS
 
 pytestmark = KERNELS

@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 import torch
 
-from model.classifier import Classifier
-from model.config import ModelConfig
-from model.reading import CHUNK, ROWS, Reader, Span
-from model.tokenizer import NotUtf8, Tokenizer
-from model.weights import Checkpoint
+from gma.model.classifier import Classifier
+from gma.model.config import ModelConfig
+from gma.model.reading import CHUNK, ROWS, Reader, Span
+from gma.model.tokenizer import NotUtf8, Tokenizer
+from gma.model.weights import Checkpoint
 
 TEXT = "The quick brown fox, é 你好 👍, jumps over the lazy dog.\n"
 

@@ -9,8 +9,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from model.classifier import Classifier, Step
-from model.state import State
+from gma.model.classifier import Classifier, Step
+from gma.model.state import State
 from tests.model.invariant import (
     Read,
     Share,

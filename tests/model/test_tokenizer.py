@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from model.tokenizer import NotUtf8, Tokenizer, TokenStream
+from gma.model.tokenizer import NotUtf8, Tokenizer, TokenStream
 
 # One of every class that the words distinguish, and the characters where definitions of a class
 # differ: Python calls \x1c a space, the words do not; \x85 and \u3000 are spaces of several bytes.

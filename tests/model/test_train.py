@@ -14,13 +14,13 @@ import torch
 import zstandard
 from safetensors.torch import load_file
 
-from model import stacking, weights
-from model.classifier import Classifier
-from model.corpus import Corpus, CorpusError, LabelledText
-from model.evaluate import components_in_use, evaluate, macro_f1, measure_tokens
-from model.tokenizer import Tokenizer
-from model.train import TrainingError, train
-from model.weights import Checkpoint
+from gma.model import stacking, weights
+from gma.model.classifier import Classifier
+from gma.model.corpus import Corpus, CorpusError, LabelledText
+from gma.model.evaluate import components_in_use, evaluate, macro_f1, measure_tokens
+from gma.model.tokenizer import Tokenizer
+from gma.model.train import TrainingError, train
+from gma.model.weights import Checkpoint
 from tests.model.small import small
 
 Tables = dict[str, dict[str, Any]]

@@ -10,14 +10,14 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from model.ops import chunked, reference
-from model.ops.chunked import Coefficients, Rows
+from gma.model.ops import chunked, reference
+from gma.model.ops.chunked import Coefficients, Rows
 from tests.model.small import error
 
 pytest.importorskip("triton")
 
-from model.ops import triton
-from model.ops.triton import Plan
+from gma.model.ops import triton
+from gma.model.ops.triton import Plan
 from tests.interpreting import DEVICE, KERNELS
 
 pytestmark = KERNELS

@@ -15,12 +15,12 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from model import weights
-from model.classifier import Classifier
-from model.config import DEFAULT_CHECKPOINT, ModelConfig
-from model.reading import Reader
-from model.tokenizer import Tokenizer
-from model.weights import CheckpointError
+from gma.model import weights
+from gma.model.classifier import Classifier
+from gma.model.config import DEFAULT_CHECKPOINT, ModelConfig
+from gma.model.reading import Reader
+from gma.model.tokenizer import Tokenizer
+from gma.model.weights import CheckpointError
 from tests.model.small import small
 
 TEXT = "the quick brown fox jumps over the lazy dog, the dog does not mind. " * 5
@@ -61,7 +61,7 @@ def test_loading_draws_nothing(folder: Path) -> None:
     """Neither the generator nor the compiler, which drawing on the meta device would import."""
     code = f"""
 import sys, torch
-from model import weights
+from gma.model import weights
 before = torch.get_rng_state()
 weights.load({str(folder)!r})
 print(bool(torch.equal(before, torch.get_rng_state())), "torch._dynamo" in sys.modules)

@@ -13,15 +13,15 @@ import httpx
 import torch
 from starlette.types import ASGIApp, Message
 
-from model import weights
-from model.classifier import Classifier
-from model.config import ModelConfig
-from model.tokenizer import Tokenizer
-from service.gateway import Gateway
-from service.routes import create_app
-from service.runner import Batch, Launched, TorchRunner
-from service.settings import Settings
-from service.worker import Worker
+from gma.model import weights
+from gma.model.classifier import Classifier
+from gma.model.config import ModelConfig
+from gma.model.tokenizer import Tokenizer
+from gma.service.gateway.gateway import Gateway
+from gma.service.http.app import create_app
+from gma.service.runners.torch import Batch, Launched, TorchRunner
+from gma.service.settings import Settings
+from gma.service.worker import Worker
 
 PATIENCE_S = 30  # for what comes at once unless something is broken
 

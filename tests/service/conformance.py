@@ -12,14 +12,14 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from model.classifier import Classifier
-from service.engine import Engine, Progress
-from service.pool import StatePool
-from service.runner import Batch, TorchRunner, fitting
+from gma.model.classifier import Classifier
+from gma.service.engine.engine import Engine, Progress
+from gma.service.runners.pool import StatePool
+from gma.service.runners.torch import Batch, TorchRunner, fitting
 
 if TYPE_CHECKING:
-    from service.fused import FusedRunner  # Triton is not installed everywhere
-    from service.onnx import OnnxRunner  # nor is ONNX Runtime
+    from gma.service.runners.fused import FusedRunner  # Triton is not installed everywhere
+    from gma.service.runners.onnx import OnnxRunner  # nor is ONNX Runtime
 
 Tested: TypeAlias = "TorchRunner | FusedRunner | OnnxRunner"
 

@@ -24,7 +24,7 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def exported(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The tiny model's export, for chunks of 16 tokens."""
     pytest.importorskip("onnxruntime")
-    from export.artifact import export
+    from gma.export.artifact import export
 
     return export(checkpoint, tmp_path_factory.mktemp("exported") / "tiny", chunk=16).folder
 

@@ -18,8 +18,8 @@ from typing import Any
 import httpx
 import pytest
 
-from service import app
-from service.settings import Settings
+from gma.service.app import deployments as app
+from gma.service.settings import Settings
 from tests.service.asgi import PATIENCE_S, TEXT, save_checkpoint
 from tests.service.collector import Collector, collecting
 

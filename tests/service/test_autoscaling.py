@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from service.autoscaling import METRIC, QueuedTokens
+from gma.service.app.autoscaling import METRIC, QueuedTokens
 from tests.service.asgi import TEXT, Exchange, Service
 
 

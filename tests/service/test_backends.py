@@ -18,13 +18,14 @@ pytest.importorskip("onnxruntime")
 
 import onnxruntime
 
-from model.tokenizer import Tokenizer
-from service import app, worker
-from service.gateway import Gateway
-from service.model_folder import ModelFolder
-from service.routes import create_app
-from service.settings import Settings
-from service.worker import Worker
+from gma.model.tokenizer import Tokenizer
+from gma.service import worker
+from gma.service.app import deployments as app
+from gma.service.gateway.gateway import Gateway
+from gma.service.http.app import create_app
+from gma.service.model_folder import ModelFolder
+from gma.service.settings import Settings
+from gma.service.worker import Worker
 from tests.service.asgi import PATIENCE_S, TEXT
 
 CHUNK = 16
@@ -153,7 +154,7 @@ class TestWhatStopsTheStart:
         self, exported: Path, package: str, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         for module in [
-            name for name in sys.modules if name.startswith(("service.onnx", "export."))
+            name for name in sys.modules if name.startswith(("gma.service.runners.onnx", "export."))
         ]:
             monkeypatch.delitem(sys.modules, module)
         monkeypatch.setitem(sys.modules, package, None)

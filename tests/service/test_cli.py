@@ -13,11 +13,11 @@ from typing import Any, NamedTuple
 import pytest
 import torch
 
-from model import weights
-from model.classifier import Classifier
-from model.config import ModelConfig
-from model.tokenizer import Tokenizer
-from service import cli
+from gma.model import weights
+from gma.model.classifier import Classifier
+from gma.model.config import ModelConfig
+from gma.model.tokenizer import Tokenizer
+from gma.service.cli import main as cli
 
 TEXT = "It was the best of times, it was the worst of times, it was the age of wisdom.\n"
 LABELS = ("austen", "dickens", "poe", "twain")
@@ -250,7 +250,9 @@ class TestHelp:
 
     def test_is_quick(self) -> None:
         """What takes seconds to import is imported by the commands that use it."""
-        code = "import sys, service.cli; print({'torch', 'ray', 'numpy'} & sys.modules.keys())"
+        code = (
+            "import sys, gma.service.cli.main;print({'torch', 'ray', 'numpy'} & sys.modules.keys())"
+        )
         ran = subprocess.run(
             [sys.executable, "-c", code], capture_output=True, text=True, check=True
         )

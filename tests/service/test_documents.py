@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 from pydantic import TypeAdapter
 
-from service.errors import NotReady
-from service.schemas import Answer, ErrorEvent, ProgressEvent, ResultEvent
+from gma.service.errors import NotReady
+from gma.service.gateway.contract import Answer, ErrorEvent, ProgressEvent, ResultEvent
 from tests.service.asgi import LABELS, TEXT, Exchange, Service
 
 pytestmark = pytest.mark.anyio

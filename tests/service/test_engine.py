@@ -13,9 +13,9 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from model.classifier import Grid
-from service.engine import LEAD_S, Ending, Engine, Observer, Progress
-from service.errors import (
+from gma.model.classifier import Grid
+from gma.service.engine.engine import LEAD_S, Ending, Engine, Observer, Progress
+from gma.service.errors import (
     EmptyDocument,
     NotReady,
     Overloaded,
@@ -26,9 +26,9 @@ from service.errors import (
     UnknownDocument,
     WrongOffset,
 )
-from service.memory import Memory
-from service.pool import Slots
-from service.runner import Batch, Ended, Launched, Outcome
+from gma.service.observe.memory import Memory
+from gma.service.runners.pool import Slots
+from gma.service.runners.torch import Batch, Ended, Launched, Outcome
 
 CHUNK = 4
 ROWS = 4

@@ -6,8 +6,8 @@ import pickle
 
 import pytest
 
-from service import errors
-from service.errors import ServiceError
+from gma.service import errors
+from gma.service.errors import ServiceError
 
 EXAMPLES = [
     ServiceError("a"),

@@ -11,12 +11,12 @@ from pathlib import Path
 import httpx
 import pytest
 
-from service.exporter import Exporter
+from gma.service.observe.exporter import Exporter
 
 COUNT = """
 import os, sys
 os.environ["PROMETHEUS_MULTIPROC_DIR"] = sys.argv[1]
-from service import metrics
+from gma.service.observe import metrics
 metrics.TOKENS.inc(int(sys.argv[2]))
 """
 

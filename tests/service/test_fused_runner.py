@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 import torch
 
-from model.classifier import Classifier
-from model.config import ModelConfig
-from model.ops.choice import Precision
-from service.runner import TorchRunner
+from gma.model.classifier import Classifier
+from gma.model.config import ModelConfig
+from gma.model.ops.choice import Precision
+from gma.service.runners.torch import TorchRunner
 from tests.service.conformance import (
     assert_close,
     batch_of,
@@ -28,7 +28,7 @@ pytest.importorskip("triton")
 
 import triton
 
-from service.fused import FusedRunner
+from gma.service.runners.fused import FusedRunner
 from tests.interpreting import DEVICE, KERNELS
 
 pytestmark = KERNELS

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from service import kernel_cache
+from gma.service.runners import kernel_cache
 
 WANTED = kernel_cache.Manifest(
     fingerprint="ab12", gpu="a GPU", torch="2.11", triton="3.6", dtype="bfloat16", grids=["1 x 512"]

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from service.keys import Keys, hash_of, new_key
+from gma.service.http.keys import Keys, hash_of, new_key
 from tests.service.asgi import TEXT, Exchange, Service
 
 pytestmark = pytest.mark.anyio
@@ -55,7 +55,7 @@ class TestFile:
 
 
 def gma_key(*arguments: object) -> list[str]:
-    run = "from service.cli import main; main()"
+    run = "from gma.service.cli.main import main; main()"
     command = [sys.executable, "-c", run, "key", *map(str, arguments)]
     return subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()
 

@@ -10,8 +10,8 @@ import httpx
 import pytest
 from starlette.types import Receive, Scope, Send
 
-from service.listener import Listener
-from service.port import bound
+from gma.service.http.listener import Listener
+from gma.service.http.port import bound
 from tests.service.asgi import PATIENCE_S
 from tests.service.test_app import free_port
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from service.memory import gpu_memory
+from gma.service.observe.memory import gpu_memory
 
 
 class NVMLError(Exception):

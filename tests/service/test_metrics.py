@@ -10,10 +10,10 @@ from pathlib import Path
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from service import metrics
-from service.compilation import Compilations
-from service.memory import Memory
-from service.runner import Batch, Ended, Launched, Outcome
+from gma.service.observe import metrics
+from gma.service.observe.memory import Memory
+from gma.service.runners.compilations import Compilations
+from gma.service.runners.torch import Batch, Ended, Launched, Outcome
 from tests.service.asgi import PATIENCE_S, TEXT, Exchange, Service
 
 pytestmark = pytest.mark.anyio
@@ -26,9 +26,12 @@ PLAIN = {"content-type": "text/plain"}
 
 def test_documentation_is_that_of_the_code() -> None:
     told = subprocess.run(
-        [sys.executable, "-m", "service.metrics"], check=True, capture_output=True, text=True
+        [sys.executable, "-m", "gma.service.observe.metrics"],
+        check=True,
+        capture_output=True,
+        text=True,
     ).stdout
-    assert DOCS.read_text() == told, "python -m service.metrics > docs/metrics.md"
+    assert DOCS.read_text() == told, "python -m gma.service.observe.metrics > docs/metrics.md"
 
 
 async def test_labels_are_those_that_are_documented(service: Service) -> None:

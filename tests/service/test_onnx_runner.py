@@ -14,11 +14,11 @@ pytest.importorskip("onnxruntime")
 
 import onnxruntime
 
-from export.artifact import Artifact, export
-from model import weights
-from model.classifier import Classifier
-from service.onnx import OnnxRunner
-from service.runner import Batch, TorchRunner
+from gma.export.artifact import Artifact, export
+from gma.model import weights
+from gma.model.classifier import Classifier
+from gma.service.runners.onnx import OnnxRunner
+from gma.service.runners.torch import Batch, TorchRunner
 from tests.service.asgi import save_checkpoint
 from tests.service.conformance import (
     assert_close,

@@ -13,10 +13,10 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 from pydantic import TypeAdapter
 
-from service.logs import JsonFormatter
-from service.runner import Outcome
-from service.schemas import Info
-from service.worker import LOST_AFTER
+from gma.service.gateway.contract import Info
+from gma.service.observe.logs import JsonFormatter
+from gma.service.runners.torch import Outcome
+from gma.service.worker import LOST_AFTER
 from tests.service.asgi import LABELS, TEXT, Service
 
 pytestmark = pytest.mark.anyio
@@ -139,7 +139,7 @@ class TestMetrics:
     def test_of_every_process_of_a_machine(self, tmp_path: Path) -> None:
         """Counts of the dead stay; what they said of the present goes."""
         run = (
-            "from service import metrics;"
+            "from gma.service.observe import metrics;"
             "metrics.TOKENS.inc(3); metrics.SLOTS.set(5);"
             "print(metrics.scrape().decode())"
         )
@@ -189,7 +189,7 @@ class TestEveryAnswer:
     async def test_is_one_line_in_the_log(
         self, service: Service, caplog: pytest.LogCaptureFixture
     ) -> None:
-        caplog.set_level(logging.INFO, logger="service")
+        caplog.set_level(logging.INFO, logger="gma")
         answer = await service.classify(TEXT)
         await service.http.post("/v1/documents?topk=1", content=TEXT, headers=PLAIN)
         fine, wrong = [json.loads(JsonFormatter().format(record)) for record in caplog.records]

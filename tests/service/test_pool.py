@@ -3,9 +3,9 @@
 import pytest
 import torch
 
-from model.config import ModelConfig
-from model.state import State
-from service.pool import Slots, StatePool
+from gma.model.config import ModelConfig
+from gma.model.state import State
+from gma.service.runners.pool import Slots, StatePool
 
 CONFIG = ModelConfig(
     name="tiny",

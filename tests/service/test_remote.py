@@ -16,18 +16,19 @@ from hypothesis import given
 from hypothesis import strategies as st
 from ray.serve.exceptions import DeploymentUnavailableError
 
-from service import errors, messages, replicas
-from service.client import Reading, WorkerClient
-from service.document import Progress, Span
-from service.errors import (
+from gma.service import errors
+from gma.service.engine.document import Progress, Span
+from gma.service.errors import (
     NotReady,
     Overloaded,
     ServiceError,
     UnknownDocument,
     WrongOffset,
 )
-from service.remote import Address, RemoteWorker, WorkerServer
-from service.replicas import RayWorkers
+from gma.service.link import messages, replicas
+from gma.service.link.client import Reading, WorkerClient
+from gma.service.link.remote import Address, RemoteWorker, WorkerServer
+from gma.service.link.replicas import RayWorkers
 from tests.service.asgi import PATIENCE_S, Service
 
 IDS = np.arange(40, dtype=np.int32)

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 import torch
 
-from model.classifier import Classifier
-from model.config import ModelConfig
-from service.runner import Outcome, TorchRunner
+from gma.model.classifier import Classifier
+from gma.model.config import ModelConfig
+from gma.service.runners.torch import Outcome, TorchRunner
 from tests.service.conformance import (
     assert_close,
     batch_of,

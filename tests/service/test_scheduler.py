@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import pytest
 
-from service.scheduler import schedule
+from gma.service.engine.scheduler import schedule
 
 CHUNK = 4
 

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from model.config import DEFAULT_CHECKPOINT
-from service.settings import Settings, SettingsError, variable
+from gma.model.config import DEFAULT_CHECKPOINT
+from gma.service.settings import Settings, SettingsError, variable
 
 
 @pytest.fixture(autouse=True)

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from service import traces
+from gma.service.observe import traces
 from tests.service.asgi import TEXT, Exchange, Service
 from tests.service.collector import Collector, collecting
 
@@ -101,7 +101,7 @@ async def test_a_request_that_fails(service: Service, collector: Collector) -> N
 async def test_the_log_names_the_trace(
     service: Service, collector: Collector, caplog: pytest.LogCaptureFixture
 ) -> None:
-    with caplog.at_level(logging.INFO, "service.routes"):
+    with caplog.at_level(logging.INFO, "gma.service.http.app"):
         await service.http.get("/info", headers={"traceparent": ABOVE})
     (line,) = (record for record in caplog.records if record.getMessage() == "request")
     assert line.__dict__["fields"]["trace_id"] == ABOVE.split("-")[1]
@@ -111,7 +111,7 @@ async def test_the_log_names_the_trace(
 async def test_what_is_not_sampled_is_not_sent(
     service: Service, collector: Collector, caplog: pytest.LogCaptureFixture
 ) -> None:
-    with caplog.at_level(logging.INFO, "service.routes"):
+    with caplog.at_level(logging.INFO, "gma.service.http.app"):
         await service.http.get("/info", headers={"traceparent": ABOVE[:-1] + "0"})
     (line,) = (record for record in caplog.records if record.getMessage() == "request")
     assert "trace_id" not in line.__dict__["fields"]
@@ -127,7 +127,8 @@ async def test_probes_leave_none(service: Service, collector: Collector) -> None
 def test_without_an_endpoint_nothing_is_imported() -> None:
     code = """
 import sys
-from service import routes, traces
+from gma.service.http import app as routes
+from gma.service.observe import traces
 traces.check()
 traces.start()
 span = traces.Span("x", 0.0, {}, [], False)

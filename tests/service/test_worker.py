@@ -13,11 +13,11 @@ import pytest
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from model import weights
-from model.classifier import Classifier
-from service.runner import Runner
-from service.settings import Settings
-from service.worker import Worker, make_runner
+from gma.model import weights
+from gma.model.classifier import Classifier
+from gma.service.runners.torch import Runner
+from gma.service.settings import Settings
+from gma.service.worker import Worker, make_runner
 from tests.model.small import SMALL
 from tests.service.asgi import save_checkpoint
 

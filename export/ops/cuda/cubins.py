@@ -20,11 +20,11 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from export.ops.cuda import kernels as own
-from model.fused import STRIP
-from model.ops import kernels, tokens
-from model.ops.choice import MIXTURE, SIZES
-from model.ops.triton import DEPTH, DOCUMENTS, ENOUGH, TILE, Plan
+from gma.export.ops.cuda import kernels as own
+from gma.model.fused import STRIP
+from gma.model.ops import kernels, tokens
+from gma.model.ops.choice import MIXTURE, SIZES
+from gma.model.ops.triton import DEPTH, DOCUMENTS, ENOUGH, TILE, Plan
 
 TYPES = {"float": "fp32", "float16": "fp16", "bfloat16": "bf16"}
 """ONNX's names of what activations may be, and Triton's."""

@@ -1,0 +1,27 @@
+"""Classifies documents of any length, streamed through the constant-size state of Gaussian Mixture
+Attention (arXiv:2606.18283)."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from gma.model.classifier import Classifier as Classifier
+    from gma.model.weights import Checkpoint as Checkpoint
+    from gma.model.weights import load as load
+
+__all__ = ["Checkpoint", "Classifier", "load"]
+
+_MODULES = {
+    "Checkpoint": "gma.model.weights",
+    "Classifier": "gma.model.classifier",
+    "load": "gma.model.weights",
+}
+
+
+def __getattr__(name: str) -> Any:
+    """PyTorch is imported by whoever asks for one of these, not by the command or the gateways."""
+    if name not in _MODULES:
+        raise AttributeError(f"module 'gma' has no attribute {name!r}")
+    return getattr(import_module(_MODULES[name]), name)

@@ -1,0 +1,87 @@
+"""Evidence: which bytes of a document speak for what, in spans that tile it."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from gma.service.engine.document import Span
+
+
+class Ruler:
+    """Measures in bytes what a worker counts in tokens. Holds only what is between the two."""
+
+    def __init__(self, byte_lengths: NDArray[np.int32]) -> None:
+        """`byte_lengths`, (vocab_size,): the bytes of each token."""
+        self._byte_lengths = byte_lengths
+        self._ahead: deque[NDArray[np.int32]] = deque()
+
+    def extend(self, tokens: NDArray[np.int32]) -> None:
+        """The document goes on with `tokens`, (n,) ids."""
+        self._ahead.append(self._byte_lengths[tokens])
+
+    def advance(self, tokens: int) -> int:
+        """The bytes of the next so many tokens."""
+        passed = 0
+        while tokens:
+            piece = self._ahead.popleft()
+            passed += int(piece[:tokens].sum(dtype=np.int64))
+            if len(piece) > tokens:
+                self._ahead.appendleft(piece[tokens:])
+            tokens -= min(tokens, len(piece))
+        return passed
+
+
+@dataclass
+class Share:
+    """What `rows` neighbouring rows contribute."""
+
+    rows: int
+    tokens: int
+    bytes: int
+    weight: float
+    evidence: NDArray[np.float64]  # (labels,)
+
+    def add(self, other: Share) -> None:
+        self.rows += other.rows
+        self.tokens += other.tokens
+        self.bytes += other.bytes
+        self.weight += other.weight
+        self.evidence += other.evidence
+
+
+class Evidence:
+    """At most `most` shares that tile a document of any length.
+
+    All but the last hold the same number of rows, which doubles whenever there would be too many.
+    Merging is exact because shares are sums.
+    """
+
+    def __init__(self, most: int) -> None:
+        self._most = most
+        self._rows = 1
+        self._shares: list[Share] = []
+
+    @property
+    def shares(self) -> Sequence[Share]:
+        return self._shares
+
+    def add(self, span: Span, size: int) -> None:
+        """The next row of the document, which is `size` bytes long."""
+        share = Share(1, span.tokens, size, span.weight, span.evidence.astype(np.float64))
+        if self._shares and self._shares[-1].rows < self._rows:
+            self._shares[-1].add(share)
+        else:
+            self._shares.append(share)
+        if len(self._shares) > self._most:
+            self._merge()
+
+    def _merge(self) -> None:
+        for left, right in zip(self._shares[::2], self._shares[1::2], strict=False):
+            left.add(right)
+        self._shares = self._shares[::2]
+        self._rows *= 2

@@ -1,0 +1,36 @@
+"""Metrics of one machine's processes over HTTP, where no gateway may be on it."""
+
+from __future__ import annotations
+
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+from gma.service.observe import metrics
+
+
+class Exporter(ThreadingHTTPServer):
+    """Answers GET /metrics from the folder that PROMETHEUS_MULTIPROC_DIR names.
+
+    It must see the processes whose metrics lie there: of ended ones only what they counted is told.
+    """
+
+    daemon_threads = True
+
+    def __init__(self, host: str, port: int) -> None:
+        """Port 0 takes a free one. Raises OSError if it can't listen there."""
+        super().__init__((host, port), _Handler)
+
+
+class _Handler(BaseHTTPRequestHandler):
+    def do_GET(self) -> None:
+        if self.path != "/metrics":
+            self.send_error(404)
+            return
+        content = metrics.scrape()
+        self.send_response(200)
+        self.send_header("content-type", metrics.CONTENT_TYPE_LATEST)
+        self.send_header("content-length", str(len(content)))
+        self.end_headers()
+        self.wfile.write(content)
+
+    def log_request(self, code: object = "-", size: object = "-") -> None:
+        """Nothing: it is asked every few seconds."""

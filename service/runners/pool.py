@@ -1,0 +1,95 @@
+"""Slots: where the states of resident documents lie."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from gma.model.config import ModelConfig
+from gma.model.state import State
+
+
+class Slots:
+    """Which of a fixed number of slots are taken. One thread, the event loop's, takes and gives."""
+
+    def __init__(self, count: int) -> None:
+        if count < 1:
+            raise ValueError(f"{count} slots: at least one document must fit")
+        self.count = count
+        self._free = list(range(count))[::-1]
+
+    @property
+    def scratch(self) -> int:
+        """The slot beyond the others, for a step's unused rows."""
+        return self.count
+
+    @property
+    def free(self) -> int:
+        return len(self._free)
+
+    @property
+    def in_use(self) -> int:
+        return self.count - len(self._free)
+
+    @property
+    def state_bytes(self) -> int:
+        """Memory of all slots, the scratch slot's too."""
+        return 0
+
+    def take(self) -> int:
+        """A free slot. What lies in it is another document's: its first step is to be `fresh`."""
+        if not self._free:
+            raise IndexError("all slots are taken")
+        return self._free.pop()
+
+    def give(self, slot: int) -> None:
+        if slot in self._free or not 0 <= slot < self.count:
+            raise ValueError(f"slot {slot} is not taken")
+        self._free.append(slot)
+
+
+class StatePool(Slots):
+    """Slots and their states, allocated once. Only the thread that computes touches the tensors."""
+
+    def __init__(
+        self,
+        config: ModelConfig,
+        slots: int,
+        *,
+        device: torch.device | str = "cpu",
+        dtype: torch.dtype = torch.float32,
+    ) -> None:
+        super().__init__(slots)
+        self.states = State.zeros(config, slots + 1, device=device, dtype=dtype)
+
+    @property
+    def state_bytes(self) -> int:
+        return sum(tensor.nbytes for _, tensor in self.states.tensors())
+
+    def gather(self, slots: Tensor, fresh: Tensor) -> State:
+        """Copies of the states in `slots`, (D,) int64; zeros where `fresh`, (D,) bool."""
+        states = self.states.gather(slots)
+        for _, tensor in states.tensors():
+            # Filled, not multiplied by zero: a state left behind may hold NaN.
+            tensor.masked_fill_(fresh.view(-1, *[1] * (tensor.dim() - 1)), 0)
+        return states
+
+    def scatter(self, slots: Tensor, states: State) -> None:
+        """Put `states` into `slots`, (D,) int64, distinct but for the scratch slot."""
+        self.states.scatter_(slots, states)
+
+    def snapshot(self, slot: int) -> State:
+        """A copy of one document's state, on the CPU."""
+        return self.states.gather(self._index(slot)).to("cpu")
+
+    def restore(self, slot: int, state: State) -> None:
+        """Put a snapshot, of this pool or of another's with the same model, into a taken slot."""
+        device = self.states.weight.device
+        self.states.scatter_(self._index(slot), state.to(device))
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)  # the next step may run on another stream
+
+    def _index(self, slot: int) -> Tensor:
+        if not 0 <= slot < self.count:
+            raise ValueError(f"slot {slot} is not one of {self.count}")
+        return torch.tensor([slot], device=self.states.weight.device)
