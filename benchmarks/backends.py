@@ -32,7 +32,7 @@ from benchmarks.precision import Scores, prefixes, read
 from gma.export.artifact import Artifact, export
 from gma.model import corpus
 from gma.model.config import DEFAULT_CHECKPOINT
-from gma.service.runners.torch import Runner
+from gma.service.engine.step import Runner
 from gma.service.settings import Settings
 from gma.service.worker import LOADERS
 

@@ -27,11 +27,13 @@ import torch
 from numpy.typing import NDArray
 
 from gma.model import weights
-from gma.model.classifier import Classifier, Grid
+from gma.model.classifier import Classifier
 from gma.model.config import ModelConfig
+from gma.model.grid import Grid
 from gma.service.engine.engine import Engine, Observer
+from gma.service.engine.step import Batch, Launched, Runner
 from gma.service.observe.memory import resident_memory
-from gma.service.runners.torch import Batch, Launched, Runner, TorchRunner
+from gma.service.runners.torch import TorchRunner
 
 BOOKS = (17, 22, 9, 31, 14, 26, 12, 40, 19, 8, 24, 35, 11, 28, 16, 21)
 """Lengths of the books read at once, as shares of all tokens."""

@@ -28,8 +28,9 @@ from gma.model.classifier import Classifier
 from gma.model.config import DEFAULT_CHECKPOINT
 from gma.model.tokenizer import Tokenizer
 from gma.service.engine.engine import Engine
+from gma.service.engine.step import Runner
 from gma.service.gateway.answers import softmax
-from gma.service.runners.torch import Runner, TorchRunner
+from gma.service.runners.torch import TorchRunner
 from gma.service.settings import Settings
 from gma.service.worker import make_runner
 

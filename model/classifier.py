@@ -16,13 +16,6 @@ from gma.model.ops.chunked import Rows
 from gma.model.state import State
 
 
-class Grid(NamedTuple):
-    """The shape of a step."""
-
-    rows: int  # R
-    chunk: int  # C
-
-
 class Step(NamedTuple):
     """What a step answers: R rows, as many documents."""
 

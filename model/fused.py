@@ -18,7 +18,8 @@ import torch
 import triton
 from torch import Tensor
 
-from gma.model.classifier import Classifier, Grid
+from gma.model.classifier import Classifier
+from gma.model.grid import Grid
 from gma.model.layers import Layer
 from gma.model.ops import kernels, tokens
 from gma.model.ops.choice import LARGEST, TAPS, Precision, obstacle

@@ -23,6 +23,7 @@ from gma.model.ops.choice import Precision, obstacle
 from gma.service.cores import cores
 from gma.service.engine.document import Progress
 from gma.service.engine.engine import Ending, Engine, Observer
+from gma.service.engine.step import Runner
 from gma.service.errors import NotReady
 from gma.service.gateway.contract import WorkerInfo
 from gma.service.link.client import Reading, Tokens
@@ -31,7 +32,7 @@ from gma.service.observe import metrics
 from gma.service.observe.memory import Memory
 from gma.service.runners import kernel_cache
 from gma.service.runners.compilations import Compilations
-from gma.service.runners.torch import Runner, TorchRunner
+from gma.service.runners.torch import TorchRunner
 from gma.service.settings import Settings
 
 logger = logging.getLogger(__name__)

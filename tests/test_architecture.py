@@ -157,5 +157,5 @@ class TestTheRulesThemselves:
         (tree / "service/engine/scheduler.py").write_text("from . import order")
         (tree / "service/engine/order.py").write_text("if 1:\n    import torch.nn")
         assert forbidden(Code(tree), "gma.service.engine.scheduler") == [
-            "gma.service.engine.scheduler imports torch.nn (service.order)"
+            "gma.service.engine.scheduler imports torch.nn (gma.service.engine.order)"
         ]

@@ -27,6 +27,7 @@ from numpy.typing import NDArray
 
 from gma.service.engine.document import NO_SLOT, Document, Progress, Span
 from gma.service.engine.scheduler import schedule
+from gma.service.engine.step import Batch, Outcome, Runner, fitting
 from gma.service.errors import (
     EmptyDocument,
     NotReady,
@@ -37,7 +38,6 @@ from gma.service.errors import (
     StepFailed,
     UnknownDocument,
 )
-from gma.service.runners.torch import Batch, Outcome, Runner, fitting
 
 __all__ = ["Engine", "Observer", "Progress", "Queue", "Span"]
 

@@ -12,20 +12,15 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from gma.model.classifier import Classifier, Grid
+from gma.model.classifier import Classifier
 from gma.model.fused import FusedStep, Inputs, Outputs
+from gma.model.grid import Grid
 from gma.model.ops.choice import Precision
+from gma.service.engine.step import Batch, Launched, Outcome
 from gma.service.observe.memory import Memory
+from gma.service.runners.grids import grids_up_to, warm_up
 from gma.service.runners.pool import StatePool
-from gma.service.runners.torch import (
-    Batch,
-    Launched,
-    Outcome,
-    TorchRunner,
-    device_memory,
-    grids_up_to,
-    warm_up,
-)
+from gma.service.runners.torch import TorchRunner, device_memory
 
 logger = logging.getLogger(__name__)
 

@@ -18,9 +18,10 @@ from onnxruntime import InferenceSession, IOBinding, OrtValue, RunOptions, Sessi
 
 from gma.export.artifact import Artifact
 from gma.service.cores import cores
+from gma.service.engine.slots import Slots
+from gma.service.engine.step import Batch, Ended, Launched, Outcome
 from gma.service.observe.memory import Memory, driver_memory, gpu_memory, resident_memory
-from gma.service.runners.pool import Slots
-from gma.service.runners.torch import Batch, Ended, Launched, Outcome, grids_up_to, warm_up
+from gma.service.runners.grids import grids_up_to, warm_up
 
 StateType: TypeAlias = type[np.float32] | type[np.float64]
 

@@ -1,139 +1,18 @@
-"""Runs a step on one backend: numpy in, numpy out, states left in their slots."""
+"""Runs steps in PyTorch, on a CPU or a GPU."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Protocol, Self
+from collections.abc import Callable, Mapping
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from gma.model.classifier import Classifier, Grid, Step
-from gma.model.config import ModelConfig
+from gma.model.classifier import Classifier, Step
+from gma.service.engine.step import Batch, Ended, Launched, Outcome, fitting
 from gma.service.observe.memory import Memory, driver_memory, resident_memory
-from gma.service.runners.pool import Slots, StatePool
-
-
-@dataclass(frozen=True)
-class Batch:
-    """A step's input: R rows of C tokens, of at most R documents.
-
-    Rows of one document stand together, in order, and all but its last are full.
-    """
-
-    tokens: NDArray[np.int32]  # (R, C) ids
-    lengths: NDArray[np.int64]  # (R,) tokens of each row; 0 for an unused one
-    document_of_row: NDArray[np.int64]  # (R,) index into the two below
-    slot_of_document: NDArray[np.int64]  # (R,)
-    fresh: NDArray[np.bool_]  # (R,) the document begins here, whatever lies in its slot
-
-    @classmethod
-    def blank(cls, grid: Grid, scratch: int) -> Self:
-        """All rows unused: they belong to a last document, which always starts afresh in `scratch`.
-
-        A step with an unused row has fewer documents than rows, so the last is nobody's.
-        """
-        rows = grid.rows
-        return cls(
-            tokens=np.zeros(grid, np.int32),
-            lengths=np.zeros(rows, np.int64),
-            document_of_row=np.full(rows, rows - 1),
-            slot_of_document=np.full(rows, scratch),
-            fresh=np.ones(rows, np.bool_),
-        )
-
-    def rows_of(self, document: int) -> NDArray[np.intp]:
-        return np.flatnonzero((self.document_of_row == document) & (self.lengths > 0))
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """What a step answers. Rows and documents that were not used hold anything."""
-
-    evidence: NDArray[np.float32]  # (R, labels) sum of weight * score over the row's tokens
-    weight: NDArray[np.float32]  # (R,) sum of the weights
-    logits: NDArray[np.float64]  # (R, labels) of each document, over all that was read of it
-
-    @property
-    def finite(self) -> NDArray[np.bool_]:
-        """(R,) which rows' shares are numbers."""
-        return np.isfinite(self.evidence).all(1) & np.isfinite(self.weight)
-
-
-class Launched(Protocol):
-    """A step that the device was given."""
-
-    def outcome(self) -> Outcome:
-        """Wait for the step's end; raises what made it fail. To be called once."""
-
-
-class Runner(Protocol):
-    """One backend with one model and the states of the documents that it reads.
-
-    `warm_up` and `launch` are only ever called from one thread, the same for both; outcomes are
-    waited for in another, in the order of the launches.
-    """
-
-    @property
-    def backend(self) -> str: ...
-
-    @property
-    def device(self) -> str: ...
-
-    @property
-    def dtype(self) -> str:
-        """What matrix products are computed in."""
-
-    @property
-    def kernels(self) -> str:
-        """Which code computes a step, for people."""
-
-    @property
-    def versions(self) -> Mapping[str, str]:
-        """Of the libraries that compute a step, by name."""
-
-    @property
-    def labels(self) -> tuple[str, ...]: ...
-
-    @property
-    def vocab_size(self) -> int: ...
-
-    @property
-    def grids(self) -> Sequence[Grid]:
-        """The shapes that `launch` takes: ascending rows, one chunk. The last is the full grid."""
-
-    @property
-    def depth(self) -> int:
-        """How many steps may be launched and not ended: 1 where a launch computes at once."""
-
-    @property
-    def pool(self) -> Slots: ...
-
-    def warm_up(self) -> None:
-        """Run every grid once; raises RuntimeError if a result is not finite."""
-
-    def launch(self, batch: Batch) -> Launched:
-        """Read the batch on top of its documents' states, and leave the new ones in their slots.
-
-        Steps take effect in the order of their launches: a document may have rows in several that
-        have not ended. One whose numbers overflow spoils its own rows only. The batch is left as
-        it is until the step has ended.
-        """
-
-    def memory(self) -> Memory:
-        """Memory of this process and of its device; callable from any thread."""
-
-
-@dataclass(frozen=True)
-class Ended:
-    """A step that ended within its launch."""
-
-    result: Outcome
-
-    def outcome(self) -> Outcome:
-        return self.result
+from gma.service.runners.grids import grids_up_to, warm_up
+from gma.service.runners.pool import StatePool
 
 
 class TorchRunner:
@@ -243,36 +122,6 @@ class TorchRunner:
 
     def memory(self) -> Memory:
         return device_memory(self.device)
-
-
-def grids_up_to(rows: int, chunk: int, config: ModelConfig) -> tuple[Grid, ...]:
-    """Every power of two of rows below `rows`, and `rows`: a lone short document does not pay for
-    all. Raises ValueError for a model that can't be streamed, and for rows that are too short."""
-    if not config.causal:
-        raise ValueError(f"{config.name} is bidirectional: only a causal model can be streamed")
-    if rows < 1 or chunk < max(1, config.tail):
-        raise ValueError(f"a grid of {rows} x {chunk}: rows >= 1, chunk >= {max(1, config.tail)}")
-    powers = [1 << i for i in range((rows - 1).bit_length())]
-    return tuple(Grid(r, chunk) for r in [*powers, rows])
-
-
-def fitting(grids: Sequence[Grid], rows: int) -> Grid:
-    """The smallest grid with so many rows."""
-    return next(grid for grid in grids if grid.rows >= rows)
-
-
-def warm_up(runner: Runner, grid: Grid) -> None:
-    """Run a full step in the scratch slot; raises RuntimeError if its result is not finite."""
-    batch = Batch.blank(grid, runner.pool.scratch)
-    ids = np.arange(batch.tokens.size) % runner.vocab_size
-    batch.tokens[:] = ids.reshape(grid)
-    batch.lengths[:] = grid.chunk
-    outcome = runner.launch(batch).outcome()
-    if not (outcome.finite.all() and np.isfinite(outcome.logits[-1]).all()):
-        raise RuntimeError(
-            f"a step of {grid.rows} x {grid.chunk} tokens gives what is not finite: "
-            "the weights are damaged, or too large for this device's precision"
-        )
 
 
 def device_memory(device: str) -> Memory:

@@ -17,9 +17,10 @@ from gma.model import weights
 from gma.model.classifier import Classifier
 from gma.model.config import ModelConfig
 from gma.model.tokenizer import Tokenizer
+from gma.service.engine.step import Batch, Launched
 from gma.service.gateway.gateway import Gateway
 from gma.service.http.app import create_app
-from gma.service.runners.torch import Batch, Launched, TorchRunner
+from gma.service.runners.torch import TorchRunner
 from gma.service.settings import Settings
 from gma.service.worker import Worker
 

@@ -14,8 +14,9 @@ from numpy.typing import NDArray
 
 from gma.model.classifier import Classifier
 from gma.service.engine.engine import Engine, Progress
+from gma.service.engine.step import Batch, fitting
 from gma.service.runners.pool import StatePool
-from gma.service.runners.torch import Batch, TorchRunner, fitting
+from gma.service.runners.torch import TorchRunner
 
 if TYPE_CHECKING:
     from gma.service.runners.fused import FusedRunner  # Triton is not installed everywhere

@@ -13,8 +13,10 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from gma.model.classifier import Grid
+from gma.model.grid import Grid
 from gma.service.engine.engine import LEAD_S, Ending, Engine, Observer, Progress
+from gma.service.engine.slots import Slots
+from gma.service.engine.step import Batch, Ended, Launched, Outcome
 from gma.service.errors import (
     EmptyDocument,
     NotReady,
@@ -27,8 +29,6 @@ from gma.service.errors import (
     WrongOffset,
 )
 from gma.service.observe.memory import Memory
-from gma.service.runners.pool import Slots
-from gma.service.runners.torch import Batch, Ended, Launched, Outcome
 
 CHUNK = 4
 ROWS = 4

@@ -10,10 +10,10 @@ from pathlib import Path
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
+from gma.service.engine.step import Batch, Ended, Launched, Outcome
 from gma.service.observe import metrics
 from gma.service.observe.memory import Memory
 from gma.service.runners.compilations import Compilations
-from gma.service.runners.torch import Batch, Ended, Launched, Outcome
 from tests.service.asgi import PATIENCE_S, TEXT, Exchange, Service
 
 pytestmark = pytest.mark.anyio

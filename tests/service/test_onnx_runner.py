@@ -17,8 +17,9 @@ import onnxruntime
 from gma.export.artifact import Artifact, export
 from gma.model import weights
 from gma.model.classifier import Classifier
+from gma.service.engine.step import Batch
 from gma.service.runners.onnx import OnnxRunner
-from gma.service.runners.torch import Batch, TorchRunner
+from gma.service.runners.torch import TorchRunner
 from tests.service.asgi import save_checkpoint
 from tests.service.conformance import (
     assert_close,

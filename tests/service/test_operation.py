@@ -13,9 +13,9 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 from pydantic import TypeAdapter
 
+from gma.service.engine.step import Outcome
 from gma.service.gateway.contract import Info
 from gma.service.observe.logs import JsonFormatter
-from gma.service.runners.torch import Outcome
 from gma.service.worker import LOST_AFTER
 from tests.service.asgi import LABELS, TEXT, Service
 

@@ -5,7 +5,8 @@ import torch
 
 from gma.model.config import ModelConfig
 from gma.model.state import State
-from gma.service.runners.pool import Slots, StatePool
+from gma.service.engine.slots import Slots
+from gma.service.runners.pool import StatePool
 
 CONFIG = ModelConfig(
     name="tiny",

@@ -8,7 +8,8 @@ import torch
 
 from gma.model.classifier import Classifier
 from gma.model.config import ModelConfig
-from gma.service.runners.torch import Outcome, TorchRunner
+from gma.service.engine.step import Outcome
+from gma.service.runners.torch import TorchRunner
 from tests.service.conformance import (
     assert_close,
     batch_of,

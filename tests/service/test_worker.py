@@ -15,7 +15,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from gma.model import weights
 from gma.model.classifier import Classifier
-from gma.service.runners.torch import Runner
+from gma.service.engine.step import Runner
 from gma.service.settings import Settings
 from gma.service.worker import Worker, make_runner
 from tests.model.small import SMALL
