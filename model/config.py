@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Protocol, Self, TypeAlias
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 DEFAULT_CHECKPOINT = Path(__file__).parent / "checkpoints" / "books"
 """The checkpoint that comes with the package."""
+
+LONGEST_INPUT = 60
+"""Characters of what was given in place of something valid, if a message is to repeat it."""
+
+Place: TypeAlias = tuple[str | int, ...]
+"""Where a field is: the names and indices that lead to it."""
 
 Positive = Annotated[int, Field(gt=0)]
 
@@ -46,7 +53,7 @@ class ModelConfig(BaseModel):
     ] = 1e-6
     prior_tokens: Annotated[
         float,
-        Field(ge=0, description="of score 0, in every mean: they keep short texts unsure"),
+        Field(ge=0, description="tokens of score 0 in every mean: they keep short texts unsure"),
     ] = 0.0
 
     @model_validator(mode="after")
@@ -63,11 +70,39 @@ class ModelConfig(BaseModel):
         return max(self.conv_kernel - 1, 0)
 
 
-def problems(error: ValidationError) -> str:
-    """What is wrong, in one line that names each field."""
-    return "; ".join(
-        f"{'.'.join(map(str, problem['loc']))}: {problem['msg']}"
-        if problem["loc"]
-        else problem["msg"]
-        for problem in error.errors()
-    )
+class SupportsErrors(Protocol):
+    """A ValidationError of pydantic's, or of a library that validates with it."""
+
+    def errors(self) -> Sequence[Any]:
+        """What is wrong, in pydantic's own terms."""
+
+
+def dotted(place: Place) -> str:
+    """The name of a field within others: `model.width`."""
+    return ".".join(map(str, place))
+
+
+def problems(
+    error: SupportsErrors, *, name: Callable[[Place], str] = dotted, most: int | None = None
+) -> str:
+    """What is wrong, in one line: `width: input should be greater than 0, not 0; widht is unknown`.
+
+    `name` says what the field at a place is called; of many problems, the first `most` are told.
+    """
+    return "; ".join(_problem(each, name) for each in error.errors()[:most])
+
+
+def _problem(error: Any, name: Callable[[Place], str]) -> str:
+    message = str(error["msg"]).removeprefix("Value error, ")
+    if message[1:2].islower():
+        message = message[0].lower() + message[1:]
+    if not error["loc"]:
+        return message
+    field, given = name(error["loc"]), error["input"]
+    match error["type"]:
+        case "extra_forbidden":
+            return f"{field} is unknown"
+        case "missing":
+            return f"{field} is missing"
+    short = isinstance(given, str | int | float) and len(repr(given)) <= LONGEST_INPUT
+    return f"{field}: {message}, not {given!r}" if short else f"{field}: {message}"

@@ -17,7 +17,7 @@ from gma.model.ops.choice import CHUNKED
 from gma.model.ops.chunked import Coefficients, Rows
 
 INITIAL_VARIANCE = 8.0
-"""Wide at first: components that start narrow collapse to nearly one-hot responsibilities."""
+"""A component's variance at first: narrow ones collapse to nearly one-hot responsibilities."""
 
 
 class Mixture(nn.Module):
@@ -34,13 +34,13 @@ class Mixture(nn.Module):
         self.alpha = nn.Parameter(torch.zeros(shape[:2]))
 
     def distribution(self) -> tuple[Tensor, Tensor, Tensor]:
-        """mu (H, K, r), var (H, K, r) and log_pi (H, K), at least float32."""
+        """Return mu (H, K, r), var (H, K, r) and log_pi (H, K), in at least float32."""
         dtype = torch.promote_types(self.mu.dtype, torch.float32)
         var = functional.softplus(self.omega.to(dtype)) + self.floor
         return self.mu.to(dtype), var, torch.log_softmax(self.alpha.to(dtype), dim=-1)
 
     def coefficients(self) -> Coefficients:
-        """The same, in the form that scores are computed from."""
+        """Return the distribution in the form that scores are computed from."""
         return Coefficients.of(*self.distribution())
 
 
@@ -59,7 +59,7 @@ class Mixer(nn.Module):
         self.out = nn.Linear(heads * value, config.width, bias=False)
 
     def routed(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """x (R, C, W) -> q, k (R, C, H, r) and val (R, C, H, v)."""
+        """Project x (R, C, W) to q and k (R, C, H, r) and val (R, C, H, v)."""
         projected = self.project(self.norm(x)).split(self.widths, dim=-1)
         q, k, val = (part.unflatten(-1, (self.config.heads, -1)) for part in projected)
         return q, k, val
@@ -67,7 +67,10 @@ class Mixer(nn.Module):
     def causal(
         self, x: Tensor, memory: Tensor, mass: Tensor, rows: Rows
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """x (R, C, W), memory (D, H, K, v), mass (D, H, K) -> update (R, C, W), memory, mass."""
+        """Let every token read what it and its document's earlier tokens wrote.
+
+        x (R, C, W), memory (D, H, K, v), mass (D, H, K) -> update (R, C, W), memory, mass.
+        """
         q, k, val = self.routed(x)
         mixture, config = self.mixture.coefficients(), self.config
         with torch.autocast(x.device.type, enabled=False):
@@ -85,7 +88,7 @@ class Mixer(nn.Module):
         return self._update(out, x), memory, mass
 
     def write(self, x: Tensor, rows: Rows) -> tuple[Tensor, Tensor]:
-        """What rows x (R, C, W) add to their documents: memory (D, H, K, v) and mass (D, H, K)."""
+        """Return what rows x (R, C, W) add to memory (D, H, K, v) and mass (D, H, K)."""
         _, k, val = self.routed(x)
         mixture = self.mixture.coefficients()
         with torch.autocast(x.device.type, enabled=False):
@@ -94,7 +97,7 @@ class Mixer(nn.Module):
             )
 
     def read(self, x: Tensor, memory: Tensor, mass: Tensor, rows: Rows) -> Tensor:
-        """What rows x (R, C, W) read from their documents' finished memory: update (R, C, W)."""
+        """Let rows x (R, C, W) read their documents' finished memory: the update (R, C, W)."""
         q, _, _ = self.routed(x)
         mixture, config = self.mixture.coefficients(), self.config
         with torch.autocast(x.device.type, enabled=False):
@@ -126,7 +129,7 @@ class ShortConvolution(nn.Module):
         self.weight = nn.Parameter(nn.init.normal_(torch.empty(shape), std=0.1))
 
     def forward(self, x: Tensor, tail: Tensor, rows: Rows) -> tuple[Tensor, Tensor]:
-        """x (R, C, W) and the documents' tails (D, T, W) -> update (R, C, W) and new tails.
+        """Convolve x (R, C, W) after tails (D, T, W): the update (R, C, W) and the new tails.
 
         A row is preceded by its document's previous row, which is full, or by its document's tail.
         """
@@ -154,7 +157,7 @@ class ShortConvolution(nn.Module):
 
 
 class MLP(nn.Module):
-    """Token by token: normalised, widened, GELU, narrowed."""
+    """Works on each token alone: it is normalised, widened, put through GELU and narrowed."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
@@ -163,14 +166,14 @@ class MLP(nn.Module):
         self.down = nn.Linear(config.mlp_width, config.width, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        """x (..., W) -> update (..., W)."""
+        """Return the update (..., W) of x (..., W)."""
         hidden = functional.gelu(self.up(self.norm(x)), approximate="tanh")
         down: Tensor = self.down(hidden)
         return down
 
     @torch.no_grad()
     def reach(self) -> float:
-        """What no hidden activation exceeds: a normalised row is no longer than sqrt(W)."""
+        """Return what no hidden activation exceeds: a normalised row is no longer than sqrt(W)."""
         weight = self.up.weight.float() * self.norm.weight.float()
         return float(weight.norm(dim=1).max()) * math.sqrt(self.up.in_features)
 
@@ -185,20 +188,20 @@ class Layer(nn.Module):
         self.mlp = MLP(config)
 
     def convolve(self, x: Tensor, tail: Tensor, rows: Rows) -> tuple[Tensor, Tensor]:
-        """x (R, C, W), tail (D, T, W) -> x after the convolution, and the new tail."""
+        """Add the convolution to x (R, C, W) with tail (D, T, W); return x and the new tail."""
         if self.convolution is None:
             return x, tail
         update, tail = self.convolution(x, tail, rows)
         return x + update, tail
 
     def recall(self, x: Tensor, memory: Tensor, mass: Tensor, rows: Rows) -> Tensor:
-        """The layer's second half, bidirectional: convolved x (R, C, W) reads a finished memory."""
+        """Do a bidirectional layer's second half: convolved x (R, C, W) reads a finished memory."""
         return self._add(x, self.mixer.read(x, memory, mass, rows))
 
     def forward(
         self, x: Tensor, memory: Tensor, mass: Tensor, tail: Tensor, rows: Rows
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """The causal layer: x (R, C, W) and the documents' states -> x and the states after."""
+        """Do a causal layer: x (R, C, W) and the documents' states -> x and the states after."""
         x, tail = self.convolve(x, tail, rows)
         update, memory, mass = self.mixer.causal(x, memory, mass, rows)
         return self._add(x, update), memory, mass, tail
@@ -210,7 +213,7 @@ class Layer(nn.Module):
 
 
 class Pooling(nn.Module):
-    """Each token's score per label: its deep reading, gated, plus the token's own.
+    """Scores each token for each label: its deep score, gated, plus the token's own.
 
     The document's logits are the mean of its tokens' scores, so any part's share of them is exact.
     The tokens' own scores are a bag of words: a linear model of the whole document, however long.
@@ -225,13 +228,13 @@ class Pooling(nn.Module):
         nn.init.zeros_(self.token.weight)
 
     def deep_scores(self, x: Tensor) -> Tensor:
-        """x (R, C, W) -> (R, C, labels): the gate is >= 0 and says how much the token tells."""
+        """Score x (R, C, W) deeply, (R, C, labels): the gate >= 0 says how much the token tells."""
         both: Tensor = self.deep(self.norm(x))
         both = both.to(torch.promote_types(both.dtype, torch.float32))
         return both[..., :-1] * functional.softplus(both[..., -1:])
 
     def forward(self, x: Tensor, tokens: Tensor) -> Tensor:
-        """x (R, C, W), tokens (R, C) -> scores (R, C, labels)."""
+        """Score hidden x (R, C, W) of tokens (R, C): (R, C, labels)."""
         scores: Tensor = self.deep_scores(x) + self.token(tokens)
         return scores
 

@@ -1,29 +1,51 @@
-"""Reading one document from bytes to evidence, for programs that have no service around them."""
+"""Reading whole documents, for programs that have no service around them.
+
+Shapes: D documents, R rows, L layers, H heads, K components.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
-from gma.model.classifier import Classifier
-from gma.model.state import State
+from gma.model.classifier import Classifier, Step
+from gma.model.ops.chunked import Rows
 from gma.model.tokenizer import Tokenizer, Tokens
 from gma.model.weights import Checkpoint
 
 CHUNK = 256
-"""Tokens of a row."""
+"""Tokens of a row of a `Reader`."""
 
 ROWS = 8
-"""Rows of a step at most."""
+"""Rows of a step of a `Reader`, at most."""
+
+
+class Chunk(NamedTuple):
+    """The next tokens of one document; none if it has ended."""
+
+    document: int
+    tokens: Tensor  # (n,) ids
 
 
 @dataclass(frozen=True)
-class Span:
-    """One chunk's share of the document: logits are `Classifier.logits` of the spans' sums."""
+class Findings:
+    """What a whole document says."""
+
+    logits: Tensor  # (labels,) float64
+    evidence: Tensor  # (chunks, labels)
+    weight: Tensor  # (chunks,)
+    mass: Tensor  # (L, H, K): how much was written to each component of each head
+
+
+@dataclass(frozen=True)
+class Share:
+    """What one chunk contributes: logits are `Classifier.logits` of the shares' sums."""
 
     tokens: int
     bytes: int
@@ -42,17 +64,15 @@ class Reader:
         self._tokenizer = checkpoint.tokenizer
         self._max_tokens = max_tokens
 
-    def read(self, pieces: Iterable[bytes]) -> Iterator[Span]:
-        """The document's spans in order, as they are read. They tile what was read.
+    def read(self, pieces: Iterable[bytes]) -> Iterator[Share]:
+        """Yield the document's shares in order, as they are read. They tile what was read.
 
-        `pieces` are its bytes, cut anywhere. Raises `NotUtf8`. An empty document has no spans.
+        `pieces` are its bytes, cut anywhere. Raises `NotUtf8`. An empty document has no shares.
         """
         tokens = self._limited(_tokens(self._tokenizer, pieces))
+        causal = self._classifier.config.causal
         with torch.inference_mode():
-            if self._classifier.config.causal:
-                yield from self._steps(_regular(tokens, ROWS * CHUNK))
-            else:
-                yield from self._whole(tokens)
+            yield from self._causal(tokens) if causal else self._bidirectional(tokens)
 
     def _limited(self, pieces: Iterable[Tokens]) -> Iterator[Tokens]:
         left = self._max_tokens
@@ -64,28 +84,25 @@ class Reader:
             yield tokens
             left = None if left is None else left - len(tokens)
 
-    def _steps(self, batches: Iterable[Tokens]) -> Iterator[Span]:
-        """`batches`: (n,) ids each, all but the last filling a step."""
-        state = self._classifier.new_states(1)
-        for tokens in batches:
-            rows = _rows(tokens)
-            evidence, weight, state = _step(self._classifier, rows, state)
-            yield from self._spans(rows, evidence, weight)
+    def _causal(self, pieces: Iterable[Tokens]) -> Iterator[Share]:
+        steps = ([Chunk(0, row) for row in _rows(whole)] for whole in _full(pieces, ROWS * CHUNK))
+        for chunks, step in _read_in_steps(self._classifier, 1, steps, CHUNK):
+            rows = [chunk.tokens for chunk in chunks]
+            yield from self._shares(rows, step.evidence, step.weight)
 
-    def _whole(self, pieces: Iterable[Tokens]) -> Iterator[Span]:
-        """A bidirectional model's answer starts with the document's last token."""
+    def _bidirectional(self, pieces: Iterable[Tokens]) -> Iterator[Share]:
+        """Read all before the first answer: its first chunk reads the last token too."""
         tokens = np.concatenate([np.empty(0, np.int32), *pieces])
         if len(tokens):
-            reading = self._classifier.read([torch.from_numpy(tokens)], chunk=CHUNK)[0]
-            yield from self._spans(_rows(tokens), reading.evidence, reading.weight)
+            (found,) = read(self._classifier, [torch.from_numpy(tokens)], chunk=CHUNK)
+            yield from self._shares(_rows(tokens), found.evidence, found.weight)
 
-    def _spans(
-        self, rows: list[Tokens], evidence: torch.Tensor, weight: torch.Tensor
-    ) -> Iterator[Span]:
+    def _shares(self, rows: Sequence[Tensor], evidence: Tensor, weight: Tensor) -> Iterator[Share]:
+        lengths = self._tokenizer.byte_lengths
         for row, share, size in zip(
             rows, evidence.float().cpu().numpy(), weight.tolist(), strict=True
         ):
-            yield Span(len(row), int(self._tokenizer.byte_lengths[row].sum()), size, share)
+            yield Share(len(row), int(lengths[row.numpy()].sum()), size, share)
 
 
 def _tokens(tokenizer: Tokenizer, pieces: Iterable[bytes]) -> Iterator[Tokens]:
@@ -95,8 +112,8 @@ def _tokens(tokenizer: Tokenizer, pieces: Iterable[bytes]) -> Iterator[Tokens]:
     yield stream.finish()
 
 
-def _regular(pieces: Iterable[Tokens], size: int) -> Iterator[Tokens]:
-    """The same tokens in pieces of `size`; the last may be shorter, and none is empty."""
+def _full(pieces: Iterable[Tokens], size: int) -> Iterator[Tokens]:
+    """Cut the same tokens into pieces of `size`; the last may be shorter, and none is empty."""
     held = np.empty(0, np.int32)
     for piece in pieces:
         held = np.concatenate([held, piece])
@@ -107,22 +124,98 @@ def _regular(pieces: Iterable[Tokens], size: int) -> Iterator[Tokens]:
         yield held
 
 
-def _rows(tokens: Tokens) -> list[Tokens]:
-    return np.split(tokens, range(CHUNK, len(tokens), CHUNK))
+def _rows(tokens: Tokens) -> Sequence[Tensor]:
+    return torch.split(torch.from_numpy(tokens), CHUNK)
 
 
-def _step(
-    classifier: Classifier, rows: list[Tokens], state: State
-) -> tuple[torch.Tensor, torch.Tensor, State]:
-    """One step whose rows are all of one document: evidence (R, labels), weight (R,), its state."""
-    device = classifier.embedding.weight.device
-    grid = np.zeros((len(rows), CHUNK), np.int64)
-    for place, row in zip(grid, rows, strict=True):
-        place[: len(row)] = row
-    lengths = torch.tensor([len(row) for row in rows], device=device)
-    document = torch.zeros(len(rows), dtype=torch.long, device=device)
-    # A step takes as many states as rows. The copies of the document's are no row's, and ignored.
-    step = classifier.step(
-        torch.from_numpy(grid).to(device), lengths, document, state.gather(document)
+@torch.inference_mode()
+def read(
+    classifier: Classifier, documents: Sequence[Tensor], *, chunk: int = 512, rows: int = 8
+) -> list[Findings]:
+    """Read whole documents, (N,) ids each, in either direction; not differentiable.
+
+    Causal: `rows` documents side by side, chunk by chunk, in memory that no length changes.
+    Bidirectional: one document after the other, layer by layer, in memory linear in N.
+    Raises ValueError for an empty document.
+    """
+    if any(len(document) == 0 for document in documents):
+        raise ValueError("an empty document has no answer")
+    if not classifier.config.causal:
+        return [_read_bidirectional(classifier, document, chunk) for document in documents]
+    found: list[Findings] = []
+    for first in range(0, len(documents), rows):
+        found += _read_causal(classifier, documents[first : first + rows], chunk)
+    return found
+
+
+def _read_causal(classifier: Classifier, documents: Sequence[Tensor], chunk: int) -> list[Findings]:
+    counts = [-(-len(document) // chunk) for document in documents]
+    steps = (
+        [Chunk(i, tokens[start : start + chunk]) for i, tokens in enumerate(documents)]
+        for start in range(0, max(counts) * chunk, chunk)
     )
-    return step.evidence, step.weight, step.states.gather(document[:1])
+    # Made once: a small tensor kept of each step would scatter over the heap.
+    shape, device = (len(documents), max(counts)), classifier.embedding.weight.device
+    labels = len(classifier.config.labels)
+    evidence = torch.empty(*shape, labels, dtype=classifier.dtype, device=device)
+    weight = torch.empty(shape, dtype=classifier.dtype, device=device)
+    for index, (_, step) in enumerate(_read_in_steps(classifier, len(documents), steps, chunk)):
+        evidence[:, index] = step.evidence
+        weight[:, index] = step.weight
+    logits = classifier.logits(step.states.evidence, step.states.weight)
+    return [
+        Findings(logits[row], evidence[row, :count], weight[row, :count], step.states.mass[row])
+        for row, count in enumerate(counts)
+    ]
+
+
+def _read_in_steps(
+    classifier: Classifier, documents: int, steps: Iterable[Sequence[Chunk]], chunk: int
+) -> Iterator[tuple[Sequence[Chunk], Step]]:
+    """Read new documents, in each step a row for each of its chunks, of up to `chunk` tokens.
+
+    Every document has at least one row in every step, and its rows stand together and in order.
+    Yields what was read, and what the step answers, with the states (D) of the documents alone.
+    """
+    device = classifier.embedding.weight.device
+    states = classifier.new_states(documents)
+    own = torch.arange(documents, device=device)
+    for chunks in steps:
+        document = torch.tensor([each.document for each in chunks], device=device)
+        # A step takes as many states as rows: copies of a document's are no row's, and ignored.
+        copies = own.new_zeros(len(chunks) - documents)
+        step = classifier.step(
+            *_grid(classifier, [each.tokens for each in chunks], chunk),
+            document,
+            states.gather(torch.cat([own, copies])),
+        )
+        states = step.states.gather(own)
+        yield chunks, step._replace(states=states)
+
+
+def _grid(classifier: Classifier, rows: Sequence[Tensor], chunk: int) -> tuple[Tensor, Tensor]:
+    """Put rows of up to `chunk` tokens into a grid: tokens (R, C) padded with 0, lengths (R,)."""
+    # Rows are no narrower than the convolution needs, however small the chunks.
+    tokens = torch.zeros(len(rows), max(chunk, classifier.config.tail), dtype=torch.long)
+    for place, row in zip(tokens, rows, strict=True):
+        place[: len(row)] = row
+    lengths = torch.tensor([len(row) for row in rows])
+    device = classifier.embedding.weight.device
+    return tokens.to(device), lengths.to(device)
+
+
+def _read_bidirectional(classifier: Classifier, document: Tensor, chunk: int) -> Findings:
+    which = torch.zeros(1, dtype=torch.long, device=classifier.embedding.weight.device)
+    pieces = [_grid(classifier, [piece], chunk) for piece in torch.split(document, chunk)]
+    rows = [
+        Rows.of(lengths, which, tokens.shape[1], classifier.dtype) for tokens, lengths in pieces
+    ]
+    embedded = [classifier.embedding(tokens) for tokens, _ in pieces]
+    hidden, mass = classifier.hidden_bidirectional(embedded, rows)
+    pooled = [
+        classifier.pooled(x, tokens, row)
+        for x, (tokens, _), row in zip(hidden, pieces, rows, strict=True)
+    ]
+    evidence, weight = (torch.cat(parts) for parts in zip(*pooled, strict=True))
+    logits = classifier.logits(evidence.double().sum(0), weight.double().sum())
+    return Findings(logits, evidence, weight, mass[0])

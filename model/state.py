@@ -35,7 +35,7 @@ class State:
         device: torch.device | str = "cpu",
         dtype: torch.dtype = torch.float32,
     ) -> State:
-        """States of documents of which nothing was read yet."""
+        """Make states of documents of which nothing was read yet."""
         layers, heads, components = config.layers, config.heads, config.num_components
 
         def zeros(*shape: int, dtype: torch.dtype = dtype) -> Tensor:
@@ -50,17 +50,17 @@ class State:
         )
 
     def tensors(self) -> Iterator[tuple[str, Tensor]]:
-        """Name and tensor of every part, in a fixed order."""
+        """Yield the name and the tensor of every part, in a fixed order."""
         for field in fields(self):
             yield field.name, getattr(self, field.name)
 
     @property
     def nbytes(self) -> int:
-        """Bytes of all D documents' states."""
+        """The bytes of all D documents' states."""
         return sum(tensor.nbytes for _, tensor in self.tensors())
 
     def gather(self, documents: Tensor) -> State:
-        """Copies of the states at these indices, (n,) int64."""
+        """Copy the states at these indices, (n,) int64."""
         return State(**{name: x.index_select(0, documents) for name, x in self.tensors()})
 
     def scatter_(self, documents: Tensor, states: State) -> None:
@@ -69,5 +69,5 @@ class State:
             mine.index_copy_(0, documents, getattr(states, name))
 
     def to(self, device: torch.device | str) -> State:
-        """The same states on another device."""
+        """Copy the states to another device, or return them if they are there."""
         return State(**{name: x.to(device) for name, x in self.tensors()})

@@ -20,6 +20,7 @@ import tokenizers as hf
 from tokenizers import decoders, models, pre_tokenizers, trainers
 
 Tokens = npt.NDArray[np.int32]
+"""Ids of a vocabulary, (tokens,)."""
 
 # Letters, digits, punctuation, whitespace; a single leading space belongs to its word. Every
 # alternative is bounded, which is what bounds the text that a stream must hold back.

@@ -35,7 +35,7 @@ class Rows(NamedTuple):
 
     @classmethod
     def of(cls, lengths: Tensor, document_of_row: Tensor, chunk: int, dtype: torch.dtype) -> Rows:
-        """lengths (R,), document_of_row (R,) -> the masks of a step of R documents."""
+        """Make the masks of a step of R documents from lengths (R,) and document_of_row (R,)."""
         index = torch.arange(len(lengths), device=lengths.device)
         used = lengths > 0
         belongs = (index[:, None] == document_of_row) & used
@@ -61,13 +61,13 @@ class Coefficients(NamedTuple):
 
     @classmethod
     def of(cls, mu: Tensor, var: Tensor, log_pi: Tensor) -> Coefficients:
-        """mu and var (H, K, r), log_pi (H, K)."""
+        """Expand the square of mu and var (H, K, r) and log_pi (H, K)."""
         bias = log_pi - 0.5 * (var.log() + mu.square() / var).sum(-1)
         return cls(mu / var, -0.5 / var, bias)
 
 
 def responsibilities(x: Tensor, mixture: Coefficients, *, normalize: bool) -> Tensor:
-    """x (R, C, H, r) -> (R, H, C, K) in at least float32: rows are >= 0 and sum to 1.
+    """Score x (R, C, H, r): (R, H, C, K) in at least float32, rows >= 0 that sum to 1.
 
     With `normalize`, x is RMS-normalised first. Bfloat16 squares against 1 / var would lose the
     posterior.
@@ -82,14 +82,14 @@ def responsibilities(x: Tensor, mixture: Coefficients, *, normalize: bool) -> Te
 
 
 def _with_ones(val: Tensor, dtype: torch.dtype) -> Tensor:
-    """(R, C, H, v) -> (R, H, C, v + 1): the mass is the memory of a value that is always one."""
+    """Append a one, whose memory is the mass, to each value: (R, C, H, v) -> (R, H, C, v + 1)."""
     return functional.pad(val.transpose(1, 2).to(dtype), (0, 1), value=1.0)
 
 
 def write(
     k: Tensor, val: Tensor, mixture: Coefficients, rows: Rows, *, normalize: bool
 ) -> tuple[Tensor, Tensor]:
-    """What each document's rows add to its state: memory (D, H, K, v) and mass (D, H, K).
+    """Return what each document's rows add to its memory (D, H, K, v) and mass (D, H, K).
 
     k (R, C, H, r), val (R, C, H, v).
     """
@@ -109,7 +109,7 @@ def read(
     normalize: bool,
     epsilon: float,
 ) -> Tensor:
-    """Each token's mean over its document's memory.
+    """Return each token's mean over its document's memory.
 
     q (R, C, H, r), memory (D, H, K, v), mass (D, H, K) -> (R, C, H, v).
     """
@@ -129,7 +129,7 @@ def causal(
     normalize: bool,
     epsilon: float,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Each token's mean over what it and its document's earlier tokens wrote.
+    """Return each token's mean over what it and its document's earlier tokens wrote.
 
     q and k (R, C, H, r), val (R, C, H, v), incoming memory (D, H, K, v) and mass (D, H, K)
     -> out (R, C, H, v) and the memory and mass after the step. Tokens that are not there write
@@ -167,7 +167,7 @@ def causal(
 
 
 def _of_rows(states: Tensor, rows: Rows) -> Tensor:
-    """(D, H, K, v + 1) -> (R, H, K, v + 1), the state of each row's document.
+    """Pick the state of each row's document: (D, H, K, v + 1) -> (R, H, K, v + 1).
 
     A row that is not used gets zeros, not a state that was perhaps never written: what it holds
     is multiplied by zero later, and that would let a NaN out.
@@ -177,5 +177,5 @@ def _of_rows(states: Tensor, rows: Rows) -> Tensor:
 
 
 def _normalized(summed: Tensor, epsilon: float) -> Tensor:
-    """(R, H, C, v + 1), the last column the mass, -> (R, C, H, v)."""
+    """Divide sums (R, H, C, v + 1) by their last column, the mass: (R, C, H, v)."""
     return (summed[..., :-1] / (summed[..., -1:] + epsilon)).transpose(1, 2)

@@ -14,7 +14,7 @@ from torch import Tensor
 
 
 def responsibilities(x: Tensor, mu: Tensor, var: Tensor, log_pi: Tensor) -> Tensor:
-    """Posterior of the components given routing vectors.
+    """Return the posterior of the components given routing vectors.
 
     x (N, H, r), mu and var (H, K, r), log_pi (H, K) -> (N, H, K); rows are >= 0 and sum to 1.
     """
@@ -23,7 +23,7 @@ def responsibilities(x: Tensor, mu: Tensor, var: Tensor, log_pi: Tensor) -> Tens
 
 
 def bidirectional(gamma_q: Tensor, gamma_k: Tensor, val: Tensor, *, epsilon: float) -> Tensor:
-    """Every token reads what all tokens wrote: gammas (N, H, K), val (N, H, v) -> (N, H, v)."""
+    """Let every token read what all tokens wrote: gammas (N, H, K), val (N, H, v) -> (N, H, v)."""
     memory = torch.einsum("nhk,nhv->hkv", gamma_k, val)
     mass = gamma_k.sum(0)
     read = torch.einsum("nhk,hkv->nhv", gamma_q, memory)
@@ -33,7 +33,7 @@ def bidirectional(gamma_q: Tensor, gamma_k: Tensor, val: Tensor, *, epsilon: flo
 def causal(
     gamma_q: Tensor, gamma_k: Tensor, val: Tensor, memory: Tensor, mass: Tensor, *, epsilon: float
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Every token reads what it and the tokens before it wrote.
+    """Let every token read what it and the tokens before it wrote.
 
     gammas (N, H, K), val (N, H, v), incoming memory (H, K, v) and mass (H, K)
     -> out (N, H, v) and the memory and mass after the last token.

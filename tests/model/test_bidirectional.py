@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from gma.model.classifier import Classifier
+from gma.model.reading import read
 from tests.model.small import SMALL, ByHand, by_hand, error, small
 
 
@@ -31,12 +32,12 @@ def document_of(tokens: int) -> Tensor:
 @pytest.mark.parametrize("chunk", [1, 3, 63, 64, 1000])
 def test_any_chunks_are_the_one_shot(classifier: Classifier, tokens: int, chunk: int) -> None:
     document = document_of(tokens)
-    (reading,) = classifier.read([document], chunk=chunk)
+    (found,) = read(classifier, [document], chunk=chunk)
     expected = expected_of(classifier, document)
-    assert error(reading.logits, expected.logits) <= 1e-5
-    assert error(reading.mass, expected.mass) <= 1e-5
-    assert reading.weight.tolist() == [len(piece) for piece in torch.split(document, chunk)]
-    for share, part in zip(reading.evidence, torch.split(expected.scores, chunk), strict=True):
+    assert error(found.logits, expected.logits) <= 1e-5
+    assert error(found.mass, expected.mass) <= 1e-5
+    assert found.weight.tolist() == [len(piece) for piece in torch.split(document, chunk)]
+    for share, part in zip(found.evidence, torch.split(expected.scores, chunk), strict=True):
         difference = (share.double() - part.sum(0)).abs().max()
         assert float(difference) <= 1e-5 * float(part.abs().sum(0).max())
 
@@ -44,19 +45,19 @@ def test_any_chunks_are_the_one_shot(classifier: Classifier, tokens: int, chunk:
 def test_float64_is_exact(classifier: Classifier) -> None:
     document = document_of(300)
     exact = copy.deepcopy(classifier).double()
-    (reading,) = exact.read([document], chunk=37)
-    assert error(reading.logits, expected_of(classifier, document).logits) <= 1e-12
+    (found,) = read(exact, [document], chunk=37)
+    assert error(found.logits, expected_of(classifier, document).logits) <= 1e-12
 
 
 def test_documents_do_not_see_each_other(classifier: Classifier) -> None:
     documents = [document_of(n) for n in (5, 100, 1)]
-    for document, reading in zip(documents, classifier.read(documents, chunk=16), strict=True):
-        assert torch.equal(reading.logits, classifier.read([document], chunk=16)[0].logits)
+    for document, found in zip(documents, read(classifier, documents, chunk=16), strict=True):
+        assert torch.equal(found.logits, read(classifier, [document], chunk=16)[0].logits)
 
 
 def test_the_first_token_knows_the_last(classifier: Classifier) -> None:
     document = document_of(100)
-    before = classifier.read([document], chunk=10)[0].evidence
+    before = read(classifier, [document], chunk=10)[0].evidence
     document[-1] = (document[-1] + 1) % SMALL.vocab_size
-    after = classifier.read([document], chunk=10)[0].evidence
+    after = read(classifier, [document], chunk=10)[0].evidence
     assert (before != after).any(1).all()

@@ -8,7 +8,7 @@ import torch
 
 from gma.model.classifier import Classifier
 from gma.model.config import ModelConfig
-from gma.model.reading import CHUNK, ROWS, Reader, Span
+from gma.model.reading import CHUNK, ROWS, Reader, Share, read
 from gma.model.tokenizer import NotUtf8, Tokenizer
 from gma.model.weights import Checkpoint
 
@@ -39,14 +39,14 @@ def small_checkpoint(*, causal: bool) -> Checkpoint:
     return Checkpoint(config, Classifier(config).eval(), tokenizer, fingerprint="")
 
 
-def read(checkpoint: Checkpoint, data: bytes, size: int = 1000) -> list[Span]:
+def shares_of(checkpoint: Checkpoint, data: bytes, size: int = 1000) -> list[Share]:
     pieces = (data[start : start + size] for start in range(0, len(data), size))
     return list(Reader(checkpoint).read(pieces))
 
 
-def logits(spans: list[Span]) -> np.ndarray:
-    evidence = np.sum([span.evidence for span in spans], axis=0, dtype=np.float64)
-    return np.asarray(evidence / sum(span.weight for span in spans))
+def logits(shares: list[Share]) -> np.ndarray:
+    evidence = np.sum([share.evidence for share in shares], axis=0, dtype=np.float64)
+    return np.asarray(evidence / sum(share.weight for share in shares))
 
 
 @pytest.mark.parametrize(
@@ -54,31 +54,31 @@ def logits(spans: list[Span]) -> np.ndarray:
 )
 def test_equals_the_whole_document_in_one_piece(checkpoint: Checkpoint, tokens: int) -> None:
     data = b"\x00" * tokens  # a token each
-    (whole,) = checkpoint.classifier.read([torch.from_numpy(checkpoint.tokenizer.encode(data))])
-    spans = read(checkpoint, data)
-    np.testing.assert_allclose(logits(spans), whole.logits.numpy(), rtol=1e-4, atol=1e-5)
-    assert sum(span.tokens for span in spans) == tokens
+    (whole,) = read(checkpoint.classifier, [torch.from_numpy(checkpoint.tokenizer.encode(data))])
+    shares = shares_of(checkpoint, data)
+    np.testing.assert_allclose(logits(shares), whole.logits.numpy(), rtol=1e-4, atol=1e-5)
+    assert sum(share.tokens for share in shares) == tokens
 
 
 @pytest.mark.parametrize("size", [1, 7, 100_000])
-def test_spans_tile_the_document_however_it_comes(checkpoint: Checkpoint, size: int) -> None:
+def test_shares_tile_the_document_however_it_comes(checkpoint: Checkpoint, size: int) -> None:
     data = (TEXT * 20).encode()
-    spans = read(checkpoint, data, size)
-    assert sum(span.bytes for span in spans) == len(data)
-    assert [span.tokens for span in spans[:-1]] == [CHUNK] * (len(spans) - 1)
-    np.testing.assert_allclose(logits(spans), logits(read(checkpoint, data)), rtol=1e-6)
+    shares = shares_of(checkpoint, data, size)
+    assert sum(share.bytes for share in shares) == len(data)
+    assert [share.tokens for share in shares[:-1]] == [CHUNK] * (len(shares) - 1)
+    np.testing.assert_allclose(logits(shares), logits(shares_of(checkpoint, data)), rtol=1e-6)
 
 
 def test_max_tokens_reads_the_first_ones(checkpoint: Checkpoint) -> None:
     reader = Reader(checkpoint, max_tokens=CHUNK + 1)
-    spans = list(reader.read([b"\x00" * 5000]))
+    shares = list(reader.read([b"\x00" * 5000]))
     assert reader.truncated
-    assert sum(span.tokens for span in spans) == CHUNK + 1
+    assert sum(share.tokens for share in shares) == CHUNK + 1
 
 
 def test_max_tokens_that_suffice_truncate_nothing(checkpoint: Checkpoint) -> None:
     reader = Reader(checkpoint, max_tokens=500)
-    assert sum(span.tokens for span in reader.read([b"\x00" * 500])) == 500
+    assert sum(share.tokens for share in reader.read([b"\x00" * 500])) == 500
     assert not reader.truncated
 
 
@@ -88,10 +88,10 @@ def test_max_tokens_stops_taking_pieces() -> None:
             yield b"\x00" * 100
 
     reader = Reader(small_checkpoint(causal=True), max_tokens=1000)
-    assert sum(span.tokens for span in reader.read(endless())) == 1000
+    assert sum(share.tokens for share in reader.read(endless())) == 1000
 
 
-def test_spans_come_while_the_document_does() -> None:
+def test_shares_come_while_the_document_does() -> None:
     taken = 0
 
     def pieces() -> Iterator[bytes]:
@@ -100,16 +100,16 @@ def test_spans_come_while_the_document_does() -> None:
             taken += 1
             yield b"\x00" * CHUNK
 
-    spans = Reader(small_checkpoint(causal=True)).read(pieces())
-    next(spans)
+    shares = Reader(small_checkpoint(causal=True)).read(pieces())
+    next(shares)
     assert taken <= ROWS + 1
 
 
 def test_nothing_is_read_of_nothing(checkpoint: Checkpoint) -> None:
-    assert read(checkpoint, b"") == []
+    assert shares_of(checkpoint, b"") == []
 
 
 def test_not_utf8(checkpoint: Checkpoint) -> None:
     with pytest.raises(NotUtf8) as caught:
-        read(checkpoint, b"a" * 3000 + b"\xff")
+        shares_of(checkpoint, b"a" * 3000 + b"\xff")
     assert caught.value.offset == 3000

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from gma.model.classifier import Classifier, Step
+from gma.model.reading import read
 from gma.model.state import State
 from tests.model.invariant import (
     Read,
@@ -104,8 +105,8 @@ def test_any_chunking_beside_any_others_is_the_one_shot(chunk: int) -> None:
     documents = documents_of(lengths, rng)
     before = used_state(SMALL, len(documents), rng)
     classifier = small()
-    read = read_in_steps(classifier, documents, before, chunk, rng)
-    assert_same(classifier, documents, before, read, 1e-5)
+    found = read_in_steps(classifier, documents, before, chunk, rng)
+    assert_same(classifier, documents, before, found, 1e-5)
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
@@ -117,8 +118,8 @@ def test_every_architecture(variant: str, dtype: torch.dtype) -> None:
     before = used_state(classifier.config, len(documents), rng)
     if dtype == torch.float64:
         classifier, before = classifier.double(), as_double(before)
-    read = read_in_steps(classifier, documents, before, 32, rng)
-    assert_same(classifier, documents, before, read, 1e-5 if dtype == torch.float32 else 1e-11)
+    found = read_in_steps(classifier, documents, before, 32, rng)
+    assert_same(classifier, documents, before, found, 1e-5 if dtype == torch.float32 else 1e-11)
 
 
 @pytest.mark.parametrize("chunk", [4, 37, 64, 500])
@@ -128,23 +129,23 @@ def test_from_nothing(chunk: int) -> None:
     classifier = small()
     documents = documents_of([1, 3, 64, 400], rng)
     before = classifier.new_states(len(documents))
-    read = read_in_steps(classifier, documents, before, chunk, rng)
-    assert_same(classifier, documents, before, read, 1e-5)
+    found = read_in_steps(classifier, documents, before, chunk, rng)
+    assert_same(classifier, documents, before, found, 1e-5)
 
 
 def test_evidence_of_the_rows_is_the_logits() -> None:
     rng = np.random.default_rng(3)
     classifier = small()
     (document,) = documents_of([500], rng)
-    read = read_in_steps(classifier, [document], classifier.new_states(1), 17, rng)
-    evidence = torch.stack([share.evidence for share in read.shares[0]]).double().sum(0)
-    weight = torch.tensor(sum(share.weight for share in read.shares[0]))
+    found = read_in_steps(classifier, [document], classifier.new_states(1), 17, rng)
+    evidence = torch.stack([share.evidence for share in found.shares[0]]).double().sum(0)
+    weight = torch.tensor(sum(share.weight for share in found.shares[0]))
     logits = classifier.logits(evidence, weight)
     expected = one_shot(classifier, document, classifier.new_states(1)).logits
     assert error(logits, expected) <= 1e-5
-    of_state = classifier.logits(read.states.evidence, read.states.weight)[0]
+    of_state = classifier.logits(found.states.evidence, found.states.weight)[0]
     assert error(of_state, logits) <= 1e-12
-    whole = classifier.read([document], chunk=64)[0]
+    whole = read(classifier, [document], chunk=64)[0]
     assert error(whole.logits, expected) <= 1e-5
 
 
@@ -153,7 +154,7 @@ def test_read_of_several_is_each_alone(chunk: int) -> None:
     rng = np.random.default_rng(4)
     classifier = small()
     documents = documents_of([1, 7, 8, 9, 100, 63], rng)
-    together = classifier.read(documents, chunk=chunk, rows=4)
+    together = read(classifier, documents, chunk=chunk, rows=4)
     for document, reading in zip(documents, together, strict=True):
         expected = one_shot(classifier, document, classifier.new_states(1))
         assert len(reading.evidence) == len(reading.weight) == -(-len(document) // chunk)
@@ -257,7 +258,7 @@ def test_a_chunk_smaller_than_the_convolution_is_refused() -> None:
 
 def test_an_empty_document_is_refused() -> None:
     with pytest.raises(ValueError, match="empty"):
-        small().read([torch.tensor([1]), torch.tensor([], dtype=torch.long)])
+        read(small(), [torch.tensor([1]), torch.tensor([], dtype=torch.long)])
 
 
 def test_a_bidirectional_model_has_no_step() -> None:

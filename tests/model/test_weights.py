@@ -18,7 +18,7 @@ from torch import Tensor
 from gma.model import weights
 from gma.model.classifier import Classifier
 from gma.model.config import DEFAULT_CHECKPOINT, ModelConfig
-from gma.model.reading import Reader
+from gma.model.reading import Reader, read
 from gma.model.tokenizer import Tokenizer
 from gma.model.weights import CheckpointError
 from tests.model.small import small
@@ -53,7 +53,7 @@ def test_round_trip(folder: Path, classifier: Classifier, tokenizer: Tokenizer) 
     np.testing.assert_array_equal(loaded.tokenizer.encode(TEXT), tokenizer.encode(TEXT))
     assert (folder / "README.md").read_text() == "# small\n"
     tokens = torch.from_numpy(tokenizer.encode(TEXT))
-    before, after = classifier.read([tokens])[0], loaded.classifier.read([tokens])[0]
+    before, after = read(classifier, [tokens])[0], read(loaded.classifier, [tokens])[0]
     assert torch.equal(before.logits, after.logits)
 
 
@@ -84,7 +84,7 @@ def test_dtypes(
     for name, tensor in classifier.state_dict().items():
         assert torch.equal(loaded.state_dict()[name], tensor.to(stored).to(wanted)), name
     tokens = torch.from_numpy(tokenizer.encode(TEXT))
-    assert loaded.read([tokens])[0].logits.isfinite().all()
+    assert read(loaded, [tokens])[0].logits.isfinite().all()
 
 
 def test_everybody_may_read_the_files(folder: Path) -> None:
@@ -220,7 +220,7 @@ class TestDefaultCheckpoint:
         """Responsibilities that collapsed would leave one."""
         checkpoint = weights.load(DEFAULT_CHECKPOINT)
         text = "".join(json.loads(line)["text"] for line in EXCERPTS.read_text().splitlines())
-        reading = checkpoint.classifier.read([torch.from_numpy(checkpoint.tokenizer.encode(text))])
+        reading = read(checkpoint.classifier, [torch.from_numpy(checkpoint.tokenizer.encode(text))])
         share = reading[0].mass / reading[0].mass.sum(-1, keepdim=True)
         used = (-(share * share.clamp_min(1e-12).log()).sum(-1)).exp()
         assert (used >= 4).all()

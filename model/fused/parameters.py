@@ -1,0 +1,99 @@
+"""A classifier's weights as the fused step takes them: norms folded in, narrow, and prepared once.
+
+Shapes: V vocabulary, W width, H heads, v value_dim.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from gma.model.classifier import Classifier
+from gma.model.fused.obstacles import LARGEST, TAPS, FusedPrecision
+from gma.model.layers import Layer
+from gma.model.ops.chunked import Coefficients
+
+FLOAT8 = torch.float8_e4m3fn
+
+
+class Matrix(NamedTuple):
+    """What a product multiplies by, (O, I), and the factor that undoes its scaling."""
+
+    weight: Tensor
+    alpha: float
+
+    @classmethod
+    def of(cls, weight: Tensor, precision: FusedPrecision) -> Matrix:
+        """Prepare a weight (O, I) float32."""
+        if precision == "bfloat16":
+            return cls(weight.to(torch.bfloat16).contiguous(), 1.0)
+        scale = LARGEST["fp8"] / float(weight.abs().max().clamp_min(1e-12))
+        return cls((weight * scale).to(FLOAT8).contiguous(), 1.0 / scale)
+
+
+class LayerParameters(NamedTuple):
+    """The weights of one layer."""
+
+    project: Matrix
+    out: Tensor  # (W, H * v) bfloat16
+    up: Matrix
+    down: Matrix
+    mixture: Coefficients
+    taps: Tensor  # (4, W) bfloat16, times conv_norm
+    tail_taps: Tensor  # (4, W) float32, zeros before the convolution's
+    conv_norm: Tensor  # (W,) float32
+
+    @classmethod
+    def of(cls, layer: Layer, precision: FusedPrecision) -> LayerParameters:
+        """Prepare the weights of a layer, where they are."""
+        mixer, mlp = layer.mixer, layer.mlp
+        project = mixer.project.weight.float() * mixer.norm.weight.float()
+        up = mlp.up.weight.float() * mlp.norm.weight.float()
+        width, device = mixer.config.width, mixer.out.weight.device
+        norm, taps = torch.ones(width), torch.zeros(TAPS, width)
+        if layer.convolution:
+            norm = layer.convolution.norm.weight.float()
+            taps[TAPS - mixer.config.conv_kernel :] = layer.convolution.weight
+        norm, taps = norm.to(device), taps.to(device)
+        return cls(
+            project=Matrix.of(project, precision),
+            out=mixer.out.weight.to(torch.bfloat16),
+            up=Matrix.of(up, precision),
+            down=Matrix.of(mlp.down.weight.float(), precision),
+            mixture=Coefficients(*(x.contiguous() for x in mixer.mixture.coefficients())),
+            # As narrow as the rows: a warp then holds both alike.
+            taps=(taps * norm).to(torch.bfloat16),
+            tail_taps=taps,
+            conv_norm=norm,
+        )
+
+
+class Parameters(NamedTuple):
+    """All weights of a classifier."""
+
+    table: Tensor  # (V, W) bfloat16
+    layers: list[LayerParameters]
+    deep: Tensor  # (labels + 1 and more, W) bfloat16: rows of zeros fill up 16 bytes of an output
+    deep_bias: Tensor  # (labels + 1,) float32
+    own_scores: Tensor  # (V, labels) float32
+
+    @classmethod
+    def of(cls, classifier: Classifier, precision: FusedPrecision) -> Parameters:
+        """Prepare the weights of a classifier, where they are."""
+        pooling = classifier.pooling
+        scores = pooling.deep.weight.float() * pooling.norm.weight.float()
+        deep = scores.new_zeros(-(-len(scores) // 8) * 8, scores.shape[1])
+        deep[: len(scores)] = scores
+        layers = []
+        for layer in classifier.layers:
+            assert isinstance(layer, Layer)
+            layers.append(LayerParameters.of(layer, precision))
+        return cls(
+            table=classifier.embedding.weight.to(torch.bfloat16),
+            layers=layers,
+            deep=deep.to(torch.bfloat16),
+            deep_bias=pooling.deep.bias.float(),
+            own_scores=pooling.token.weight.float(),
+        )

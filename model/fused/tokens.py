@@ -1,0 +1,296 @@
+"""What a step does token by token beside its products and mixers: one pass over memory each.
+
+Shapes: R rows of C tokens, N = R * C, D documents, S slots, L layers, W width, T tail. Documents
+and rows are those of a step: a document's rows stand together, all but its last full. WIDTH is the
+power of two from W; KNOWN is W where it is known when a kernel is compiled, which leaves out what
+is beyond it, else 0.
+"""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+from gma.model.ops.triton.device import INTERPRETED, backwards
+
+REGISTERS = 200
+"""How many a thread of a convolution may have."""
+
+STRIP = 8
+"""Tokens that a program takes one after the other."""
+
+
+def warps(width: int, size: int = 2) -> int:
+    """Return how many warps take a row of `width` entries of `size` bytes."""
+    return max(1, width * size // 2048)
+
+
+@triton.jit
+def embed(tokens, table, x, width, count, WIDTH: tl.constexpr, TOKENS: tl.constexpr):
+    """x (N, W) from ids (N,) and table (V, W)."""
+    token = tl.program_id(0).to(tl.int64) * TOKENS + tl.arange(0, TOKENS)
+    here = tl.max_contiguous(tl.arange(0, WIDTH), 8)
+    there = (token < count)[:, None] & (here < width)[None, :]
+    id_ = tl.load(tokens + token, mask=token < count, other=0).to(tl.int64)
+    rows = tl.load(table + id_[:, None] * width + here[None, :], mask=there)
+    tl.store(x + token[:, None] * width + here[None, :], rows, mask=there)
+
+
+@triton.jit
+def _widen(x):
+    """A row as float32: bfloat16s two at once, each by one instruction."""
+    if INTERPRETED or x.dtype != tl.bfloat16:
+        wide = x.to(tl.float32)
+    else:
+        wide = tl.inline_asm_elementwise(
+            "shl.b32 $0, $2, 16; and.b32 $1, $2, 0xffff0000;", "=r,=r,r", [x], dtype=tl.float32,
+            is_pure=False, pack=2,
+        )  # fmt: skip
+    return wide
+
+
+@triton.jit
+def _narrow(x, dtype: tl.constexpr):
+    """A float32 row as dtype: bfloat16s two an instruction, for one alone takes as long as 8."""
+    if INTERPRETED or dtype != tl.bfloat16:
+        narrow = x.to(dtype)
+    else:
+        narrow = tl.inline_asm_elementwise(
+            "cvt.rn.bf16x2.f32 $0, $2, $1;", "=r,f,f", [x], dtype=tl.bfloat16, is_pure=True, pack=2
+        )
+    return narrow
+
+
+@triton.jit
+def _inverse_root(row, width, epsilon):
+    """One over the root mean square of a row (WIDTH,)."""
+    return tl.rsqrt(tl.sum(row * row, 0) / width + epsilon)
+
+
+@triton.jit
+def normalize(
+    x, inverse, normal, width, epsilon, count,
+    KNOWN: tl.constexpr, WIDTH: tl.constexpr, STRIP: tl.constexpr, NORMAL: tl.constexpr,
+):  # fmt: skip
+    """inverse (N,) is one over the root mean squares of the rows of x (N, W).
+
+    With NORMAL, normal (N, W) is x times that, instead. STRIP rows are taken one after the other.
+    """
+    if KNOWN:
+        width = KNOWN
+    first = backwards().to(tl.int64) * STRIP
+    here = tl.max_contiguous(tl.arange(0, WIDTH), 8)
+    inside = here < width
+    upcoming = tl.load(x + first * width + here, mask=inside & (first < count), other=0.0)
+    for step in tl.static_range(STRIP):
+        at = first + step
+        row = tl.where(inside, _widen(upcoming), 0.0)
+        # Asked for before this row is stored, so that it comes meanwhile.
+        more = inside & (at + 1 < count) & (step + 1 < STRIP)
+        upcoming = tl.load(x + (at + 1) * width + here, mask=more, other=0.0)
+        root = _inverse_root(row, width, epsilon)
+        if NORMAL:
+            narrow = (row * root).to(normal.dtype.element_ty)
+            tl.store(normal + at * width + here, narrow, mask=inside & (at < count))
+        else:
+            tl.store(inverse + at, root, mask=at < count)
+
+
+@triton.jit
+def _normalized(x, at, mask, width, epsilon, here):
+    """A row, normalised."""
+    row = _widen(tl.load(x + at * width + here, mask=mask, other=0.0))
+    return row * _inverse_root(row, width, epsilon)
+
+
+@triton.jit
+def convolve(
+    x, tail, taps, tail_taps, lengths, document, first_row, slots, fresh, y, inverse, normal,
+    C, width, epsilon, tail_slot,
+    T: tl.constexpr, KNOWN: tl.constexpr, WIDTH: tl.constexpr, STRIP: tl.constexpr,
+    NORMAL: tl.constexpr, SLOTS: tl.constexpr,
+):  # fmt: skip
+    """y (N, W) is x plus the short convolution of x's normalised rows, and `inverse` (N,) one over
+    y's rows' root mean squares; with NORMAL, normal (N, W) is y normalised, instead.
+
+    What comes before a row is its document's row before, or its document's tail, of which tail (S,
+    ., T, W) has the layer's: in its slot with SLOTS, else at the document's own place. taps (4, W),
+    the last the token's own, are for normalised rows of x, and have their weights in them;
+    tail_taps (4, W) are for tails, which have them. T is at most 3, and the taps before are zero.
+    A program takes STRIP tokens, one after the other, so that a row is read from memory once.
+    """
+    if KNOWN:
+        width = KNOWN
+    strips = tl.cdiv(C, STRIP)
+    row = backwards() // strips
+    first = backwards() % strips * STRIP
+    start = row.to(tl.int64) * C + first
+    here = tl.max_contiguous(tl.arange(0, WIDTH), 8)
+    inside = here < width
+    belongs = tl.load(document + row)
+    used = tl.load(lengths + row) > 0
+    # The strip's place in the document, as far as this step has it: rows before this are full.
+    position = (row - tl.load(first_row + belongs, mask=used, other=row)) * C + first
+    before = tl.minimum(position, T)
+    third = _normalized(x, start - 3, inside & (before > 2), width, epsilon, here)
+    second = _normalized(x, start - 2, inside & (before > 1), width, epsilon, here)
+    last = _normalized(x, start - 1, inside & (before > 0), width, epsilon, here)
+    upcoming = tl.load(x + start * width + here, mask=inside & (first < C), other=0.0)
+    # Kept, for a load that hits the cache waits for those before it that do not.
+    first_tap = tl.load(taps + here, mask=inside, other=0.0)
+    second_tap = tl.load(taps + width + here, mask=inside, other=0.0)
+    third_tap = tl.load(taps + 2 * width + here, mask=inside, other=0.0)
+    own_tap = tl.load(taps + 3 * width + here, mask=inside, other=0.0)
+    for step in tl.static_range(STRIP):
+        token = first + step
+        at = start + step
+        there = inside & (token < C)
+        total = tl.where(inside, _widen(upcoming), 0.0)
+        # Asked for before this token's row is stored, so that it comes meanwhile.
+        more = inside & (token + 1 < C) & (step + 1 < STRIP)
+        upcoming = tl.load(x + (at + 1) * width + here, mask=more, other=0.0)
+        own = total * _inverse_root(total, width, epsilon)
+        total += own * _widen(own_tap)
+        total += last * _widen(third_tap)
+        total += second * _widen(second_tap)
+        total += third * _widen(first_tap)
+        if step < 3:  # noqa: SIM102 (known when compiled, the other is not)
+            if used & (position + step < T):
+                old = tl.load(fresh + belongs) == 0
+                slot = belongs.to(tl.int64)
+                if SLOTS:
+                    slot = tl.load(slots + belongs).to(tl.int64)
+                of_slot = tail + slot * tail_slot
+                for place in tl.static_range(step, 3):
+                    tap = tail_taps + (3 - T + place - step) * width
+                    at_tail = position + place
+                    weight = tl.load(tap + here, mask=inside & (at_tail < T), other=0.0)
+                    reached = there & old & (at_tail < T)
+                    seen = tl.load(of_slot + at_tail * width + here, mask=reached, other=0.0)
+                    total += seen * weight
+        third, second, last = second, last, own
+        total = tl.where(inside, total, 0.0)
+        tl.store(y + at * width + here, _narrow(total, y.dtype.element_ty), mask=there)
+        root = _inverse_root(total, width, epsilon)
+        if NORMAL:
+            narrow = (total * root).to(normal.dtype.element_ty)
+            tl.store(normal + at * width + here, narrow, mask=there)
+        else:
+            tl.store(inverse + at, root, mask=token < C)
+
+
+@triton.jit
+def remember(
+    x, tail, tail_after, norm, lengths, row_count, first_row, slots, fresh,
+    C, width, epsilon, tail_slot,
+    T: tl.constexpr, DEPTH: tl.constexpr, WIDTH: tl.constexpr, SLOTS: tl.constexpr,
+):  # fmt: skip
+    """Put the last inputs of each document's convolution into its tail_after (S, ., T, W).
+
+    That may be tail itself. With SLOTS, a document's tails lie in its slot, and stay as they are
+    if it has no rows; else at its own place, where its tail is copied then.
+    """
+    document = tl.program_id(0)
+    count = tl.load(row_count + document)
+    if (count > 0) | (not SLOTS):
+        here = tl.max_contiguous(tl.arange(0, WIDTH), 8)
+        inside = here < width
+        depth = tl.arange(0, DEPTH)
+        first = tl.load(first_row + document)
+        row = first + tl.maximum(count, 1) - 1
+        length = tl.load(lengths + row, mask=count > 0, other=0)
+        # In the document, as far as this step has it.
+        position = (row - first) * C + length - T + depth
+        wanted = (depth < T)[:, None] & inside[None, :]
+        at = (first.to(tl.int64) * C + position)[:, None] * width + here[None, :]
+        of_rows = wanted & (position >= 0)[:, None]
+        seen = tl.load(x + at, mask=of_rows, other=0.0).to(tl.float32)
+        root = tl.rsqrt(tl.sum(seen * seen, 1) / width + epsilon)
+        scale = tl.load(norm + here, mask=inside, other=0.0)
+        slot = document.to(tl.int64)
+        if SLOTS:
+            slot = tl.load(slots + document).to(tl.int64)
+        old = tl.load(fresh + document) == 0
+        before = wanted & ((position < 0) & old)[:, None]
+        at = slot * tail_slot + (position + T)[:, None] * width + here[None, :]
+        own = tl.load(tail + at, mask=before, other=0.0) + seen * root[:, None] * scale[None, :]
+        # All of the old tail is read before any of the new one is written.
+        tl.debug_barrier()
+        at = slot * tail_slot + depth[:, None] * width + here[None, :]
+        tl.store(tail_after + at, own, mask=wanted)
+
+
+@triton.jit
+def score(
+    deep, bias, tokens, table, lengths, shares, C, labels, deep_stride,
+    LABELS: tl.constexpr, TOKENS: tl.constexpr,
+):  # fmt: skip
+    """What each block of a row says: shares (R, blocks, labels), sums of its tokens' scores.
+
+    deep (N, deep_stride): a reading for each label, then the gate's. table (V, labels) has the
+    tokens' own scores.
+    """
+    blocks = tl.cdiv(C, TOKENS)
+    row = tl.program_id(0) // blocks
+    token = tl.program_id(0) % blocks * TOKENS + tl.arange(0, TOKENS)
+    there = token < tl.load(lengths + row)
+    label = tl.arange(0, LABELS)
+    known = label < labels
+    inside = there[:, None] & known[None, :]
+    at = row.to(tl.int64) * C + token
+    id_ = tl.load(tokens + at, mask=there, other=0).to(tl.int64)
+    reading = tl.load(deep + at[:, None] * deep_stride + label[None, :], mask=inside, other=0.0)
+    reading += tl.load(bias + label, mask=known, other=0.0)[None, :]
+    gate = tl.load(deep + at * deep_stride + labels, mask=there, other=0.0)
+    gate += tl.load(bias + labels)
+    # softplus, which is the identity where exp would overflow
+    open_ = tl.where(gate > 20.0, gate, tl.log(1.0 + tl.exp(tl.minimum(gate, 20.0))))
+    own = tl.load(table + id_[:, None] * labels + label[None, :], mask=inside, other=0.0)
+    total = tl.sum(tl.where(inside, reading * open_[:, None] + own, 0.0), 0)
+    tl.store(shares + tl.program_id(0).to(tl.int64) * labels + label, total, mask=known)
+
+
+@triton.jit
+def add_shares(shares, evidence, blocks, labels, BLOCKS: tl.constexpr, LABELS: tl.constexpr):
+    """A row's evidence (R, labels) is the sum of its shares (R, blocks, labels)."""
+    row = tl.program_id(0)
+    label = tl.arange(0, LABELS)
+    total = tl.zeros((LABELS,), tl.float32)
+    for start in tl.range(0, blocks, BLOCKS):
+        block = start + tl.arange(0, BLOCKS)
+        at = (row * blocks + block).to(tl.int64)[:, None] * labels + label[None, :]
+        there = (block < blocks)[:, None] & (label < labels)[None, :]
+        total += tl.sum(tl.load(shares + at, mask=there, other=0.0), 0)
+    tl.store(evidence + row * labels + label, total, mask=label < labels)
+
+
+@triton.jit
+def pool(
+    row_evidence, lengths, first_row, row_count, slots, fresh, evidence, weight, logits, labels,
+    prior, ROWS: tl.constexpr, LABELS: tl.constexpr,
+):  # fmt: skip
+    """Add a document's rows to its sums, evidence (S, labels) and weight (S,) float64, in place.
+
+    row_evidence (R, labels) is each row's, logits (D, labels) float64 become the document's mean.
+    """
+    document = tl.program_id(0)
+    count = tl.load(row_count + document)
+    if count > 0:
+        slot = tl.load(slots + document).to(tl.int64)
+        old = tl.load(fresh + document) == 0
+        label = tl.arange(0, LABELS)
+        known = label < labels
+        total = tl.load(evidence + slot * labels + label, mask=known & old, other=0.0)
+        tokens = tl.load(weight + slot, mask=old, other=0.0)
+        first = tl.load(first_row + document)
+        for start in tl.range(0, count, ROWS):
+            row = start + tl.arange(0, ROWS)
+            at = (first + row)[:, None] * labels + label[None, :]
+            there = (row < count)[:, None] & known[None, :]
+            of_row = tl.load(row_evidence + at, mask=there, other=0.0)
+            total += tl.sum(of_row.to(tl.float64), 0)
+            length = tl.load(lengths + first + row, mask=row < count, other=0)
+            tokens += tl.sum(length, 0).to(tl.float64)
+        tl.store(evidence + slot * labels + label, total, mask=known)
+        tl.store(weight + slot, tokens)
+        tl.store(logits + document * labels + label, total / (tokens + prior), mask=known)

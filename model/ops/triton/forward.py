@@ -1,0 +1,234 @@
+"""Triton kernels of the operation forward: responsibilities live in registers.
+
+Source: arXiv:2606.18283. `gma.model.ops.triton.launch` launches them.
+
+A row is cut into segments. Three kernels: each segment's sums, and the keys' responsibilities; each
+document's exclusive prefix of the sums (`gma.model.ops.triton.scans`), which starts at its incoming
+state and ends at its new one; each segment's outputs, block by block, from the prefix before it.
+Keys are scored once: to keep their responsibilities costs less than to compute them again.
+Documents meet in no sum, so that what is not finite in one stays there.
+
+Shapes: R rows of C tokens, D documents, H heads, r routing_dim, K components, v value_dim, G
+segments. r, K and v are powers of two from 16 to 128.
+"""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+from gma.model.ops.triton.device import (
+    backwards,
+    dot,
+    head_mixture,
+    load,
+    locate,
+    posterior,
+    split_dot,
+    store,
+)
+
+
+@triton.jit
+def _sum_block(
+    keys, values, gammas, masses, memory, mass, there, linear, quadratic, bias,
+    NORMALIZE: tl.constexpr, EPSILON: tl.constexpr, KEEP: tl.constexpr, ALL: tl.constexpr,
+):  # fmt: skip
+    """Return memory (v, K) and mass (K,) after a block, of which ALL tokens are there or some."""
+    x = load(keys, there, ALL)
+    val = load(values, there, ALL)
+    weights, total = posterior(x, linear, quadratic, bias, NORMALIZE, EPSILON)
+    inverse = 1.0 / total
+    if not ALL:
+        inverse = tl.where(there, inverse, 0.0)
+    gamma = (weights * inverse[:, None]).to(val.dtype)
+    if KEEP:
+        store(gammas, gamma, there, ALL)
+        tl.store(masses, mass)
+    # The mass of what was rounded, so that memory / mass is a mean of the values.
+    return dot(tl.trans(val), gamma, memory), mass + tl.sum(gamma.to(tl.float32), 0)
+
+
+@triton.jit
+def sum_segments(
+    k, val, linear, quadratic, bias, lengths, sums, gammas, masses,
+    k_row, k_token, k_head, v_row, v_token, v_head, C, segments,
+    H: tl.constexpr, R: tl.constexpr, K: tl.constexpr, V: tl.constexpr,
+    SEGMENT: tl.constexpr, BLOCK: tl.constexpr,
+    NORMALIZE: tl.constexpr, EPSILON: tl.constexpr, STAGES: tl.constexpr, KEEP: tl.constexpr,
+):  # fmt: skip
+    """Sum what each segment writes: sums (G, H, v + 1, K), the last row the mass.
+
+    With KEEP also what `read_segments` goes on from: the keys' responsibilities, gammas (R, H, C,
+    K) in val's dtype, and the segment's mass before each block, masses (G, H, SEGMENT / BLOCK, K).
+    """
+    place = backwards()
+    head, row, first, here, _ = locate(place, lengths, segments, C, SEGMENT, H)
+    token = tl.arange(0, BLOCK)
+    component = tl.arange(0, K)
+    value = tl.arange(0, V)
+    A, B, b = head_mixture(linear, quadratic, bias, head, K, R)
+    segment = place.to(tl.int64)
+    k += row * k_row + first.to(tl.int64) * k_token + head * k_head
+    k += token[:, None] * k_token + tl.arange(0, R)[None, :]
+    val += row * v_row + first.to(tl.int64) * v_token + head * v_head
+    val += token[:, None] * v_token + value[None, :]
+    gammas += ((row * H + head) * C + first) * K + token[:, None] * K + component[None, :]
+    masses += segment * (SEGMENT // BLOCK) * K + component
+    memory = tl.zeros((V, K), tl.float32)
+    mass = tl.zeros((K,), tl.float32)
+    for _block in tl.range(0, here // BLOCK, num_stages=STAGES):
+        memory, mass = _sum_block(
+            k, val, gammas, masses, memory, mass, token, A, B, b, NORMALIZE, EPSILON, KEEP, True
+        )
+        k += BLOCK * k_token
+        val += BLOCK * v_token
+        gammas += BLOCK * K
+        masses += K
+    # Once or not at all. As an `if` it reads the wrong shared memory: ptxas 12.8 takes one
+    # half of a matrix's descriptor for the other (r 32, K 16, v 64).
+    for _tail in tl.range(0, tl.cdiv(here % BLOCK, BLOCK)):
+        there = token < here % BLOCK
+        memory, mass = _sum_block(
+            k, val, gammas, masses, memory, mass, there, A, B, b, NORMALIZE, EPSILON, KEEP, False
+        )
+    sums += segment * (V + 1) * K
+    tl.store(sums + value[:, None] * K + component[None, :], memory)
+    tl.store(sums + V * K + component, mass)
+
+
+@triton.jit
+def _recall(reading, memory):
+    """reading (B, K) @ memory (v, K).T in float32."""
+    if reading.dtype == tl.float16:
+        # What a document wrote may be more than a float16 holds.
+        read = split_dot(reading.to(tl.float32), tl.trans(memory))
+    else:
+        read = dot(reading, tl.trans(memory.to(reading.dtype)))
+    return read
+
+
+@triton.jit
+def _read_block(
+    queries, gammas, values, masses, out, memory, mass, there, inside, linear, quadratic, bias,
+    epsilon, NORMALIZE: tl.constexpr, EPSILON: tl.constexpr, ALL: tl.constexpr,
+):  # fmt: skip
+    """Write a block's outputs and return memory (v, K) after it.
+
+    ALL its tokens are there or some, and `inside` says which are in the row.
+    """
+    x = load(queries, there, ALL)
+    val = load(values, there, ALL)
+    gamma = load(gammas, there, ALL)
+    mass += tl.load(masses)
+    reading, total = posterior(x, linear, quadratic, bias, NORMALIZE, EPSILON)
+    rounded = reading.to(val.dtype)
+    token = tl.arange(0, x.shape[0])
+    affinity = dot(rounded, tl.trans(gamma))
+    affinity = tl.where(token[:, None] >= token[None, :], affinity, 0.0)
+    # Not divided by their sum: it cancels but for epsilon.
+    weight = tl.sum(affinity, 1) + tl.sum(rounded.to(tl.float32) * mass[None, :], 1)
+    weight += epsilon * total
+    read = _recall(rounded, memory)
+    read = dot(affinity.to(val.dtype), val, read)
+    inverse = 1.0 / weight
+    if not ALL:
+        inverse = tl.where(there, inverse, 0.0)
+    store(out, (read * inverse[:, None]).to(out.dtype.element_ty), inside, ALL)
+    return dot(tl.trans(val), gamma, memory)
+
+
+@triton.jit
+def read_segments(
+    q, gammas, masses, val, linear, quadratic, bias, lengths, before, out,
+    q_row, q_token, q_head, v_row, v_token, v_head, C, segments, epsilon,
+    H: tl.constexpr, R: tl.constexpr, K: tl.constexpr, V: tl.constexpr,
+    SEGMENT: tl.constexpr, BLOCK: tl.constexpr,
+    NORMALIZE: tl.constexpr, EPSILON: tl.constexpr, STAGES: tl.constexpr,
+):  # fmt: skip
+    """out (R, C, H, v), contiguous: each token's mean over what was written up to it.
+
+    gammas and masses are those that `sum_segments` kept.
+    """
+    head, row, first, here, width = locate(tl.program_id(0), lengths, segments, C, SEGMENT, H)
+    token = tl.arange(0, BLOCK)
+    component = tl.arange(0, K)
+    value = tl.arange(0, V)
+    out += ((row * C + first) * H + head) * V
+    out_at = token[:, None] * (H * V) + value[None, :]
+    if here > 0:
+        A, B, b = head_mixture(linear, quadratic, bias, head, K, R)
+        segment = tl.program_id(0).to(tl.int64)
+        queries = q + row * q_row + first.to(tl.int64) * q_token + head * q_head
+        queries += token[:, None] * q_token + tl.arange(0, R)[None, :]
+        values = val + row * v_row + first.to(tl.int64) * v_token + head * v_head
+        values += token[:, None] * v_token + value[None, :]
+        gamma = gammas + ((row * H + head) * C + first) * K
+        gamma += token[:, None] * K + component[None, :]
+        inner = masses + segment * (SEGMENT // BLOCK) * K + component
+        before += segment * (V + 1) * K
+        memory = tl.load(before + value[:, None] * K + component[None, :])
+        mass = tl.load(before + V * K + component)
+        for _block in tl.range(0, here // BLOCK, num_stages=STAGES):
+            memory = _read_block(
+                queries, gamma, values, inner, out + out_at, memory, mass, token, token, A, B, b,
+                epsilon, NORMALIZE, EPSILON, True,
+            )  # fmt: skip
+            queries += BLOCK * q_token
+            values += BLOCK * v_token
+            gamma += BLOCK * K
+            inner += K
+            out += BLOCK * H * V
+        if here % BLOCK > 0:
+            there = token < here % BLOCK
+            inside = token < width - here // BLOCK * BLOCK
+            _read_block(
+                queries, gamma, values, inner, out + out_at, memory, mass, there, inside, A, B, b,
+                epsilon, NORMALIZE, EPSILON, False,
+            )  # fmt: skip
+            out += BLOCK * H * V
+    # Whoever multiplies by zero later what stands where no token is must not find NaN there.
+    nothing = tl.zeros((BLOCK, V), out.dtype.element_ty)
+    for start in range(tl.cdiv(here, BLOCK) * BLOCK, width, BLOCK):
+        tl.store(out + out_at, nothing, mask=(start + token < width)[:, None])
+        out += BLOCK * H * V
+
+
+@triton.jit
+def read_states(
+    q, linear, quadratic, bias, lengths, document, states, out,
+    q_row, q_token, q_head, C, segments, epsilon,
+    H: tl.constexpr, R: tl.constexpr, K: tl.constexpr, V: tl.constexpr,
+    SEGMENT: tl.constexpr, BLOCK: tl.constexpr,
+    NORMALIZE: tl.constexpr, EPSILON: tl.constexpr, STAGES: tl.constexpr,
+):  # fmt: skip
+    """out (R, C, H, v), contiguous: each token's mean over its document's (D, H, v + 1, K)."""
+    head, row, first, here, width = locate(tl.program_id(0), lengths, segments, C, SEGMENT, H)
+    token = tl.arange(0, BLOCK)
+    component = tl.arange(0, K)
+    value = tl.arange(0, V)
+    out += ((row * C + first) * H + head) * V
+    out_at = token[:, None] * (H * V) + value[None, :]
+    if here > 0:
+        A, B, b = head_mixture(linear, quadratic, bias, head, K, R)
+        q += row * q_row + first.to(tl.int64) * q_token + head * q_head
+        q_at = token[:, None] * q_token + tl.arange(0, R)[None, :]
+        states += (tl.load(document + row).to(tl.int64) * H + head) * (V + 1) * K
+        memory = tl.load(states + value[:, None] * K + component[None, :])
+        mass = tl.load(states + V * K + component)
+        for start in tl.range(0, here, BLOCK, num_stages=STAGES):
+            there = start + token < here
+            queries = tl.load(q + q_at, mask=there[:, None], other=0.0)
+            reading, total = posterior(queries, A, B, b, NORMALIZE, EPSILON)
+            rounded = reading.to(queries.dtype)
+            weight = tl.sum(rounded.to(tl.float32) * mass[None, :], 1) + epsilon * total
+            read = _recall(rounded, memory)
+            read = tl.where(there, 1.0 / weight, 0.0)[:, None] * read
+            inside = start + token < width
+            tl.store(out + out_at, read.to(out.dtype.element_ty), mask=inside[:, None])
+            q += BLOCK * q_token
+            out += BLOCK * H * V
+    nothing = tl.zeros((BLOCK, V), out.dtype.element_ty)
+    for start in range(tl.cdiv(here, BLOCK) * BLOCK, width, BLOCK):
+        tl.store(out + out_at, nothing, mask=(start + token < width)[:, None])
+        out += BLOCK * H * V

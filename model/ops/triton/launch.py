@@ -1,0 +1,263 @@
+"""How Triton's kernels are launched: by the names of their parameters, where their tensors are.
+
+Shapes: R rows of C tokens, D documents, H heads, r routing_dim, K components, v value_dim, G
+segments.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import torch
+import triton
+from torch import Tensor
+
+from gma.model.ops.chunked import ROUTING_EPSILON, Coefficients
+from gma.model.ops.triton import forward, scans
+
+ENOUGH = 8 * 132
+"""Programs that keep a large device busy."""
+
+TILE, DEPTH = 64, 32
+"""Entries of a state, and segments, that a program sums at once."""
+
+DOCUMENTS = 16
+"""Programs that share a step's documents: most have few segments, and a program takes time to
+start."""
+
+STRIDES = {
+    f"{prefix}_{axis}": (tensor, dimension)
+    for tensor, prefix, axes in (
+        ("q", "q", ("row", "token", "head")),
+        ("k", "k", ("row", "token", "head")),
+        ("val", "v", ("row", "token", "head")),
+        ("x", "x", ("row", "token", "head")),
+        ("memory", "memory", ("document", "head", "component")),
+        ("mass", "mass", ("document", "head")),
+        ("memory_after", "after", ("document", "head", "component")),
+        ("mass_after", "mass_after", ("document", "head")),
+        ("tail", "tail", ("slot",)),
+        ("deep", "deep", ("stride",)),
+    )
+    for dimension, axis in enumerate(axes)
+}
+"""Parameters that are a stride: the tensor that has it, and along which dimension."""
+
+
+def launch(kernel: Any, grid: tuple[int, ...], /, **arguments: Any) -> None:
+    """Run a kernel with these arguments and options.
+
+    Strides that it takes are those of the tensors given, 0 of one that is None.
+    """
+    for name in kernel.arg_names:
+        if name in STRIDES:
+            tensor, dimension = STRIDES[name]
+            x = arguments[tensor]
+            arguments[name] = 0 if x is None else x.stride(dimension)
+    # Triton launches on the current device.
+    with torch.cuda.device_of(  # type: ignore[no-untyped-call]
+        next(x for x in arguments.values() if isinstance(x, Tensor))
+    ):
+        kernel[grid](**arguments)
+
+
+def at_most(registers: int) -> dict[str, int]:
+    """Return the option for so many registers a thread at most; 0 leaves it to the compiler."""
+    return {"maxnreg": registers} if registers else {}
+
+
+class Shape(NamedTuple):
+    """The numbers that a mixer's tensors are shaped by."""
+
+    R: int
+    C: int
+    H: int
+    r: int
+    K: int
+    v: int
+
+
+class Cut(NamedTuple):
+    """How a shape is cut, and what the kernels are launched with."""
+
+    segment: int  # tokens
+    block: int = 64  # tokens
+    warps: int = 4
+    stages: int = 3
+    sum_registers: int = 0  # a thread, at most, see `at_most`
+    read_registers: int = 0
+
+    @classmethod
+    def of(cls, shape: Shape) -> Cut:
+        """Cut for speed: long segments save memory traffic, many keep the device busy."""
+        R, C, H, r, K, v = shape
+        tokens = min(1024, max(64, triton.next_power_of_2(C)))
+        while tokens > 64 and R * H * -(-C // tokens) < ENOUGH:
+            tokens //= 2
+        # What a program has to hold.
+        held = K * max(r, v)
+        if held > 4096 or max(r, K, v) > 64:
+            return cls(tokens, warps=8, stages=1)
+        if held > 2048:
+            return cls(tokens, warps=8, stages=2)
+        # One more program on a multiprocessor, four and three, hides more of the others' waits.
+        return cls(tokens, sum_registers=128, read_registers=168)
+
+
+class Kept(NamedTuple):
+    """What is kept of the segments' sums for their outputs, see `forward.sum_segments`."""
+
+    gammas: Tensor
+    masses: Tensor
+
+
+class Launcher(NamedTuple):
+    """Launches a mixer's kernels over the segments and documents of a step."""
+
+    shape: Shape
+    cut: Cut
+    normalize: bool
+
+    @classmethod
+    def of(
+        cls, x: Tensor, components: int, value_dim: int, normalize: bool, cut: Sequence[int] | None
+    ) -> Launcher:
+        """Make it for tokens x (R, C, H, r), cut as `cut` says, or for speed."""
+        R, C, H, r = x.shape
+        shape = Shape(R, C, H, r, components, value_dim)
+        if cut:
+            return cls(shape, Cut(*cut), normalize)
+        best = Cut.of(shape)
+        if x.itemsize > 2:
+            best = best._replace(stages=1, sum_registers=0, read_registers=0)
+        return cls(shape, best, normalize)
+
+    @property
+    def segments(self) -> int:
+        """How many segments a row has."""
+        return -(-self.shape.C // self.cut.segment)
+
+    @property
+    def sums_shape(self) -> tuple[int, int, int, int]:
+        """The shape of the segments' sums, (G, H, v + 1, K), which are float32."""
+        R, _, H, _, K, v = self.shape
+        return R * self.segments, H, v + 1, K
+
+    @property
+    def gammas_shape(self) -> tuple[int, int, int, int]:
+        """The shape of `Kept.gammas`, which are of the values' dtype."""
+        R, C, H, _, K, _ = self.shape
+        return R, H, C, K
+
+    @property
+    def masses_shape(self) -> tuple[int, int, int, int]:
+        """The shape of `Kept.masses`, which are float32."""
+        R, _, H, _, K, _ = self.shape
+        return R * self.segments, H, self.cut.segment // self.cut.block, K
+
+    @property
+    def tuned(self) -> dict[str, Any]:
+        """What every kernel over blocks of tokens is launched with."""
+        return {
+            "BLOCK": self.cut.block,
+            "NORMALIZE": self.normalize,
+            "EPSILON": ROUTING_EPSILON,
+            "STAGES": self.cut.stages,
+            "num_warps": self.cut.warps,
+        }
+
+    def over_segments(self, kernel: Any, /, **arguments: Any) -> None:
+        """Launch a program for each head of each segment."""
+        R, C, H, r, K, v = self.shape
+        launch(
+            kernel, (R * self.segments * H,), C=C, segments=self.segments, H=H, R=r, K=K, V=v,
+            SEGMENT=self.cut.segment, **self.tuned, **arguments,
+        )  # fmt: skip
+
+    def over_documents(self, kernel: Any, programs: int, /, **arguments: Any) -> None:
+        """Launch programs that take some entries of a head's states, of one or some documents."""
+        _, _, H, _, K, v = self.shape
+        tiles = -(-((v + 1) * K) // TILE)
+        launch(
+            kernel, (tiles, H, programs), segments=self.segments, H=H, K=K, V=v,
+            TILE=TILE, DEPTH=DEPTH, **arguments,
+        )  # fmt: skip
+
+    def sum_segments(
+        self,
+        k: Tensor,
+        val: Tensor,
+        mixture: Coefficients,
+        lengths: Tensor,
+        sums: Tensor,
+        kept: Kept | None,
+    ) -> None:
+        """Put what each segment writes into `sums`, what its outputs need of it into `kept`."""
+        gammas, masses = kept or (sums, sums)
+        self.over_segments(
+            forward.sum_segments, k=k, val=val, **mixture._asdict(), lengths=lengths, sums=sums,
+            gammas=gammas, masses=masses, KEEP=kept is not None, **at_most(self.cut.sum_registers),
+        )  # fmt: skip
+
+    def prefix(
+        self,
+        sums: Tensor,
+        before: tuple[Tensor, Tensor],
+        after: tuple[Tensor, Tensor],
+        first: Tensor,
+        count: Tensor,
+        *,
+        slots: Tensor | None = None,
+        fresh: Tensor | None = None,
+    ) -> None:
+        """Put the states before the segments in the place of their `sums`.
+
+        before and after: memory and mass of the documents, (D, H, K, v) and (D, H, K), or of slots.
+        first and count (D,): where a document's rows stand. slots and fresh: see `scans.prefix`.
+        """
+        documents = len(first)
+        self.over_documents(
+            scans.prefix, min(DOCUMENTS, documents), sums=sums, memory=before[0], mass=before[1],
+            memory_after=after[0], mass_after=after[1], first_row=first, row_count=count,
+            slots=first if slots is None else slots, fresh=first if fresh is None else fresh,
+            documents=documents, SLOTS=slots is not None, FRESH=fresh is not None,
+        )  # fmt: skip
+
+    def states_before(
+        self,
+        k: Tensor,
+        val: Tensor,
+        memory: Tensor,
+        mass: Tensor,
+        mixture: Coefficients,
+        lengths: Tensor,
+        first: Tensor,
+        count: Tensor,
+        kept: Kept | None = None,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Return the states before the segments (G, H, v + 1, K), and memory and mass after all."""
+        sums = k.new_empty(self.sums_shape, dtype=torch.float32)
+        self.sum_segments(k, val, mixture, lengths, sums, kept)
+        after = memory.new_empty(memory.shape), mass.new_empty(mass.shape)
+        self.prefix(sums, (memory, mass), after, first, count)
+        return sums, *after
+
+    def read_segments(
+        self,
+        q: Tensor,
+        val: Tensor,
+        mixture: Coefficients,
+        lengths: Tensor,
+        before: Tensor,
+        kept: Kept,
+        out: Tensor,
+        *,
+        epsilon: float,
+    ) -> None:
+        """Put each token's mean into `out` (R, C, H, v), from the states before the segments."""
+        self.over_segments(
+            forward.read_segments, q=q, val=val, **mixture._asdict(), lengths=lengths,
+            before=before, **kept._asdict(), out=out, epsilon=epsilon,
+            **at_most(self.cut.read_registers),
+        )  # fmt: skip

@@ -1,0 +1,228 @@
+"""Gaussian Mixture Attention over the rows of a step, in Triton.
+
+Source: arXiv:2606.18283. Signatures, shapes and meaning are those of `gma.model.ops.chunked`, with
+tokens in bfloat16 or float32, mixture and states in float32, and outputs in the tokens'
+dtype. Each function is an operator of `torch.library`: one node to autograd and torch.compile.
+
+Shapes: R rows of C tokens, D documents, H heads, r routing_dim, K components, v value_dim, G
+segments. r, K and v are powers of two from 16 to 128. A document's rows stand together.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from gma.model.ops.chunked import Coefficients, Rows
+from gma.model.ops.triton import forward, gradients
+from gma.model.ops.triton.arguments import check, contiguous, packed, unit_stride
+from gma.model.ops.triton.launch import Cut, Kept, Launcher
+
+
+def causal(
+    q: Tensor,
+    k: Tensor,
+    val: Tensor,
+    memory: Tensor,
+    mass: Tensor,
+    mixture: Coefficients,
+    rows: Rows,
+    *,
+    normalize: bool,
+    epsilon: float,
+    cut: Cut | None = None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """See `gma.model.ops.chunked.causal`. Raises ValueError for what the kernels can't take."""
+    out, memory, mass = _causal(
+        q, k, val, memory, mass, *mixture, rows.lengths, rows.first, rows.count,
+        normalize, epsilon, cut,
+    )  # fmt: skip
+    return out, memory, mass
+
+
+def write(
+    k: Tensor,
+    val: Tensor,
+    mixture: Coefficients,
+    rows: Rows,
+    *,
+    normalize: bool,
+    cut: Cut | None = None,
+) -> tuple[Tensor, Tensor]:
+    """See `gma.model.ops.chunked.write`. Raises ValueError for what the kernels can't take."""
+    memory, mass = _write(
+        k, val, *mixture, rows.lengths, rows.document, rows.first, rows.count, normalize, cut
+    )
+    return memory, mass
+
+
+def read(
+    q: Tensor,
+    memory: Tensor,
+    mass: Tensor,
+    mixture: Coefficients,
+    rows: Rows,
+    *,
+    normalize: bool,
+    epsilon: float,
+    cut: Cut | None = None,
+) -> Tensor:
+    """See `gma.model.ops.chunked.read`. Raises ValueError for what the kernels can't take."""
+    out: Tensor = _read(
+        q, memory, mass, *mixture, rows.lengths, rows.document, rows.first, rows.count,
+        normalize, epsilon, cut,
+    )  # fmt: skip
+    return out
+
+
+@torch.library.custom_op("gma::causal", mutates_args=())
+def _causal(
+    q: Tensor,
+    k: Tensor,
+    val: Tensor,
+    memory: Tensor,
+    mass: Tensor,
+    linear: Tensor,
+    quadratic: Tensor,
+    bias: Tensor,
+    lengths: Tensor,
+    first: Tensor,
+    count: Tensor,
+    normalize: bool,
+    epsilon: float,
+    cut: Sequence[int] | None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    mixture = contiguous(linear, quadratic, bias)
+    check(
+        mixture, q=q, k=k, val=val, memory=memory, mass=mass,
+        lengths=lengths, first=first, count=count,
+    )  # fmt: skip
+    q, k, val, memory, mass = unit_stride(q, k, val, memory, mass)
+    launcher = Launcher.of(q, bias.shape[1], val.shape[3], normalize, cut)
+    kept = Kept(
+        gammas=val.new_empty(launcher.gammas_shape),
+        masses=val.new_empty(launcher.masses_shape, dtype=torch.float32),
+    )
+    before, memory, mass = launcher.states_before(
+        k, val, memory, mass, mixture, lengths, first, count, kept
+    )
+    out = val.new_empty(val.shape)
+    launcher.read_segments(q, val, mixture, lengths, before, kept, out, epsilon=epsilon)
+    return out, memory, mass
+
+
+@_causal.register_fake
+def _(
+    q: Tensor, k: Tensor, val: Tensor, memory: Tensor, mass: Tensor, *_: object
+) -> tuple[Tensor, Tensor, Tensor]:
+    return val.new_empty(val.shape), memory.new_empty(memory.shape), mass.new_empty(mass.shape)
+
+
+@torch.library.custom_op("gma::write", mutates_args=())
+def _write(
+    k: Tensor,
+    val: Tensor,
+    linear: Tensor,
+    quadratic: Tensor,
+    bias: Tensor,
+    lengths: Tensor,
+    document: Tensor,
+    first: Tensor,
+    count: Tensor,
+    normalize: bool,
+    cut: Sequence[int] | None,
+) -> tuple[Tensor, Tensor]:
+    mixture = contiguous(linear, quadratic, bias)
+    check(mixture, k=k, val=val, lengths=lengths, document=document, first=first, count=count)
+    k, val = unit_stride(k, val)
+    D, (H, K), v = len(first), bias.shape, val.shape[3]
+    launcher = Launcher.of(k, K, v, normalize, cut)
+    nothing = k.new_zeros(max(K, v), dtype=torch.float32)
+    memory, mass = nothing[:v].expand(D, H, K, v), nothing[:K].expand(D, H, K)
+    _, memory, mass = launcher.states_before(k, val, memory, mass, mixture, lengths, first, count)
+    return memory, mass
+
+
+@_write.register_fake
+def _(
+    k: Tensor,
+    val: Tensor,
+    linear: Tensor,
+    quadratic: Tensor,
+    bias: Tensor,
+    lengths: Tensor,
+    document: Tensor,
+    first: Tensor,
+    *_: object,
+) -> tuple[Tensor, Tensor]:
+    shape = first.shape[0], *bias.shape
+    return bias.new_empty((*shape, val.shape[3])), bias.new_empty(shape)
+
+
+@torch.library.custom_op("gma::read", mutates_args=())
+def _read(
+    q: Tensor,
+    memory: Tensor,
+    mass: Tensor,
+    linear: Tensor,
+    quadratic: Tensor,
+    bias: Tensor,
+    lengths: Tensor,
+    document: Tensor,
+    first: Tensor,
+    count: Tensor,
+    normalize: bool,
+    epsilon: float,
+    cut: Sequence[int] | None,
+) -> Tensor:
+    mixture = contiguous(linear, quadratic, bias)
+    check(
+        mixture, q=q, memory=memory, mass=mass,
+        lengths=lengths, document=document, first=first, count=count,
+    )  # fmt: skip
+    (q,) = unit_stride(q)
+    K, v = memory.shape[2:]
+    out = q.new_empty((*q.shape[:3], v))
+    Launcher.of(q, K, v, normalize, cut).over_segments(
+        forward.read_states, q=q, **mixture._asdict(), lengths=lengths, document=document,
+        states=packed(memory, mass), out=out, epsilon=epsilon,
+    )  # fmt: skip
+    return out
+
+
+@_read.register_fake
+def _(q: Tensor, memory: Tensor, *_: object) -> Tensor:
+    return q.new_empty((*q.shape[:3], memory.shape[3]))
+
+
+def _save_causal(ctx: Any, inputs: tuple[Any, ...], output: object) -> None:
+    ctx.save_for_backward(*inputs[:11])
+    ctx.settings = inputs[11:]
+
+
+def _save_write(ctx: Any, inputs: tuple[Any, ...], output: object) -> None:
+    ctx.save_for_backward(*inputs[:7])
+    ctx.settings = inputs[9:]
+
+
+def _save_read(ctx: Any, inputs: tuple[Any, ...], output: object) -> None:
+    ctx.save_for_backward(*inputs[:10])
+    ctx.settings = inputs[10:]
+
+
+def _backward_of(operator: Any, inputs: int) -> Callable[..., tuple[Tensor | None, ...]]:
+    """Make a backward of an operator that gives the first inputs' gradients; others have none."""
+
+    def backward(ctx: Any, *d_outputs: Tensor) -> tuple[Tensor | None, ...]:
+        found = operator(*d_outputs, *ctx.saved_tensors, *ctx.settings)
+        return (*found, *[None] * (inputs - len(found)))
+
+    return backward
+
+
+_causal.register_autograd(_backward_of(gradients.causal_backward, 14), setup_context=_save_causal)
+_write.register_autograd(_backward_of(gradients.write_backward, 11), setup_context=_save_write)
+_read.register_autograd(_backward_of(gradients.read_backward, 13), setup_context=_save_read)

@@ -1,0 +1,1 @@
+"""How a classifier is trained and measured: labelled documents in, a checkpoint out."""

@@ -1,0 +1,26 @@
+"""The model card: what a checkpoint's README.md says."""
+
+from __future__ import annotations
+
+from gma.model.config import ModelConfig
+from gma.model.training.config import TrainingConfig
+from gma.model.training.evaluation import Measured
+
+
+def card_of(model: ModelConfig, config: TrainingConfig, measured: Measured, step: int) -> str:
+    """Write the card of a checkpoint that was measured after so many steps."""
+    return f"""# {model.name}
+
+A Gaussian Mixture Attention classifier (arXiv:2606.18283) with {len(model.labels)} labels,
+{model.layers} layers of {model.width}; step {step} of {config.steps}, averaged weights.
+
+On the valid split:
+
+{measured.table()}
+
+Training configuration:
+
+```json
+{config.model_dump_json(indent=2)}
+```
+"""

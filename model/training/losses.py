@@ -1,0 +1,81 @@
+"""What a training step makes small."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+from torch.utils.checkpoint import checkpoint
+
+from gma.model.classifier import Classifier
+from gma.model.ops.chunked import Rows
+from gma.model.training.config import TrainingConfig
+
+LOGITS = 1 << 14
+"""Tokens whose next-token logits, as many as the vocabulary, are in memory at a time."""
+
+
+class Losses(nn.Module):
+    """The losses of a batch of crops: the label's at every prefix, and the next token's."""
+
+    def __init__(self, classifier: Classifier, config: TrainingConfig) -> None:
+        super().__init__()
+        self.classifier = classifier
+        self.config = config
+
+    def forward(self, tokens: Tensor, lengths: Tensor, labels: Tensor, keep: Tensor) -> Tensor:
+        """Return label and next-token loss (2,): tokens and keep (B, N), lengths, labels (B,)."""
+        # Each crop is a document of one row, with nothing before it.
+        which = torch.arange(len(tokens), device=tokens.device)
+        rows = Rows.of(lengths, which, tokens.shape[1], torch.float32)
+        embedded = self.classifier.embedding(tokens) * keep[..., None]
+        hidden = self.classifier.hidden_alone(embedded, rows)
+        with torch.autocast(tokens.device.type, enabled=False):
+            label = self.label_loss(hidden.float(), labels, rows)
+        return torch.stack([label, self.language_loss(hidden, tokens, rows)])
+
+    def label_loss(self, hidden: Tensor, labels: Tensor, rows: Rows) -> Tensor:
+        """Return the mean cross-entropy over the prefixes of hidden (B, N, W), labels (B,).
+
+        It takes the deep scores alone: beside the tokens' own they had little left to learn.
+        """
+        hidden = functional.dropout(hidden, self.config.dropout, training=self.training)
+        there = rows.valid[..., None].float()
+        scores = self.classifier.pooling.deep_scores(hidden) * there
+        prefixes = self._up_to(scores) / self._up_to(there).clamp_min(1.0)
+        return functional.cross_entropy(
+            prefixes.flatten(0, 1),
+            labels.repeat_interleave(prefixes.shape[1]),
+            label_smoothing=self.config.label_smoothing if self.training else 0.0,
+        )
+
+    def _up_to(self, x: Tensor) -> Tensor:
+        """Sum over the first tokens: (B, N, ...) -> (B, prefixes, ...)."""
+        return x.reshape(len(x), -1, self.config.prefix, x.shape[-1]).sum(2).cumsum(1)
+
+    def language_loss(self, hidden: Tensor, tokens: Tensor, rows: Rows) -> Tensor:
+        """Return the mean cross-entropy of next tokens, hidden (B, N, W) scored by the embedding.
+
+        It is 0 for a bidirectional model, which has seen what it would have to guess.
+        """
+        if not self.classifier.config.causal or not any(self.config.language_weight):
+            return hidden.new_zeros((), dtype=torch.float32)
+        targets = tokens.roll(-1, 1).masked_fill(~rows.valid.roll(-1, 1), -100)
+        targets[:, -1] = -100
+        # Piece by piece and recomputed backward: the logits of all tokens would fill the memory.
+        pieces = zip(
+            torch.split(hidden.flatten(0, 1), LOGITS),
+            torch.split(targets.flatten(), LOGITS),
+            strict=True,
+        )
+        embedding = self.classifier.embedding.weight
+        total = [checkpoint(_next_token, x, embedding, y, use_reentrant=False) for x, y in pieces]
+        return torch.stack(total).sum() / (targets >= 0).sum().clamp_min(1)
+
+
+def _next_token(hidden: Tensor, embedding: Tensor, targets: Tensor) -> Tensor:
+    """Sum cross-entropies: hidden (n, W), embedding (vocab, W), targets (n,), -100 for none."""
+    # Their norm is 4: the embedding's entries begin near 0.5, so the logits near 2.
+    normed = functional.rms_norm(hidden, hidden.shape[-1:], eps=1e-6) * hidden.shape[-1] ** -0.5
+    logits = functional.linear(normed * 4.0, embedding)
+    return functional.cross_entropy(logits.float(), targets, reduction="sum")

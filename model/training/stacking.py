@@ -1,0 +1,123 @@
+"""How loudly a score's two parts speak, and how much text it takes to be sure.
+
+Both parts are surer of the documents that they were trained on than of others, and a mean of few
+scores is as loud as one of many. Two factors and a prior, fitted to the valid split, put that right
+and leave probabilities that mean something, whatever the length.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from functools import partial
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from gma.model.classifier import Classifier
+from gma.model.ops.chunked import Rows
+from gma.model.training.corpus import Corpus
+
+WINDOWS = ((64, 16), (256, 16), (1024, 8), (4096, 4), (16384, 2))
+"""Tokens of a window, and windows of a document: short views count as much as long ones."""
+
+LIMIT = 100.0
+"""Neither factor is larger, nor smaller than its inverse."""
+
+PRIORS = (0.0, *(2.0**i for i in range(1, 14)))
+"""Tokens of score 0 that may be the prior."""
+
+
+class Stacking(NamedTuple):
+    """What is fitted to the valid split."""
+
+    deep: float = 1.0  # multiplies the deep scores
+    token: float = 1.0  # multiplies the tokens' own scores
+    prior_tokens: float = 0.0  # see ModelConfig
+
+
+def apply(classifier: Classifier, stacking: Stacking) -> None:
+    """Fold a stacking into the classifier, which had no prior."""
+    classifier.pooling.scale_(stacking.deep, stacking.token)
+    prior = {"prior_tokens": stacking.prior_tokens}
+    classifier.config = classifier.config.model_copy(update=prior)
+
+
+def fit(classifier: Classifier, valid: Corpus) -> Stacking:
+    """Find what gives the least cross-entropy on valid; ``Stacking()`` if nothing is better."""
+    windows = [torch.cat(part) for part in zip(*_parts(classifier, valid), strict=True)]
+    # Copies: tensors made in inference mode can't be used where gradients are wanted.
+    deep, own, weight, labels, share = (part.clone() for part in windows)
+    deep, own, weight, share = deep.double(), own.double(), weight.double(), share.double()
+
+    def cross_entropy(factors: Tensor, prior: float) -> Tensor:
+        logits = (factors[0] * deep + factors[1] * own) / (weight + prior)[:, None]
+        each = functional.cross_entropy(logits, labels, reduction="none")
+        return (each * share).sum() / share.sum()
+
+    # Documents that are all told apart would have ever larger factors, so staying at one counts as
+    # much as one document does.
+    stay = 0.5 / len(valid)
+
+    def loss(logs: Tensor, prior: float) -> Tensor:
+        return cross_entropy(logs.exp(), prior) + stay * logs.square().sum()
+
+    best, least = Stacking(), float(cross_entropy(deep.new_ones(2), 0.0))
+    for prior in PRIORS if math.isfinite(least) else ():
+        logs = _least(partial(loss, prior=prior), deep.new_zeros(2))
+        factors = logs.exp().clamp(1 / LIMIT, LIMIT)
+        found = float(cross_entropy(factors, prior))
+        if found < least:  # which what is NaN is not
+            best, least = Stacking(factors[0].item(), factors[1].item(), prior), found
+    return best
+
+
+def _least(loss: Callable[[Tensor], Tensor], start: Tensor) -> Tensor:
+    """Find where the loss is least."""
+    x = start.clone().requires_grad_()
+    optimizer = torch.optim.LBFGS([x], max_iter=20, line_search_fn="strong_wolfe")
+
+    def closure() -> float:
+        optimizer.zero_grad()
+        value = loss(x)
+        torch.autograd.backward(value)
+        return value.item()
+
+    step: Callable[[Callable[[], float]], object] = optimizer.step
+    step(closure)
+    return x.detach()
+
+
+@torch.inference_mode()
+def _parts(
+    classifier: Classifier, valid: Corpus
+) -> Iterator[tuple[Tensor, Tensor, Tensor, Tensor, Tensor]]:
+    """Yield the n windows of one size of one document, document after document.
+
+    A window is sums of deep and of own scores (n, labels); its tokens, label and share 1 / n: (n,).
+    """
+    device = classifier.embedding.weight.device
+    pooling = classifier.pooling
+    for length, most in WINDOWS:
+        for index in range(len(valid)):
+            document = valid[index].astype(np.int64)
+            size = min(length, len(document))
+            starts = np.unique(np.linspace(0, len(document) - size, most).astype(np.int64))
+            tokens = torch.from_numpy(np.stack([document[s : s + size] for s in starts])).to(device)
+            count = len(starts)
+            deep = pooling.deep_scores(_hidden(classifier, tokens)).sum(1)
+            weight = torch.full((count,), float(size), device=device)
+            label = torch.full((count,), int(valid.labels[index]), device=device)
+            share = torch.full((count,), 1.0 / count, device=device)
+            yield deep, pooling.token(tokens).sum(1), weight, label, share
+
+
+def _hidden(classifier: Classifier, tokens: Tensor) -> Tensor:
+    """Take windows (n, N) of tokens, each on its own, to the last layer's output (n, N, W)."""
+    count, size = tokens.shape
+    which = torch.arange(count, device=tokens.device)
+    rows = Rows.of(torch.full_like(which, size), which, size, classifier.dtype)
+    return classifier.hidden_alone(classifier.embedding(tokens), rows)

@@ -1,0 +1,98 @@
+"""What stops a run before it begins, and that it says why."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from gma.model.training.errors import CorpusError, TrainingError
+from gma.model.training.train import train
+from tests.model.training.documents import (
+    Train,
+    documents,
+    write,
+)
+
+
+@pytest.mark.parametrize(
+    ("changes", "named"),
+    [
+        ({"stepz": 3}, "stepz"),
+        ({"steps": 0}, "steps"),
+        ({"lengths": [[0.0, 65]]}, "no multiple of prefix"),
+        ({"lengths": [[0.5, 64]]}, "begin at 0.0"),
+        ({"token_dropout": [0.3, 0.1]}, "token_dropout"),
+        ({"model": {"colour": 1}}, "colour"),
+        ({"model": {"heads": -1}}, "heads"),
+        ({"model": {"labels": ["a", "b"]}}, "labels"),
+        ({"model": {"prior_tokens": 3.0}}, "prior_tokens"),
+    ],
+)
+def test_configuration(run: Train, data: Path, changes: dict[str, Any], named: str) -> None:
+    with pytest.raises(TrainingError, match=named) as caught:
+        run(**changes)
+    assert "config.toml" in str(caught.value)
+    assert not (data.parent / "run").exists()
+
+
+@pytest.mark.parametrize("text", ["[model", "", "[training]", "[model]\n[extra]", "model = 3"])
+def test_no_configuration(data: Path, tmp_path: Path, text: str) -> None:
+    (tmp_path / "bad.toml").write_text(text)
+    with pytest.raises(TrainingError, match=r"bad\.toml"):
+        train(data, tmp_path / "run", tmp_path / "bad.toml")
+
+
+@pytest.mark.parametrize(
+    ("line", "problem"),
+    [
+        (b"{", "not JSON"),
+        (b"[]", "not an object"),
+        (b'"text"', "not an object"),
+        (b'{"label": "sea"}', "'text'"),
+        (b'{"text": "", "label": "sea"}', "'text'"),
+        (b'{"text": 3, "label": "sea"}', "'text'"),
+        (b'{"text": "a"}', "'label'"),
+        (b'{"text": "a", "label": null}', "'label'"),
+        (b'{"text": "a", "label": true}', "'label'"),
+        (b'{"text": "\xff", "label": "sea"}', "not UTF-8"),
+        (b'{"text": "\\ud800", "label": "sea"}', "not Unicode"),
+    ],
+)
+@pytest.mark.parametrize("split", ["train", "valid"])
+def test_a_line_is_named(run: Train, data: Path, line: bytes, problem: str, split: str) -> None:
+    file = data / f"{split}.jsonl"
+    lines = file.read_bytes().splitlines()
+    file.write_bytes(b"\n".join([*lines[:2], b"", line, *lines[2:]]))
+    with pytest.raises(CorpusError, match=problem) as caught:
+        run()
+    assert f"{split}.jsonl, line 4:" in str(caught.value)
+
+
+def test_a_label_that_only_valid_has(run: Train, data: Path) -> None:
+    write(data / "valid.jsonl", [*documents(1, 1), {"text": "a", "label": "moon"}])
+    with pytest.raises(CorpusError, match=r"valid\.jsonl, line 4: label 'moon'"):
+        run()
+
+
+def test_one_label(run: Train, data: Path) -> None:
+    write(data / "train.jsonl", documents(0, 1)[:1])
+    with pytest.raises(TrainingError, match="no label but 'sea'"):
+        run()
+
+
+@pytest.mark.parametrize("split", ["train", "valid"])
+def test_no_documents(run: Train, data: Path, split: str) -> None:
+    (data / f"{split}.jsonl").write_text("\n\n")
+    with pytest.raises(CorpusError, match=f"{split} split has no documents"):
+        run()
+    (data / f"{split}.jsonl").unlink()
+    with pytest.raises(CorpusError, match=rf"no {split}\*\.jsonl"):
+        run()
+
+
+def test_what_is_not_compressed(run: Train, data: Path) -> None:
+    (data / "train.jsonl").rename(data / "train.jsonl.zst")
+    with pytest.raises(CorpusError, match=r"train\.jsonl\.zst"):
+        run()
