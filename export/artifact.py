@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Annotated, Final, Literal, Self, TypeAlias
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from gma.export.inspection import inspect
+from gma.export.precision import Precision
 from gma.model.config import ModelConfig, problems
 from gma.model.tokenizer import Tokenizer
 
@@ -24,19 +25,17 @@ if TYPE_CHECKING:
 
     from gma.model.weights import Checkpoint
 
-Precision: TypeAlias = Literal["float32", "float16", "bfloat16", "int8"]
-"""Of the matrices and activations. int8: of the products only, for the CPU; the rest is float32."""
-
 CHUNK = 256
 """Tokens of a row, unless told otherwise."""
 
 LARGEST_CHUNK = 64 * 1024
+"""Tokens of a row, at most."""
 
 INLINE = 512 * 1024 * 1024
-"""Bytes of weights up to which they lie in the model's own file, which can't be 2 GiB."""
+"""Bytes of weights that lie in the model's own file, at most; it can't be 2 GiB."""
 
 LARGEST_MANIFEST = 4 * 1024 * 1024
-"""Bytes."""
+"""Bytes of a manifest, at most."""
 
 
 class ArtifactError(ValueError):
@@ -54,8 +53,10 @@ FILES: tuple[Name, ...] = MODEL, WEIGHTS, TOKENIZER
 
 
 class Manifest(BaseModel):
-    """What is in the folder. Unknown fields are errors; a change of meaning raises
-    ``format_version``."""
+    """What is in the folder.
+
+    Unknown fields are errors. Whoever changes what a field means raises ``format_version``.
+    """
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
@@ -73,13 +74,13 @@ class Manifest(BaseModel):
 
 @dataclass(frozen=True)
 class Artifact:
-    """An exported model that was checked, with all that came with it."""
+    """An exported model that was checked, with its tokenizer."""
 
     folder: Path
     manifest: Manifest
     tokenizer: Tokenizer
     fingerprint: str
-    """SHA-256 of the manifest, which has those of the other files: states belong to exactly one."""
+    """SHA-256 of the manifest, which holds those of the other files. A state belongs to one."""
 
     @property
     def config(self) -> ModelConfig:
@@ -92,7 +93,7 @@ class Artifact:
 
     @property
     def nbytes(self) -> int:
-        """Bytes of all its files."""
+        """The bytes of all its files."""
         return sum(file.stat().st_size for file in self.folder.iterdir())
 
     @classmethod
@@ -105,7 +106,7 @@ class Artifact:
         folder = Path(path)
         manifest, fingerprint = _manifest(folder)
         for name, digest in manifest.files.items():
-            if _sha256(_regular(folder, name)) != digest:
+            if sha256(_regular(folder, name)) != digest:
                 raise ArtifactError(f"{folder / name} is not the file that {MANIFEST} names")
         for needed in (MODEL, TOKENIZER):
             if needed not in manifest.files:
@@ -132,10 +133,11 @@ def export(
     chunk: int = CHUNK,
     inline: int = INLINE,
 ) -> Artifact:
-    """Write the folder ``out`` of a causal checkpoint: whole, or not at all.
+    """Write a causal checkpoint as an exported model, the folder ``out``: whole, or not at all.
 
-    ``chunk``: tokens of a row. Weights of more than ``inline`` bytes get a file of their own.
-    Raises ArtifactError for what can't be exported, or if something is at ``out``; CheckpointError.
+    A row holds ``chunk`` tokens. Weights of more than ``inline`` bytes get a file of their own.
+    Raises ArtifactError for what can't be exported or if something is at ``out``, CheckpointError
+    for what is no checkpoint.
     """
     import torch
 
@@ -160,7 +162,7 @@ def export(
             chunk=chunk,
             checkpoint=loaded.fingerprint,
             config=loaded.config,
-            files={name: _sha256(partial / name) for name in FILES if (partial / name).exists()},
+            files={name: sha256(partial / name) for name in FILES if (partial / name).exists()},
         )
         (partial / MANIFEST).write_text(manifest.model_dump_json(indent=2) + "\n")
         Artifact.open(partial)
@@ -187,15 +189,15 @@ def _model(checkpoint: Checkpoint, precision: Precision, chunk: int) -> onnx.Mod
             f"hidden activations may reach {reach:.0f}, more than {largest:.0f}: "
             f"export it in another precision than {precision}"
         )
-    from gma.export.step import traced
+    from gma.export.trace import trace
 
     with _quietly():
-        return traced(classifier, dtype, chunk)
+        return trace(classifier, dtype, chunk)
 
 
 @contextmanager
 def _quietly() -> Iterator[None]:
-    """Exporters tell what they do, and of packages that nobody needs."""
+    """Silence the exporters, which tell what they do and name packages that nobody needs."""
     loggers = [logging.getLogger(name) for name in ("torch.onnx", "onnxscript", "onnx_ir", "root")]
     levels = [logger.level for logger in loggers]
     with warnings.catch_warnings():
@@ -232,13 +234,13 @@ def _manifest(folder: Path) -> tuple[Manifest, str]:
 
 
 def _regular(folder: Path, name: str) -> Path:
-    """A file of the folder itself: no link, which may lead anywhere."""
+    """Find a file of the folder itself: no link, which may lead anywhere."""
     file = folder / name
     if file.is_symlink() or not file.is_file():
         raise ArtifactError(f"{folder} is not an exported model: it has no file {name} of its own")
     return file
 
 
-def _sha256(file: Path) -> str:
+def sha256(file: Path) -> str:
     with file.open("rb") as opened:
         return hashlib.file_digest(opened, "sha256").hexdigest()

@@ -9,15 +9,15 @@ from typing import Any
 from onnx import AttributeProto, FunctionProto, NodeProto, helper
 
 OPSET = 20
-"""Version of the standard operators that bodies are made of."""
+"""The version of the standard operators that bodies are made of."""
 
 FIELDS = {int: "value_int", float: "value_float", list: "value_ints", str: "value_string"}
-"""Attribute of a Constant for each Python type that may stand for a value."""
+"""The attribute of a Constant by the Python type of what it holds."""
 
 
 @dataclass(frozen=True)
 class Value:
-    """What a node gives. Arithmetic on it adds nodes to its body."""
+    """The output of a node. Arithmetic on it adds nodes to its body."""
 
     name: str
     body: Body
@@ -50,14 +50,15 @@ class Value:
         return self.body.add("Not", self)
 
     def equals(self, other: Any) -> Value:
-        """Elementwise; ``==`` compares Python's objects."""
+        """Compare elementwise, for ``==`` compares Python's objects."""
         return self.body.add("Equal", self, other)
 
 
 class Body:
     """Nodes in the order in which they were written: ``body.Softmax(x, axis=-1)`` adds one.
 
-    Where a node takes a value, an int or ints stand for an int64 constant, a float for a float32.
+    Where a node takes a value, an int or a list of ints stands for an int64 constant, a float for
+    one in float32, a str for a string.
     """
 
     def __init__(self, enclosing: Body | None = None) -> None:
@@ -71,20 +72,33 @@ class Body:
         return lambda *inputs, **attributes: self.add(op_type, *inputs, **attributes)
 
     def add(self, op_type: str, *inputs: Any, **attributes: Any) -> Value:
-        """One more node of one output."""
+        """Add a node of one output."""
         return self._node(op_type, inputs, 1, attributes)[0]
 
     def split(self, x: Value, sizes: Value, axis: int) -> tuple[Value, Value]:
-        """Two parts of x, their ``sizes`` (2,) along one dimension."""
+        """Cut x in two along one dimension; ``sizes`` (2,) int64 are the parts' sizes there."""
         first, second = self._node("Split", (x, sizes), 2, {"axis": axis})
         return first, second
 
+    def size(self, x: Value, axis: int) -> Value:
+        """The size of one dimension, (1,) int64."""
+        return self.add("Shape", x, start=axis, **({"end": axis + 1} if axis != -1 else {}))
+
+    def count(self, x: Value, axis: int) -> Value:
+        """The size of one dimension, () int64."""
+        return self.add("Squeeze", self.size(x, axis))
+
+    def spread(self, each: Value, like: Value) -> Value:
+        """Reshape (R,) to (R, 1, ..., 1), of as many dimensions as ``like``."""
+        ones = self.Expand(1, self.Shape(self.Shape(like, start=1)))
+        return self.Reshape(each, self.Concat([-1], ones, axis=0))
+
     def inputs(self, names: Sequence[str]) -> list[Value]:
-        """The function's own inputs."""
+        """The inputs of the function that has this body."""
         return [Value(name, self) for name in names]
 
     def attribute(self, name: str, kind: str) -> Value:
-        """The value of the function's attribute, of kind INT, FLOAT or STRING, as a scalar."""
+        """A scalar that holds the function's attribute, which is of kind INT, FLOAT or STRING."""
         value = self.add("Constant")
         reference = AttributeProto(
             name=f"value_{kind.lower()}",
@@ -100,7 +114,7 @@ class Body:
         then: Callable[[Body], Value],
         otherwise: Callable[[Body], Value],
     ) -> Value:
-        """``then`` if the scalar holds, else ``otherwise``; each writes into its own branch."""
+        """Give what ``then`` writes if the scalar holds, else what ``otherwise`` writes."""
         branches = []
         for name, write in (("then", then), ("otherwise", otherwise)):
             branch = Body(enclosing=self)
@@ -119,7 +133,7 @@ class Body:
         overload: str = "",
         doc: str = "",
     ) -> FunctionProto:
-        """The function that has this body; ``outputs`` are its outputs by name."""
+        """Make the function that has this body and gives ``outputs`` under these names."""
         exits = [
             helper.make_node("Identity", [value.name], [output])
             for output, value in outputs.items()
@@ -150,13 +164,7 @@ class Body:
             return operand
         key = (type(operand), tuple(operand) if isinstance(operand, list) else operand)
         if key not in self._constants:
-            field = {
-                int: "value_int",
-                float: "value_float",
-                list: "value_ints",
-                str: "value_string",
-            }
-            self._constants[key] = self.add("Constant", **{field[type(operand)]: operand})
+            self._constants[key] = self.add("Constant", **{FIELDS[type(operand)]: operand})
         return self._constants[key]
 
     def _name(self, op_type: str) -> str:

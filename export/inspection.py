@@ -1,4 +1,4 @@
-"""Looks at a model file from anywhere before ONNX Runtime does.
+"""What a model file from anywhere must be before ONNX Runtime reads it.
 
 What is accepted is what `gma.export.step` makes of a configuration, and nothing beside it: its
 inputs and outputs, weights of the shapes that the configuration says, known operators with bodies
@@ -19,21 +19,22 @@ from onnx.helper import tensor_dtype_to_np_dtype
 
 from gma.export.body import OPSET
 from gma.export.operators import DOMAIN, OPERATORS, VERSION, functions
+from gma.export.precision import Precision
 from gma.model.config import ModelConfig
 
 LARGEST_FILE = 2 * 1024**3 - 1
-"""Bytes, of a protocol buffer. Weights of a file of their own don't count."""
+"""Bytes of a model, at most, for it is a protocol buffer; weights apart from it don't count."""
 
 LARGEST_STATE = 1024**3
-"""Bytes, of one document."""
+"""Bytes of a document's state, at most."""
 
 STANDARD = frozenset(
     """Abs Add And Cast Concat Div Equal Gather Gelu Greater Identity IsInf IsNaN Less MatMul
     MatMulInteger Max Mul Not Or Range ReduceMax ReduceMin ReduceSum Reshape Round Shape Slice
     Softplus Squeeze Unsqueeze Where""".split()  # noqa: SIM905 - words, not fifty lines
 )
-"""Standard operators of a step. None has a graph of its own, none makes much of little but Range,
-which may count documents only."""
+"""The standard operators of a step. None has a graph of its own, and none makes much of little but
+Range, which may count documents only."""
 
 PLAIN = {
     AttributeProto.INT,
@@ -45,14 +46,14 @@ PLAIN = {
 
 FLOAT, DOUBLE, UINT8 = TensorProto.FLOAT, TensorProto.DOUBLE, TensorProto.UINT8
 TYPES = {"float16": TensorProto.FLOAT16, "bfloat16": TensorProto.BFLOAT16}
-"""Of activations and matrices, where it is not float32."""
+"""The type of activations and matrices in a precision, where it is not float32."""
 
 Shape = tuple[int | str, ...]
 Tensors = dict[str, tuple[int, Shape]]
 
 
 def inputs(config: ModelConfig, chunk: int) -> Tensors:
-    """Type and shape of what a step of R rows and D documents takes, by name, in order."""
+    """List the inputs of a step of R rows and D documents: type and shape by name, in order."""
     layers, heads, components = config.layers, config.heads, config.num_components
     return {
         "tokens": (TensorProto.INT32, ("R", chunk)),
@@ -68,7 +69,7 @@ def inputs(config: ModelConfig, chunk: int) -> Tensors:
 
 
 def outputs(config: ModelConfig) -> Tensors:
-    """Type and shape of what it gives, by name, in order."""
+    """List the outputs of a step: type and shape by name, in order."""
     labels = len(config.labels)
     states = [item for item in inputs(config, 0).items() if item[1][1][0] == "D"][1:]
     return {
@@ -78,8 +79,8 @@ def outputs(config: ModelConfig) -> Tensors:
     }
 
 
-def weights(config: ModelConfig, precision: str) -> Tensors:
-    """Type and shape of the weights by name, as `gma.export.step` names them."""
+def weights(config: ModelConfig, precision: Precision) -> Tensors:
+    """List the weights as `gma.export.step` names them: type and shape by name."""
     width, hidden, labels = config.width, config.mlp_width, len(config.labels)
     mixture = config.heads, config.num_components, config.routing_dim
     values = config.heads * config.value_dim
@@ -114,11 +115,12 @@ def weights(config: ModelConfig, precision: str) -> Tensors:
 
 
 def inspect(
-    file: Path, external: Path | None, config: ModelConfig, chunk: int, precision: str
+    file: Path, external: Path | None, config: ModelConfig, chunk: int, precision: Precision
 ) -> None:
-    """Raises ValueError that says what is wrong unless ``file`` is a step of this configuration.
+    """Check that ``file`` is a step of this configuration.
 
-    ``external``: the one file that weights may lie in outside the model's.
+    ``external`` is the one other file that weights may lie in. Raises ValueError that says what is
+    wrong.
     """
     state = sum(
         math.prod(size for size in shape if isinstance(size, int))
@@ -140,7 +142,7 @@ def inspect(
 
 
 def _problems(
-    model: ModelProto, external: Path | None, config: ModelConfig, chunk: int, precision: str
+    model: ModelProto, external: Path | None, config: ModelConfig, chunk: int, precision: Precision
 ) -> Iterator[str]:
     versions = {each.domain: each.version for each in model.opset_import}
     if versions != {"": OPSET, DOMAIN: VERSION}:
@@ -202,8 +204,7 @@ def _wrong_weights(
 
 
 def _wrong_place(tensor: TensorProto, external: Path | None) -> Iterator[str]:
-    """A weight's bytes lie in the model, or in the one file beside it, and are as many as its
-    shape says."""
+    """Weights lie in the model, or in the one file beside it, and have the bytes of their shape."""
     try:
         needed = math.prod(tensor.dims) * tensor_dtype_to_np_dtype(tensor.data_type).itemsize
     except (KeyError, TypeError):
@@ -243,7 +244,7 @@ def _wrong_nodes(graph: GraphProto) -> Iterator[str]:
 
 
 def _is_size(name: str, producers: dict[str, NodeProto]) -> bool:
-    """Whether it is the size of something, and no number that may be anything."""
+    """Tell whether a tensor is the size of another, and no number that may be anything."""
     while (node := producers.get(name)) is not None and node.op_type in ("Squeeze", "Cast"):
         name = node.input[0]
     return node is not None and node.op_type == "Shape"

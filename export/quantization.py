@@ -1,7 +1,7 @@
-"""Products in int8: matrices quantised once, a column at a time; activations a token at a time.
+"""Products in int8: matrices are quantised once, by columns; activations in each step, by tokens.
 
-Each token has its own scale, unlike in ONNX Runtime's dynamic quantisation, where one is shared by
-the whole step: there an answer would depend on the documents that are read beside it.
+Each token has its own scale, unlike in ONNX Runtime's dynamic quantisation, whose one scale for the
+whole step would let an answer depend on the documents that are read beside it.
 """
 
 from __future__ import annotations
@@ -14,12 +14,14 @@ from numpy.typing import NDArray
 from onnx import NodeProto, TensorProto, helper, numpy_helper
 
 LARGEST = 127
+"""The largest integer, counted from zero's."""
+
 ZERO = 128
-"""What stands for zero in both. Unsigned times signed may be faster, but processors without VNNI
-add two such products in 16 bits, and saturate."""
+"""The integer that stands for zero, in both. Unsigned times signed may be faster, but processors
+without VNNI add two such products in 16 bits, and saturate."""
 
 TINIEST = 1e-30
-"""Least scale of a token: one of zeros only is divided by it."""
+"""The least scale, by which what is zero everywhere is divided."""
 
 CONSTANTS = {
     "quantized_zero": np.uint8(ZERO),
@@ -49,7 +51,7 @@ def quantize(model: onnx.ModelProto) -> None:
 
 
 def _columns(matrix: TensorProto) -> list[TensorProto]:
-    """(I, O) float32 -> the same in uint8, and the scale of each column, (O,)."""
+    """Quantise a matrix (I, O): uint8 of the same shape, and the scale of each column, (O,)."""
     weight: NDArray[np.float32] = numpy_helper.to_array(matrix)
     scale = np.maximum(np.abs(weight).max(0) / LARGEST, TINIEST).astype(np.float32)
     rounded = (np.rint(weight / scale) + ZERO).astype(np.uint8)
@@ -60,7 +62,7 @@ def _columns(matrix: TensorProto) -> list[TensorProto]:
 
 
 def _product(x: str, weight: str, output: str) -> list[NodeProto]:
-    """x (..., I) quantised a token at a time, times the quantised matrix, in float32 again."""
+    """Multiply x (..., I), quantised token by token, with the quantised matrix: float32 again."""
 
     def node(op_type: str, name: str, *inputs: str, **attributes: Any) -> NodeProto:
         return helper.make_node(op_type, inputs, [name], **attributes)

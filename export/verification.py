@@ -1,4 +1,4 @@
-"""Holds an exported model to its checkpoint, read in float64."""
+"""How far an exported model's answers are from its checkpoint's in float64."""
 
 from __future__ import annotations
 
@@ -16,17 +16,19 @@ import torch
 from numpy.typing import NDArray
 
 from gma.export import operators
-from gma.export.artifact import Artifact, Precision
+from gma.export.artifact import Artifact
+from gma.export.precision import Precision
 from gma.model.classifier import Classifier
 from gma.model.state import State
 from gma.model.weights import Checkpoint
 
 Array: TypeAlias = NDArray[Any]
-Piece: TypeAlias = tuple[int, Array]  # a document, and tokens of it
+Piece: TypeAlias = tuple[int, Array]
+"""The number of a document, and some of its tokens."""
 
 
 class Tolerance(NamedTuple):
-    """Largest errors that count as none, each relative to the largest value of its document."""
+    """The largest errors that are allowed, each relative to the largest value of its document."""
 
     logits: float
     states: float
@@ -41,32 +43,32 @@ TOLERANCES: dict[Precision, Tolerance] = {
 }
 
 BEFORE = 37
-"""Tokens read before, of a document whose state is not fresh."""
+"""Tokens that were read before, of a document that is not new."""
 
 
 @dataclass(frozen=True)
 class Check:
-    """One thing that was checked."""
+    """The errors of documents that were read in one way."""
 
     operators: str
-    """What computed them: their bodies, or the library."""
+    """What computed the operators: their bodies, or the library."""
     documents: str
-    """New ones, or begun ones."""
+    """Whether the documents were new, or begun."""
     reading: str
-    """How they were fed."""
+    """How the documents were cut into rows and steps."""
     logits: float
     states: float
     tolerance: Tolerance
 
     @property
     def holds(self) -> bool:
-        """False for errors that are not numbers, too."""
+        """Whether the errors are within the tolerance; one that is not a number is not."""
         return self.logits <= self.tolerance.logits and self.states <= self.tolerance.states
 
 
 @dataclass(frozen=True)
 class Documents:
-    """Documents to be read, and what the checkpoint says of them."""
+    """Documents to be read, and their states and logits by the checkpoint."""
 
     tokens: list[Array]
     before: State
@@ -76,7 +78,7 @@ class Documents:
 
     @classmethod
     def of(cls, classifier: Classifier, lengths: Sequence[int], *, fresh: bool) -> Documents:
-        """Random ones of these lengths; ``classifier`` in float64."""
+        """Make random documents of these lengths, and read them; ``classifier`` in float64."""
         config = classifier.config
         rng = np.random.default_rng(0)
         tokens = [rng.integers(0, config.vocab_size, n) for n in lengths]
@@ -90,7 +92,7 @@ class Documents:
 
 
 def installed_library() -> Path | None:
-    """The kernels of the package gma-ops, if it is installed."""
+    """Find the kernels of the package gma-ops, if it is installed."""
     if find_spec("gma_ops") is None:
         return None
     path: Path = import_module("gma_ops").library()
@@ -102,10 +104,10 @@ def verify(
 ) -> Iterator[Check]:
     """Check the model's form, then its answers, without the library of kernels and with it.
 
-    ``checkpoint`` in float64. Documents of 0 to 1000 tokens, around the length
-    of a row too, are read side by side and piece by piece, from nothing and from what was read
-    before, always beside a document that is not finite. Raises ValueError for a malformed model,
-    and for one of another checkpoint.
+    ``checkpoint`` is read in float64. Documents of 0 to 1000 tokens, some about as long as a row,
+    are read side by side and piece by piece, from nothing and after others, always beside a
+    document that is not finite. Raises ValueError for a malformed model, and for one of another
+    checkpoint.
     """
     if artifact.manifest.checkpoint != checkpoint.fingerprint:
         raise ValueError(f"{artifact.folder} was exported from another checkpoint")
@@ -146,7 +148,10 @@ class Model:
     def step(
         self, pieces: Sequence[Piece], fresh: Array, states: dict[str, Array]
     ) -> dict[str, Array]:
-        """One piece in each row, and a row that is not used; outputs by name."""
+        """Read one piece in each row, beside a row that is not used, and give the outputs by name.
+
+        ``fresh`` (D,) bool; ``states`` (D, ...) by the names of their inputs.
+        """
         lengths = [len(tokens) for _, tokens in pieces]
         grid = np.zeros((len(pieces) + 1, self.chunk), np.int32)
         for row, (_, tokens) in zip(grid, pieces, strict=False):
@@ -162,7 +167,7 @@ class Model:
 
 
 def _readings(tokens: Sequence[Array], chunk: int) -> dict[str, list[list[Piece]]]:
-    """Ways to read the same documents: the pieces of each step."""
+    """Cut the same documents in several ways: the pieces of each step, by what they are called."""
 
     def rows(size: int) -> list[list[Piece]]:
         return [
@@ -185,7 +190,7 @@ def _readings(tokens: Sequence[Array], chunk: int) -> dict[str, list[list[Piece]
 def _errors(
     model: Model, documents: Documents, steps: Sequence[Sequence[Piece]]
 ) -> tuple[float, float]:
-    """Of logits and of states."""
+    """Find the largest error of the logits, and that of the states."""
     count = len(documents.tokens)
     states: dict[str, Array] = {}
     for name, x in documents.before.tensors():
@@ -211,12 +216,12 @@ def _errors(
 
 
 def _order(error: float) -> tuple[bool, float]:
-    """What is not a number is worse than any."""
+    """Order errors; what is not a number is worse than any."""
     return error != error, error
 
 
 def _worst(found: Array, expected: Array) -> float:
-    """Largest difference in any document, relative to the largest value in it; nan if it is one."""
+    """Find the largest difference relative to its document's largest value; nan if one is nan."""
     flat = expected.reshape(len(expected), -1)
     if not flat.size:
         return 0.0
@@ -225,7 +230,7 @@ def _worst(found: Array, expected: Array) -> float:
 
 
 def _read(classifier: Classifier, documents: Sequence[Array], states: State) -> State:
-    """The states after whole documents, each in one row."""
+    """Compute the states after whole documents, each in one row."""
     lengths = torch.tensor([len(tokens) for tokens in documents])
     rows = torch.zeros(len(documents), max(int(lengths.max()), classifier.config.tail, 1))
     rows = rows.long()

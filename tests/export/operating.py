@@ -1,4 +1,4 @@
-"""One operator as a model of its own, and what the float64 reference says of the same inputs."""
+"""One operator as a model of its own, and its outputs by the float64 reference."""
 
 from __future__ import annotations
 
@@ -16,20 +16,26 @@ from torch import Tensor
 from torch.nn import functional
 
 from gma.export.body import OPSET
-from gma.export.operators import ATTRIBUTES, DOMAIN, INPUTS, OPERATORS, OUTPUTS, VERSION
+from gma.export.operators import DOMAIN, INPUTS, OPERATORS, OUTPUTS, VERSION
 from gma.model.ops import chunked
 
 Array = NDArray[Any]
 
-SETTINGS = {"normalize": 1, "epsilon": 1e-6, "routing_epsilon": chunked.ROUTING_EPSILON}
+SETTINGS: dict[str, Any] = {
+    "normalize": 1,
+    "epsilon": 1e-6,
+    "routing_epsilon": chunked.ROUTING_EPSILON,
+}
 
 H, K, r, v, W, T = 2, 5, 3, 4, 6, 3
+"""Sizes that no kernel is made for, by the letters of `gma.export.operators`."""
+
 SIZE = (H, K, r, v)
 
 
 @dataclass
 class Rows:
-    """Rows of C tokens, standing as the operators want them."""
+    """Rows of C tokens, and whose they are."""
 
     chunk: int
     lengths: list[int]
@@ -38,7 +44,7 @@ class Rows:
     fresh: list[bool]
 
     def reference(self) -> chunked.Rows:
-        """Of as many rows as documents, as the reference wants them."""
+        """Tell the reference, which takes as many rows as documents, where they stand."""
         more = self.size - len(self.lengths)
         return chunked.Rows.of(
             torch.tensor(self.lengths + [0] * more),
@@ -59,12 +65,12 @@ class Rows:
         }
 
     def there(self) -> NDArray[np.bool_]:
-        """(R, C) bool."""
+        """Tell where tokens are, (R, C) bool."""
         return np.arange(self.chunk) < np.array(self.lengths)[:, None]
 
 
 def hostile(chunk: int) -> Rows:
-    """Documents of every awkward length: many rows, full ones, one token, none at all."""
+    """Make rows of documents of every awkward length: many rows, full ones, one token, none."""
     lengths = [chunk, chunk, max(chunk - 1, 1), chunk, 1, chunk, 1, 0]
     return Rows(
         chunk,
@@ -84,7 +90,7 @@ def run(
     threads: int = 0,
     **attributes: Any,
 ) -> dict[str, Array]:
-    """The operator's outputs by name, on the CPU; ``library`` takes its body's place.
+    """Run the operator on the CPU; its outputs by name. ``library`` takes its body's place.
 
     For ``through`` see `model`.
     """
@@ -108,7 +114,7 @@ def model(
     through: int = TensorProto.FLOAT,
     **attributes: object,
 ) -> bytes:
-    """The operator with such inputs, by name, as a model.
+    """Make a model of the operator alone, for such inputs.
 
     With ``through``, float32 activations are cast to that type in the model, and back behind it.
     """
@@ -156,10 +162,12 @@ def model(
 
 
 def attributes(name: str) -> dict[str, Any]:
-    return {n: SETTINGS[n] for n in OPERATORS[name].attributes if n in ATTRIBUTES}
+    """List the attributes that a node of the operator is tested with."""
+    return {n: SETTINGS[n] for n in OPERATORS[name].attributes if n in SETTINGS}
 
 
 def mixture_inputs(rows: Rows, size: tuple[int, int, int, int] = SIZE) -> dict[str, Array]:
+    """Make random inputs of CausalGMA in float64; ``size`` is H, K, r, v."""
     heads, components, routing, value = size
     rng = np.random.default_rng(1)
     var = rng.uniform(0.5, 3.0, (heads, components, routing))
@@ -175,6 +183,7 @@ def mixture_inputs(rows: Rows, size: tuple[int, int, int, int] = SIZE) -> dict[s
 
 
 def convolution_inputs(rows: Rows, width: int = W) -> dict[str, Array]:
+    """Make random inputs of ShortConvolution in float64."""
     rng = np.random.default_rng(2)
     return {
         "x": rng.normal(size=(len(rows.lengths), rows.chunk, width)),
@@ -184,7 +193,24 @@ def convolution_inputs(rows: Rows, width: int = W) -> dict[str, Array]:
     }
 
 
+STATEFUL = ("CausalGMA", "ShortConvolution")
+"""The operators over rows and their documents' states."""
+
+TOKENS = {"CausalGMA": "routed", "ShortConvolution": "x"}
+"""The input of each that holds tokens."""
+
+STATES = {"CausalGMA": ("memory", "mass"), "ShortConvolution": ("tail",)}
+"""The inputs of each that hold states."""
+
+
+def inputs_of(name: str, rows: Rows, *size: Any) -> dict[str, Array]:
+    """Make random inputs, in float64, of one of ``STATEFUL``; ``size`` as its own function has."""
+    make = mixture_inputs if name == "CausalGMA" else convolution_inputs
+    return make(rows, *size)
+
+
 def single(inputs: dict[str, Array]) -> dict[str, Array]:
+    """Round to float32."""
     return {name: x.astype(np.float32) for name, x in inputs.items()}
 
 
@@ -192,42 +218,37 @@ def _filled(x: Array, size: int) -> Tensor:
     return functional.pad(torch.tensor(x), (0, 0) * (x.ndim - 1) + (0, size - len(x)))
 
 
-def gma_reference(name: str, inputs: dict[str, Array], rows: Rows) -> dict[str, Tensor]:
-    """What `gma.model.ops.chunked` says in float64."""
+def mixture_reference(inputs: dict[str, Array], rows: Rows) -> dict[str, Tensor]:
+    """Compute CausalGMA's outputs with `gma.model.ops.chunked` in float64."""
     (heads, _, routing), value = inputs["linear"].shape, inputs["memory"].shape[-1]
     routed = _filled(inputs["routed"], rows.size)
     q, k, val = (
         part.reshape(*part.shape[:2], heads, -1)
         for part in torch.split(routed, [heads * routing, heads * routing, heads * value], dim=-1)
     )
-    fresh = torch.tensor(rows.fresh)
-    memory, mass = (torch.tensor(inputs[n]) for n in ("memory", "mass"))
-    if name != "ReadGMA":
-        memory = memory.masked_fill(fresh[:, None, None, None], 0.0)
-        mass = mass.masked_fill(fresh[:, None, None], 0.0)
-    memory, mass = (_filled(x.numpy(), rows.size) for x in (memory, mass))
-    mixture = chunked.Coefficients(*(torch.tensor(inputs[n]) for n in chunked.Coefficients._fields))
-    masks = rows.reference()
-    count = len(rows.lengths)
-    out = None
-    if name == "CausalGMA":
-        out, memory, mass = chunked.causal(
-            q, k, val, memory, mass, mixture, masks, normalize=True, epsilon=1e-6
-        )
-    elif name == "WriteGMA":
-        more, more_mass = chunked.write(k, val, mixture, masks, normalize=True)
-        memory, mass = memory + more, mass + more_mass
-    else:
-        out = chunked.read(q, memory, mass, mixture, masks, normalize=True, epsilon=1e-6)
-    expected = {"memory_after": memory[: rows.count], "mass_after": mass[: rows.count]}
-    if out is not None:
-        there = torch.tensor(rows.there())[..., None]
-        expected["out"] = torch.where(there, out.flatten(2)[:count], 0.0)
-    return {n: expected[n] for n in OPERATORS[name].outputs}
+    memory, mass = (inputs[name].copy() for name in ("memory", "mass"))
+    memory[rows.fresh], mass[rows.fresh] = 0.0, 0.0
+    out, memory_after, mass_after = chunked.causal(
+        q,
+        k,
+        val,
+        _filled(memory, rows.size),
+        _filled(mass, rows.size),
+        chunked.Coefficients(*(torch.tensor(inputs[n]) for n in chunked.Coefficients._fields)),
+        rows.reference(),
+        normalize=True,
+        epsilon=1e-6,
+    )
+    there = torch.tensor(rows.there())[..., None]
+    return {
+        "out": torch.where(there, out.flatten(2)[: len(rows.lengths)], 0.0),
+        "memory_after": memory_after[: rows.count],
+        "mass_after": mass_after[: rows.count],
+    }
 
 
 def convolution_reference(inputs: dict[str, Array], rows: Rows) -> dict[str, Tensor]:
-    """Document by document in float64, on all its rows joined; zeros where no token is."""
+    """Compute ShortConvolution's outputs in float64, on each document's rows joined."""
     x, tail, scale, taps = (torch.tensor(inputs[n]) for n in ("x", "tail", "scale", "taps"))
     y, after = torch.zeros_like(x), tail.clone()
     after[torch.tensor(rows.fresh)] = 0.0
@@ -238,7 +259,7 @@ def convolution_reference(inputs: dict[str, Array], rows: Rows) -> dict[str, Ten
         joined = torch.cat([x[i, : rows.lengths[i]] for i in mine])
         own = functional.rms_norm(joined, scale.shape, scale, 1e-6)
         seen = torch.cat([after[document], own])
-        update = torch.stack([(seen[i : i + T + 1] * taps).sum(0) for i in range(len(own))])
+        update = (seen.unfold(0, T + 1, 1) * taps.T).sum(-1)
         parts = torch.split(joined + update, [rows.lengths[i] for i in mine])
         for i, part in zip(mine, parts, strict=True):
             y[i, : len(part)] = part

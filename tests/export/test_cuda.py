@@ -15,8 +15,10 @@ pytest.importorskip("triton")
 pytest.importorskip("onnxruntime")
 
 from gma.export.ops.cuda import kernels as own
-from gma.model.ops import kernels, tokens
+from gma.model.fused import tokens
+from gma.model.ops.triton import forward, scans
 from tests.export import operating
+from tests.export.matrix import matrix
 from tests.export.operating import Rows, hostile
 from tests.interpreting import DEVICE, KERNELS
 from tests.model.small import error
@@ -56,15 +58,21 @@ def test_rows_that_are_not_of_the_step_are_not_used() -> None:
     assert count.tolist() == [0, 0, 1, 0, 1, 0, 0]
 
 
-@pytest.mark.parametrize("dtype", TYPES)
-@pytest.mark.parametrize("chunk", [1, 65, 130])
+@pytest.mark.parametrize(
+    ("chunk", "dtype"),
+    matrix(
+        (1, 65, 110),  # no whole block; a segment and one token; one whose end is half a block
+        list(TYPES),
+        always=[(1, torch.float16), (110, torch.float32), (65, torch.bfloat16)],
+    ),
+)
 def test_mixture(chunk: int, dtype: torch.dtype) -> None:
     rows = hostile(chunk)
     inputs = operating.mixture_inputs(rows, SIZE)
     given = {n: torch.tensor(x, dtype=torch.float32, device=DEVICE) for n, x in inputs.items()}
     routed = given["routed"].to(dtype)
     inputs["routed"] = routed.double().cpu().numpy()
-    expected = operating.gma_reference("CausalGMA", inputs, rows)
+    expected = operating.mixture_reference(inputs, rows)
     fresh = torch.tensor(rows.fresh, device=DEVICE)
     given["memory"][fresh], given["mass"][fresh] = torch.nan, torch.nan
     routed[~torch.tensor(rows.there(), device=DEVICE)] = torch.nan
@@ -87,18 +95,18 @@ def test_mixture(chunk: int, dtype: torch.dtype) -> None:
         "R": r, "SEGMENT": SEGMENT, "BLOCK": BLOCK, "STAGES": 1, "NORMALIZE": True,
         "EPSILON": 1e-6, "H": H, "K": K, "V": v,
     }  # fmt: skip
-    kernels._sum_segments[(R * segments * H,)](
+    forward.sum_segments[(R * segments * H,)](
         k, val, *mixture, lengths, sums, gammas, masses, *k.stride()[:3], *val.stride()[:3],
         C, segments, KEEP=True, **cut,
     )  # fmt: skip
     memory, mass = given["memory"], given["mass"]
     after, mass_after = torch.full_like(memory, torch.nan), torch.full_like(mass, torch.nan)
-    kernels._prefix[(-(-(v + 1) * K // 64), H, 3)](
+    scans.prefix[(-(-(v + 1) * K // 64), H, 3)](
         sums, memory, mass, after, mass_after, first, count, first, fresh, rows.count,
         *memory.stride()[:3], *mass.stride()[:2], *memory.stride()[:3], *mass.stride()[:2],
         segments, H=H, K=K, V=v, TILE=64, DEPTH=4, FRESH=True, SLOTS=False,
     )  # fmt: skip
-    kernels._read_segments[(R * segments * H,)](
+    forward.read_segments[(R * segments * H,)](
         q, gammas, masses, val, *mixture, lengths, sums, out, *q.stride()[:3], *val.stride()[:3],
         C, segments, 1e-6, **cut,
     )  # fmt: skip
@@ -107,8 +115,14 @@ def test_mixture(chunk: int, dtype: torch.dtype) -> None:
         assert error(found[name].cpu(), x) < TYPES[dtype], name
 
 
-@pytest.mark.parametrize("dtype", TYPES)
-@pytest.mark.parametrize("chunk", [1, 2, 3, 9])
+@pytest.mark.parametrize(
+    ("chunk", "dtype"),
+    matrix(
+        (1, 2, 3, 9),
+        list(TYPES),
+        always=[(1, torch.float32), (2, torch.float16), (9, torch.bfloat16)],
+    ),
+)
 def test_convolution(chunk: int, dtype: torch.dtype) -> None:
     rows = hostile(chunk)
     inputs = operating.convolution_inputs(rows)
@@ -141,16 +155,29 @@ def test_convolution(chunk: int, dtype: torch.dtype) -> None:
         assert error(found.cpu(), expected[name]) < TYPES[dtype], name
 
 
-def test_all_compile_for_a_gpu(tmp_path: Path) -> None:
-    """With no GPU and no compiler of CUDA's: what the library embeds, of one shape."""
-    compiling = ["--shapes", "16x16x32", "--widths", "32", "192", "--architectures", "90"]
+def compiling(folder: Path, *arguments: str) -> None:
+    """Compile in a process where Triton does not interpret, with nothing compiled before."""
     environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
-    environment |= {"TRITON_CACHE_DIR": str(tmp_path / "cache")}
-    subprocess.run(
-        [sys.executable, "-m", "export.ops.cuda.cubins", str(tmp_path), *compiling],
-        env=environment,
-        check=True,
-    )
+    environment |= {"TRITON_CACHE_DIR": str(folder / "cache")}
+    subprocess.run([sys.executable, *arguments], env=environment, check=True)
+
+
+def test_each_compiles_for_a_gpu(tmp_path: Path) -> None:
+    """With no GPU and no compiler of CUDA's, in one type."""
+    each = """
+from gma.export.ops.cuda.cubins import compiled, wanted
+kernels = [kernel for kernel in wanted([(16, 16, 32)], [32]) if " float" not in kernel.key]
+for kernel in {kernel.function: kernel for kernel in kernels}.values():
+    print(compiled(kernel, 90).key)
+"""
+    compiling(tmp_path, "-c", each)
+
+
+@pytest.mark.long
+def test_all_compile_for_a_gpu(tmp_path: Path) -> None:
+    """What the library embeds, of one shape."""
+    sizes = ["--shapes", "16x16x32", "--widths", "32", "192", "--architectures", "90"]
+    compiling(tmp_path, "-m", "gma.export.ops.cuda.cubins", str(tmp_path), *sizes)
     table = (tmp_path / "cubins.inc").read_text()
     for key in ("convolve {} 192 exact", "normalize {} 32 any", "read {} 16x16x32 plain"):
         for type_ in ("float", "float16", "bfloat16"):

@@ -23,11 +23,11 @@ def books(tmp_path_factory: pytest.TempPathFactory) -> Artifact:
     return export(DEFAULT_CHECKPOINT, tmp_path_factory.mktemp("books") / "model")
 
 
-@pytest.fixture
-def book(tmp_path: Path) -> Path:
+@pytest.fixture(scope="module")
+def book(tmp_path_factory: pytest.TempPathFactory) -> Path:
     with (ROOT / "tests" / "data" / "excerpts.jsonl").open(encoding="utf-8") as lines:
         text = json.loads(next(lines))["text"]
-    file = tmp_path / "book.txt"
+    file = tmp_path_factory.mktemp("text") / "book.txt"
     file.write_text(text * 3, encoding="utf-8")
     return file
 
@@ -42,7 +42,7 @@ def classify(*arguments: object) -> dict[str, object]:
 def expected(
     book: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> dict[str, object]:
-    """What `gma classify` says."""
+    """Ask `gma classify`."""
     monkeypatch.setattr(sys, "argv", ["gma", "classify", "--json", "--device", "cpu", str(book)])
     with pytest.raises(SystemExit):
         cli.main()
@@ -51,20 +51,26 @@ def expected(
     return {"label": answer["label"], "scores": scores}
 
 
+@pytest.fixture(scope="module")
+def answer(books: Artifact, book: Path) -> dict[str, object]:
+    return classify(books.folder, book)
+
+
 def test_answers_as_gma_classify(
-    books: Artifact,
+    answer: dict[str, object],
     book: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    assert classify(books.folder, book) == expected(book, monkeypatch, capsys)
+    assert answer == expected(book, monkeypatch, capsys)
 
 
-def test_answers_the_same_with_the_library(books: Artifact, book: Path, library: Path) -> None:
-    with_bodies = classify(books.folder, book)
+def test_answers_the_same_with_the_library(
+    answer: dict[str, object], books: Artifact, book: Path, library: Path
+) -> None:
     with_kernels = classify(books.folder, book, library)
-    assert with_kernels["label"] == with_bodies["label"]
-    assert with_kernels["scores"] == pytest.approx(with_bodies["scores"], abs=1e-5)
+    assert with_kernels["label"] == answer["label"]
+    assert with_kernels["scores"] == pytest.approx(answer["scores"], abs=1e-5)
 
 
 def test_is_short_and_needs_little() -> None:

@@ -1,11 +1,10 @@
-"""Compiles the Triton kernels ahead of time, for the library to carry: no GPU is needed here.
+"""The Triton kernels that the library carries, compiled ahead of time, where no GPU is needed.
 
-    python -m export.ops.cuda.cubins FOLDER --shapes 32x32x64 --widths 256,1024 --architectures 90
+    python -m gma.export.ops.cuda.cubins FOLDER --shapes 32x32x64 --widths 256 --architectures 90
 
 FOLDER gets `cubins.bin`, the kernels one after the other, `cubins.inc`, their table as C++, and
-`cuts.h`, the numbers that launches are cut by. Heads, segments and strides are said at the launch,
-so that one kernel serves every model with the same routing_dim, num_components and value_dim;
-widths are what rows are padded to.
+`cuts.h`, the numbers that launches are cut by. Heads, segments and strides are arguments of the
+launch, so one kernel serves every model with the same routing_dim, num_components and value_dim.
 """
 
 from __future__ import annotations
@@ -21,26 +20,27 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 from gma.export.ops.cuda import kernels as own
-from gma.model.fused import STRIP
-from gma.model.ops import kernels, tokens
-from gma.model.ops.choice import MIXTURE, SIZES
-from gma.model.ops.triton import DEPTH, DOCUMENTS, ENOUGH, TILE, Plan
+from gma.model.fused import tokens
+from gma.model.fused.tokens import STRIP
+from gma.model.ops.triton import forward, scans
+from gma.model.ops.triton.launch import DEPTH, DOCUMENTS, ENOUGH, TILE, Cut, Shape
+from gma.model.ops.triton.limits import MIXTURE, SIZES
 
 TYPES = {"float": "fp32", "float16": "fp16", "bfloat16": "bf16"}
-"""ONNX's names of what activations may be, and Triton's."""
+"""Triton's names of what activations may be, by ONNX's."""
 
 ROWS = 128
 """Rows of a step that a program looks at together."""
 
 ELEMENTS = 1024
-"""Of a tensor, that a program of `kernels.finish` takes."""
+"""Entries of a tensor that a program of `kernels.finish` takes."""
 
 TAPS = 256
 """Entries of a tap that a program of `kernels.scale_taps` takes."""
 
 LETTERS = {"u64": "p", "u32": "i", "f32": "f"}
-"""Of a parameter, as the launcher in C++ writes it: pointer, int32, float. P is a pointer that must
-be a multiple of 16 bytes."""
+"""How the launcher in C++ writes a parameter's type: pointer, int32, float. P is a pointer to a
+multiple of 16 bytes."""
 
 ACTIVATIONS = {"q", "k", "val", "gammas", "out", "x", "y", "normal", "taps", "scaled", "residual"}
 INTEGERS = {
@@ -52,7 +52,7 @@ STRIDES = {"q_row", "q_token", "q_head", "k_row", "k_token", "k_head", "v_row", 
 
 
 class Kernel(NamedTuple):
-    """A kernel and what it is compiled for."""
+    """A kernel, and what it is compiled for."""
 
     key: str
     function: Any
@@ -63,6 +63,8 @@ class Kernel(NamedTuple):
 
 
 class Binary(NamedTuple):
+    """A compiled kernel, and what its launch has to know."""
+
     key: str
     architecture: int
     entry: str
@@ -73,9 +75,9 @@ class Binary(NamedTuple):
 
 
 def mixers(shape: tuple[int, int, int], type_: str) -> Iterator[Kernel]:
-    """Kernels of the mixer with this routing_dim, num_components and value_dim."""
+    """Name the kernels of the mixer with this routing_dim, num_components and value_dim."""
     routing, components, value = shape
-    plan = Plan.of(1, 1, 1, *shape)
+    plan = Cut.of(Shape(1, 1, 1, *shape))
     if type_ == "float":
         plan = plan._replace(stages=1)
     capped = type_ == "bfloat16"
@@ -87,10 +89,8 @@ def mixers(shape: tuple[int, int, int], type_: str) -> Iterator[Kernel]:
             "NORMALIZE": normalize,
         }  # fmt: skip
         for name, function, more, registers in (
-            ("sum", kernels._sum_segments, {"KEEP": True}, plan.sum_registers),
-            ("write", kernels._sum_segments, {"KEEP": False}, plan.sum_registers),
-            ("read", kernels._read_segments, {}, plan.read_registers),
-            ("recall", kernels._read_states, {}, 0),
+            ("sum", forward.sum_segments, {"KEEP": True}, plan.sum_registers),
+            ("read", forward.read_segments, {}, plan.read_registers),
         ):
             options = {"num_warps": plan.warps}
             if registers and capped:
@@ -99,17 +99,19 @@ def mixers(shape: tuple[int, int, int], type_: str) -> Iterator[Kernel]:
             yield Kernel(key, function, {**cut, **more}, options=options)
 
 
-def states(components: int, value: int) -> Iterator[Kernel]:
-    sizes = {"K": components, "V": value}
-    yield Kernel(
-        f"prefix {components}x{value}", kernels._prefix,
-        {**sizes, "TILE": TILE, "DEPTH": DEPTH, "FRESH": True, "SLOTS": False},
+def prefix(components: int, value: int) -> Kernel:
+    """Name the kernel that finds the states before each segment."""
+    return Kernel(
+        f"prefix {components}x{value}", scans.prefix,
+        {
+            "K": components, "V": value, "TILE": TILE, "DEPTH": DEPTH,
+            "FRESH": True, "SLOTS": False,
+        },
     )  # fmt: skip
-    yield Kernel(f"pack {components}x{value}", own.pack, sizes)
 
 
 def rows(width: int, type_: str) -> Iterator[Kernel]:
-    """Kernels over rows of `width` entries; of a power of two, over those of up to so many."""
+    """Name the kernels over rows of `width` entries, or of up to so many if a power of two."""
     padded = triton.next_power_of_2(width)
     known = 0 if padded == width else width
     warps = {"num_warps": tokens.warps(padded, 4 if type_ == "float" else 2)}
@@ -130,6 +132,7 @@ def rows(width: int, type_: str) -> Iterator[Kernel]:
 
 
 def wanted(shapes: list[tuple[int, int, int]], widths: list[int]) -> Iterator[Kernel]:
+    """Name all kernels for models of these shapes and widths."""
     yield Kernel(
         "place", own.place, {"ROWS": ROWS}, {"lengths": "*i64", "R": "i32", "D": "i32"}
     )  # fmt: skip
@@ -146,11 +149,11 @@ def wanted(shapes: list[tuple[int, int, int]], widths: list[int]) -> Iterator[Ke
         for width in widths:
             yield from rows(width, type_)
     for components, value in sorted({shape[1:] for shape in shapes}):
-        yield from states(components, value)
+        yield prefix(components, value)
 
 
 def type_of(name: str, kernel: Kernel, activation: str) -> str:
-    """What a parameter of this name is."""
+    """Tell the type of the parameter with this name, in Triton's words."""
     if name in kernel.constants:
         return "constexpr"
     if name in kernel.types:
@@ -167,10 +170,11 @@ def type_of(name: str, kernel: Kernel, activation: str) -> str:
 
 SCALARS = {"C", "H", "T", "SEGMENT", "segments", "documents", "width", "count", "tail_slot"}
 UNALIGNED = {"tail_taps", "fresh"}
-"""Pointers that need not be multiples of 16 bytes."""
+"""Pointers that may be any; the others are to multiples of 16 bytes."""
 
 
 def compiled(kernel: Kernel, architecture: int) -> Binary:
+    """Compile a kernel for GPUs of this compute capability, times ten."""
     names = kernel.function.arg_names
     activation = next((TYPES[word] for word in kernel.key.split() if word in TYPES), "fp32")
     signature = {name: type_of(name, kernel, activation) for name in names}
@@ -194,7 +198,7 @@ def compiled(kernel: Kernel, architecture: int) -> Binary:
 
 
 def given(signature: dict[str, str]) -> str:
-    """The letters of what the launcher gives a kernel of this signature."""
+    """Write what the launcher gives a kernel of this signature, in letters."""
     letters = {"*": "P", "i": "i", "f": "f"}
     return "".join(
         "p" if name in UNALIGNED else letters[type_[0]]
@@ -204,7 +208,7 @@ def given(signature: dict[str, str]) -> str:
 
 
 def parameters(ptx: str, given: str) -> str:
-    """What the launcher gives a kernel, once it is known to be what its assembly takes.
+    """Check that what the launcher gives a kernel is what its assembly takes, and return it.
 
     Triton adds two pointers to scratch memory at the end. Raises ValueError for anything else.
     """
@@ -216,7 +220,7 @@ def parameters(ptx: str, given: str) -> str:
 
 
 def table(binaries: list[Binary]) -> str:
-    """C++ of what and where the binaries in `cubins.bin` are."""
+    """Write the table of the binaries in `cubins.bin`, in C++."""
     lines = []
     begin = 0
     for key, architecture, entry, letters, threads, shared, cubin in binaries:
@@ -229,9 +233,10 @@ def table(binaries: list[Binary]) -> str:
 
 
 def cuts(widths: list[int]) -> str:
+    """Write the numbers that launches are cut by, in C++."""
     numbers = {
         "enough": ENOUGH, "tile": TILE, "documents_at_once": DOCUMENTS, "strip": STRIP,
-        "rows_at_once": ROWS, "elements": ELEMENTS, "block": Plan(64).block, "taps_width": TAPS,
+        "rows_at_once": ROWS, "elements": ELEMENTS, "block": Cut(64).block, "taps_width": TAPS,
     }  # fmt: skip
     lines = [f"constexpr int {name} = {number};\n" for name, number in numbers.items()]
     powers = [width for width in widths if triton.next_power_of_2(width) == width]
@@ -241,11 +246,12 @@ def cuts(widths: list[int]) -> str:
 
 
 def padded(cubin: bytes) -> int:
-    """Bytes of it in `cubins.bin`, where each begins at a multiple of 16."""
+    """Count the bytes that it takes in `cubins.bin`, where each begins at a multiple of 16."""
     return -(-len(cubin) // 16) * 16
 
 
 def shape(text: str) -> tuple[int, int, int]:
+    """Read routing_dim, num_components and value_dim, as in 32x32x64."""
     routing, components, value = sizes = tuple(map(int, text.split("x")))
     if not SIZES.issuperset(sizes):
         raise argparse.ArgumentTypeError(f"{text}: must be of {sorted(SIZES)}")
@@ -253,6 +259,7 @@ def shape(text: str) -> tuple[int, int, int]:
 
 
 def wide(text: str) -> int:
+    """Read a width."""
     width = int(text)
     if width < 32 or width % 16:
         raise argparse.ArgumentTypeError(f"{text}: must be a multiple of 16 from 32")

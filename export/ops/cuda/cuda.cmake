@@ -8,7 +8,7 @@ set(GMA_ARCHITECTURES "90" CACHE STRING "Compute capabilities of the GPUs, times
 
 get_filename_component(repository "${CMAKE_CURRENT_LIST_DIR}/../../.." ABSOLUTE)
 set(of_kernels ${CMAKE_CURRENT_LIST_DIR}/cubins.py ${CMAKE_CURRENT_LIST_DIR}/kernels.py)
-foreach(file fused ops/kernels ops/tokens ops/triton ops/choice)
+foreach(file fused/tokens ops/triton/device ops/triton/forward ops/triton/scans ops/triton/launch ops/triton/limits)
   list(APPEND of_kernels ${repository}/model/${file}.py)
 endforeach()
 
@@ -22,7 +22,7 @@ endif()
 set(missing "")
 if(NOT python)
   set(missing "a Python (set GMA_PYTHON)")
-elseif(NOT EXISTS "${repository}/model/ops/kernels.py")
+elseif(NOT EXISTS "${repository}/model/ops/triton/forward.py")
   set(missing "the model's kernels, of the repository that this is a part of")
 else()
   execute_process(
@@ -50,7 +50,7 @@ else()
   add_custom_command(
     OUTPUT ${cubins}/cubins.bin ${cubins}/cubins.inc ${cubins}/cuts.h
     COMMAND ${CMAKE_COMMAND} -E env --unset=TRITON_INTERPRET TRITON_DISABLE_LINE_INFO=1
-      "PYTHONPATH=${repository}" "${python}" -m export.ops.cuda.cubins ${cubins}
+      "PYTHONPATH=${repository}" "${python}" -m gma.export.ops.cuda.cubins ${cubins}
       --shapes ${GMA_SHAPES} --widths ${GMA_WIDTHS} --architectures ${GMA_ARCHITECTURES}
     DEPENDS ${of_kernels}
     COMMENT "Compiling the kernels for CUDA"

@@ -1,6 +1,6 @@
 """Triton kernels that the library needs beside the model's own.
 
-Shapes: R rows of C tokens, D documents, W width, H heads, K components, v value_dim, T tail.
+Shapes: R rows of C tokens, D documents, W width, T tail.
 """
 
 from __future__ import annotations
@@ -13,10 +13,10 @@ import triton.language as tl
 def place(
     lengths, document_of_row, known_lengths, first_row, row_count, R, D, C, ROWS: tl.constexpr
 ):  # fmt: skip
-    """Each document's first_row and row_count (D,), and known_lengths (R,), int32, of a step.
+    """Find each document's first_row and row_count (D,), and known_lengths (R,), int32.
 
-    Whatever lengths and document_of_row (R,) hold, what comes out of here points into the step:
-    lengths are cut to 0 to C, and a row of no known document is not used.
+    Whatever lengths and document_of_row (R,) hold, what is written points into the step: lengths
+    are cut to 0 to C, and a row of no known document is not used.
     """
     program = tl.program_id(0)
     row = tl.arange(0, ROWS)
@@ -41,7 +41,7 @@ def place(
 
 @triton.jit
 def scale_taps(taps, scale, scaled, T, width, WIDTH: tl.constexpr):
-    """scaled (4, W) are taps (T + 1, W) times scale (W,), after zeros."""
+    """Write scaled (4, W): taps (T + 1, W) times scale (W,), after zeros."""
     tap = tl.program_id(0)
     here = tl.program_id(1) * WIDTH + tl.arange(0, WIDTH)
     inside = here < width
@@ -52,20 +52,8 @@ def scale_taps(taps, scale, scaled, T, width, WIDTH: tl.constexpr):
 
 
 @triton.jit
-def pack(memory, mass, states, K: tl.constexpr, V: tl.constexpr):
-    """memory (D, H, K, v) and mass (D, H, K) -> states (D, H, v + 1, K), as they are read."""
-    at = tl.program_id(0).to(tl.int64)
-    component = tl.arange(0, K)
-    value = tl.arange(0, V)
-    own = tl.load(memory + at * K * V + component[None, :] * V + value[:, None])
-    states += at * (V + 1) * K
-    tl.store(states + value[:, None] * K + component[None, :], own)
-    tl.store(states + V * K + component, tl.load(mass + at * K + component))
-
-
-@triton.jit
 def finish(y, residual, count, BLOCK: tl.constexpr, GELU: tl.constexpr, ADD: tl.constexpr):
-    """y (count,), in place: GELU in its tanh form, then plus the residual."""
+    """Change y (count,) in place: GELU in its tanh form, then plus the residual."""
     at = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     here = at < count
     x = tl.load(y + at, mask=here, other=0.0).to(tl.float32)

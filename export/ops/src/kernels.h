@@ -121,10 +121,9 @@ struct Kernels {
   const char* instructions;
 
   // They go through the tokens; `state` (memory (K, v), then mass (K,)) is what came before them
-  // and becomes what follows.
+  // and becomes what follows. `write` reads nothing for the tokens: it has no queries and no `out`.
   void (*causal)(const Mixture&, const Tokens&, double* state, float* work);
   void (*write)(const Mixture&, const Tokens&, double* state, float* work);
-  void (*read)(const Mixture&, const Tokens&, double* state, float* work);
 
   // The rows [first, last) and the panel of columns that starts at `column`.
   void (*product)(const Product&, Index first, Index last, Index column, float* work);

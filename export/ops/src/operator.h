@@ -28,16 +28,6 @@ inline const Signature causal{
     {Element::activation, Element::real, Element::real, Element::real, Element::real, Element::real,
      Element::integer, Element::integer, Element::truth},
     {Element::activation, Element::real, Element::real}};
-inline const Signature write{
-    "WriteGMA",
-    {Element::activation, Element::real, Element::real, Element::real, Element::real, Element::real,
-     Element::integer, Element::integer, Element::truth},
-    {Element::real, Element::real}};
-inline const Signature read{
-    "ReadGMA",
-    {Element::activation, Element::real, Element::real, Element::real, Element::real, Element::real,
-     Element::integer, Element::integer},
-    {Element::activation}};
 inline const Signature short_convolution{
     "ShortConvolution",
     {Element::activation, Element::real, Element::real, Element::real, Element::integer,
