@@ -1,4 +1,4 @@
-"""How many cores there are to use."""
+"""The cores that there are to use."""
 
 from __future__ import annotations
 
@@ -6,5 +6,5 @@ import os
 
 
 def cores() -> int:
-    """Those that this process may run on, which in a container can be few of the machine's."""
+    """How many cores this process may run on: in a container, perhaps few of the machine's."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

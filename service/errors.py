@@ -1,28 +1,28 @@
 """What can go wrong in the service, as one tree of exceptions.
 
-An error carries its HTTP status and a stable `error_type` for programs; the middleware in
-`gma.service.http` is the only place that turns one into an answer. Errors cross processes (a Worker
-raises, a Gateway answers), so every constructor argument is in `args`: `gma.service.link.messages`
-calls `__init__` with them.
+An error carries its HTTP status and `error_type`, the name that programs know it by, which is its
+class's. `gma.service.http.middleware` is the only place that turns one into an answer. Errors cross
+processes (a worker raises, a gateway answers), so every argument of a constructor is in `args`:
+`gma.service.link.messages` calls the class with them.
 
-    ServiceError              500
+    ServiceError              500   to clients, Internal
     ├── BadRequest            400
-    │   ├── EmptyDocument
+    │   ├── Empty
     │   ├── NotUtf8
     │   └── NotJson
     ├── Unauthorized          401   no key, or a wrong one
     ├── NotFound              404
     ├── MethodNotAllowed      405
     ├── Stalled               408   the client stopped sending
-    ├── WrongOffset           409   tells the right offset
     ├── TooLarge              413
     ├── UnsupportedContent    415
-    ├── Invalid               422   well-formed, but not what the contract allows
+    ├── Validation            422   well-formed, but not what the contract allows
     ├── Overloaded            429   nothing of the request was processed
     ├── StepFailed            500   the forward pass that read the document failed
     └── Unavailable           503
         ├── NotReady                starting
         ├── ShuttingDown            draining
+        ├── VersionMismatch         gateway and worker are of different releases
         └── UnknownDocument         the worker that held the document's state is gone, or dropped it
 """
 
@@ -34,8 +34,14 @@ class ServiceError(Exception):
 
     status: ClassVar[int] = 500
     error_type: ClassVar[str] = "Internal"
+    """The name that programs know it by. Every other error has its class's."""
+
     retry_after_s: ClassVar[int | None] = None
     """Seconds until it is worth trying again; None if trying again will not help."""
+
+    def __init_subclass__(cls) -> None:
+        super().__init_subclass__()
+        cls.error_type = cls.__name__
 
     @property
     def headers(self) -> dict[str, str]:
@@ -47,13 +53,10 @@ class BadRequest(ServiceError):
     """The request cannot be read at all."""
 
     status = 400
-    error_type = "BadRequest"
 
 
-class EmptyDocument(BadRequest):
+class Empty(BadRequest):
     """A document without a single byte."""
-
-    error_type = "Empty"
 
     def __init__(self, message: str = "the document is empty: send at least one byte of text"):
         super().__init__(message)
@@ -61,8 +64,6 @@ class EmptyDocument(BadRequest):
 
 class NotUtf8(BadRequest):
     """The text is not UTF-8."""
-
-    error_type = "NotUtf8"
 
     def __init__(self, offset: int | None = None):
         """`offset` is the byte at which decoding fails, counted from the start of the document."""
@@ -77,14 +78,11 @@ class NotUtf8(BadRequest):
 class NotJson(BadRequest):
     """A body that says it is JSON and is not."""
 
-    error_type = "NotJson"
-
 
 class Unauthorized(ServiceError):
     """The request has no API key, or one that does not pass."""
 
     status = 401
-    error_type = "Unauthorized"
 
     @property
     def headers(self) -> dict[str, str]:
@@ -95,14 +93,12 @@ class NotFound(ServiceError):
     """No such route."""
 
     status = 404
-    error_type = "NotFound"
 
 
 class MethodNotAllowed(ServiceError):
     """The route exists, for another method."""
 
     status = 405
-    error_type = "MethodNotAllowed"
 
     def __init__(self, message: str, allow: str):
         """`allow`: the methods that the route has."""
@@ -121,29 +117,12 @@ class Stalled(ServiceError):
     """No more of the document came for as long as the service waits."""
 
     status = 408
-    error_type = "Stalled"
-
-
-class WrongOffset(ServiceError):
-    """A piece that does not begin where the document ends so far: text was lost, or came twice."""
-
-    status = 409
-    error_type = "WrongOffset"
-
-    def __init__(self, expected: int, received: int):
-        super().__init__(expected, received)
-        self.expected = expected
-        self.received = received
-
-    def __str__(self) -> str:
-        return f"the offset must be {self.expected}, not {self.received}: send from there on"
 
 
 class TooLarge(ServiceError):
     """The document is larger than the limit."""
 
     status = 413
-    error_type = "TooLarge"
 
     def __init__(self, limit_bytes: int):
         super().__init__(limit_bytes)
@@ -160,53 +139,49 @@ class UnsupportedContent(ServiceError):
     """A content type, or content coding, that the route does not read."""
 
     status = 415
-    error_type = "UnsupportedContent"
 
 
-class Invalid(ServiceError):
+class Validation(ServiceError):
     """Well-formed, but a field or parameter is unknown or out of range."""
 
     status = 422
-    error_type = "Validation"
 
 
 class Overloaded(ServiceError):
     """Admission is full. Nothing of the request was processed."""
 
     status = 429
-    error_type = "Overloaded"
     retry_after_s = 1
 
 
 class StepFailed(ServiceError):
     """The forward pass that read the document failed; other documents go on."""
 
-    error_type = "StepFailed"
-
 
 class Unavailable(ServiceError):
     """The service cannot answer now, and may soon."""
 
     status = 503
-    error_type = "Unavailable"
     retry_after_s = 1
 
 
 class NotReady(Unavailable):
     """No worker has finished its warm-up yet."""
 
-    error_type = "NotReady"
     retry_after_s = 5
 
 
 class ShuttingDown(Unavailable):
     """The service finishes what it has and takes nothing new."""
 
-    error_type = "ShuttingDown"
     retry_after_s = 5
 
 
 class UnknownDocument(Unavailable):
     """The worker does not hold the document: it never did, has finished it, or was replaced."""
 
-    error_type = "UnknownDocument"
+
+class VersionMismatch(Unavailable):
+    """A gateway and a worker of different releases, which do not understand each other."""
+
+    retry_after_s = 5

@@ -1,4 +1,4 @@
-"""What GMA_CHECKPOINT names, for those who need no weights: a checkpoint, or an export of one."""
+"""The folder that GMA_CHECKPOINT names, a checkpoint or an export of one, read without weights."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ class ModelFolder(NamedTuple):
 
     @classmethod
     def of(cls, settings: Settings) -> Self:
-        """The folder that a backend is to run.
+        """Read the folder of the model that the settings' backend is to run.
 
-        Raises ValueError if it is none, if it is another backend's, and for a model that reads no
+        Raises ValueError if it is neither, if another backend runs it, and if the model reads no
         streams.
         """
         folder = settings.checkpoint
@@ -48,7 +48,7 @@ class ModelFolder(NamedTuple):
 
 @contextmanager
 def needing_onnx() -> Iterator[None]:
-    """For imports of what is not installed everywhere. Raises ValueError if it is not here."""
+    """A context for imports that the extra `onnx` brings. Raises ValueError if one is missing."""
     try:
         yield
     except ModuleNotFoundError as error:

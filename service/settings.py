@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import ByteSize, Field, ValidationError, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
-from gma.model.config import DEFAULT_CHECKPOINT
+from gma.model.config import DEFAULT_CHECKPOINT, problems
 
 PREFIX = "GMA_"
 
@@ -137,12 +137,14 @@ class Settings(BaseSettings):
         try:
             return cls(**overrides)
         except ValidationError as error:
-            raise SettingsError("; ".join(map(_explain, error.errors()))) from error
+            raise SettingsError(
+                problems(error, name=lambda place: variable(str(place[0])))
+            ) from error
 
     @model_validator(mode="before")
     @classmethod
-    def _check_names(cls, values: Any) -> Any:
-        check_names(os.environ)
+    def _check_names(cls, values: dict[str, Any]) -> dict[str, Any]:
+        check_names([*os.environ, *map(variable, values)])
         return values
 
     @model_validator(mode="after")
@@ -195,13 +197,3 @@ def check_names(environ: Iterable[str]) -> None:
             close = get_close_matches(name.upper(), known, n=1)
             hint = f"did you mean {close[0]}?" if close else f"there are {', '.join(sorted(known))}"
             raise ValueError(f"{name} is not a setting: {hint}")
-
-
-def _explain(error: Any) -> str:
-    """One of pydantic's errors: `GMA_PORT: Input should be less than 65536, not '99999'`."""
-    if not error["loc"]:
-        return str(error["msg"]).removeprefix("Value error, ")
-    name = variable(str(error["loc"][0]))
-    if error["type"] == "extra_forbidden":
-        return f"{name} is not a setting"
-    return f"{name}: {error['msg']}, not {error['input']!r}"

@@ -15,13 +15,14 @@ METRIC = "queued_tokens"
 class QueuedTokens:
     """A Serve autoscaling policy: a worker for every so many tokens that wait.
 
-    Not for requests, of which one may be a tweet and the next a library. Serve averages the metric,
-    waits for `upscale_delay_s` or `downscale_delay_s`, and keeps to the replicas that are allowed.
+    It does not count requests, of which one may be a tweet and the next a library. Serve averages
+    the metric, waits for `upscale_delay_s` or `downscale_delay_s`, and keeps to the replicas that
+    are allowed.
     """
 
     def __init__(self, tokens_per_worker: int) -> None:
-        """Raises ValueError. Less than an inbox (GMA_INBOX_TOKENS), and one long document asks for
-        more workers than can read it."""
+        """Raises ValueError if `tokens_per_worker` is less than 1. It should be GMA_INBOX_TOKENS at
+        least, or one long document asks for more workers than can read it."""
         if tokens_per_worker < 1:
             raise ValueError("tokens_per_worker must be at least 1")
         self._tokens_per_worker = tokens_per_worker

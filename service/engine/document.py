@@ -1,86 +1,178 @@
-"""A document as the engine knows it: what came of it, what was read, and what that said."""
+"""An open document: what its client does with it, and what the engine keeps of it."""
 
 from __future__ import annotations
 
 import asyncio
 from collections import deque
+from collections.abc import AsyncIterator
 from contextlib import suppress
-from dataclasses import dataclass
+from typing import NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
+from gma.service.engine.opening import Opening, Tokens
+from gma.service.engine.progress import Progress, RowShares
 from gma.service.engine.scheduler import chunks_ready
-from gma.service.errors import ServiceError, WrongOffset
+from gma.service.errors import Empty, ServiceError
 
 NO_SLOT = -1
 
 
-@dataclass(frozen=True)
-class Span:
-    """One row's share of a document: its logits are `Classifier.logits` of its spans' sums."""
+class Terms(NamedTuple):
+    """What holds for every document of an engine."""
 
-    tokens: int
-    weight: float
-    evidence: NDArray[np.float32]  # (labels,)
+    vocab_size: int
+    chunk: int
+    """Tokens of a row."""
+
+    inbox_tokens: int
+    """Tokens that a document may have queued before `feed` waits."""
+
+    max_unread_rows: int
+    """Rows of evidence that may lie unread before their document is held."""
+
+    interval_s: float
+    """Least time between two Progress of one document."""
 
 
-@dataclass(frozen=True)
-class Progress:
-    """A document's answer so far."""
+class Owner(Protocol):
+    """The engine, as its documents see it."""
 
-    tokens: int  # read so far
-    chunks: int  # so far
-    logits: NDArray[np.float64]  # (labels,), over all that was read
-    spans: list[Span]  # read since the last Progress, in order; empty if evidence is not kept
-    wait_s: float  # the part of queue_s before its first step
-    queue_s: float  # so far: a chunk was ready, and no step with rows of the document was running
-    compute_s: float  # so far: one was running
-    done: bool
+    def changed(self, document: Document) -> None:
+        """Its client did something: there may be a chunk ready now, or nothing left to do."""
+
+    def abort(self, document: Document) -> None:
+        """The document's client wants no more of it. Nothing happens if it is closed already."""
 
 
 class Document:
-    """One open document. All of it belongs to the event loop's thread.
+    """One open document, the handle that `Engine.open` gives.
 
-    Its client feeds the inbox and consumes progress; the engine's loop takes chunks and adds what
-    steps say. It is `waiting`, then has a slot, then is closed: done, failed or aborted.
+    Its client feeds it, iterates over its progress and closes it. Its engine gives it a slot, takes
+    its tokens into steps, and tells it what those say. It waits for a slot, then has one, then is
+    closed: done, failed or aborted. All of it belongs to the event loop's thread.
     """
 
-    def __init__(self, name: str, *, chunk: int, max_unread: int | None) -> None:
-        """`max_unread`: spans that may lie unread before the document is held; None: keep none."""
-        self.name = name
+    def __init__(self, opening: Opening, owner: Owner, terms: Terms) -> None:
+        """Raises Empty, and ValueError for what are no tokens."""
+        self.name = opening.name
         self.slot = NO_SLOT
         self.fresh = True  # no step with rows of it was launched: what is in its slot is another's
         self.served = 0
         self.stepping = 0  # rows of it in the steps in flight
         self.closed = False
-        self.error: ServiceError | None = None
         self.touched_at = 0.0  # when its client or a step last did something for it
 
         self.fed = 0
-        self.waiting = 0
+        self.queued = 0
         self.complete = False
-
         self.read = 0
-        self.chunks = 0
-        self.wait_s = 0.0
-        self.queue_s = 0.0
-        self.compute_s = 0.0
 
-        self._chunk = chunk
-        self._max_unread = max_unread
-        self._inbox: deque[NDArray[np.int32]] = deque()
+        self._owner = owner
+        self._terms = terms
+        self._evidence = opening.evidence
+        self._pause_s = terms.interval_s if opening.running else None
+        self._error: ServiceError | None = None
+        self._inbox: deque[Tokens] = deque()
         self._ready_at: float | None = None
+        self._chunks = 0
+        self._wait_s = self._queue_s = self._compute_s = 0.0
         self._logits: NDArray[np.float64] = np.zeros(0)
-        self._spans: list[Span] = []
+        self._shares: list[RowShares] = []
+        self._unread_rows = 0
         self._news = asyncio.Event()
-        self._urgent = asyncio.Event()  # news that no reader should leave for later
+        self._urgent = asyncio.Event()  # news that its client should not leave for later
         self._room = asyncio.Event()
+        self._append(opening.tokens, opening.last)
+        if self.complete and not self.fed:
+            raise Empty
 
-    @property
-    def flush(self) -> bool:
-        """A partial chunk may run: no token that is still to come belongs into it."""
-        return self.complete
+    # Its client's side.
+
+    async def feed(self, tokens: Tokens, last: bool) -> None:
+        """Add tokens, (n,) ids. They are taken at once; then the call lasts while too many wait.
+
+        Raises what closed the document, and ValueError for what are no tokens or follow the last.
+        """
+        if self._error:
+            raise self._error
+        self._append(tokens, last)
+        self._owner.changed(self)
+        while self.queued > self._terms.inbox_tokens and not self.closed:
+            self._room.clear()
+            await self._room.wait()
+        if self._error:
+            raise self._error
+
+    async def __aiter__(self) -> AsyncIterator[Progress]:
+        """Tell how far it is read, the last time with `done`. Raises what closed the document.
+
+        The first Progress comes with the first step; between two of them there is the interval, or
+        less where much evidence waits. Without `Opening.running` there are none between the first
+        and the last but where it does. A slow client loses nothing: what it did not take is in the
+        next Progress, and beyond a bound of evidence that it did not take nothing more is read.
+        """
+        pause_s: float | None = 0.0
+        while True:
+            await self._until_news(pause_s)
+            if self._error:
+                raise self._error
+            progress = self._progress()
+            pause_s = self._pause_s
+            self._owner.changed(self)
+            yield progress
+            if progress.done:
+                return
+
+    def close(self) -> None:
+        """Read it no further. Nothing happens if it is closed already."""
+        self._owner.abort(self)
+
+    async def _until_news(self, pause_s: float | None) -> None:
+        """Nothing that happens within `pause_s` wakes who waits, unless it is urgent: with many
+        documents in every step that would cost more than the step's own work. None: only what is
+        urgent does."""
+        if pause_s is None:
+            await self._urgent.wait()
+        elif pause_s:
+            with suppress(TimeoutError):
+                async with asyncio.timeout(pause_s):
+                    await self._urgent.wait()
+        await self._news.wait()
+        if not self.closed:  # or whoever asks once more would wait for ever
+            self._news.clear()
+            self._urgent.clear()
+
+    def _progress(self) -> Progress:
+        shares = RowShares.joined(self._shares) if self._shares else None
+        self._shares, self._unread_rows = [], 0
+        return Progress(
+            self.read,
+            self._chunks,
+            self._logits,
+            shares,
+            self._wait_s,
+            self._queue_s,
+            self._compute_s,
+            self.done,
+        )
+
+    def _append(self, tokens: Tokens, last: bool) -> None:
+        if tokens.ndim != 1 or not np.issubdtype(tokens.dtype, np.integer):
+            raise ValueError(f"tokens must be (n,) integers, not {tokens.shape} {tokens.dtype}")
+        if self.complete and len(tokens):
+            raise ValueError(f"{self.name} is complete: nothing can follow its last tokens")
+        if len(tokens):
+            # One id out of range would fail all documents of its step.
+            if not 0 <= tokens.min() <= tokens.max() < self._terms.vocab_size:
+                raise ValueError(f"tokens must be ids below {self._terms.vocab_size}")
+            self._inbox.append(tokens.astype(np.int32))
+        self.fed += len(tokens)
+        self.queued += len(tokens)
+        self.complete = self.complete or last
+
+    # Its engine's side.
 
     @property
     def resident(self) -> bool:
@@ -92,74 +184,14 @@ class Document:
 
     @property
     def runnable(self) -> bool:
-        """A chunk is ready, and what was read before has been consumed far enough."""
+        """A chunk is ready, and what was read before has been taken by its client far enough."""
         # What is in flight will lie unread too.
-        unread = len(self._spans) + self.stepping
-        held = self._max_unread is not None and unread >= self._max_unread
-        return not (self.closed or held) and chunks_ready(self, self._chunk) > 0
-
-    # The client's side.
-
-    def append(self, offset: int, tokens: NDArray[np.int32], last: bool) -> None:
-        """Put tokens into the inbox. They must begin where those before ended."""
-        if offset != self.fed:
-            raise WrongOffset(self.fed, offset)
-        if self.complete and len(tokens):
-            raise ValueError(
-                f"document {self.name} is complete: nothing can follow its last tokens"
-            )
-        if len(tokens):
-            self._inbox.append(tokens)
-        self.fed += len(tokens)
-        self.waiting += len(tokens)
-        self.complete = self.complete or last
-
-    async def room(self, inbox_tokens: int) -> None:
-        """Wait until no more than `inbox_tokens` are waiting; raises what closed the document."""
-        while self.waiting > inbox_tokens and not self.closed:
-            self._room.clear()
-            await self._room.wait()
-        if self.error:
-            raise self.error
-
-    async def progress(self, pause_s: float | None = 0.0) -> Progress:
-        """Wait for something new, and consume it; raises what closed the document.
-
-        Nothing that happens within `pause_s` wakes the waiting reader, unless it is urgent: with
-        many documents in every step, that would cost more than the step's own work. None: only
-        what is urgent does.
-        """
-        if pause_s is None:
-            await self._urgent.wait()
-        elif pause_s:
-            with suppress(TimeoutError):
-                async with asyncio.timeout(pause_s):
-                    await self._urgent.wait()
-        await self._news.wait()
-        self._news.clear()
-        self._urgent.clear()
-        if self.error:
-            raise self.error
-        spans, self._spans = self._spans, []
-        return self.so_far(spans)
-
-    def so_far(self, spans: list[Span]) -> Progress:
-        """The answer so far, with these spans."""
-        return Progress(
-            self.read,
-            self.chunks,
-            self._logits,
-            spans,
-            self.wait_s,
-            self.queue_s,
-            self.compute_s,
-            self.done,
-        )
-
-    # The engine's side.
+        unread = self._unread_rows + self.stepping
+        held = self._evidence and unread >= self._terms.max_unread_rows
+        return not (self.closed or held) and chunks_ready(self, self._terms.chunk) > 0
 
     def touch(self, now: float) -> None:
-        """The client or a step did something: it is not idle; a chunk may be ready from now on."""
+        """Its client or a step did something: it is not idle; a chunk may be ready from now on."""
         self.touched_at = now
         if self._ready_at is None and not self.stepping and self.runnable:
             self._ready_at = now
@@ -168,59 +200,49 @@ class Document:
         """Seconds that a chunk had been ready, and in no running step, by `now`."""
         return 0.0 if self._ready_at is None else now - self._ready_at
 
-    def begin_step(self, step: int) -> None:
-        """The step with this number, about to be launched, is to have rows of it."""
-        self.served = step
-        self.fresh = False
-
-    def take(self, row: NDArray[np.int32]) -> int:
-        """Move the next tokens from the inbox into a step's `row`, (C,); how many there were."""
-        taken = 0
-        while taken < len(row) and self._inbox:
+    def take(self, rows: Tokens, tokens: int, step: int) -> None:
+        """Move its next `tokens` into `rows`, (r, C), of the step with this number."""
+        row, taken = rows.reshape(-1), 0
+        while taken < tokens:
             piece = self._inbox.popleft()
-            now = piece[: len(row) - taken]
+            now = piece[: tokens - taken]
             row[taken : taken + len(now)] = now
             taken += len(now)
             if len(now) < len(piece):
                 self._inbox.appendleft(piece[len(now) :])
-        self.waiting -= taken
-        self.stepping += 1
+        self.queued -= tokens
+        self.stepping += len(rows)
+        self.served = step
+        self.fresh = False
         self._room.set()
-        return taken
 
     def end_step(self, rows: int, began: float, now: float) -> None:
         """A step with so many rows of it ran from `began` until now."""
-        self.queue_s += self.ready_for(began)
-        if not self.compute_s:
-            self.wait_s = self.queue_s
+        self._queue_s += self.ready_for(began)
+        if not self._compute_s:
+            self._wait_s = self._queue_s
         self._ready_at = None
-        self.compute_s += now - began
+        self._compute_s += now - began
         self.stepping -= rows
         self.touch(now)
 
-    def add(self, tokens: int, chunks: int, logits: NDArray[np.float64]) -> None:
-        """So many were read in a step, and (labels,) logits of all that was read."""
-        self.read += tokens
-        self.chunks += chunks
-        self._logits = logits
+    def add(self, logits: NDArray[np.float64], shares: RowShares, rows: slice) -> None:
+        """Note what a step said: `logits`, (labels,), of all that was read of it, and among the
+        step's `shares` its own `rows`."""
+        self.read += int(shares.tokens[rows].sum())
+        self._chunks += rows.stop - rows.start
+        self._logits = logits.copy()
+        if self._evidence:
+            self._shares.append(shares.copied(rows))
+            self._unread_rows += rows.stop - rows.start
+            if 2 * self._unread_rows >= self._terms.max_unread_rows:
+                self._urgent.set()  # before the document is held for them
         self._news.set()
 
-    @property
-    def keeps_spans(self) -> bool:
-        """Its client wants them."""
-        return self._max_unread is not None
-
-    def keep(self, spans: list[Span]) -> None:
-        """What the step said of it, one span a row."""
-        self._spans += spans
-        if self._max_unread and 2 * len(self._spans) >= self._max_unread:
-            self._urgent.set()  # before the document is held for them
-
-    def close(self, error: ServiceError | None) -> None:
+    def end(self, error: ServiceError | None) -> None:
         """The last thing that happens: wakes whoever waits for the document."""
         self.closed = True
-        self.error = error
+        self._error = error
         self._inbox.clear()
-        self._news.set()
-        self._urgent.set()
-        self._room.set()
+        for event in (self._news, self._urgent, self._room):
+            event.set()

@@ -9,12 +9,12 @@ class Backlog(Protocol):
     """What the policy has to know of a document."""
 
     @property
-    def waiting(self) -> int:
+    def queued(self) -> int:
         """Tokens that have arrived and have not been in a step."""
 
     @property
-    def flush(self) -> bool:
-        """Nothing more has to be waited for: what is left over from full chunks may run."""
+    def complete(self) -> bool:
+        """Nothing more is to come: what is left over from full chunks may run."""
 
     @property
     def served(self) -> int:
@@ -31,10 +31,10 @@ DocumentT = TypeVar("DocumentT", bound=Backlog)
 def chunks_ready(document: Backlog, chunk: int) -> int:
     """How many rows the document can fill now.
 
-    A partial chunk counts only under `flush`, so where a document is cut depends on its length
-    alone, not on how its text happened to arrive.
+    A partial chunk counts only at the document's end, so where a document is cut depends on its
+    length alone, not on how its text happened to arrive.
     """
-    return -(-document.waiting // chunk) if document.flush else document.waiting // chunk
+    return -(-document.queued // chunk) if document.complete else document.queued // chunk
 
 
 def schedule(documents: Iterable[DocumentT], rows: int, chunk: int) -> list[tuple[DocumentT, int]]:
@@ -49,7 +49,7 @@ def schedule(documents: Iterable[DocumentT], rows: int, chunk: int) -> list[tupl
     ready = [document for document in documents if chunks_ready(document, chunk)]
     chosen = sorted(ready, key=lambda document: document.served)[:rows]
     granted = [chunk] * len(chosen)
-    more = [(chunk - d.waiting, i) for i, d in enumerate(chosen) if chunks_ready(d, chunk) > 1]
+    more = [(chunk - d.queued, i) for i, d in enumerate(chosen) if chunks_ready(d, chunk) > 1]
     heapify(more)
     for _ in range(rows - len(chosen)):
         if not more:
@@ -60,4 +60,4 @@ def schedule(documents: Iterable[DocumentT], rows: int, chunk: int) -> list[tupl
             heapreplace(more, (left + chunk, i))
         else:
             heappop(more)
-    return [(d, min(tokens, d.waiting)) for d, tokens in zip(chosen, granted, strict=True)]
+    return [(d, min(tokens, d.queued)) for d, tokens in zip(chosen, granted, strict=True)]

@@ -10,7 +10,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gma.model.grid import Grid
-from gma.service.engine.slots import Slots
 from gma.service.observe.memory import Memory
 
 
@@ -114,7 +113,12 @@ class Runner(Protocol):
         """How many steps may be launched and not ended: 1 where a launch computes at once."""
 
     @property
-    def pool(self) -> Slots: ...
+    def slots(self) -> int:
+        """How many documents' states it holds. One more slot, the scratch, is for unused rows."""
+
+    @property
+    def state_bytes(self) -> int:
+        """Memory of all slots, the scratch slot's too; it does not change."""
 
     def warm_up(self) -> None:
         """Run every grid once; raises RuntimeError if a result is not finite."""

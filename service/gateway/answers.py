@@ -1,35 +1,113 @@
-"""What a document's logits and evidence look like in an answer."""
+"""The answer to a document: what its logits and its evidence look like in the contract."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import overload
 
 import numpy as np
 from numpy.typing import NDArray
 
-from gma.service.gateway.contract import EvidenceSpan, LabelScore
+from gma.model.config import ModelConfig
+from gma.service.gateway.contract import (
+    Answer,
+    EvidenceSpan,
+    Finding,
+    LabelScore,
+    Timing,
+    Usage,
+)
 from gma.service.gateway.evidence import Share
 
 
-def ranked(logits: NDArray[np.float64], top_k: int | None = None) -> NDArray[np.intp]:
-    """Indices of the best `top_k` labels, all by default, best first; ties in the labels' order."""
-    return np.argsort(-logits, kind="stable")[:top_k]
+@overload
+def answered(
+    config: ModelConfig,
+    logits: NDArray[np.float64],
+    usage: Usage,
+    shares: Sequence[Share],
+    *,
+    timing: Timing,
+    top_k: int | None = None,
+    evidence: bool = False,
+    truncated: bool = False,
+) -> Answer: ...
 
 
-def label_scores(
-    labels: Sequence[str], logits: NDArray[np.float64], order: NDArray[np.intp]
+@overload
+def answered(
+    config: ModelConfig,
+    logits: NDArray[np.float64],
+    usage: Usage,
+    shares: Sequence[Share],
+    *,
+    timing: None = None,
+    top_k: int | None = None,
+    evidence: bool = False,
+    truncated: bool = False,
+) -> Finding: ...
+
+
+def answered(
+    config: ModelConfig,
+    logits: NDArray[np.float64],
+    usage: Usage,
+    shares: Sequence[Share],
+    *,
+    timing: Timing | None = None,
+    top_k: int | None = None,
+    evidence: bool = False,
+    truncated: bool = False,
+) -> Finding:
+    """What a model of this `config` finds in a document that has been read.
+
+    `logits`, (labels,), are the whole document's. `shares` tile what was read, and are needed only
+    if `evidence` is asked for. The best `top_k` labels are listed, all of them by default.
+    """
+    labels = config.labels
+    listed = _best_first(logits)[:top_k]
+    finding = Finding(
+        model=config.name,
+        label=labels[listed[0]],
+        scores=_scores(labels, logits, listed),
+        usage=usage,
+    )
+    # A client should not have to pass thousands of spans to see these two.
+    if timing:
+        finding = Answer(**finding, timing_ms=timing)
+    if truncated:
+        finding["truncated"] = True
+    if evidence:
+        finding["evidence"] = _spans(labels, shares, listed, prior_tokens=config.prior_tokens)
+    return finding
+
+
+def softmax(logits: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Logits, (labels,), to probabilities, (labels,)."""
+    exponentials = np.exp(logits - logits.max())
+    scores: NDArray[np.float64] = exponentials / exponentials.sum()
+    return scores
+
+
+def _best_first(logits: NDArray[np.float64]) -> NDArray[np.intp]:
+    """The indices of all labels; those that are equally good stay in the labels' order."""
+    return np.argsort(-logits, kind="stable")
+
+
+def _scores(
+    labels: Sequence[str], logits: NDArray[np.float64], listed: NDArray[np.intp]
 ) -> list[LabelScore]:
-    """The labels at `order`, with their scores among all labels."""
+    """The labels at `listed`, with their scores among all labels."""
     scores = softmax(logits)
     return [
         LabelScore(label=labels[i], score=score, logit=logit)
         for i, score, logit in zip(
-            order.tolist(), scores[order].tolist(), logits[order].tolist(), strict=True
+            listed.tolist(), scores[listed].tolist(), logits[listed].tolist(), strict=True
         )
     ]
 
 
-def evidence_spans(
+def _spans(
     labels: Sequence[str],
     shares: Sequence[Share],
     listed: NDArray[np.intp],
@@ -47,7 +125,6 @@ def evidence_spans(
     start = 0
     for share in shares:
         logits = share.evidence / share.weight * seen
-        order = listed[np.argsort(-logits[listed], kind="stable")]
         spans.append(
             EvidenceSpan(
                 start=start,
@@ -55,15 +132,8 @@ def evidence_spans(
                 tokens=share.tokens,
                 weight=share.weight / total,
                 label=labels[int(logits.argmax())],
-                scores=label_scores(labels, logits, order),
+                scores=_scores(labels, logits, listed[_best_first(logits[listed])]),
             )
         )
         start += share.bytes
     return spans
-
-
-def softmax(logits: NDArray[np.float64]) -> NDArray[np.float64]:
-    """(labels,) -> (labels,)"""
-    exponentials = np.exp(logits - logits.max())
-    scores: NDArray[np.float64] = exponentials / exponentials.sum()
-    return scores

@@ -9,6 +9,8 @@ from typing import Annotated, Literal, NotRequired
 from pydantic import BaseModel, ConfigDict, Field
 from typing_extensions import TypedDict  # pydantic needs this one before Python 3.12
 
+from gma.service.link.client import WorkerInfo
+
 
 class Options(BaseModel):
     """How a document is to be answered."""
@@ -79,14 +81,13 @@ class EvidenceSpan(TypedDict):
     ]
 
 
-class Answer(TypedDict):
-    """A classified document."""
+class Finding(TypedDict):
+    """What the model finds in a document."""
 
     model: str
     label: Annotated[str, Field(description="the best label")]
     scores: Annotated[list[LabelScore], Field(description="best first")]
     usage: Usage
-    timing_ms: Timing
     truncated: NotRequired[
         Annotated[bool, Field(description="true if max_tokens cut something; else absent")]
     ]
@@ -95,6 +96,12 @@ class Answer(TypedDict):
             list[EvidenceSpan], Field(description="spans that tile the document, if asked for")
         ]
     ]
+
+
+class Answer(Finding):
+    """A classified document."""
+
+    timing_ms: Timing
 
 
 class ProgressEvent(TypedDict):
@@ -142,24 +149,10 @@ class Limits(TypedDict):
     idle_timeout_s: float
 
 
-class WorkerInfo(TypedDict):
-    """Where the model runs."""
-
-    backend: str
-    device: str
-    dtype: Annotated[str, Field(description="what matrix products are computed in")]
-    kernels: Annotated[str, Field(description="which code computes a step")]
-    fingerprint: Annotated[str, Field(description="SHA-256 of the checkpoint")]
-    rows: Annotated[int, Field(description="chunks that one step reads")]
-    chunk_tokens: int
-    slots: Annotated[int, Field(description="documents that a worker reads at the same time")]
-    versions: dict[str, str]
-
-
 class Info(WorkerInfo):
     """What runs here."""
 
     model: str
     labels: list[str]
-    workers: int
+    workers: Annotated[int, Field(description="that this gateway knows of now")]
     limits: Limits

@@ -1,4 +1,4 @@
-"""Evidence: which bytes of a document speak for what, in spans that tile it."""
+"""Evidence: which bytes of a document speak for what, in shares that tile it."""
 
 from __future__ import annotations
 
@@ -9,14 +9,12 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from gma.service.engine.document import Span
-
 
 class Ruler:
-    """Measures in bytes what a worker counts in tokens. Holds only what is between the two."""
+    """Measures in bytes what a worker counts in tokens. It holds only the tokens not yet passed."""
 
     def __init__(self, byte_lengths: NDArray[np.int32]) -> None:
-        """`byte_lengths`, (vocab_size,): the bytes of each token."""
+        """`byte_lengths`, (vocab_size,), has the bytes of each token."""
         self._byte_lengths = byte_lengths
         self._ahead: deque[NDArray[np.int32]] = deque()
 
@@ -25,7 +23,7 @@ class Ruler:
         self._ahead.append(self._byte_lengths[tokens])
 
     def advance(self, tokens: int) -> int:
-        """The bytes of the next so many tokens."""
+        """Pass the next `tokens` tokens, and return their bytes."""
         passed = 0
         while tokens:
             piece = self._ahead.popleft()
@@ -38,7 +36,7 @@ class Ruler:
 
 @dataclass
 class Share:
-    """What `rows` neighbouring rows contribute."""
+    """What neighbouring rows contribute to a document's answer: sums over the rows."""
 
     rows: int
     tokens: int
@@ -47,6 +45,7 @@ class Share:
     evidence: NDArray[np.float64]  # (labels,)
 
     def add(self, other: Share) -> None:
+        """Take in the share of the rows that follow."""
         self.rows += other.rows
         self.tokens += other.tokens
         self.bytes += other.bytes
@@ -68,11 +67,12 @@ class Evidence:
 
     @property
     def shares(self) -> Sequence[Share]:
+        """In the document's order, without gaps."""
         return self._shares
 
-    def add(self, span: Span, size: int) -> None:
-        """The next row of the document, which is `size` bytes long."""
-        share = Share(1, span.tokens, size, span.weight, span.evidence.astype(np.float64))
+    def add(self, tokens: int, size: int, weight: float, evidence: NDArray[np.float32]) -> None:
+        """Add the document's next row: `size` bytes, and its `evidence`, (labels,)."""
+        share = Share(1, tokens, size, weight, evidence.astype(np.float64))
         if self._shares and self._shares[-1].rows < self._rows:
             self._shares[-1].add(share)
         else:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncGenerator, Coroutine
-from typing import Any, NoReturn, TypeVar
+from collections.abc import AsyncGenerator
+from typing import NoReturn
 
 from starlette.types import Receive
 
@@ -13,8 +13,6 @@ from gma.service.errors import Stalled
 from gma.service.gateway.admission import Admitted
 from gma.service.observe import metrics
 from gma.service.observe.traces import Stage
-
-T = TypeVar("T")
 
 
 class ClientGone(Exception):
@@ -92,20 +90,3 @@ class Body:
                 f"nothing of the body has arrived for {self._idle_timeout_s:g} s: "
                 "send the document again"
             ) from None
-
-
-async def guarded(work: Coroutine[Any, Any, T], *, by: Coroutine[Any, Any, None]) -> T:
-    """The result of `work`. If `by` fails first, `work` is cancelled and that error raised.
-
-    Both have ended, and so have freed what they held, when this returns or raises.
-    """
-    working, guard = asyncio.ensure_future(work), asyncio.ensure_future(by)
-    try:
-        await asyncio.wait({working, guard}, return_when=asyncio.FIRST_COMPLETED)
-        if not working.done():
-            guard.result()
-        return await working
-    finally:
-        working.cancel()
-        guard.cancel()
-        await asyncio.gather(working, guard, return_exceptions=True)

@@ -1,50 +1,59 @@
-"""How a gateway sees workers: open a document on one, feed it there, and hear how far it got.
-
-`gma.service.link.replicas` has workers in other processes, `gma.service.worker.Worker` is one in
-this process.
-"""
+"""The workers as a gateway sees them, wherever they are."""
 
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
-from contextlib import AbstractAsyncContextManager
-from typing import Protocol
+from typing import Annotated, Protocol
 
-import numpy as np
-from numpy.typing import NDArray
+from pydantic import Field
+from typing_extensions import TypedDict  # pydantic needs this one before Python 3.12
 
-from gma.service.engine.document import Progress
-from gma.service.gateway.contract import WorkerInfo
-
-Tokens = NDArray[np.int32]
+from gma.service.engine.opening import Opening, Tokens
+from gma.service.engine.progress import Progress
 
 
-class Reading(Protocol):
-    """A document that a worker holds."""
+class WorkerInfo(TypedDict):
+    """Where the model runs."""
+
+    backend: str
+    device: str
+    dtype: Annotated[str, Field(description="what matrix products are computed in")]
+    kernels: Annotated[str, Field(description="which code computes a step")]
+    fingerprint: Annotated[str, Field(description="SHA-256 of the checkpoint")]
+    rows: Annotated[int, Field(description="chunks that one step reads")]
+    chunk_tokens: int
+    slots: Annotated[int, Field(description="documents that a worker reads at the same time")]
+    versions: dict[str, str]
+
+
+class OpenDocument(Protocol):
+    """A document that a worker reads."""
+
+    async def feed(self, tokens: Tokens, last: bool) -> None:
+        """Add tokens, at most 2**18, which is 1 MiB. Waits while too many of them are unread.
+
+        Raises ServiceError.
+        """
 
     def __aiter__(self) -> AsyncIterator[Progress]:
-        """Progress as steps read the document, the last with `done`. Raises ServiceError."""
+        """Tell how far it is read, the last time with `done`. Raises ServiceError."""
 
-    async def feed(self, offset: int, tokens: Tokens, last: bool) -> None:
-        """Add tokens; `offset` is how many came before. Waits while too many of them are unread.
-
-        At most 2**18 a call, which is 1 MiB. Raises ServiceError.
-        """
+    def close(self) -> None:
+        """Read it no further. Nothing happens if it is closed already."""
 
 
 class WorkerClient(Protocol):
-    """The workers, as a gateway sees them."""
+    """Opens documents on workers."""
 
-    def open(
-        self, document: str, tokens: Tokens, last: bool, *, evidence: bool, running: bool
-    ) -> AbstractAsyncContextManager[Reading]:
-        """A new document, with its first tokens. It lives on its worker as long as the context.
+    @property
+    def count(self) -> int:
+        """How many workers are known now."""
 
-        With `running`, its iteration tells the answer so far as steps read it; without, little more
-        than the last one: every message costs its worker time.
+    async def open(self, opening: Opening) -> OpenDocument:
+        """Give a new document to a worker, which reads it until it is closed.
 
         Raises ServiceError: NotReady without a worker, Overloaded if none has room.
         """
 
     async def info(self) -> WorkerInfo:
-        """What the workers run. Raises NotReady if none does."""
+        """What the workers run. Raises NotReady if there is none."""

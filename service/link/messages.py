@@ -1,106 +1,94 @@
-"""What gateways and workers say to each other, as bytes: MessagePack, arrays as they lie in memory.
+"""What gateways and workers say to each other, as bytes.
 
-No pickle: whoever reaches a worker's port must not be able to make it run code.
+A message is one byte, the version of all messages, then MessagePack; arrays are sent as they lie in
+memory. No pickle: whoever reaches a worker's port must not be able to make it run code.
 """
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple, cast
+from typing import Any, Generic, NamedTuple, TypeVar, get_args
 
-import msgpack
+import msgspec
 import numpy as np
 
 from gma.service import errors
-from gma.service.engine.document import Progress, Span
-from gma.service.errors import ServiceError
-from gma.service.link.client import Tokens
+from gma.service.engine.opening import Opening, Tokens
+from gma.service.engine.progress import Progress
+from gma.service.errors import ServiceError, VersionMismatch
+from gma.service.link.client import WorkerInfo
 
-# Little-endian, whatever the machine.
-IDS = np.dtype(np.int32).newbyteorder("<")
-FLOATS = np.dtype(np.float32).newbyteorder("<")
-DOUBLES = np.dtype(np.float64).newbyteorder("<")
+VERSION = 1
+"""Raised by any change of what is sent, or of what it means."""
 
-
-class Open(NamedTuple):
-    """A new document with its first tokens, (n,) ids; see `WorkerClient.open`."""
-
-    document: str
-    tokens: Tokens
-    last: bool
-    evidence: bool
-    running: bool
-
-    def pack(self) -> bytes:
-        document, tokens, *rest = self
-        return _pack((document, _bytes(tokens, IDS), *rest))
-
-    @classmethod
-    def unpack(cls, message: bytes) -> Open:
-        document, tokens, *rest = msgpack.unpackb(message)
-        return cls(document, np.frombuffer(tokens, IDS), *rest)
+T = TypeVar("T")
 
 
 class Feed(NamedTuple):
-    """More tokens of a document, (n,) ids; see `Reading.feed`."""
+    """More tokens of the document that was opened before."""
 
-    document: str
-    offset: int
     tokens: Tokens
     last: bool
 
-    def pack(self) -> bytes:
-        return _pack((self.document, self.offset, _bytes(self.tokens, IDS), self.last))
 
-    @classmethod
-    def unpack(cls, message: bytes) -> Feed:
-        document, offset, tokens, last = msgpack.unpackb(message)
-        return cls(document, offset, np.frombuffer(tokens, IDS), last)
+class Codec(Generic[T]):
+    """One kind of message."""
+
+    def __init__(self, kind: type[T]) -> None:
+        self._encoder = msgspec.msgpack.Encoder(enc_hook=_array)
+        self._decoder = msgspec.msgpack.Decoder(kind, dec_hook=_parsed_array)
+
+    def encode(self, message: T) -> bytes:
+        return HELLO + self._encoder.encode(message)
+
+    def decode(self, data: bytes) -> T:
+        """Raises VersionMismatch, and msgspec.DecodeError for what is no such message."""
+        check_version(data)
+        return self._decoder.decode(memoryview(data)[1:])
 
 
-def pack_progress(progress: Progress) -> bytes:
-    spans = progress.spans
-    evidence = np.stack([span.evidence for span in spans]) if spans else np.zeros(0)
-    return _pack(
-        (
-            progress.tokens,
-            progress.chunks,
-            _bytes(progress.logits, DOUBLES),
-            _bytes([span.tokens for span in spans], IDS),
-            _bytes([span.weight for span in spans], DOUBLES),
-            _bytes(evidence, FLOATS),
-            progress.wait_s,
-            progress.queue_s,
-            progress.compute_s,
-            progress.done,
+HELLO = bytes([VERSION])
+"""A message that says nothing."""
+
+
+def check_version(data: bytes) -> None:
+    """Raises VersionMismatch unless a message is of this version."""
+    if data[:1] != HELLO:
+        theirs = str(data[0]) if data else "none"
+        raise VersionMismatch(
+            f"gateway and worker are of different releases: one sends messages of version {theirs},"
+            f" this one reads version {VERSION}"
         )
-    )
 
 
-def unpack_progress(message: bytes) -> Progress:
-    tokens, chunks, logits, lengths, weights, evidence, *rest = msgpack.unpackb(message)
-    answer = np.frombuffer(logits, DOUBLES)
-    shares = np.frombuffer(evidence, FLOATS).reshape(-1, len(answer))
-    each = zip(np.frombuffer(lengths, IDS), np.frombuffer(weights, DOUBLES), shares, strict=True)
-    spans = [Span(int(length), float(weight), share) for length, weight, share in each]
-    return Progress(tokens, chunks, answer, spans, *rest)
+def encode_error(error: ServiceError) -> bytes:
+    return msgspec.msgpack.encode((type(error).__name__, error.args))
 
 
-def pack_error(error: ServiceError) -> bytes:
-    return _pack((type(error).__name__, error.args))
-
-
-def unpack_error(message: bytes) -> ServiceError:
+def decode_error(data: bytes) -> ServiceError:
     """Raises ValueError for what is no error of the service."""
-    name, args = msgpack.unpackb(message)
+    name, args = msgspec.msgpack.decode(data)
     kind = getattr(errors, name, None)
     if not (isinstance(kind, type) and issubclass(kind, ServiceError)):
         raise ValueError(f"{name} is not an error of the service")
     return kind(*args)
 
 
-def _pack(values: tuple[object, ...]) -> bytes:
-    return cast("bytes", msgpack.packb(values))
+def _array(value: object) -> tuple[tuple[int, ...], memoryview]:
+    """An array's shape, and its items in little-endian bytes."""
+    if not isinstance(value, np.ndarray):
+        raise NotImplementedError(f"{type(value)} is not sent")
+    items = np.ascontiguousarray(value, value.dtype.newbyteorder("<"))
+    return value.shape, items.reshape(-1).view(np.uint8).data
 
 
-def _bytes(values: Any, dtype: np.dtype[Any]) -> bytes:
-    return np.asarray(values, dtype).tobytes()
+def _parsed_array(kind: type, value: Any) -> Any:
+    """Of the item type that `kind`, an NDArray, says."""
+    shape, items = value
+    (item,) = get_args(get_args(kind)[1])
+    return np.frombuffer(items, np.dtype(item).newbyteorder("<")).reshape(shape)
+
+
+OPENING = Codec(Opening)
+FEED = Codec(Feed)
+PROGRESS = Codec(Progress)
+INFO = Codec(WorkerInfo)

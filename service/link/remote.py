@@ -1,43 +1,54 @@
 """A worker in another process, by gRPC: `WorkerServer` beside the worker, `RemoteWorker` at a
 gateway.
 
-A document is one call, `read`, which tells first that it is open, then its progress. It is open as
-long as the call is: whichever side is lost, the other hears of it. More tokens come by `feed`.
+A document's life is one call, a conversation: the gateway sends what opens the document, then more
+tokens; the worker sends that it took the document, then its progress. The document is open as long
+as the call is: whichever side is lost, the other hears of it. Where the worker does not take
+tokens, the call's flow control lets the gateway wait.
 """
 
 from __future__ import annotations
 
 import asyncio
 import hmac
-import json
+import logging
 import secrets
-from collections.abc import AsyncGenerator, AsyncIterator, Iterator
-from contextlib import asynccontextmanager, contextmanager
-from typing import Any, NamedTuple, Protocol, cast
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, NamedTuple, TypeAlias
 
 import grpc
 import grpc.aio
 
-from gma.service.engine.document import Progress
-from gma.service.errors import ServiceError, UnknownDocument
-from gma.service.gateway.contract import WorkerInfo
-from gma.service.link.client import Reading, Tokens, WorkerClient
+from gma.service.engine.document import Document
+from gma.service.engine.engine import Engine
+from gma.service.engine.opening import Opening, Tokens
+from gma.service.engine.progress import Progress
+from gma.service.errors import ServiceError, UnknownDocument, VersionMismatch
+from gma.service.link.client import WorkerInfo
 from gma.service.link.messages import (
+    FEED,
+    HELLO,
+    INFO,
+    OPENING,
+    PROGRESS,
     Feed,
-    Open,
-    pack_error,
-    pack_progress,
-    unpack_error,
-    unpack_progress,
+    check_version,
+    decode_error,
+    encode_error,
 )
+
+logger = logging.getLogger(__name__)
 
 GONE = (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED)
 LOST = "the worker that was reading this document is gone: send the document again"
 
 SERVICE = "gma.Worker"
-READ, FEED, INFO = "read", "feed", "info"
+READ, TELL = "read", "info"
 TOKEN, ERROR = "authorization", "gma-error-bin"
-OPENED = b""
+
+GREETING_S = 0.05
+"""After so long a worker says that it took a document, if it has nothing else to say yet."""
 
 ENDING_S = 1.0
 """What a call whose document is read may still take to end."""
@@ -48,7 +59,9 @@ ASK_MS = 30_000
 CLIENT_OPTIONS = (
     ("grpc.keepalive_time_ms", ASK_MS),
     ("grpc.keepalive_timeout_ms", ASK_MS),
-    # Evidence of many spans; the engine bounds it.
+    # Workers are reached directly, whatever proxy the environment names.
+    ("grpc.enable_http_proxy", 0),
+    # Evidence of many rows; the engine bounds it.
     ("grpc.max_receive_message_length", -1),
 )
 SERVER_OPTIONS = (("grpc.http2.min_recv_ping_interval_without_data_ms", ASK_MS // 2),)
@@ -61,27 +74,25 @@ class Address(NamedTuple):
     token: str
 
 
-class Feeding(WorkerClient, Protocol):
-    """A worker that can be fed by a document's name alone."""
-
-    async def feed(self, document: str, offset: int, tokens: Tokens, last: bool) -> None:
-        """See `Reading.feed`."""
+Inform: TypeAlias = Callable[[], Awaitable[WorkerInfo]]
+"""Tells what a worker runs. Raises NotReady before it is warm."""
 
 
 class WorkerServer:
-    """Lets gateways in other processes use a worker."""
+    """Lets gateways in other processes use a worker's engine."""
 
-    def __init__(self, worker: Feeding) -> None:
-        self._worker = worker
+    def __init__(self, engine: Engine, inform: Inform) -> None:
+        self._engine = engine
+        self._inform = inform
+        self.documents = 0
+        """Open now."""
         self._token = secrets.token_hex(16)
-        self._documents = 0
         self._empty = asyncio.Event()
         self._empty.set()
         self._server = grpc.aio.server(options=SERVER_OPTIONS)
         handlers = {
-            READ: grpc.unary_stream_rpc_method_handler(self._read),
-            FEED: grpc.unary_unary_rpc_method_handler(self._feed),
-            INFO: grpc.unary_unary_rpc_method_handler(self._info),
+            READ: grpc.stream_stream_rpc_method_handler(self._read),
+            TELL: grpc.unary_unary_rpc_method_handler(self._info),
         }
         handler = grpc.method_handlers_generic_handler(SERVICE, handlers)
         self._server.add_generic_rpc_handlers((handler,))
@@ -95,7 +106,7 @@ class WorkerServer:
 
     async def drain(self) -> None:
         """Return once no document is open. New ones are taken up to then, and none after."""
-        while self._documents:
+        while self.documents:
             await self._empty.wait()
         await self._server.stop(ENDING_S)
 
@@ -103,37 +114,40 @@ class WorkerServer:
         """Answer nobody any more; documents that are open are lost."""
         await self._server.stop(None)
 
-    async def _read(self, request: bytes, context: Any) -> AsyncGenerator[bytes]:
+    async def _read(self, messages: AsyncIterator[bytes], context: Any) -> AsyncGenerator[bytes]:
         await self._check(context)
-        document, tokens, last, evidence, running = Open.unpack(request)
-        self._documents += 1
+        self.documents += 1
         self._empty.clear()
         try:
-            async with self._worker.open(
-                document, tokens, last, evidence=evidence, running=running
-            ) as reading:
-                yield OPENED
-                async for progress in reading:
-                    yield pack_progress(progress)
+            opening = OPENING.decode(await anext(messages))
+            document = self._engine.open(opening)
+            feeding = None if opening.last else asyncio.create_task(_feed(document, messages))
+            progress = aiter(document)
+            first = asyncio.ensure_future(anext(progress))
+            try:
+                # A whole document may be read before a greeting would have come.
+                if not (opening.last and await _ends_within(first, GREETING_S)):
+                    yield HELLO
+                yield PROGRESS.encode(await first)
+                async for following in progress:
+                    yield PROGRESS.encode(following)
+            finally:
+                first.cancel()
+                document.close()
+                if feeding:
+                    feeding.cancel()
         except ServiceError as error:
             await _abort(context, error)
         finally:
-            self._documents -= 1
-            if not self._documents:
+            self.documents -= 1
+            if not self.documents:
                 self._empty.set()
 
-    async def _feed(self, request: bytes, context: Any) -> bytes:
+    async def _info(self, message: bytes, context: Any) -> bytes:
         await self._check(context)
         try:
-            await self._worker.feed(*Feed.unpack(request))
-        except ServiceError as error:
-            await _abort(context, error)
-        return b""
-
-    async def _info(self, request: bytes, context: Any) -> bytes:
-        await self._check(context)
-        try:
-            return json.dumps(await self._worker.info()).encode()
+            check_version(message)
+            return INFO.encode(await self._inform())
         except ServiceError as error:
             await _abort(context, error)
             raise
@@ -144,52 +158,71 @@ class WorkerServer:
             await context.abort(grpc.StatusCode.UNAUTHENTICATED, "a wrong token, or none")
 
 
+async def _ends_within(future: asyncio.Future[Any], seconds: float) -> bool:
+    done, _ = await asyncio.wait({future}, timeout=seconds)
+    return bool(done)
+
+
+async def _feed(document: Document, messages: AsyncIterator[bytes]) -> None:
+    """Hand the rest of a document to the engine, which says what it thinks of it as progress."""
+    try:
+        async for message in messages:
+            await document.feed(*FEED.decode(message))
+    except ServiceError:
+        pass  # it closed the document, whose progress tells it
+    except Exception:
+        logger.exception("a message for %s can't be read", document.name)
+    else:
+        return
+    document.close()
+
+
 async def _abort(context: Any, error: ServiceError) -> None:
     """End the call with an error of the service."""
-    metadata = ((ERROR, pack_error(error)),)
-    await context.abort(grpc.StatusCode.ABORTED, str(error), metadata)
+    if isinstance(error, VersionMismatch):
+        # In words alone, which any version can read.
+        logger.error("%s", error)
+        await context.abort(grpc.StatusCode.FAILED_PRECONDITION, str(error))
+    await context.abort(grpc.StatusCode.ABORTED, str(error), ((ERROR, encode_error(error)),))
 
 
 class RemoteWorker:
-    """One worker in another process: a `WorkerClient`."""
+    """One worker in another process, at a gateway."""
 
     def __init__(self, address: Address) -> None:
         self.documents = 0
         """Open here."""
+        self.silent = False
+        """It was asked, and did not answer in time. Yet."""
         self._metadata = ((TOKEN, address.token),)
         self._channel = grpc.aio.insecure_channel(address.target, options=CLIENT_OPTIONS)
-        self._read = self._channel.unary_stream(f"/{SERVICE}/{READ}")
-        self._feed = self._channel.unary_unary(f"/{SERVICE}/{FEED}")
-        self._info = self._channel.unary_unary(f"/{SERVICE}/{INFO}")
+        self._read = self._channel.stream_stream(f"/{SERVICE}/{READ}")
+        self._info = self._channel.unary_unary(f"/{SERVICE}/{TELL}")
         self._retired = False
         self._closing: asyncio.Task[None] | None = None
         self._channel.get_state(try_to_connect=True)
 
-    @asynccontextmanager
-    async def open(
-        self, document: str, tokens: Tokens, last: bool, *, evidence: bool, running: bool
-    ) -> AsyncIterator[Reading]:
+    async def open(self, opening: Opening) -> RemoteDocument:
         """See `WorkerClient.open`. Raises UnknownDocument if the worker is gone."""
         self._check_open()
-        message = Open(document, tokens, last, evidence, running).pack()
-        call = self._read(message, metadata=self._metadata)
         self.documents += 1
-        reading = _Reading(document, call, self._feed, self._metadata)
+        call = self._read(metadata=self._metadata)
+        document = RemoteDocument(call, self._closed)
         try:
             with _translated():
-                await call.read()  # OPENED
-            yield reading
-        finally:
-            # Reaches the worker, which closes the document; does nothing once that is done.
-            call.cancel()
-            self.documents -= 1
-            self._close_if_unused()
+                await call.write(OPENING.encode(opening))
+                document.told = await call.read()
+                check_version(document.told)
+        except BaseException:
+            document.close()
+            raise
+        return document
 
     async def info(self) -> WorkerInfo:
         """See `WorkerClient.info`. Raises UnknownDocument if the worker is gone."""
         self._check_open()
         with _translated():
-            return cast("WorkerInfo", json.loads(await self._info(b"", metadata=self._metadata)))
+            return INFO.decode(await self._info(HELLO, metadata=self._metadata))
 
     def retire(self) -> None:
         """Close the connection once no document is open here."""
@@ -200,34 +233,44 @@ class RemoteWorker:
         if self._closing:
             raise UnknownDocument(LOST)
 
+    def _closed(self) -> None:
+        self.documents -= 1
+        self._close_if_unused()
+
     def _close_if_unused(self) -> None:
         if self._retired and not self.documents:
             self._closing = asyncio.create_task(self._channel.close())
 
 
-class _Reading:
-    """A document on a worker in another process."""
+class RemoteDocument:
+    """A document on a worker in another process: an `OpenDocument`."""
 
-    def __init__(self, document: str, call: Any, feed: Any, metadata: Any) -> None:
-        self._document = document
+    def __init__(self, call: Any, on_close: Callable[[], None]) -> None:
+        self.told = HELLO
+        """The worker's first message: that it took the document, or already progress."""
         self._call = call
-        self._feed = feed
-        self._metadata = metadata
+        self._on_close: Callable[[], None] | None = on_close
 
-    def __aiter__(self) -> AsyncIterator[Progress]:
-        return self
-
-    async def __anext__(self) -> Progress:
+    async def feed(self, tokens: Tokens, last: bool) -> None:
+        """See `OpenDocument.feed`."""
         with _translated():
-            message = await self._call.read()
-        if message is grpc.aio.EOF:
-            raise StopAsyncIteration
-        return unpack_progress(message)
+            await self._call.write(FEED.encode(Feed(tokens, last)))
 
-    async def feed(self, offset: int, tokens: Tokens, last: bool) -> None:
-        message = Feed(self._document, offset, tokens, last).pack()
+    async def __aiter__(self) -> AsyncIterator[Progress]:
+        """See `OpenDocument.__aiter__`."""
+        if self.told != HELLO:
+            yield PROGRESS.decode(self.told)
         with _translated():
-            await self._feed(message, metadata=self._metadata)
+            while (message := await self._call.read()) is not grpc.aio.EOF:
+                yield PROGRESS.decode(message)
+
+    def close(self) -> None:
+        """See `OpenDocument.close`."""
+        # Reaches the worker, which closes the document; does nothing once that is done.
+        self._call.cancel()
+        if self._on_close:
+            self._on_close()
+            self._on_close = None
 
 
 @contextmanager
@@ -240,10 +283,14 @@ def _translated() -> Iterator[None]:
         if task and task.cancelling():
             raise
         raise UnknownDocument(LOST) from None  # the worker's side was cancelled, not ours
+    except asyncio.InvalidStateError:
+        raise UnknownDocument(LOST) from None  # the call has ended
     except grpc.aio.AioRpcError as error:
         told = dict(error.trailing_metadata() or ()).get(ERROR)
         if told:
-            raise unpack_error(told) from None
+            raise decode_error(told) from None
+        if error.code() == grpc.StatusCode.FAILED_PRECONDITION:
+            raise VersionMismatch(str(error.details())) from None
         if error.code() in GONE:
             raise UnknownDocument(LOST) from None
         raise

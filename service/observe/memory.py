@@ -69,6 +69,6 @@ def gpu_memory() -> tuple[int, int]:
 
 
 def _first(gpus: list[Any], pynvml: Any) -> Any:
-    """Of a machine's GPUs the one that CUDA calls 0 in this process."""
+    """The one of a machine's GPUs that CUDA calls 0 in this process."""
     name = os.environ.get("CUDA_VISIBLE_DEVICES", "0").partition(",")[0]
     return gpus[int(name)] if name.isdigit() else pynvml.nvmlDeviceGetHandleByUUID(name)

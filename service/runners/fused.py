@@ -13,9 +13,10 @@ import numpy as np
 import torch
 
 from gma.model.classifier import Classifier
-from gma.model.fused import FusedStep, Inputs, Outputs
+from gma.model.fused.buffers import Inputs, Outputs
+from gma.model.fused.obstacles import FusedPrecision
+from gma.model.fused.step import FusedStep
 from gma.model.grid import Grid
-from gma.model.ops.choice import Precision
 from gma.service.engine.step import Batch, Launched, Outcome
 from gma.service.observe.memory import Memory
 from gma.service.runners.grids import grids_up_to, warm_up
@@ -37,7 +38,13 @@ class FusedRunner:
     versions: Mapping[str, str] = TorchRunner.versions
 
     def __init__(
-        self, classifier: Classifier, *, slots: int, rows: int, chunk: int, precision: Precision
+        self,
+        classifier: Classifier,
+        *,
+        slots: int,
+        rows: int,
+        chunk: int,
+        precision: FusedPrecision,
     ) -> None:
         """`slots` documents at a time, up to `rows` x `chunk` tokens a step.
 
@@ -47,8 +54,9 @@ class FusedRunner:
         self.device = str(classifier.embedding.weight.device)
         self.dtype: str = precision
         self.kernels = "fused Triton kernels, CUDA graphs"
-        self.labels = classifier.config.labels
+        self._labels = len(classifier.config.labels)
         self.vocab_size = classifier.config.vocab_size
+        self.slots = slots
         self.pool = StatePool(classifier.config, slots, device=self.device)
         self._step = FusedStep(classifier, rows=rows, chunk=chunk, precision=precision)
         self._on_gpu = self._step.device.type == "cuda"
@@ -64,7 +72,7 @@ class FusedRunner:
             )  # fmt: skip
             with self._current():
                 inputs = Inputs.empty(grid, self.device)
-                outputs = Outputs.empty(grid.rows, len(self.labels), self.device)
+                outputs = Outputs.empty(grid.rows, self._labels, self.device)
                 replay = self._captured(inputs, outputs)
                 self._places[grid] = _Place(inputs, outputs, replay, self._staged(grid))
             warm_up(self, grid)
@@ -92,7 +100,7 @@ class FusedRunner:
     def _staged(self, grid: Grid) -> deque[_Staged]:
         """Buffers on the host for each of the steps in flight, the next step's first."""
         return deque(
-            _Staged.empty(grid, len(self.labels), pinned=self._on_gpu) for _ in range(self.depth)
+            _Staged.empty(grid, self._labels, pinned=self._on_gpu) for _ in range(self.depth)
         )
 
     @torch.inference_mode()
@@ -124,6 +132,11 @@ class FusedRunner:
             stack.enter_context(torch.cuda.device(self.device))
             stack.enter_context(torch.cuda.stream(self._stream))
         return stack
+
+    @property
+    def state_bytes(self) -> int:
+        """See `Runner.state_bytes`."""
+        return self.pool.state_bytes
 
     def memory(self) -> Memory:
         return device_memory(self.device)

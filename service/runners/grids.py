@@ -22,7 +22,7 @@ def grids_up_to(rows: int, chunk: int, config: ModelConfig) -> tuple[Grid, ...]:
 
 def warm_up(runner: Runner, grid: Grid) -> None:
     """Run a full step in the scratch slot; raises RuntimeError if its result is not finite."""
-    batch = Batch.blank(grid, runner.pool.scratch)
+    batch = Batch.blank(grid, runner.slots)
     ids = np.arange(batch.tokens.size) % runner.vocab_size
     batch.tokens[:] = ids.reshape(grid)
     batch.lengths[:] = grid.chunk

@@ -9,10 +9,16 @@ reads it is `gma.service.runners.kernel_folder`.
 from __future__ import annotations
 
 import json
+import logging
 import os
 from importlib.metadata import version
 from pathlib import Path
-from typing import TypedDict
+from typing import TYPE_CHECKING, TypedDict
+
+if TYPE_CHECKING:
+    from gma.service.engine.step import Runner
+
+logger = logging.getLogger(__name__)
 
 KERNELS, MANIFEST = "kernels", "manifest.json"
 
@@ -35,7 +41,7 @@ def use(folder: Path) -> None:
 
 
 def manifest(fingerprint: str, gpu: str, dtype: str, grids: list[str]) -> Manifest:
-    """Of this process."""
+    """What this process compiles kernels for."""
     return Manifest(
         fingerprint=fingerprint,
         gpu=gpu,
@@ -68,3 +74,43 @@ def record(folder: Path, made: Manifest) -> None:
     """Write down what the kernels in `folder` are for."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / MANIFEST).write_text(json.dumps(made, indent=2) + "\n")
+
+
+class KernelCache:
+    """The folder for one runner's kernels, if there is to be one."""
+
+    def __init__(self, folder: Path | None, runner: Runner, *, fingerprint: str) -> None:
+        """`fingerprint`: of the checkpoint that the runner runs."""
+        self._folder = folder
+        self._runner = runner
+        self._fingerprint = fingerprint
+
+    @property
+    def kept(self) -> bool:
+        """Whether the runner's kernels can be kept: torch.compile has a cache of its own, and those
+        of ONNX Runtime are compiled already."""
+        return self._runner.backend == "torch" and self._runner.dtype != "float32"
+
+    def tell(self) -> None:
+        """Log whether the kernels are there; to be called before the warm-up."""
+        if self._folder and self.kept:
+            logger.info("compile cache: %s", verdict(self._folder, self._manifest()))
+        elif self._folder:
+            logger.info("compile cache: not used by %s", self._runner.kernels)
+
+    def record(self) -> None:
+        """Write down what the kernels are for, now that the warm-up has made them; one that can't
+        be written is left as it is."""
+        if not (self._folder and self.kept):
+            return
+        try:
+            record(self._folder, self._manifest())
+        except OSError as error:
+            logger.info("compile cache: left as it is (%s)", error)
+
+    def _manifest(self) -> Manifest:
+        import torch  # gateways come here too, for `use`, and do without
+
+        gpu = torch.cuda.get_device_name(self._runner.device)
+        grids = [f"{grid.rows} x {grid.chunk}" for grid in self._runner.grids]
+        return manifest(self._fingerprint, gpu, self._runner.dtype, grids)

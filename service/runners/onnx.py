@@ -7,35 +7,32 @@ it, so what is not finite in one spoils no other, and no step has to be run agai
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, TypeAlias
+from typing import NamedTuple
 
 import numpy as np
 import onnxruntime
-from numpy.typing import NDArray
-from onnxruntime import InferenceSession, IOBinding, OrtValue, RunOptions, SessionOptions
+from onnxruntime import InferenceSession, IOBinding, RunOptions, SessionOptions
 
 from gma.export.artifact import Artifact
 from gma.service.cores import cores
-from gma.service.engine.slots import Slots
 from gma.service.engine.step import Batch, Ended, Launched, Outcome
 from gma.service.observe.memory import Memory, driver_memory, gpu_memory, resident_memory
 from gma.service.runners.grids import grids_up_to, warm_up
-
-StateType: TypeAlias = type[np.float32] | type[np.float64]
-
-Device = Literal["cpu", "cuda"]
+from gma.service.runners.onnx_pool import (
+    AFTER,
+    Arrays,
+    Device,
+    Documents,
+    HostPool,
+    ResidentPool,
+    Values,
+    parts_of,
+    values_of,
+)
 
 PROVIDERS: dict[Device, str] = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
 
-AFTER = "_after"
-"""An output of this ending is the state of the input without it."""
-
-DTYPES: dict[str, StateType] = {"tensor(float)": np.float32, "tensor(double)": np.float64}
-
-Arrays = Mapping[str, NDArray[Any]]
-Values = Mapping[str, OrtValue]
 Provider = tuple[str, dict[str, str]]
 
 
@@ -71,7 +68,7 @@ class OnnxRunner:
         self.grids = grids_up_to(rows, exported.manifest.chunk, config)
         self.device = "cuda:0" if device == "cuda" else "cpu"
         self.dtype = exported.manifest.precision
-        self.labels = config.labels
+        self._labels = len(config.labels)
         self.vocab_size = config.vocab_size
         self.versions: Mapping[str, str] = {"onnxruntime": onnxruntime.__version__}
         source = "function bodies" if library is None else "ai.gma library"
@@ -84,9 +81,10 @@ class OnnxRunner:
         provider = _provider(device, memory, records=self._records)
         self._session = _session(exported.model, device, library, threads, provider)
         self._runs: dict[tuple[int, ...], Run] = {}
-        parts = _parts(self._session)
+        parts = parts_of(self._session)
         if resident is None:
             resident = device == "cuda"
+        self.slots = slots
         self.pool: HostPool | ResidentPool = (
             ResidentPool(parts, slots, device) if resident else HostPool(parts, slots)
         )
@@ -122,15 +120,16 @@ class OnnxRunner:
         }
 
     def _run(self, batch: Batch, documents: Documents) -> Run:
-        """That of this grid and these states: a recorded step reads what it was recorded with."""
-        rows, labels = len(batch.lengths), len(self.labels)
+        """What a step of this grid and these states uses: a recorded one reads what it was recorded
+        with."""
+        rows, labels = len(batch.lengths), self._labels
         key = rows, *(id(x) for x in documents.states.values())
         if key not in self._runs:
             device = self.device.partition(":")[0]
-            given = _values(self._given(batch, documents), device)
+            given = values_of(self._given(batch, documents), device)
             evidence = np.empty((rows, labels), np.float32)
             logits = np.empty((len(documents.fresh), labels), np.float64)
-            answers = _values({"row_evidence": evidence, "logits": logits}, device)
+            answers = values_of({"row_evidence": evidence, "logits": logits}, device)
             binding, options = self._session.io_binding(), RunOptions()
             for name, value in {**given, **documents.states}.items():
                 binding.bind_ortvalue_input(name, value)
@@ -141,6 +140,11 @@ class OnnxRunner:
                 options.add_run_config_entry("gpu_graph_id", str(len(self._runs) + 1))
             self._runs[key] = Run(given, answers, binding, options)
         return self._runs[key]
+
+    @property
+    def state_bytes(self) -> int:
+        """See `Runner.state_bytes`."""
+        return self.pool.state_bytes
 
     def memory(self) -> Memory:
         """The device's peak is the largest that this was ever called at."""
@@ -156,18 +160,6 @@ def default_device() -> Device:
     return "cuda" if PROVIDERS["cuda"] in onnxruntime.get_available_providers() else "cpu"
 
 
-@dataclass(frozen=True)
-class Documents:
-    """A step's documents as the model sees them: D of them, whether or not they have rows."""
-
-    slots: NDArray[np.int64]  # (R,) of the batch's documents
-    place: NDArray[np.int64]  # (R,) where those are among the D
-    of_row: NDArray[np.int64]  # (R,) which of the D each row belongs to
-    fresh: NDArray[np.bool_]  # (D,)
-    states: Values  # (D, ...) each
-    after: Values  # the same, where those after the step are to go
-
-
 class Run(NamedTuple):
     """What a step of one grid reads and writes beside states, in memory that stays where it is."""
 
@@ -175,149 +167,6 @@ class Run(NamedTuple):
     answers: Values
     binding: IOBinding
     options: RunOptions
-
-
-class Part(NamedTuple):
-    """One part of a document's state."""
-
-    shape: tuple[int, ...]
-    dtype: StateType
-
-    def zeros(self, documents: int) -> NDArray[Any]:
-        return np.zeros((documents, *self.shape), self.dtype)
-
-
-class HostPool(Slots):
-    """Slots and their states on the host. A step gets copies of its documents' alone."""
-
-    def __init__(self, parts: Mapping[str, Part], slots: int) -> None:
-        super().__init__(slots)
-        self._parts = parts
-        self.states = {name: part.zeros(slots + 1) for name, part in parts.items()}
-        # Of so many documents: where states are copied to, the same memory again, and those after.
-        self._copies: dict[int, tuple[Arrays, Values, Values]] = {}
-
-    @property
-    def state_bytes(self) -> int:
-        return sum(x.nbytes for x in self.states.values())
-
-    def documents(self, batch: Batch) -> Documents:
-        """Those of a batch."""
-        slots = batch.slot_of_document
-        count = len(slots)
-        if count not in self._copies:
-            zeros = {name: part.zeros(count) for name, part in self._parts.items()}
-            shared = {name: OrtValue.ortvalue_from_numpy(x) for name, x in zeros.items()}
-            self._copies[count] = zeros, shared, _values(zeros, "cpu")
-        copies, states, after = self._copies[count]
-        for name, x in self.states.items():
-            np.take(x, slots, axis=0, out=copies[name], mode="clip")  # "raise" copies twice
-        return Documents(
-            slots=slots,
-            place=np.arange(count),
-            of_row=batch.document_of_row,
-            fresh=batch.fresh,
-            states=states,
-            after=after,
-        )
-
-    def keep(self, documents: Documents) -> None:
-        """Let the states after a step be those of its documents."""
-        for name, states in self.states.items():
-            states[documents.slots] = documents.after[name].numpy()
-
-    def snapshot(self, slot: int) -> dict[str, NDArray[Any]]:
-        """A copy of one document's state, (1, ...) each."""
-        at = _checked(slot, self)
-        return {name: x[at : at + 1].copy() for name, x in self.states.items()}
-
-    def restore(self, slot: int, state: Arrays) -> None:
-        """Put a snapshot, of any pool with the same model, into a taken slot."""
-        at = _checked(slot, self)
-        for name, x in self.states.items():
-            x[at] = state[name][0]
-
-    def fill(self, value: float) -> None:
-        """Let every slot hold this, the scratch slot too."""
-        for x in self.states.values():
-            x.fill(value)
-
-
-class ResidentPool(Slots):
-    """Slots and their states on the device, twice: a step reads all of one buffer and writes all of
-    the other, so that no state crosses to the host and none is lost if the step fails."""
-
-    def __init__(self, parts: Mapping[str, Part], slots: int, device: Device) -> None:
-        super().__init__(slots)
-        self.states, self._after = (
-            {
-                name: OrtValue.ortvalue_from_numpy(part.zeros(slots + 1), device)
-                for name, part in parts.items()
-            }
-            for _ in range(2)
-        )
-        self._bytes = 2 * sum(part.zeros(slots + 1).nbytes for part in parts.values())
-
-    @property
-    def state_bytes(self) -> int:
-        return self._bytes
-
-    def documents(self, batch: Batch) -> Documents:
-        """Those of all slots."""
-        slots = batch.slot_of_document
-        fresh = np.zeros(self.count + 1, np.bool_)
-        fresh[slots] = batch.fresh
-        return Documents(
-            slots=slots,
-            place=slots,
-            of_row=slots[batch.document_of_row],
-            fresh=fresh,
-            states=self.states,
-            after=self._after,
-        )
-
-    def keep(self, documents: Documents) -> None:
-        """Let the states after a step be those of its documents."""
-        self.states, self._after = self._after, self.states
-
-    def snapshot(self, slot: int) -> dict[str, NDArray[Any]]:
-        """A copy of one document's state, (1, ...) each; all are copied on the way."""
-        at = _checked(slot, self)
-        return {name: x.numpy()[at : at + 1].copy() for name, x in self.states.items()}
-
-    def restore(self, slot: int, state: Arrays) -> None:
-        """Put a snapshot, of any pool with the same model, into a taken slot; all are copied."""
-        at = _checked(slot, self)
-        for name, value in self.states.items():
-            states = value.numpy().copy()
-            states[at] = state[name][0]
-            value.update_inplace(states)
-
-    def fill(self, value: float) -> None:
-        """Let every slot hold this, the scratch slot too, in both buffers."""
-        for x in (*self.states.values(), *self._after.values()):
-            x.update_inplace(np.full_like(x.numpy(), value))
-
-
-def _checked(slot: int, pool: Slots) -> int:
-    if not 0 <= slot < pool.count:
-        raise ValueError(f"slot {slot} is not one of {pool.count}")
-    return slot
-
-
-def _values(arrays: Arrays, device: str) -> dict[str, OrtValue]:
-    """Copies of them on the device."""
-    return {name: OrtValue.ortvalue_from_numpy(x.copy(), device) for name, x in arrays.items()}
-
-
-def _parts(session: InferenceSession) -> dict[str, Part]:
-    """The parts of a state: inputs that come out again."""
-    outputs = {output.name for output in session.get_outputs()}
-    return {
-        given.name: Part(tuple(given.shape[1:]), DTYPES[given.type])
-        for given in session.get_inputs()
-        if given.name + AFTER in outputs
-    }
 
 
 def _session(

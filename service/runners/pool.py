@@ -7,11 +7,13 @@ from torch import Tensor
 
 from gma.model.config import ModelConfig
 from gma.model.state import State
-from gma.service.engine.slots import Slots
 
 
-class StatePool(Slots):
-    """Slots and their states, allocated once. Only the thread that computes touches the tensors."""
+class StatePool:
+    """The states of a fixed number of slots and of one more, for unused rows, allocated once.
+
+    Only the thread that computes touches the tensors.
+    """
 
     def __init__(
         self,
@@ -21,7 +23,7 @@ class StatePool(Slots):
         device: torch.device | str = "cpu",
         dtype: torch.dtype = torch.float32,
     ) -> None:
-        super().__init__(slots)
+        self.count = slots
         self.states = State.zeros(config, slots + 1, device=device, dtype=dtype)
 
     @property

@@ -41,8 +41,9 @@ class TorchRunner:
         self.device = str(weights.device)
         self.dtype = str(weights.dtype).removeprefix("torch.")
         self.kernels = f"{'compiled' if compile else 'eager'} PyTorch, {classifier.mixers} mixer"
-        self.labels = config.labels
+        self._labels = len(config.labels)
         self.vocab_size = config.vocab_size
+        self.slots = slots
         self.pool = StatePool(config, slots, device=weights.device, dtype=classifier.dtype)
         self._logits = classifier.logits
         self._forward: Callable[..., Step] = classifier.eval()
@@ -99,7 +100,7 @@ class TorchRunner:
         The products that combine rows spread one document's NaN to all (0 * NaN is NaN), so each
         runs again from its state before the step, which was not overwritten yet.
         """
-        rows, labels = len(batch.lengths), len(self.labels)
+        rows, labels = len(batch.lengths), self._labels
         together = Outcome(
             np.zeros((rows, labels), np.float32),
             np.zeros(rows, np.float32),
@@ -108,7 +109,7 @@ class TorchRunner:
         for document in documents:
             own = batch.rows_of(document)
             grid = fitting(self.grids, len(own))
-            alone = Batch.blank(grid, self.pool.scratch)
+            alone = Batch.blank(grid, self.slots)
             alone.tokens[: len(own)] = batch.tokens[own]
             alone.lengths[: len(own)] = batch.lengths[own]
             alone.document_of_row[: len(own)] = 0
@@ -120,12 +121,17 @@ class TorchRunner:
             together.logits[document] = outcome.logits[0]
         return together
 
+    @property
+    def state_bytes(self) -> int:
+        """See `Runner.state_bytes`."""
+        return self.pool.state_bytes
+
     def memory(self) -> Memory:
         return device_memory(self.device)
 
 
 def device_memory(device: str) -> Memory:
-    """Of this process and of a device."""
+    """The memory of this process, and what it has of a device: of none if that is the CPU."""
     resident, resident_peak = resident_memory()
     if not device.startswith("cuda"):
         return Memory(resident, resident_peak, 0, 0)

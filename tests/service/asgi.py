@@ -17,9 +17,11 @@ from gma.model import weights
 from gma.model.classifier import Classifier
 from gma.model.config import ModelConfig
 from gma.model.tokenizer import Tokenizer
+from gma.service.engine.opening import Opening
 from gma.service.engine.step import Batch, Launched
 from gma.service.gateway.gateway import Gateway
 from gma.service.http.app import create_app
+from gma.service.link.client import OpenDocument
 from gma.service.runners.torch import TorchRunner
 from gma.service.settings import Settings
 from gma.service.worker import Worker
@@ -87,6 +89,19 @@ class HeldRunner(TorchRunner):
         assert await asyncio.to_thread(self.stepping.acquire, timeout=PATIENCE_S)
 
 
+class LocalWorkers:
+    """A worker in this process, as a gateway sees workers: a `WorkerClient`."""
+
+    count = 1
+
+    def __init__(self, worker: Worker) -> None:
+        self._worker = worker
+        self.info = worker.info
+
+    async def open(self, opening: Opening) -> OpenDocument:
+        return self._worker.engine.open(opening)
+
+
 class Service:
     """A gateway and a worker in this process."""
 
@@ -104,7 +119,9 @@ class Service:
             chunk=self.settings.chunk_tokens,
         )
         self.worker = Worker(self.runner, self.settings, fingerprint=loaded.fingerprint)
-        self.gateway = Gateway(self.settings, loaded.config, loaded.tokenizer, self.worker)
+        self.gateway = Gateway(
+            self.settings, loaded.config, loaded.tokenizer, LocalWorkers(self.worker)
+        )
         self.app: ASGIApp = create_app(self.gateway)
         self.http = httpx.AsyncClient(
             transport=httpx.ASGITransport(self.app), base_url="http://service", timeout=PATIENCE_S

@@ -13,7 +13,10 @@ import torch
 from numpy.typing import NDArray
 
 from gma.model.classifier import Classifier
-from gma.service.engine.engine import Engine, Progress
+from gma.model.reading import read
+from gma.service.engine.engine import Engine
+from gma.service.engine.opening import Opening, Tokens
+from gma.service.engine.progress import Progress, RowShares
 from gma.service.engine.step import Batch, fitting
 from gma.service.runners.pool import StatePool
 from gma.service.runners.torch import TorchRunner
@@ -24,12 +27,11 @@ if TYPE_CHECKING:
 
 Tested: TypeAlias = "TorchRunner | FusedRunner | OnnxRunner"
 
-Tokens = NDArray[np.int32]
-
 PATIENCE_S = 300  # for seconds of work, and kernels that are compiled or interpreted
 
 
 def tokens_of(runner: Tested, length: int, seed: int = 0) -> Tokens:
+    """Random ids, (length,), the same for the same length and seed."""
     rng = np.random.default_rng([seed, length])
     return rng.integers(0, runner.vocab_size, length, dtype=np.int32)
 
@@ -38,14 +40,14 @@ def reference(classifier: Classifier, tokens: Tokens) -> NDArray[np.float64]:
     """The logits of a document read at once, in float64."""
     exact = copy.deepcopy(classifier).cpu().double()
     exact.choose_mixers()
-    (reading,) = exact.read([torch.from_numpy(tokens)], chunk=len(tokens))
+    (reading,) = read(exact, [torch.from_numpy(tokens)], chunk=len(tokens))
     return reading.logits.numpy()
 
 
 def assert_close(
     logits: NDArray[np.float64], expected: NDArray[np.float64], tolerance: float
 ) -> None:
-    """Relative to the largest."""
+    """Check that the logits, (labels,), differ by no more than `tolerance` of the largest."""
     assert np.abs(logits - expected).max() <= tolerance * np.abs(expected).max()
 
 
@@ -53,7 +55,7 @@ def batch_of(runner: Tested, documents: Sequence[tuple[int, bool, Tokens]]) -> B
     """One step of documents: slot, fresh, tokens."""
     chunk = runner.grids[-1].chunk
     rows = sum(-(-len(tokens) // chunk) for _, _, tokens in documents)
-    batch = Batch.blank(fitting(runner.grids, rows), runner.pool.scratch)
+    batch = Batch.blank(fitting(runner.grids, rows), runner.slots)
     row = 0
     for index, (slot, fresh, tokens) in enumerate(documents):
         batch.slot_of_document[index], batch.fresh[index] = slot, fresh
@@ -78,24 +80,18 @@ def poison(runner: Tested) -> None:
 
 
 def read_all(runner: Tested, documents: Sequence[Tokens], seed: int = 0) -> list[Progress]:
-    """All documents at once through an engine, fed in random pieces; the final answers."""
+    """All documents at once through an engine, fed in random pieces; the final answers, each with
+    all rows' shares."""
 
     async def read(engine: Engine, name: str, tokens: Tokens, rng: random.Random) -> Progress:
         cuts = sorted(rng.choices(range(len(tokens) + 1), k=3))
         first, *others = np.split(tokens, cuts)
-        reading = engine.read(name, first, last=False)
-        following = asyncio.ensure_future(anext(reading))
-        await asyncio.sleep(0)
-        offset = len(first)
+        document = engine.open(Opening(name, first, last=False, evidence=True, running=True))
         for i, piece in enumerate(others, 1):
-            await engine.feed(name, offset, piece, last=i == len(others))
-            offset += len(piece)
-        progress = await following
-        async for following_progress in reading:
-            spans = progress.spans + following_progress.spans
-            progress = following_progress
-            progress.spans[:] = spans
-        return progress
+            await document.feed(piece, last=i == len(others))
+        told = [progress async for progress in document]
+        shares = RowShares.joined([progress.shares for progress in told if progress.shares])
+        return told[-1]._replace(shares=shares)
 
     async def test() -> list[Progress]:
         engine = Engine(runner, max_waiting=99, inbox_tokens=1000, idle_timeout_s=60)
@@ -117,17 +113,22 @@ def check_all(
     seed: int,
     *,
     tolerance: float,
-    longest: int = 1000,
+    lengths: Sequence[int] | None = None,
 ) -> None:
-    """Documents around the sizes of chunk and step, more than there are slots."""
+    """Hold a runner to the exact answers of documents of these lengths, read at the same time.
+
+    By default they are around the sizes of chunk and step, and more than there are slots.
+    """
     rows, chunk = runner.grids[-1]
-    lengths = [1, chunk - 1, chunk, chunk + 1, 63, longest, 2, rows * chunk]
+    if lengths is None:
+        lengths = [1, chunk - 1, chunk, chunk + 1, 63, 1000, 2, rows * chunk]
     documents = [tokens_of(runner, length, seed) for length in lengths]
     prior_tokens = classifier.config.prior_tokens
     for tokens, progress in zip(documents, read_all(runner, documents, seed), strict=True):
         expected = reference(classifier, tokens)
         assert_close(progress.logits, expected, tolerance)
-        evidence = np.sum([span.evidence.astype(float) for span in progress.spans], axis=0)
-        weight = sum(span.weight for span in progress.spans)
+        assert progress.shares
+        evidence = progress.shares.evidence.sum(0, dtype=np.float64)
+        weight = progress.shares.weight.sum()
         assert_close(evidence / (weight + prior_tokens), expected, tolerance)
-        assert sum(span.tokens for span in progress.spans) == len(tokens)
+        assert progress.shares.tokens.sum() == len(tokens)

@@ -1,196 +1,30 @@
-"""The whole service on Ray Serve, over a socket; and what keeps it from starting."""
+"""The whole service on Ray Serve, over a socket."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-import json
 import os
+import re
 import signal
-import socket
 import sys
 import time
-from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
 
-from gma.service.app import deployments as app
+from gma.service.app import local
+from gma.service.app.start import StartError
 from gma.service.settings import Settings
 from tests.service.asgi import PATIENCE_S, TEXT, save_checkpoint
 from tests.service.collector import Collector, collecting
+from tests.service.running import PLAIN, Connection, Running, free_port, resident_peak
 
-PLAIN = {"content-type": "text/plain"}
 LARGEST = 16 * 2**20  # bytes of a document
 SLACK = 150_000_000  # bytes that a gateway may grow by besides: what passes through it
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
-
-
-class TestStart:
-    """What stops it before Ray is started."""
-
-    def check(self, message: str, **settings: Any) -> None:
-        with pytest.raises(app.StartError, match=message) as raised:
-            app.serve_forever(Settings.load(**settings))
-        assert "\n" not in str(raised.value)
-
-    def test_without_a_checkpoint(self, tmp_path: Path) -> None:
-        self.check("nowhere is not a checkpoint", checkpoint=tmp_path / "nowhere")
-
-    def test_with_a_malformed_checkpoint(self, tmp_path: Path) -> None:
-        (tmp_path / "config.json").write_text('{"name": "x"}')
-        self.check(r"config\.json: labels: Field required", checkpoint=tmp_path)
-
-    def test_with_a_bidirectional_checkpoint(self, tmp_path: Path) -> None:
-        folder = save_checkpoint(tmp_path, causal=False, conv_kernel=0)
-        self.check("is bidirectional", checkpoint=folder)
-
-    def test_with_keys_that_cannot_be_used(self, checkpoint: Path, tmp_path: Path) -> None:
-        file = tmp_path / "keys"
-        self.check("API keys can't be read: ", checkpoint=checkpoint, api_keys_file=file)
-        file.touch()
-        self.check("has no API keys", checkpoint=checkpoint, api_keys_file=file)
-
-    def test_with_a_port_that_is_taken(self, checkpoint: Path) -> None:
-        with socket.socket() as other:
-            other.bind(("127.0.0.1", 0))
-            other.listen()
-            port = other.getsockname()[1]
-            self.check(f"can't listen on 127.0.0.1:{port}: ", checkpoint=checkpoint, port=port)
-
-    @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-    def test_stops_on_signals_after_draining(
-        self,
-        checkpoint: Path,
-        number: signal.Signals,
-        monkeypatch: pytest.MonkeyPatch,
-        capsys: pytest.CaptureFixture[str],
-    ) -> None:
-        life: list[str] = []
-
-        @contextmanager
-        def running(settings: Settings) -> Iterator[None]:
-            life.append("start")
-            yield
-            life.append("end")
-
-        def say(line: str) -> None:
-            life.append(line.split()[0])
-            if line.startswith("Ready"):
-                os.kill(os.getpid(), number)
-
-        monkeypatch.setattr(app, "running", running)
-        monkeypatch.setattr(app, "_drain", lambda timeout_s: life.append(f"drain {timeout_s}"))
-        monkeypatch.setattr(app, "_say", say)
-        before = [signal.getsignal(each) for each in (signal.SIGINT, signal.SIGTERM)]
-        app.serve_forever(Settings.load(checkpoint=checkpoint, shutdown_timeout_s=7))
-        assert life == ["start", "Ready", "Stopping:", "drain 7.0", "end"]
-        assert [signal.getsignal(each) for each in (signal.SIGINT, signal.SIGTERM)] == before
-
-
-class Connection:
-    """A chunked upload over a socket, and the lines of its answer as they come."""
-
-    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        self._reader = reader
-        self._writer = writer
-
-    @classmethod
-    @asynccontextmanager
-    async def open(cls, port: int, accept: str) -> AsyncIterator[Connection]:
-        reader, writer = await asyncio.open_connection("127.0.0.1", port)
-        head = (
-            "POST /v1/documents HTTP/1.1",
-            "host: service",
-            "content-type: text/plain",
-            f"accept: {accept}",
-            "transfer-encoding: chunked",
-        )
-        writer.write("\r\n".join([*head, "", ""]).encode())
-        try:
-            yield cls(reader, writer)
-        finally:
-            writer.close()
-            with contextlib.suppress(OSError):
-                await writer.wait_closed()
-
-    async def send(self, body: bytes, *, last: bool = False) -> None:
-        if body:
-            self._writer.write(f"{len(body):x}\r\n".encode() + body + b"\r\n")
-        if last:
-            self._writer.write(b"0\r\n\r\n")
-        await self._writer.drain()
-
-    async def line_with(self, start: bytes) -> bytes:
-        async with asyncio.timeout(PATIENCE_S):
-            while not (line := await self._reader.readline()).startswith(start):
-                assert line, "the connection was closed"
-            return line
-
-    async def json(self) -> Any:
-        """A flat object."""
-        async with asyncio.timeout(PATIENCE_S):
-            return json.loads(await self._reader.readuntil(b"}"))
-
-    async def event(self) -> dict[str, Any]:
-        event: dict[str, Any] = json.loads(await self.line_with(b'{"event"'))
-        return event
-
-
-def resident_peak(pid: int) -> int:
-    """Bytes, as the kernel counts them."""
-    status = Path(f"/proc/{pid}/status").read_text()
-    return 1024 * int(status.partition("VmHWM:")[2].split()[0])
-
-
-class Running:
-    """The service under test, from outside."""
-
-    def __init__(self, settings: Settings) -> None:
-        self.port = settings.port
-        self.url = app.url(settings)
-
-    def classify(self, text: str) -> dict[str, Any]:
-        response = httpx.post(
-            f"{self.url}/v1/documents", content=text, headers=PLAIN, timeout=PATIENCE_S
-        )
-        assert response.status_code == 200, response.text
-        answer: dict[str, Any] = response.json()
-        return answer
-
-    def metrics(self, name: str) -> dict[str, float]:
-        """The values of a metric by its labels."""
-        lines = httpx.get(f"{self.url}/metrics", timeout=PATIENCE_S).text.splitlines()
-        found = [
-            line.rpartition(" ") for line in lines if line.startswith((f"{name} ", f"{name}{{"))
-        ]
-        return {labels: float(value) for labels, _, value in found}
-
-    def processes(self, role: str) -> list[int]:
-        """The ids of the processes of a role."""
-        name = "gma_resident_memory_bytes"
-        return [
-            int(labels.partition('pid="')[2].partition('"')[0])
-            for labels in self.metrics(name)
-            if f'role="{role}"' in labels
-        ]
-
-    def settle(self, **values: float) -> None:
-        """Ask until the metrics have these values."""
-        for _ in range(1000):
-            now = {name: sum(self.metrics(name).values()) for name in values}
-            if now == values:
-                return
-        pytest.fail(f"{now}, not {values}")
 
 
 @pytest.fixture(scope="module")
@@ -216,7 +50,7 @@ def service(checkpoint: Path, collector: Collector) -> Iterator[Running]:
         max_document_bytes=LARGEST,
         max_bytes_in_flight=4 * LARGEST,
     )
-    with app.running(settings):
+    with local.running(settings):
         yield Running(settings)
 
 
@@ -372,9 +206,24 @@ class TestRunning:
         folder = save_checkpoint(tmp_path)
         (folder / "model.safetensors").write_bytes(b"damaged")
         settings = Settings.load(checkpoint=folder, device="cpu", port=free_port())
-        with pytest.raises(app.StartError, match=r"model\.safetensors: ") as raised:
-            app.deploy(settings, name="damaged")
+        with pytest.raises(StartError, match=r"model\.safetensors: ") as raised:
+            local.deploy(settings, name="damaged")
         assert "\n" not in str(raised.value)
+
+    def test_a_deployment_that_fails_unforeseen_says_its_exception(
+        self, service: Running, checkpoint: Path, tmp_path: Path
+    ) -> None:
+        file = tmp_path / "file"
+        file.touch()
+        settings = Settings.load(
+            checkpoint=checkpoint, device="cpu", port=free_port(), metrics_dir=file / "metrics"
+        )
+        with pytest.raises(StartError) as raised:
+            local.deploy(settings, name="unforeseen")
+        assert re.fullmatch(
+            rf"the deployment (Gateway|Worker) failed: NotADirectoryError: .*'{file}/metrics'",
+            str(raised.value),
+        )
 
     def test_a_lost_worker_is_told_at_once_and_replaced(self, service: Running) -> None:
         async def lose() -> dict[str, Any]:

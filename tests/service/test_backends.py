@@ -19,14 +19,15 @@ pytest.importorskip("onnxruntime")
 import onnxruntime
 
 from gma.model.tokenizer import Tokenizer
-from gma.service import worker
-from gma.service.app import deployments as app
+from gma.service.app import local
+from gma.service.app.start import StartError
 from gma.service.gateway.gateway import Gateway
 from gma.service.http.app import create_app
 from gma.service.model_folder import ModelFolder
+from gma.service.runners import loading
 from gma.service.settings import Settings
 from gma.service.worker import Worker
-from tests.service.asgi import PATIENCE_S, TEXT
+from tests.service.asgi import PATIENCE_S, TEXT, LocalWorkers
 
 CHUNK = 16
 
@@ -52,7 +53,9 @@ async def serving(settings: Settings) -> AsyncIterator[httpx.AsyncClient]:
     """The service in this process, made of its settings as its own processes are."""
     worker = Worker.load(settings)
     folder = ModelFolder.of(settings)
-    gateway = Gateway(settings, folder.config, Tokenizer.load(folder.tokenizer), worker)
+    gateway = Gateway(
+        settings, folder.config, Tokenizer.load(folder.tokenizer), LocalWorkers(worker)
+    )
     transport = httpx.ASGITransport(create_app(gateway))
     await worker.start()
     try:
@@ -118,10 +121,10 @@ def test_the_package_of_operators_is_used_if_it_is_installed(
 ) -> None:
     library = request.getfixturevalue("library") if installed else None
     package = SimpleNamespace(library=lambda: library)
-    monkeypatch.setattr(worker, "find_spec", lambda name: installed or None)
-    monkeypatch.setattr(worker, "import_module", lambda name: package)
-    assert (worker.library(settings(exported)) is not None) == installed
-    loaded = worker.load_onnx(settings(exported))
+    monkeypatch.setattr(loading, "find_spec", lambda name: installed or None)
+    monkeypatch.setattr(loading, "import_module", lambda name: package)
+    assert (loading.ops_library(settings(exported)) is not None) == installed
+    loaded = loading.load(settings(exported))
     assert loaded.runner.kernels.endswith("ai.gma library" if installed else "function bodies")
 
 
@@ -154,7 +157,9 @@ class TestWhatStopsTheStart:
         self, exported: Path, package: str, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         for module in [
-            name for name in sys.modules if name.startswith(("gma.service.runners.onnx", "export."))
+            name
+            for name in sys.modules
+            if name.startswith(("gma.service.runners.onnx", "gma.export."))
         ]:
             monkeypatch.delitem(sys.modules, module)
         monkeypatch.setitem(sys.modules, package, None)
@@ -172,9 +177,9 @@ class TestWhatStopsTheStart:
         ):
             with pytest.raises(ValueError, match=message):
                 Worker.load(settings(folder, backend))
-            with pytest.raises(app.StartError, match=message):
-                app.serve_forever(settings(folder, backend))
+            with pytest.raises(StartError, match=message):
+                local.serve_forever(settings(folder, backend))
 
     def test_no_model(self, tmp_path: Path) -> None:
-        with pytest.raises(app.StartError, match="is not an exported model: it has no file"):
-            app.serve_forever(settings(tmp_path))
+        with pytest.raises(StartError, match="is not an exported model: it has no file"):
+            local.serve_forever(settings(tmp_path))

@@ -8,16 +8,20 @@ import subprocess
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, get_args
 
 import pytest
 import torch
 
+from gma.export import precision
 from gma.model import weights
 from gma.model.classifier import Classifier
 from gma.model.config import ModelConfig
 from gma.model.tokenizer import Tokenizer
-from gma.service.cli import main as cli
+from gma.service.cli.classify import SPANS_IN_TABLE
+from gma.service.cli.main import main
+from gma.service.cli.options import Device, Precision
+from gma.service.settings import Settings
 
 TEXT = "It was the best of times, it was the worst of times, it was the age of wisdom.\n"
 LABELS = ("austen", "dickens", "poe", "twain")
@@ -40,7 +44,7 @@ def gma(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> 
     def run(*arguments: object) -> Result:
         monkeypatch.setattr(sys, "argv", ["gma", *map(str, arguments)])
         with pytest.raises(SystemExit) as exited:
-            cli.main()
+            main()
         captured = capsys.readouterr()
         return Result(int(exited.value.code or 0), captured.out, captured.err)
 
@@ -123,7 +127,7 @@ class TestClassify:
     ) -> None:
         book.write_text(TEXT * 2000)
         result = gma("classify", "--evidence", "--top-k", 1, "--checkpoint", checkpoint, book)
-        assert len(result.out.splitlines()) <= 4 + cli.SPANS_IN_TABLE
+        assert len(result.out.splitlines()) <= 4 + SPANS_IN_TABLE
 
     def test_reads_standard_input(
         self, gma: Gma, checkpoint: Path, book: Path, monkeypatch: pytest.MonkeyPatch
@@ -233,9 +237,30 @@ class TestErrors:
         assert "Traceback" not in result.err
 
 
+class TestOptions:
+    """Words that the command says again, so as not to import what defines them."""
+
+    def test_precisions_are_those_of_the_export(self) -> None:
+        assert tuple(Precision) == get_args(precision.Precision)
+
+    def test_devices_are_those_of_the_service(self) -> None:
+        assert tuple(Device) == get_args(Settings.model_fields["device"].annotation)
+
+
 class TestHelp:
     @pytest.mark.parametrize(
-        "command", ["serve", "key", "metrics", "classify", "train", "evaluate", "info"]
+        "command",
+        [
+            "serve",
+            "key",
+            "metrics",
+            "compile",
+            "classify",
+            "train",
+            "evaluate",
+            "export",
+            "info",
+        ],
     )
     def test_every_command_has_examples(self, gma: Gma, command: str) -> None:
         result = gma(command, "--help")

@@ -13,7 +13,7 @@ from starlette.types import Receive, Scope, Send
 from gma.service.http.listener import Listener
 from gma.service.http.port import bound
 from tests.service.asgi import PATIENCE_S
-from tests.service.test_app import free_port
+from tests.service.running import free_port
 
 
 class Application:

@@ -69,16 +69,16 @@ def runner(request: pytest.FixtureRequest, artifact: Artifact, kernels: Path | N
     return make(artifact, library=kernels, resident=request.param)
 
 
+@pytest.mark.parametrize("seed", [0, pytest.param(1, marks=pytest.mark.long)])
 def test_any_mix_and_any_cut_give_the_exact_answer(
-    runner: OnnxRunner, classifier: Classifier
+    runner: OnnxRunner, classifier: Classifier, seed: int
 ) -> None:
     """Every slot, the unused rows' too, holds NaN before."""
     poison(runner)
-    check_all(runner, classifier, seed=0, tolerance=TOLERANCE)
-    check_all(runner, classifier, seed=1, tolerance=TOLERANCE)
+    check_all(runner, classifier, seed, tolerance=TOLERANCE)
 
 
-@pytest.mark.parametrize("length", [1, CHUNK - 1, CHUNK, CHUNK + 1, 63, 1000])
+@pytest.mark.parametrize("length", [1, 1000])
 def test_a_lone_document_in_one_piece(
     runner: OnnxRunner, classifier: Classifier, length: int
 ) -> None:
@@ -189,7 +189,6 @@ def test_a_document_goes_on_in_another_runner(
 def test_grids_double_up_to_the_full_one(artifact: Artifact, rows: int, grids: list[int]) -> None:
     runner = make(artifact, slots=1, rows=rows)
     assert [tuple(grid) for grid in runner.grids] == [(rows, CHUNK) for rows in grids]
-    runner.warm_up()
 
 
 def test_a_model_without_a_convolution(tmp_path: Path) -> None:
@@ -207,10 +206,7 @@ def test_what_it_tells_of_itself(
     runs = "function bodies" if kernels is None else "ai.gma library"
     assert runner.kernels == f"ONNX Runtime {onnxruntime.__version__} CPU, {runs}"
     assert (runner.backend, runner.device, runner.dtype) == ("onnx", "cpu", "float32")
-    assert (runner.labels, runner.vocab_size) == (
-        artifact.config.labels,
-        artifact.config.vocab_size,
-    )
+    assert runner.vocab_size == artifact.config.vocab_size
     assert (runner.depth, runner.pool.count) == (1, SLOTS)
     memory = runner.memory()
     assert 0 < memory.resident <= memory.resident_peak

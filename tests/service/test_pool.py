@@ -1,11 +1,10 @@
-"""Slots and the states in them."""
+"""States in their slots."""
 
 import pytest
 import torch
 
 from gma.model.config import ModelConfig
 from gma.model.state import State
-from gma.service.engine.slots import Slots
 from gma.service.runners.pool import StatePool
 
 CONFIG = ModelConfig(
@@ -38,29 +37,6 @@ def values(state: State) -> list[set[float]]:
     ]
 
 
-def test_every_slot_is_taken_once() -> None:
-    slots = Slots(3)
-    taken = [slots.take() for _ in range(3)]
-    assert sorted(taken) == [0, 1, 2]
-    assert slots.scratch not in taken
-    assert (slots.free, slots.in_use) == (0, 3)
-    with pytest.raises(IndexError):
-        slots.take()
-    slots.give(taken[1])
-    assert slots.take() == taken[1]
-
-
-@pytest.mark.parametrize("slot", [0, 3, -1])
-def test_only_taken_slots_can_be_given(slot: int) -> None:
-    with pytest.raises(ValueError, match="not taken"):
-        Slots(3).give(slot)
-
-
-def test_there_is_at_least_one() -> None:
-    with pytest.raises(ValueError, match="at least one"):
-        Slots(0)
-
-
 def test_a_fresh_slot_shows_nothing_of_the_past_even_if_that_was_not_a_number() -> None:
     pool = StatePool(CONFIG, 3)
     pool.scatter(torch.tensor([0, 1, 2, 3]), state_of(float("nan"), 4))
@@ -89,7 +65,7 @@ def test_a_snapshot_is_a_copy_that_another_pool_can_take() -> None:
 
 def test_the_scratch_slot_has_no_snapshot() -> None:
     pool = StatePool(CONFIG, 2)
-    for slot in (pool.scratch, -1):
+    for slot in (pool.count, -1):
         with pytest.raises(ValueError, match="not one of 2"):
             pool.snapshot(slot)
 

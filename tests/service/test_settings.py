@@ -41,17 +41,17 @@ def test_reads_the_environment_and_overrides_go_before_it(monkeypatch: pytest.Mo
         ("GMA_PROT", "8001", "GMA_PROT is not a setting: did you mean GMA_PORT?"),
         ("GMA_ZZZZZZZZ", "1", "GMA_ZZZZZZZZ is not a setting: there are GMA_API_KEYS_FILE,"),
         ("gma_prot", "8001", "gma_prot is not a setting"),
-        ("GMA_PORT", "99999", "GMA_PORT: Input should be less than 65536, not '99999'"),
-        ("GMA_ROWS", "many", "GMA_ROWS: Input should be a valid integer"),
+        ("GMA_PORT", "99999", "GMA_PORT: input should be less than 65536, not '99999'"),
+        ("GMA_ROWS", "many", "GMA_ROWS: input should be a valid integer"),
         ("GMA_ROWS", "", "GMA_ROWS: "),
-        ("GMA_ROWS", "-1", "GMA_ROWS: Input should be greater than or equal to 0, not '-1'"),
+        ("GMA_ROWS", "-1", "GMA_ROWS: input should be greater than or equal to 0, not '-1'"),
         ("GMA_CHUNK_TOKENS", "-1", "GMA_CHUNK_TOKENS: "),
-        ("GMA_DTYPE", "fp16", "GMA_DTYPE: Input should be 'auto', 'float32', 'float16', "),
+        ("GMA_DTYPE", "fp16", "GMA_DTYPE: input should be 'auto', 'float32', 'float16', "),
         ("GMA_DTYPE", "int8", "GMA_DTYPE=int8 needs GMA_BACKEND=onnx"),
-        ("GMA_BACKEND", "jax", "GMA_BACKEND: Input should be 'torch' or 'onnx', not 'jax'"),
+        ("GMA_BACKEND", "jax", "GMA_BACKEND: input should be 'torch' or 'onnx', not 'jax'"),
         ("GMA_OPS_LIBRARY", "none", "GMA_OPS_LIBRARY needs GMA_BACKEND=onnx"),
         ("GMA_ONNX_MEMORY", "0", "GMA_ONNX_MEMORY: "),
-        ("GMA_DEVICE", "tpu", "GMA_DEVICE: Input should be 'auto', 'cpu' or 'cuda', not 'tpu'"),
+        ("GMA_DEVICE", "tpu", "GMA_DEVICE: input should be 'auto', 'cpu' or 'cuda', not 'tpu'"),
         ("GMA_IDLE_TIMEOUT_S", "inf", "GMA_IDLE_TIMEOUT_S: "),
         ("GMA_MAX_DOCUMENT_BYTES", "1 parsec", "GMA_MAX_DOCUMENT_BYTES: "),
         ("GMA_MAX_DOCUMENT_BYTES", "1GiB", "GMA_MAX_BYTES_IN_FLIGHT is less than"),
@@ -139,7 +139,7 @@ def test_an_unknown_variable_stops_every_way_to_make_settings(
 
 
 def test_an_unknown_override_is_refused() -> None:
-    with pytest.raises(SettingsError, match="GMA_PROT is not a setting"):
+    with pytest.raises(SettingsError, match=r"GMA_PROT is not a setting: did you mean GMA_PORT\?"):
         Settings.load(prot=1)
 
 

@@ -101,7 +101,7 @@ async def test_a_request_that_fails(service: Service, collector: Collector) -> N
 async def test_the_log_names_the_trace(
     service: Service, collector: Collector, caplog: pytest.LogCaptureFixture
 ) -> None:
-    with caplog.at_level(logging.INFO, "gma.service.http.app"):
+    with caplog.at_level(logging.INFO, "gma.service.http.middleware"):
         await service.http.get("/info", headers={"traceparent": ABOVE})
     (line,) = (record for record in caplog.records if record.getMessage() == "request")
     assert line.__dict__["fields"]["trace_id"] == ABOVE.split("-")[1]
@@ -111,7 +111,7 @@ async def test_the_log_names_the_trace(
 async def test_what_is_not_sampled_is_not_sent(
     service: Service, collector: Collector, caplog: pytest.LogCaptureFixture
 ) -> None:
-    with caplog.at_level(logging.INFO, "gma.service.http.app"):
+    with caplog.at_level(logging.INFO, "gma.service.http.middleware"):
         await service.http.get("/info", headers={"traceparent": ABOVE[:-1] + "0"})
     (line,) = (record for record in caplog.records if record.getMessage() == "request")
     assert "trace_id" not in line.__dict__["fields"]

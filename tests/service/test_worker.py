@@ -16,8 +16,9 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from gma.model import weights
 from gma.model.classifier import Classifier
 from gma.service.engine.step import Runner
+from gma.service.runners.loading import torch_runner
 from gma.service.settings import Settings
-from gma.service.worker import Worker, make_runner
+from gma.service.worker import Worker
 from tests.model.small import SMALL
 from tests.service.asgi import save_checkpoint
 
@@ -26,7 +27,7 @@ FITTING = {"routing_dim": 16, "value_dim": 16, "num_components": 16}
 
 def runner_of(checkpoint: Path, device: str, **settings: Any) -> Runner:
     loaded = weights.load(checkpoint, device=device)
-    return make_runner(loaded.classifier, Settings.load(checkpoint=checkpoint, **settings))
+    return torch_runner(loaded.classifier, Settings.load(checkpoint=checkpoint, **settings))
 
 
 class TestOnTheCpu:
@@ -35,7 +36,7 @@ class TestOnTheCpu:
         runner = runner_of(checkpoint, "cpu", dtype=dtype, slots=3)
         assert (runner.device, runner.dtype) == ("cpu", "float32")
         assert runner.kernels == "eager PyTorch, chunked mixer"
-        assert (runner.grids[-1], runner.pool.count) == ((8, 256), 3)
+        assert (runner.grids[-1], runner.slots) == ((8, 256), 3)
 
     @pytest.mark.parametrize("dtype", ["bfloat16", "fp8"])
     def test_nothing_less_precise(self, checkpoint: Path, dtype: str) -> None:
@@ -89,7 +90,7 @@ class TestOnAnOldGpu:
         self, classifier: Classifier, caplog: pytest.LogCaptureFixture
     ) -> None:
         with caplog.at_level(logging.WARNING):
-            runner = make_runner(classifier, Settings.load())
+            runner = torch_runner(classifier, Settings.load())
         assert runner.dtype == "float32"
         assert runner.kernels.startswith("compiled PyTorch")
         assert "no fused kernels: an A100 has compute capability 8.0, less than 9.0" in caplog.text
@@ -98,7 +99,7 @@ class TestOnAnOldGpu:
         """A chunk is longer than on the CPU, which is known only now."""
         settings = Settings.load(inbox_tokens=300)
         with pytest.raises(ValueError, match=r"GMA_INBOX_TOKENS is less .* which is 512"):
-            make_runner(classifier, settings)
+            torch_runner(classifier, settings)
 
     @pytest.mark.parametrize("dtype", ["bfloat16", "fp8"])
     def test_no_precision_that_it_cannot_be_read_in(
@@ -106,7 +107,7 @@ class TestOnAnOldGpu:
     ) -> None:
         pytest.importorskip("triton")
         with pytest.raises(ValueError, match=f"no fused step in {dtype}: an A100 has"):
-            make_runner(classifier, Settings.load(dtype=dtype))
+            torch_runner(classifier, Settings.load(dtype=dtype))
 
 
 @pytest.mark.gpu

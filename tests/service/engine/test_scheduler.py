@@ -14,8 +14,8 @@ CHUNK = 4
 @dataclass
 class Backlog:
     name: str
-    waiting: int
-    flush: bool = True
+    queued: int
+    complete: bool = True
     served: int = -1
 
 
@@ -38,7 +38,7 @@ def random_cases(seed: int, count: int = 300) -> Iterator[tuple[list[Backlog], i
 
 
 def ready(backlog: Backlog) -> int:
-    return rows_of(backlog.waiting) if backlog.flush else backlog.waiting // CHUNK
+    return rows_of(backlog.queued) if backlog.complete else backlog.queued // CHUNK
 
 
 def test_a_lone_document_fills_the_grid() -> None:
@@ -46,14 +46,14 @@ def test_a_lone_document_fills_the_grid() -> None:
 
 
 def test_only_a_finished_documents_last_chunk_is_partial() -> None:
-    assert plan([Backlog("a", 10, flush=True)], rows=8) == [("a", 10)]
-    assert plan([Backlog("a", 10, flush=False)], rows=8) == [("a", 8)]
-    assert plan([Backlog("a", 3, flush=False)], rows=8) == []
+    assert plan([Backlog("a", 10, complete=True)], rows=8) == [("a", 10)]
+    assert plan([Backlog("a", 10, complete=False)], rows=8) == [("a", 8)]
+    assert plan([Backlog("a", 3, complete=False)], rows=8) == []
 
 
 def test_nothing_waiting_is_nothing_to_do() -> None:
     assert plan([], rows=8) == []
-    assert plan([Backlog("a", 0, flush=True)], rows=8) == []
+    assert plan([Backlog("a", 0, complete=True)], rows=8) == []
 
 
 def test_everyone_has_a_row_before_anyone_has_two() -> None:
@@ -93,7 +93,7 @@ def test_plans_are_valid_fair_and_leave_no_row_empty(seed: int) -> None:
 def test_all_rows_are_full_but_a_finished_documents_last(seed: int) -> None:
     for backlogs, rows in random_cases(seed):
         for backlog, tokens in schedule(backlogs, rows, CHUNK):
-            assert tokens % CHUNK == 0 or (backlog.flush and tokens == backlog.waiting)
+            assert tokens % CHUNK == 0 or (backlog.complete and tokens == backlog.queued)
 
 
 @pytest.mark.parametrize("seed", range(5))
@@ -103,10 +103,10 @@ def test_a_second_row_goes_to_no_shorter_backlog(seed: int) -> None:
         for taker, tokens in granted:
             if tokens <= CHUNK:
                 continue
-            before_its_last_row = taker.waiting - (rows_of(tokens) - 1) * CHUNK
+            before_its_last_row = taker.queued - (rows_of(tokens) - 1) * CHUNK
             for other, others in granted:
                 if rows_of(others) < ready(other):
-                    assert other.waiting - others <= before_its_last_row
+                    assert other.queued - others <= before_its_last_row
 
 
 @pytest.mark.parametrize(("documents", "rows"), [(3, 2), (9, 8), (8, 8), (20, 3), (5, 1)])
@@ -116,7 +116,7 @@ def test_each_of_n_documents_has_its_turn_within_n_over_r_steps(documents: int, 
     turn = -(-documents // rows)
     for step in range(40):
         for backlog, tokens in schedule(backlogs, rows, CHUNK):
-            backlog.waiting -= tokens
+            backlog.queued -= tokens
             backlog.served = step
         if step >= turn:
             assert all(step - backlog.served <= turn for backlog in backlogs)
@@ -133,8 +133,8 @@ def test_a_stream_of_new_documents_starves_no_old_one() -> None:
         for backlog, tokens in schedule(backlogs, rows, CHUNK):
             if backlog is book:
                 waits.append(step - book.served)
-            backlog.waiting -= tokens
+            backlog.queued -= tokens
             backlog.served = step
-        backlogs = [backlog for backlog in backlogs if backlog.waiting]
+        backlogs = [backlog for backlog in backlogs if backlog.queued]
     assert waits
     assert max(waits) <= slots // rows + 1

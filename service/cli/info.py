@@ -1,0 +1,56 @@
+"""The command `gma info`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from gma.service.cli.checkpoint import load
+from gma.service.cli.options import Device, JsonOption
+from gma.service.cli.terminal import print_json, print_table, table
+
+
+def info(
+    checkpoint: Annotated[
+        Path | None,
+        typer.Argument(
+            metavar="CHECKPOINT", help="Its folder. [default: the one that comes with gma]"
+        ),
+    ] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Describe a checkpoint: its labels, its architecture, its size.
+
+    \b
+    Examples:
+      gma info
+      gma info runs/reviews/checkpoint --json
+    """
+    loaded = load(checkpoint, Device.cpu)
+    description = {
+        **loaded.config.model_dump(mode="json"),
+        "parameters": sum(x.numel() for x in loaded.classifier.parameters()),
+        "state_bytes": loaded.classifier.new_states(1).nbytes,
+        "fingerprint": loaded.fingerprint,
+    }
+    if as_json:
+        print_json(description)
+        return
+    rows = table("", "")
+    for name, value in description.items():
+        rows.add_row(name, _cell(value))
+    print_table(rows)
+
+
+def _cell(value: object) -> str:
+    match value:
+        case list():
+            return ", ".join(value)
+        case bool():
+            return str(value)
+        case int():
+            return f"{value:,}"
+        case _:
+            return str(value)

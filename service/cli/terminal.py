@@ -1,0 +1,53 @@
+"""What the commands print: tables, JSON, complaints, and how far a file has been read."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterable, Iterator
+
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
+from rich.table import Table
+
+
+def table(*columns: str) -> Table:
+    """An empty table without lines. It has a header if a column has a name."""
+    made = Table(show_header=any(columns), box=None, pad_edge=False)
+    for name in columns:
+        made.add_column(name, overflow="fold")
+    return made
+
+
+def print_table(made: Table) -> None:
+    """Print a table on stdout."""
+    Console().print(made)
+
+
+def print_json(value: object) -> None:
+    """Print a value on stdout as one line of JSON."""
+    typer.echo(json.dumps(value, ensure_ascii=False))
+
+
+def complain(error: Exception) -> None:
+    """Print on stderr, in one line, what is wrong and with which file."""
+    text = str(error)
+    if isinstance(error, OSError) and error.filename is not None:
+        text = f"{error.filename}: {error.strerror}"
+    print("gma:", " ".join(text.split()), file=sys.stderr)
+
+
+def watched(pieces: Iterable[bytes], title: str, size: int | None) -> Iterator[bytes]:
+    """The same pieces, with a progress bar on stderr if that is a terminal.
+
+    `size` is the bytes of all, if that is known.
+    """
+    console = Console(stderr=True)
+    columns = TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn()
+    bar = Progress(*columns, console=console, transient=True, disable=not console.is_terminal)
+    with bar:
+        task = bar.add_task(title, total=size)
+        for piece in pieces:
+            yield piece
+            bar.advance(task, len(piece))

@@ -1,0 +1,213 @@
+"""A document on its way through a gateway: text, tokens, what a worker finds in them, an answer."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
+from contextlib import aclosing, closing
+from functools import partial
+from typing import TypeAlias
+
+import numpy as np
+
+from gma.model import tokenizer
+from gma.model.tokenizer import TokenStream
+from gma.service.engine.opening import Opening, Tokens
+from gma.service.engine.progress import Progress
+from gma.service.errors import Empty, NotUtf8, UnknownDocument
+from gma.service.gateway.answers import answered, softmax
+from gma.service.gateway.contract import Answer, Options, ProgressEvent, Timing, Usage
+from gma.service.gateway.evidence import Evidence, Ruler
+from gma.service.gateway.gateway import Gateway
+from gma.service.link.client import OpenDocument
+from gma.service.observe import metrics
+from gma.service.observe.traces import Stage
+from gma.service.tasks import guarded
+
+Pieces: TypeAlias = AsyncIterator[tuple[bytes, bool]]
+"""A document's text in pieces, cut anywhere, each with whether it is the last."""
+
+Listener: TypeAlias = Callable[[ProgressEvent], Awaitable[None]]
+
+# A token is at least a byte, and a message to a worker takes 2**18 tokens. What a stream holds back
+# comes on top.
+PIECE_BYTES = 2**18 - TokenStream.MAX_PENDING
+
+# A piece that is tokenized in a few milliseconds. It does not wait for larger ones: whenever the
+# worker has read on in many long documents, there are as many of those.
+SMALL_BYTES = 2**14
+
+# A piece that is tokenized in about the time that a thread would take to begin.
+TINY_BYTES = 2**12
+
+
+class Document:
+    """One document: it is classified once."""
+
+    def __init__(self, gateway: Gateway, name: str, options: Options) -> None:
+        """`name` is unique among all gateways."""
+        self._gateway = gateway
+        self._name = name
+        self._options = options
+        self._stream = gateway.tokenizer.stream()
+        self._ruler = Ruler(gateway.tokenizer.byte_lengths)
+        self._evidence = Evidence(gateway.settings.max_evidence_spans)
+        self._progress = Progress(0, 0, np.zeros(0), None, 0.0, 0.0, 0.0, done=False)
+        self._empty = True
+        self._truncated = False
+        self._tokens = 0  # handed to the worker
+        self._bytes_read = 0  # by the worker
+        self._tokenize_s = 0.0
+        self._tokenized: tuple[float, float] | None = None  # from and until when
+        self._handed_at: float | None = None
+        self._told_at: float | None = None  # when the last progress came
+
+    async def classify(
+        self, pieces: Pieces, *, began: float, on_progress: Listener | None = None
+    ) -> Answer:
+        """Read `pieces` to their end, or to `max_tokens`, and answer.
+
+        `began` is when the request did, on the monotonic clock. Raises ServiceError, and whatever
+        `pieces` and `on_progress` raise.
+        """
+        async with aclosing(self._tokenize(pieces)) as tokens:
+            first, last = await anext(tokens)
+            running = on_progress is not None
+            opening = Opening(self._name, first, last, self._options.evidence, running)
+            with closing(await self._gateway.workers.open(opening)) as reading:
+                following = self._follow(reading, on_progress)
+                if last:
+                    await following
+                else:
+                    await guarded(following, by=_feed(reading, tokens))
+        self._measure()
+        answer = partial(self._answer, began)
+        return await self._gateway.in_thread(answer) if self._options.evidence else answer()
+
+    @property
+    def stages(self) -> list[Stage]:
+        """What it went through: it waits from when tokens are handed over to the first step with
+        some of them, and is computed from then to the last that was heard of."""
+        found: list[Stage] = []
+        progress = self._progress
+        if self._tokenized:
+            found.append(Stage("tokenize", *self._tokenized, self._tokenize_s))
+        if self._handed_at and self._told_at:
+            first_step = self._handed_at + progress.wait_s
+            found.append(Stage("queue", self._handed_at, first_step, progress.wait_s))
+            found.append(Stage("compute", first_step, self._told_at, progress.compute_s))
+        elif self._handed_at:
+            now = time.monotonic()
+            found.append(Stage("queue", self._handed_at, now, now - self._handed_at))
+        return found
+
+    async def _tokenize(self, pieces: Pieces) -> AsyncGenerator[tuple[Tokens, bool]]:
+        """The tokens as they become certain, `max_tokens` at most, and whether they end."""
+        most = self._options.max_tokens
+        async for piece, last in pieces:
+            if len(piece) <= TINY_BYTES:
+                tokens = self._certain(piece, last)
+            else:
+                certain = partial(self._certain, piece, last)
+                large = len(piece) > SMALL_BYTES
+                tokens = await self._gateway.in_thread(certain, large=large)
+            if most is not None and self._tokens + len(tokens) > most:
+                tokens = tokens[: most - self._tokens]
+                self._truncated = last = True
+            if len(tokens) or last:
+                self._handed_at = self._handed_at or time.monotonic()
+                self._tokens += len(tokens)
+                self._ruler.extend(tokens)
+                yield tokens, last
+            if last:
+                return
+
+    def _certain(self, piece: bytes, last: bool) -> Tokens:
+        """The tokens that are certain once `piece` has come. Raises NotUtf8, Empty."""
+        began = time.monotonic()
+        self._empty = self._empty and not piece
+        if last and self._empty:
+            raise Empty
+        try:
+            tokens = self._stream.feed(piece)
+            if last:
+                tokens = np.concatenate([tokens, self._stream.finish()])
+        except tokenizer.NotUtf8 as error:
+            raise NotUtf8(error.offset) from None
+        ended = time.monotonic()
+        self._tokenized = self._tokenized[0] if self._tokenized else began, ended
+        self._tokenize_s += ended - began
+        metrics.TOKENIZED_BYTES.inc(len(piece))
+        metrics.TOKENIZER_SECONDS.inc(ended - began)
+        return tokens
+
+    async def _follow(self, reading: OpenDocument, on_progress: Listener | None) -> None:
+        """Take progress up to the end of the document."""
+        async for progress in reading:
+            self._add(progress)
+            if progress.done:
+                return
+            if on_progress:
+                await on_progress(self._event())
+        raise UnknownDocument("the document was dropped before its end: send it again")
+
+    def _add(self, progress: Progress) -> None:
+        self._told_at = time.monotonic()
+        ahead = progress.tokens - self._progress.tokens
+        self._progress = progress
+        if progress.shares:
+            for tokens, weight, evidence in zip(*progress.shares, strict=True):
+                size = self._ruler.advance(tokens)
+                self._evidence.add(int(tokens), size, float(weight), evidence)
+                self._bytes_read += size
+                ahead -= tokens
+        self._bytes_read += self._ruler.advance(ahead)
+
+    def _event(self) -> ProgressEvent:
+        scores = softmax(self._progress.logits)
+        best = int(scores.argmax())
+        return ProgressEvent(
+            event="progress",
+            bytes=self._bytes_read,
+            tokens=self._progress.tokens,
+            label=self._gateway.config.labels[best],
+            score=float(scores[best]),
+        )
+
+    def _answer(self, began: float) -> Answer:
+        progress = self._progress
+        return answered(
+            self._gateway.config,
+            progress.logits,
+            Usage(bytes=self._bytes_read, tokens=progress.tokens, chunks=progress.chunks),
+            self._evidence.shares,
+            timing=Timing(
+                queue=_milliseconds(progress.queue_s),
+                tokenize=_milliseconds(self._tokenize_s),
+                compute=_milliseconds(progress.compute_s),
+                total=_milliseconds(time.monotonic() - began),
+            ),
+            top_k=self._options.top_k,
+            evidence=self._options.evidence,
+            truncated=self._truncated,
+        )
+
+    def _measure(self) -> None:
+        """Count the document, now that it is done."""
+        metrics.DOCUMENT_BYTES.inc(self._bytes_read)
+        metrics.TOKENIZE_SECONDS.observe(self._tokenize_s)
+        metrics.QUEUE_SECONDS.observe(self._progress.queue_s)
+        metrics.COMPUTE_SECONDS.observe(self._progress.compute_s)
+
+
+async def _feed(reading: OpenDocument, tokens: AsyncGenerator[tuple[Tokens, bool]]) -> None:
+    """Hand the rest of a document to the worker that reads it."""
+    async for piece, last in tokens:
+        try:
+            await reading.feed(piece, last)
+        except UnknownDocument:
+            return  # whoever follows the reading hears why
+
+
+def _milliseconds(seconds: float) -> float:
+    return round(1000 * seconds, 1)

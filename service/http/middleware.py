@@ -1,0 +1,145 @@
+"""What every request gets: an id, a line in the log, its metrics, its span, and errors' answers."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import re
+import time
+import uuid
+from dataclasses import dataclass, field
+from typing import Any
+
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.responses import Response
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from gma.service.errors import ServiceError
+from gma.service.gateway.contract import ErrorAnswer, Usage
+from gma.service.http.body import ClientGone
+from gma.service.http.media import JSON, encode
+from gma.service.observe import metrics, traces
+from gma.service.observe.traces import Stage
+
+logger = logging.getLogger(__name__)
+
+REQUEST_ID = "x-request-id"
+# What a client may choose as its request's id: it goes into logs and headers.
+_REQUEST_ID = re.compile(r"[\x21-\x7e]{1,128}")
+
+RECORD = "gma.record"
+"""Where in ASGI's scope a request's `Record` is."""
+
+PROBES = ("/health", "/metrics")
+"""Asked every few seconds by machines: their successes would drown the log."""
+
+CLIENT_GONE = 499
+
+INTERNAL = "the service failed; its log says why, under the x-request-id of this answer"
+
+
+@dataclass
+class Record:
+    """One request, for its log line, its metrics and its span."""
+
+    id: str
+    began: float = field(default_factory=time.monotonic)
+    status: int = CLIENT_GONE
+    usage: Usage | None = None
+    error: ServiceError | None = None
+    stages: list[Stage] = field(default_factory=list)
+
+    def fail(self, error: Exception) -> ServiceError:
+        """Note what went wrong, and return what a client may see of it. Ours to mend is logged."""
+        self.error = error if isinstance(error, ServiceError) else ServiceError(INTERNAL)
+        if self.error.status == 500:
+            logger.error("request failed", exc_info=error, extra={"fields": {"id": self.id}})
+        return self.error
+
+
+class Requests:
+    """The outermost layer. Whatever those within raise becomes an answer here, unless one began."""
+
+    def __init__(self, app: ASGIApp, *, stamp_ids: bool) -> None:
+        """`stamp_ids`: put the request's id into its answer."""
+        self._app = app
+        self._stamp_ids = stamp_ids
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        given = Headers(scope=scope).get(REQUEST_ID, "")
+        record = Record(given if _REQUEST_ID.fullmatch(given) else uuid.uuid4().hex)
+        scope[RECORD] = record
+        begun = False
+
+        async def stamped(message: Message) -> None:
+            nonlocal begun
+            if message["type"] == "http.response.start":
+                begun = True
+                record.status = message["status"]
+                if self._stamp_ids:
+                    MutableHeaders(scope=message)[REQUEST_ID] = record.id
+            await send(message)
+
+        try:
+            await self._app(scope, receive, stamped)
+        except ClientGone:
+            record.status = CLIENT_GONE
+        except Exception as error:
+            failure = record.fail(error)
+            if not begun:
+                content = encode(error_answer(failure))
+                answer = Response(content, failure.status, failure.headers, media_type=JSON)
+                await answer(scope, receive, stamped)
+        except asyncio.CancelledError:
+            record.status = CLIENT_GONE
+            raise
+        finally:
+            _note(record, scope)
+
+
+def error_answer(error: ServiceError) -> ErrorAnswer:
+    """The error as clients get it."""
+    return ErrorAnswer(error=str(error), error_type=error.error_type)
+
+
+def _note(record: Record, scope: Scope) -> None:
+    """Count the request, and write its line and its span."""
+    route = getattr(scope.get("route"), "path", "other")
+    seconds = time.monotonic() - record.began
+    metrics.REQUESTS.labels(route, str(record.status)).inc()
+    metrics.REQUEST_SECONDS.labels(route).observe(seconds)
+    fields: dict[str, Any] = {
+        "id": record.id,
+        "method": scope["method"],
+        "route": route,
+        "status": record.status,
+        "ms": round(1000 * seconds, 1),
+        **(record.usage or {}),
+    }
+    if record.error:
+        fields["error_type"] = record.error.error_type
+    quiet = record.status == 200 and route in PROBES
+    if not quiet and (trace := _trace(record, scope, route)):
+        fields["trace_id"] = trace
+    logger.log(logging.DEBUG if quiet else logging.INFO, "request", extra={"fields": fields})
+
+
+def _trace(record: Record, scope: Scope, route: str) -> str | None:
+    """Record the request's span and its stages'; the trace's id, if it is recorded."""
+    usage = {f"gma.{name}": value for name, value in (record.usage or {}).items()}
+    attributes: dict[str, Any] = {
+        "http.request.method": scope["method"],
+        "http.route": route,
+        "http.response.status_code": record.status,
+        "gma.request_id": record.id,
+        **usage,
+    }
+    if record.error:
+        attributes["error.type"] = record.error.error_type
+    name = f"{scope['method']} {route}"
+    failed = record.error is not None and record.error.status >= 500
+    span = traces.Span(name, record.began, attributes, record.stages, failed)
+    return traces.record(span, Headers(scope=scope))

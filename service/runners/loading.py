@@ -1,0 +1,114 @@
+"""What runs the model of some settings: a runner with its weights."""
+
+from __future__ import annotations
+
+import logging
+from importlib import import_module
+from importlib.util import find_spec
+from pathlib import Path
+from typing import NamedTuple, cast
+
+import torch
+
+from gma.model import weights
+from gma.model.classifier import Classifier
+from gma.model.fused.obstacles import FusedPrecision, obstacle
+from gma.service.cores import cores
+from gma.service.engine.step import Runner
+from gma.service.model_folder import needing_onnx
+from gma.service.runners.torch import TorchRunner
+from gma.service.settings import Settings
+
+logger = logging.getLogger(__name__)
+
+
+class Loaded(NamedTuple):
+    """A model ready to run steps."""
+
+    runner: Runner
+    fingerprint: str
+    """SHA-256 of the checkpoint, or of what was exported of it."""
+
+
+def load(settings: Settings) -> Loaded:
+    """The model of `settings` on the backend that they name.
+
+    Raises CheckpointError, ArtifactError or another ValueError for what can't be used, and
+    RuntimeError.
+    """
+    return _load_onnx(settings) if settings.backend == "onnx" else _load_torch(settings)
+
+
+def _load_torch(settings: Settings) -> Loaded:
+    torch.set_num_threads(settings.threads or cores())
+    device = settings.device
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    checkpoint = weights.load(settings.checkpoint, device=device)
+    return Loaded(torch_runner(checkpoint.classifier, settings), checkpoint.fingerprint)
+
+
+def _load_onnx(settings: Settings) -> Loaded:
+    with needing_onnx():
+        from gma.export.artifact import Artifact
+        from gma.service.runners.onnx import OnnxRunner, default_device
+    exported = Artifact.open(settings.checkpoint)
+    manifest = exported.manifest
+    device = default_device() if settings.device == "auto" else settings.device
+    if settings.dtype not in ("auto", manifest.precision):
+        raise ValueError(
+            f"GMA_DTYPE is {settings.dtype}, but {settings.checkpoint} is in {manifest.precision}: "
+            "leave it out, or export the checkpoint again"
+        )
+    rows, _ = settings.grid(on_gpu=device == "cuda", fixed_chunk=manifest.chunk)
+    runner = OnnxRunner(
+        exported,
+        slots=settings.slots,
+        rows=rows,
+        device=device,
+        library=ops_library(settings),
+        threads=settings.threads,
+        memory=settings.onnx_memory,
+    )
+    return Loaded(runner, exported.fingerprint)
+
+
+def torch_runner(classifier: Classifier, settings: Settings) -> Runner:
+    """The fastest runner for this model where its weights are, or the one that was asked for.
+
+    Raises ValueError for settings that the device or the model does not allow.
+    """
+    on_gpu = classifier.embedding.weight.is_cuda
+    rows, chunk = settings.grid(on_gpu=on_gpu)
+    if not on_gpu:
+        if settings.dtype not in ("auto", "float32"):
+            raise ValueError(f"GMA_DTYPE={settings.dtype} needs a GPU: on the CPU it is float32")
+        return TorchRunner(classifier, slots=settings.slots, rows=rows, chunk=chunk)
+    precision = settings.dtype
+    if precision == "auto":
+        reason = obstacle(classifier)
+        if reason:
+            logger.warning("no fused kernels: %s", reason)
+        precision = "float32" if reason else "bfloat16"
+    if precision == "float32":
+        return TorchRunner(classifier, slots=settings.slots, rows=rows, chunk=chunk, compile=True)
+    # Triton is not installed where there is no GPU.
+    from gma.service.runners.fused import FusedRunner
+
+    return FusedRunner(
+        classifier,
+        slots=settings.slots,
+        rows=rows,
+        chunk=chunk,
+        precision=cast("FusedPrecision", precision),  # settings let no other pass for torch
+    )
+
+
+def ops_library(settings: Settings) -> Path | None:
+    """The library of the model's operators for ONNX Runtime, if there is one to use."""
+    if isinstance(settings.ops_library, Path):
+        return settings.ops_library
+    if settings.ops_library == "none" or find_spec("gma_ops") is None:
+        return None
+    library: Path = import_module("gma_ops").library()
+    return library

@@ -1,0 +1,83 @@
+"""How a document's logits and shares become an answer."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+
+import numpy as np
+import pytest
+
+from gma.model.config import ModelConfig
+from gma.service.gateway.answers import answered
+from gma.service.gateway.contract import Timing, Usage
+from gma.service.gateway.evidence import Evidence
+
+CONFIG = ModelConfig(
+    name="tiny",
+    labels=("ann", "bob", "cyd"),
+    vocab_size=300,
+    width=16,
+    layers=1,
+    heads=2,
+    routing_dim=4,
+    value_dim=8,
+    num_components=4,
+    mlp_width=16,
+    prior_tokens=8.0,
+)
+USAGE = Usage(bytes=50, tokens=20, chunks=5)
+TIMING = Timing(queue=1.0, tokenize=2.0, compute=3.0, total=4.0)
+LOGITS = np.array([0.5, 2.0, 2.0])
+
+
+def gathered(most: int) -> Evidence:
+    """Five rows of 4 tokens and 10 bytes, of which the first speaks for cyd alone."""
+    evidence = Evidence(most)
+    for row in range(5):
+        scores = np.array([0, 0, 9] if row == 0 else [1, row, 0], np.float32)
+        evidence.add(4, 10, 1.0 + row, scores)
+    return evidence
+
+
+def test_what_may_be_long_comes_last() -> None:
+    shares = gathered(9).shares
+    answer = answered(CONFIG, LOGITS, USAGE, shares, timing=TIMING, evidence=True, truncated=True)
+    keys = "model label scores usage timing_ms truncated evidence"
+    assert list(answer) == keys.split()
+
+
+def test_what_was_not_asked_for_is_absent() -> None:
+    assert list(answered(CONFIG, LOGITS, USAGE, [])) == ["model", "label", "scores", "usage"]
+
+
+@pytest.mark.parametrize(
+    ("top_k", "labels"), [(None, "bob cyd ann"), (2, "bob cyd"), (9, "bob cyd ann")]
+)
+def test_lists_the_best_labels_of_equals_the_first(top_k: int | None, labels: str) -> None:
+    finding = answered(CONFIG, LOGITS, USAGE, [], top_k=top_k)
+    listed = [each["label"] for each in finding["scores"]]
+    assert listed == labels.split()
+    assert finding["label"] == listed[0]
+    # Scores are among all labels, also those not listed.
+    assert finding["scores"][0]["score"] == pytest.approx(1 / (2 + np.exp(-1.5)))
+
+
+@pytest.mark.parametrize("most", [2, 3, 5])
+def test_spans_tile_the_document_and_their_weighted_mean_is_its_logits(most: int) -> None:
+    shares = gathered(most).shares
+    total = sum(share.weight for share in shares)
+    logits = np.sum([share.evidence for share in shares], axis=0) / (total + CONFIG.prior_tokens)
+    spans = answered(CONFIG, logits, USAGE, shares, top_k=2, evidence=True)["evidence"]
+    assert len(spans) <= most
+    assert (spans[0]["start"], spans[-1]["end"]) == (0, 50)
+    assert all(left["end"] == right["start"] for left, right in pairwise(spans))
+    assert sum(span["tokens"] for span in spans) == 20
+    for label in ("bob", "cyd"):
+        mean = sum(
+            span["weight"] * each["logit"]
+            for span in spans
+            for each in span["scores"]
+            if each["label"] == label
+        )
+        assert mean == pytest.approx(logits[CONFIG.labels.index(label)])
+    assert max(spans, key=lambda span: span["scores"][0]["logit"])["label"] == "cyd"

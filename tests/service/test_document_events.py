@@ -1,0 +1,83 @@
+"""A document's answer in events."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from pydantic import TypeAdapter
+
+from gma.service.gateway.contract import ErrorEvent, ProgressEvent, ResultEvent
+from tests.service.answers import NDJSON, PATH, PLAIN, check_evidence, same
+from tests.service.asgi import TEXT, Exchange, Service
+
+pytestmark = pytest.mark.anyio
+
+
+class TestEvents:
+    async def test_come_while_the_body_is_sent(self, service: Service) -> None:
+        body = TEXT.encode()
+        async with Exchange(service.app, PATH, NDJSON) as exchange:
+            exchange.send(body[:200])
+            status, headers = await exchange.head()
+            assert (status, headers["content-type"]) == (200, "application/x-ndjson")
+            progress = await exchange.event()
+            TypeAdapter(ProgressEvent).validate_python(progress, strict=True)
+            assert 0 < progress["bytes"] <= 200
+            exchange.send(body[200:], last=True)
+            *_, result = await exchange.events()
+            TypeAdapter(ResultEvent).validate_python(result, strict=True)
+            assert same(result, await service.classify(TEXT))
+            await exchange.finished()
+
+    async def test_progress_is_of_the_bytes_read(self, checkpoint: Path) -> None:
+        async with Service(checkpoint, progress_interval_s=1e-9) as service:
+            lengths = service.tokenizer.byte_lengths[service.tokenizer.encode(TEXT)]
+            response = await service.http.post(PATH, content=TEXT, headers=NDJSON)
+        *progress, result = map(json.loads, response.text.splitlines())
+        assert progress
+        assert result["event"] == "result"
+        for event in progress:
+            assert event["bytes"] == lengths[: event["tokens"]].sum()
+
+    async def test_come_no_faster_than_asked(self, checkpoint: Path) -> None:
+        """The first comes at once, the result too; between them an hour has to pass."""
+        async with Service(checkpoint, progress_interval_s=3600) as service:
+            response = await service.http.post(
+                PATH, content=TEXT, headers=NDJSON, params={"evidence": True}
+            )
+            answer = json.loads(response.text.splitlines()[-1])
+            assert [json.loads(line)["event"] for line in response.text.splitlines()] == [
+                "progress",
+                "result",
+            ]
+        check_evidence(answer, len(TEXT.encode()))
+
+    async def test_as_server_sent_events(self, service: Service) -> None:
+        headers = {**PLAIN, "accept": "text/event-stream"}
+        response = await service.http.post(PATH, content=TEXT, headers=headers)
+        assert response.headers["content-type"] == "text/event-stream"
+        assert response.text.endswith("\n\n")
+        events = [event.split("\n") for event in response.text.removesuffix("\n\n").split("\n\n")]
+        for name, data in events:
+            event = json.loads(data.removeprefix("data: "))
+            assert name == f"event: {event['event']}"
+        assert same(event, await service.classify(TEXT))
+
+    async def test_an_error_before_the_first_is_a_status(self, service: Service) -> None:
+        response = await service.http.post(PATH, content=b"", headers=NDJSON)
+        assert response.status_code == 400
+        assert response.headers["content-type"] == "application/json"
+
+    async def test_an_error_after_the_first_is_an_event(self, service: Service) -> None:
+        async with Exchange(service.app, PATH, NDJSON) as exchange:
+            exchange.send(TEXT.encode()[:200])
+            await exchange.head()
+            exchange.send(b"\xff\xff", last=True)
+            *_, error = await exchange.events()
+            TypeAdapter(ErrorEvent).validate_python(error, strict=True)
+            assert error["error_type"] == "NotUtf8"
+            assert "byte 200" in error["error"]
+            await exchange.finished()
+        assert await service.metric("gma_documents_in_flight") == 0

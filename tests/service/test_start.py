@@ -1,0 +1,156 @@
+"""What keeps the service from starting, and that it says so; how signals stop it."""
+
+from __future__ import annotations
+
+import io
+import os
+import signal
+import socket
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from gma.service.app import local
+from gma.service.app.start import StartError, last_exception, reason
+from gma.service.settings import Settings
+from tests.service.asgi import save_checkpoint
+
+
+class TestBeforeRay:
+    """What stops it before Ray is started."""
+
+    def check(self, message: str, **settings: Any) -> None:
+        with pytest.raises(StartError, match=message) as raised:
+            local.serve_forever(Settings.load(**settings))
+        assert "\n" not in str(raised.value)
+
+    def test_without_a_checkpoint(self, tmp_path: Path) -> None:
+        self.check("nowhere is not a checkpoint", checkpoint=tmp_path / "nowhere")
+
+    def test_with_a_malformed_checkpoint(self, tmp_path: Path) -> None:
+        (tmp_path / "config.json").write_text('{"name": "x"}')
+        self.check(r"config\.json: labels is missing", checkpoint=tmp_path)
+
+    def test_with_a_bidirectional_checkpoint(self, tmp_path: Path) -> None:
+        folder = save_checkpoint(tmp_path, causal=False, conv_kernel=0)
+        self.check("is bidirectional", checkpoint=folder)
+
+    def test_with_keys_that_cannot_be_used(self, checkpoint: Path, tmp_path: Path) -> None:
+        file = tmp_path / "keys"
+        self.check("API keys can't be read: ", checkpoint=checkpoint, api_keys_file=file)
+        file.touch()
+        self.check("has no API keys", checkpoint=checkpoint, api_keys_file=file)
+
+    def test_with_a_port_that_is_taken(self, checkpoint: Path) -> None:
+        with socket.socket() as other:
+            other.bind(("127.0.0.1", 0))
+            other.listen()
+            port = other.getsockname()[1]
+            self.check(f"can't listen on 127.0.0.1:{port}: ", checkpoint=checkpoint, port=port)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_stops_on_signals_after_draining(
+    checkpoint: Path, number: signal.Signals, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    life: list[str] = []
+
+    @contextmanager
+    def running(settings: Settings) -> Iterator[None]:
+        life.append("start")
+        yield
+        life.append("end")
+
+    class Terminal(io.StringIO):
+        def write(self, line: str) -> int:
+            life.append(line.split()[0])
+            if line.startswith("Ready"):
+                os.kill(os.getpid(), number)
+            return len(line)
+
+    monkeypatch.setattr(local, "running", running)
+    monkeypatch.setattr(local, "drain", lambda timeout_s: life.append(f"drain {timeout_s}"))
+    monkeypatch.setattr(sys, "stdout", Terminal())
+    before = [signal.getsignal(each) for each in (signal.SIGINT, signal.SIGTERM)]
+    local.serve_forever(Settings.load(checkpoint=checkpoint, shutdown_timeout_s=7))
+    assert life == ["start", "Ready", "Stopping:", "drain 7.0", "end"]
+    assert [signal.getsignal(each) for each in (signal.SIGINT, signal.SIGTERM)] == before
+
+
+# What Serve says of a deployment whose constructor raised, with fewer of the frames.
+FAILED = """\
+The deployment failed to start 1 times in a row. This may be due to a problem with its constructor \
+or initial health check failing. See controller logs for details. Error:
+\x1b[36mray::ServeReplica:a:Gateway.initialize_and_get_metadata()\x1b[39m (pid=9172, ip=127.0.0.2)
+  File "ray/serve/_private/replica.py", line 1928, in initialize
+    raise RuntimeError(traceback.format_exc()) from None
+RuntimeError: Traceback (most recent call last):
+  File "ray/serve/_private/replica.py", line 4008, in _call_func_or_gen
+    result = callable(*args, **kwargs)
+             ^^^^^^^^^^^^^^^^^^^^^^^^^
+  File "gma/service/app/deployments.py", line 9, in __init__
+"""
+
+CAUSED = f"""\
+{FAILED}    {{}}["a"]
+    ~~^^^^^
+KeyError: 'a'
+
+The above exception was the direct cause of the following exception:
+
+\x1b[36mray::ServeReplica:a:Gateway.initialize_and_get_metadata()\x1b[39m (pid=9249, ip=127.0.0.2)
+  File "gma/service/app/deployments.py", line 15, in __init__
+"""
+
+# What it says of one whose process ended.
+DIED = FAILED.partition("\x1b")[0] + "ActorDiedError()"
+
+
+class TestReason:
+    @pytest.mark.parametrize(
+        ("raised", "exception"),
+        [
+            ("    raise OSError(28, 'full')\nOSError: [Errno 28] full", "OSError: [Errno 28] full"),
+            ("    assert 1 == 2\n           ^^^^^^\nAssertionError", "AssertionError"),
+            ("    f(x)\nValueError: this\nand: that\n\nRuntimeError: not it", "ValueError: this"),
+            ("    f(x)\na.Invalid: 1 error\nlabels\n  Field required", "a.Invalid: 1 error"),
+            ("a.b.Error: its source is not at hand", "a.b.Error: its source is not at hand"),
+            ("", 'File "gma/service/app/deployments.py", line 9, in __init__'),
+        ],
+    )
+    def test_is_the_first_line_of_what_was_raised(self, raised: str, exception: str) -> None:
+        assert last_exception(FAILED + raised) == exception
+
+    def test_is_the_last_exception_of_several(self) -> None:
+        raised = "    raise RuntimeError('x') from error\nRuntimeError: x\n"
+        assert last_exception(CAUSED + raised) == "RuntimeError: x"
+
+    def test_of_a_process_that_ended_is_what_its_caller_got(self) -> None:
+        assert last_exception(DIED) == "ActorDiedError()"
+
+    def failed(self, **messages: str) -> Any:
+        """An application as Serve tells of it. A deployment whose message is empty is well."""
+        deployments = {
+            name: SimpleNamespace(message=text, status="DEPLOY_FAILED" if text else "HEALTHY")
+            for name, text in messages.items()
+        }
+        message = f"Failed to update\nthe deployments {list(deployments)}."
+        return SimpleNamespace(deployments=deployments, message=message)
+
+    def test_names_the_deployment(self) -> None:
+        application = self.failed(Gateway="", Worker=FAILED + "KeyError: 'a'")
+        assert reason(application) == "the deployment Worker failed: KeyError: 'a'"
+
+    def test_is_a_start_error_if_there_is_one(self) -> None:
+        ours = FAILED + "gma.service.app.start.StartError: a port is taken"
+        application = self.failed(Gateway=DIED, Worker=ours)
+        assert reason(application) == "a port is taken"
+
+    def test_is_what_serve_says_if_no_deployment_tells_more(self) -> None:
+        application = self.failed(Gateway="")
+        assert reason(application) == "Failed to update the deployments ['Gateway']."
