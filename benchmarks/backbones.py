@@ -17,7 +17,7 @@ from gma.model.layers import MLP, Pooling
 
 
 class Attention(nn.Module):
-    """Causal softmax attention, heads of W / H, over all that is given."""
+    """Causal softmax attention with heads of W / H, over all tokens that it is given."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
@@ -56,7 +56,7 @@ class BackboneLayer(nn.Module):
 
 
 class Backbone(nn.Module):
-    """The classifier with softmax attention or nothing in the place of its mixers."""
+    """The classifier with softmax attention in the place of its mixers, or with nothing there."""
 
     def __init__(self, config: ModelConfig, *, attention: bool) -> None:
         super().__init__()
@@ -80,9 +80,9 @@ class Backbone(nn.Module):
 def products(
     config: ModelConfig, tokens: int, device: torch.device, *, fp8: bool
 ) -> Callable[[], Tensor]:
-    """The four matrix products of every layer, on as many tokens, and nothing else.
+    """The four matrix products of every layer, on so many tokens, and nothing else.
 
-    In bfloat16, or in float8 e4m3 with a scale a row and bfloat16 results.
+    They are in bfloat16, or in float8 e4m3 with a scale a row and bfloat16 results.
     """
     inner = config.heads * config.value_dim
     projected = 2 * config.heads * config.routing_dim + inner

@@ -30,11 +30,11 @@ from benchmarks import timing
 from benchmarks.engine import Comparison, run_steps
 from benchmarks.precision import Scores, prefixes, read
 from gma.export.artifact import Artifact, export
-from gma.model import corpus
 from gma.model.config import DEFAULT_CHECKPOINT
+from gma.model.training import corpus
 from gma.service.engine.step import Runner
+from gma.service.runners.loading import load
 from gma.service.settings import Settings
-from gma.service.worker import LOADERS
 
 ROUND_S = 1.0
 """A turn repeats the step until it lasts about this long."""
@@ -51,7 +51,7 @@ class Agreement:
 
 
 def speeds(runners: Mapping[str, Runner], rounds: int) -> Comparison:
-    """Tokens a second of full steps: PyTorch's, ONNX Runtime's, and a median round's ratio."""
+    """Compare tokens a second of full steps: PyTorch's are the base, ONNX Runtime's the other."""
     rows, chunk = runners["torch"].grids[-1]
     steps = {name: max(1, int(ROUND_S / run_steps(x, 1))) for name, x in runners.items()}
     taken: dict[str, list[float]] = {name: [] for name in runners}
@@ -63,7 +63,7 @@ def speeds(runners: Mapping[str, Runner], rounds: int) -> Comparison:
 
 
 def agreement(scores: Mapping[str, Scores], labels: Sequence[int]) -> Agreement:
-    """Of scores (documents, labels)."""
+    """Compare each backend's scores (documents, labels) of the same documents."""
     found = {name: x.argmax(1) for name, x in scores.items()}
     return Agreement(
         len(labels),
@@ -76,7 +76,7 @@ def agreement(scores: Mapping[str, Scores], labels: Sequence[int]) -> Agreement:
 def loaded(
     artifact: Artifact, checkpoint: Path, arguments: argparse.Namespace
 ) -> dict[str, Runner]:
-    """Both, warm."""
+    """Both backends' runners, warmed up."""
     common = {
         "device": arguments.device,
         "threads": arguments.threads,
@@ -89,7 +89,7 @@ def loaded(
             checkpoint=artifact.folder, backend="onnx", ops_library=arguments.library, **common
         ),
     }
-    runners = {name: LOADERS[name](each).runner for name, each in settings.items()}
+    runners = {name: load(each).runner for name, each in settings.items()}
     for runner in runners.values():
         timing.progress(f"{runner.backend} on {runner.device}, {runner.dtype}: {runner.kernels}")
         runner.warm_up()
@@ -99,6 +99,7 @@ def loaded(
 def compared(
     runners: Mapping[str, Runner], artifact: Artifact, arguments: argparse.Namespace
 ) -> Agreement:
+    """Let both backends read the documents of the split."""
     names = {label: i for i, label in enumerate(artifact.config.labels)}
     documents = list(corpus.read(arguments.data, arguments.split))[: arguments.limit]
     texts = [document.text.encode() for document in documents]
@@ -111,7 +112,7 @@ def compared(
 
 
 def table(runners: Mapping[str, Runner], speed: Comparison, same: Agreement | None) -> str:
-    """Markdown."""
+    """The report, as Markdown."""
     torch_, onnx = runners["torch"], runners["onnx"]
     rows, chunk = torch_.grids[-1]
     lines = [

@@ -16,8 +16,8 @@ from pathlib import Path
 
 import httpx
 
-from gma.model import corpus
-from gma.model.corpus import LabelledText
+from gma.model.training import corpus
+from gma.model.training.corpus import LabelledText
 
 PIECE_BYTES = 10_007
 
@@ -28,7 +28,10 @@ async def pieces(body: bytes) -> AsyncIterator[bytes]:
 
 
 async def is_right(client: httpx.AsyncClient, url: str, document: LabelledText) -> bool:
-    """Whether the answer is the document's label. Raises if it is no answer to all of it."""
+    """Whether the answer is the document's label.
+
+    Raises ValueError, or httpx's HTTPError, unless all of the document was read.
+    """
     body = document.text.encode()
     headers = {"Content-Type": "text/plain"}
     response = await client.post(url, content=pieces(body), headers=headers, params={"top_k": 1})
@@ -39,6 +42,7 @@ async def is_right(client: httpx.AsyncClient, url: str, document: LabelledText) 
 
 
 async def run(documents: list[LabelledText], url: str, at_once: int) -> None:
+    """Send the documents, so many at a time, and print what came of it."""
     places = asyncio.Semaphore(at_once)
     async with httpx.AsyncClient(timeout=600) as client:
 

@@ -19,8 +19,8 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
-from benchmarks.memory import tiny_checkpoint
 from benchmarks.processes import Service, resident_bytes, service
+from benchmarks.random_models import tiny_checkpoint
 from gma.loadtest.report import Report, report
 from gma.loadtest.trial import Load, run
 from gma.service.settings import Settings
@@ -40,7 +40,7 @@ class Found:
 
 
 def measure(running: Service, bodies: int, size: int, seconds: float, patience_s: float) -> Found:
-    """Large bodies, all at once, in the midst of short ones; and the memory before and after."""
+    """Send large bodies all at once in the midst of short ones; look at memory before and after."""
     warm_up = Load(running.url, lengths="fixed:2000", at_once=4, seconds=3.0)
     run(warm_up)
     before = resident_bytes(running.pid, peak=True)
@@ -61,7 +61,7 @@ def measure(running: Service, bodies: int, size: int, seconds: float, patience_s
 
 
 def table(found: Sequence[Found]) -> str:
-    """Markdown."""
+    """The report, as Markdown."""
     rows: list[list[str]] = [
         ["bodies", "answered", "refused or failed", "short: answered / failed"],
     ]

@@ -23,7 +23,7 @@ TIMEOUT_S = 600
 
 
 class Answered(NamedTuple):
-    """One document: when it was due, when its answer was there, and what that says."""
+    """One document: when it was due, when its answer was there, and what the answer says."""
 
     due: float
     ended: float
@@ -41,7 +41,7 @@ async def _streamed(body: bytes) -> AsyncIterator[bytes]:
 
 
 async def _answered(client: httpx.AsyncClient, url: str, body: bytes, due: float) -> Answered:
-    """Raises if the answer is none to all of the body."""
+    """Raises ValueError unless the service has read all of the body."""
     content = _streamed(body) if len(body) > PIECE_BYTES else body
     response = await client.post(
         f"{url}/v1/documents", content=content, headers=TEXT, params={"top_k": 1}
@@ -61,7 +61,7 @@ def _client(at_once: int) -> httpx.AsyncClient:
 
 
 def read_books(url: str, books: Sequence[bytes], at_once: int, until: float) -> list[Answered]:
-    """Keep so many books in flight, one after the other in turn; none begins after `until`."""
+    """Keep so many books in flight, taking one after the other; none begins after `until`."""
 
     async def run() -> list[Answered]:
         answers: list[Answered] = []
@@ -82,7 +82,7 @@ def read_books(url: str, books: Sequence[bytes], at_once: int, until: float) -> 
 
 
 def read_one_by_one(url: str, texts: Sequence[bytes]) -> list[Answered]:
-    """Each text when the one before is answered."""
+    """Send each text when the one before is answered."""
 
     async def run() -> list[Answered]:
         async with _client(1) as client:
@@ -92,7 +92,7 @@ def read_one_by_one(url: str, texts: Sequence[bytes]) -> list[Answered]:
 
 
 def read_at(url: str, texts: Sequence[bytes], dues: Sequence[float]) -> list[Answered]:
-    """Each text at its time, whether or not those before are answered."""
+    """Send each text at its time, whether or not the texts before are answered."""
 
     async def run() -> list[Answered]:
         async with _client(len(texts)) as client:
@@ -107,13 +107,13 @@ def read_at(url: str, texts: Sequence[bytes], dues: Sequence[float]) -> list[Ans
 
 
 def poisson_times(begin: float, end: float, number: int, seed: int = 0) -> list[float]:
-    """Arrivals of a Poisson process that has exactly so many in this time."""
+    """Arrivals of a Poisson process, given that exactly so many fall into this time."""
     rng = random.Random(seed)
     return sorted(rng.uniform(begin, end) for _ in range(number))
 
 
 def tokens_within(answers: Sequence[Answered], begin: float, end: float) -> float:
-    """Tokens of a time window: a document's count as if it were read evenly while it lasted."""
+    """Tokens read in a time window, as if each document were read evenly while it lasted."""
     return sum(
         answer.tokens * max(0.0, min(answer.ended, end) - max(answer.due, begin)) / answer.seconds
         for answer in answers
@@ -121,10 +121,10 @@ def tokens_within(answers: Sequence[Answered], begin: float, end: float) -> floa
 
 
 class Clients:
-    """Processes of their own, so that one client's Python does not hold up another's."""
+    """Client processes, so that one client's Python does not hold up another's."""
 
     def __init__(self, processes: int) -> None:
-        """`processes` for books, and one more for short documents."""
+        """Start so many `processes` for books, and one more for short documents."""
         self._count = processes
         self._pool = ProcessPoolExecutor(processes + 1, get_context("spawn"))
 
@@ -139,7 +139,7 @@ class Clients:
     def books(
         self, url: str, books: Sequence[bytes], at_once: int, until: float
     ) -> list[Future[list[Answered]]]:
-        """`read_books`, spread over the processes."""
+        """Begin `read_books`, spread over the processes."""
         shares = [at_once // self._count + (i < at_once % self._count) for i in range(self._count)]
         return [
             self._pool.submit(read_books, url, books[i :: self._count], share, until)
@@ -148,9 +148,9 @@ class Clients:
         ]
 
     def one_by_one(self, url: str, texts: Sequence[bytes]) -> list[Answered]:
-        """`read_one_by_one` in one process."""
+        """Wait for `read_one_by_one` in one process."""
         return self._pool.submit(read_one_by_one, url, texts).result()
 
     def at(self, url: str, texts: Sequence[bytes], dues: Sequence[float]) -> Future[list[Answered]]:
-        """`read_at` in one process."""
+        """Begin `read_at` in one process."""
         return self._pool.submit(read_at, url, texts, dues)

@@ -46,8 +46,8 @@ class Contender(NamedTuple):
     note: str = ""
 
     def missing(self, device: torch.device) -> str:
-        """Why it can't run here, or nothing."""
-        interpreted = self.module == "model.ops.triton" and os.getenv("TRITON_INTERPRET") == "1"
+        """Why it can't run here; empty if it can."""
+        interpreted = self.module == OPERATORS and os.getenv("TRITON_INTERPRET") == "1"
         if self.gpu and device.type != "cuda" and not interpreted:
             return "skipped: needs a GPU"
         if self.module:
@@ -70,7 +70,10 @@ class Contender(NamedTuple):
 
 
 def fla_linear(*, compute: bool) -> Callable[[int, Size, torch.device], Problem]:
-    """Its linear attention on our responsibilities, given or computed; not divided by the mass."""
+    """fla's linear attention on our responsibilities, which are given, or computed with it.
+
+    Nothing is divided by the mass.
+    """
 
     def build(tokens: int, size: Size, device: torch.device) -> Problem:
         chunk_linear_attn = import_module("fla.ops.linear_attn").chunk_linear_attn
@@ -104,6 +107,8 @@ def fla_linear(*, compute: bool) -> Callable[[int, Size, torch.device], Problem]
 
 
 def sdpa(backend: SDPBackend, *, causal: bool) -> Callable[[int, Size, torch.device], Problem]:
+    """Softmax attention as PyTorch's own function computes it by one backend."""
+
     def build(tokens: int, size: Size, device: torch.device) -> Problem:
         inputs = tuple(random(1, tokens, size.heads, size.value, device=device) for _ in range(3))
 
@@ -122,6 +127,7 @@ def sdpa(backend: SDPBackend, *, causal: bool) -> Callable[[int, Size, torch.dev
 
 
 def gla(tokens: int, size: Size, device: torch.device) -> Problem:
+    """Gated linear attention of fla, with a decay for each of a key's directions."""
     chunk_gla = import_module("fla.ops.gla").chunk_gla
     q, k = (random(1, tokens, size.heads, size.routing, device=device) for _ in range(2))
     val = random(1, tokens, size.heads, size.value, device=device)
@@ -142,13 +148,14 @@ MAMBA_STATE = 128
 
 
 def _steps(tokens: int, heads: int, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
-    """Of Mamba: dt (1, N, heads) before its bias and softplus, that bias, and A (heads,)."""
+    """Mamba's dt (1, N, heads) before its bias and softplus, that bias, and A (heads,)."""
     least = torch.empty(heads, device=device).uniform_(-6.9, -2.3).exp()  # 0.001 to 0.1
     rate = -torch.empty(heads, device=device).uniform_(1, 16)
     return random(1, tokens, heads, device=device), least.expm1().log(), rate
 
 
 def mamba2(tokens: int, size: Size, device: torch.device) -> Problem:
+    """Mamba-2's scan, with one key and one query for all heads."""
     scan = import_module("mamba_ssm.ops.triton.ssd_combined").mamba_chunk_scan_combined
     heads = 2 * size.heads
     x = random(1, tokens, heads, 64, device=device)
@@ -172,6 +179,7 @@ def mamba2(tokens: int, size: Size, device: torch.device) -> Problem:
 
 
 def mamba3(tokens: int, size: Size, device: torch.device) -> Problem:
+    """Mamba-3's scan: as Mamba-2's, with rotated keys and the trapezoidal rule."""
     module = import_module("mamba_ssm.ops.triton.mamba3.mamba3_siso_combined")
     heads, ones = 2 * size.heads, torch.ones(2 * size.heads, MAMBA_STATE, device=device)
     x = random(1, tokens, heads, 64, device=device)
@@ -204,12 +212,13 @@ def mamba3(tokens: int, size: Size, device: torch.device) -> Problem:
 
 
 FLA, MAMBA = "fla.ops", "mamba_ssm.ops.triton."
+OPERATORS = "gma.model.ops.triton.operators"
 FLASH, CUDNN = SDPBackend.FLASH_ATTENTION, SDPBackend.CUDNN_ATTENTION
 
 OURS, SOFTMAX, SSD = "GMA, ours", "FlashAttention, causal", "Mamba-2 SSD"
 
 CONTENDERS = (
-    Contender(OURS, by_rows(fused), "model.ops.triton", tolerance=1e-2,
+    Contender(OURS, by_rows(fused), OPERATORS, tolerance=1e-2,
               note="`gma.model.ops.triton`"),
     Contender("GMA, PyTorch in chunks", by_rows(chunks), gpu=False, tolerance=1e-2,
               note="`gma.model.ops.chunked`, torch.compile"),

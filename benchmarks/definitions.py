@@ -1,4 +1,4 @@
-"""What each mixer computes, as its definition says, in float64: contenders are held to these.
+"""What each mixer computes by its definition, in float64: contenders are held to it.
 
 Shapes: one document of N tokens, H heads, r width of a query and a key, v of a value.
 """
@@ -12,8 +12,14 @@ from gma.model.ops import reference
 from gma.model.ops.chunked import ROUTING_EPSILON
 
 
+def relative_error(found: Tensor, expected: Tensor) -> float:
+    """The norm of the difference, by the norm of what is expected, which is in float64."""
+    difference = torch.linalg.vector_norm(found.double().reshape(expected.shape) - expected)
+    return float(difference / torch.linalg.vector_norm(expected))
+
+
 def responsibilities(x: Tensor, distribution: tuple[Tensor, Tensor, Tensor]) -> Tensor:
-    """Of RMS-normalised x (N, H, r): (N, H, K)."""
+    """x (N, H, r), which is RMS-normalised first -> responsibilities (N, H, K)."""
     x = x.double()
     x = x / (x.square().mean(-1, keepdim=True) + ROUTING_EPSILON).sqrt()
     mu, var, log_pi = (part.double() for part in distribution)
@@ -32,7 +38,7 @@ def mixture_attention(
 
 
 def softmax_attention(q: Tensor, k: Tensor, val: Tensor, *, causal: bool) -> Tensor:
-    """q, k (N, H, r), val (N, H, v) -> (N, H, v)."""
+    """q, k (N, H, r), val (N, H, v) -> out (N, H, v)."""
     scale = q.shape[-1] ** -0.5
     out = torch.empty_like(val, dtype=torch.float64)
     for head in range(q.shape[1]):
@@ -44,7 +50,7 @@ def softmax_attention(q: Tensor, k: Tensor, val: Tensor, *, causal: bool) -> Ten
 
 
 def linear_attention(q: Tensor, k: Tensor, val: Tensor, decay: Tensor | None = None) -> Tensor:
-    """Each query over the decayed sum of key x value up to its token: (N, H, v).
+    """q, k (N, H, r), val (N, H, v) -> each query's reading (N, H, v) of a decayed sum of k x val.
 
     decay (N, H): how much of the sum each token keeps, as a logarithm; or (N, H, r), of each of a
     key's directions, which must not sum up to more than float64 can hold the exponential of.
@@ -66,7 +72,7 @@ def linear_attention(q: Tensor, k: Tensor, val: Tensor, decay: Tensor | None = N
 
 
 def rotated(x: Tensor, angle: Tensor) -> Tensor:
-    """x (N, H, r) with neighbours as pairs, of which the first turn by angle (N, H, r/4 or so)."""
+    """Turn pairs of neighbours in x (N, H, r), the first ones by angle (N, H, at most r / 2)."""
     x = x.double()
     turned = torch.zeros(*x.shape[:-1], x.shape[-1] // 2, device=x.device, dtype=x.dtype)
     turned[..., : angle.shape[-1]] = angle

@@ -24,13 +24,14 @@ from typing import Self
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 
+from benchmarks.random_models import REALISTIC, TINY, random_classifier
 from gma.model import weights
 from gma.model.classifier import Classifier
-from gma.model.config import ModelConfig
 from gma.model.grid import Grid
-from gma.service.engine.engine import Engine, Observer
+from gma.service.engine.engine import Engine
+from gma.service.engine.observer import Observer
+from gma.service.engine.opening import Opening, Tokens
 from gma.service.engine.step import Batch, Launched, Runner
 from gma.service.observe.memory import resident_memory
 from gma.service.runners.torch import TorchRunner
@@ -40,40 +41,6 @@ BOOKS = (17, 22, 9, 31, 14, 26, 12, 40, 19, 8, 24, 35, 11, 28, 16, 21)
 SHORT_TOKENS = 500  # 2 KB
 LONG_TOKENS = 2_500_000  # 10 MB
 FEED_TOKENS = 16_384
-
-Tokens = NDArray[np.int32]
-
-
-REALISTIC = ModelConfig(
-    name="realistic",
-    labels=tuple(f"label {i}" for i in range(40)),
-    vocab_size=16_384,
-    width=256,
-    layers=4,
-    heads=4,
-    routing_dim=32,
-    value_dim=64,
-    num_components=32,
-    mlp_width=512,
-)
-TINY = REALISTIC.model_copy(
-    update={
-        "labels": ("a", "b"),
-        "vocab_size": 1024,
-        "width": 16,
-        "layers": 1,
-        "heads": 1,
-        "routing_dim": 4,
-        "value_dim": 16,
-        "num_components": 4,
-        "mlp_width": 32,
-    }
-)
-
-
-def random_classifier(config: ModelConfig) -> Classifier:
-    torch.manual_seed(0)
-    return Classifier(config).requires_grad_(False).eval()
 
 
 def random_tokens(runner: Runner, length: int, seed: int = 0) -> Tokens:
@@ -124,23 +91,26 @@ async def running(runner: Runner, observer: Observer | None = None) -> AsyncIter
 
 async def read(engine: Engine, name: str, tokens: Tokens) -> list[tuple[float, int]]:
     """Feed a document as a client would: when progress came, and the tokens read by then."""
+    last = len(tokens) <= FEED_TOKENS
+    document = engine.open(Opening(name, tokens[:FEED_TOKENS], last, evidence=True, running=True))
 
     async def feed() -> None:
-        await asyncio.sleep(0)  # within which the reader has opened it
         for offset in range(FEED_TOKENS, len(tokens), FEED_TOKENS):
             piece = tokens[offset : offset + FEED_TOKENS]
-            await engine.feed(name, offset, piece, offset + FEED_TOKENS >= len(tokens))
+            await document.feed(piece, offset + FEED_TOKENS >= len(tokens))
 
-    async with asyncio.TaskGroup() as tasks:
-        tasks.create_task(feed())
-        reading = engine.read(name, tokens[:FEED_TOKENS], len(tokens) <= FEED_TOKENS)
-        return [(time.perf_counter(), progress.tokens) async for progress in reading]
+    try:
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(feed())
+            return [(time.perf_counter(), progress.tokens) async for progress in document]
+    finally:
+        document.close()
 
 
 def full_batch(runner: Runner) -> Batch:
     """A step of as many documents as rows, all rows full."""
     grid = runner.grids[-1]
-    batch = Batch.blank(grid, runner.pool.scratch)
+    batch = Batch.blank(grid, runner.slots)
     batch.tokens[:] = random_tokens(runner, batch.tokens.size).reshape(grid)
     batch.lengths[:] = grid.chunk
     batch.document_of_row[:] = batch.slot_of_document[:] = np.arange(grid.rows)

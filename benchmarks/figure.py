@@ -123,7 +123,7 @@ def _name(axis: Any, lines: Sequence[Line], right: float) -> None:
 
 
 def spread(heights: Sequence[float], gap: float) -> list[float]:
-    """Ascending heights moved as little as it takes to be a gap apart."""
+    """Move ascending heights as little as it takes for them to be a gap apart."""
     groups: list[list[float]] = []  # of heights that stand gap by gap around their mean
     for height in heights:
         groups.append([height])

@@ -15,26 +15,17 @@ from pathlib import Path
 
 import httpx
 
-from benchmarks.engine import TINY, random_classifier
 from benchmarks.processes import service
+from benchmarks.random_models import tiny_checkpoint
 from gma.loadtest import server
-from gma.model import weights
-from gma.model.config import DEFAULT_CHECKPOINT
 from gma.service.observe.metrics import PERIOD_S
 
 ROOT = Path(__file__).parent.parent
 SIZES = (200_000, 20_000_000)
 
 
-def tiny_checkpoint(folder: Path) -> None:
-    """A tiny random model that shares the default checkpoint's tokenizer."""
-    tokenizer = weights.load(DEFAULT_CHECKPOINT).tokenizer
-    config = TINY.model_copy(update={"vocab_size": tokenizer.vocab_size})
-    weights.save(folder, random_classifier(config), tokenizer, card="# A random model\n")
-
-
 def words(size: int) -> bytes:
-    """About ``size`` bytes of English words in random order."""
+    """English words in random order, at most ``size`` bytes."""
     vocabulary = (ROOT / "LICENSE").read_text().split()
     rng = random.Random(0)
     text = " ".join(rng.choices(vocabulary, k=size // 4))
@@ -42,7 +33,7 @@ def words(size: int) -> bytes:
 
 
 def peak(url: str, size: int) -> float:
-    """MB resident at most in the Worker after a document of ``size`` bytes was classified."""
+    """The Worker's peak resident memory, in MB, once a document of ``size`` bytes is classified."""
     answer = httpx.post(
         f"{url}/v1/documents",
         content=words(size),

@@ -21,13 +21,14 @@ from torch import Tensor
 
 from benchmarks import figure, timing
 from benchmarks.contenders import CONTENDERS, OURS, SOFTMAX, SSD, Contender
+from benchmarks.definitions import relative_error
 from benchmarks.mixtures import Problem, Size
 from benchmarks.timing import digits, markdown, progress, tokens_name
 
 LENGTHS = tuple(4**power for power in range(5, 11))
 CHECKED = 4096
 GRAPHS_UP_TO = 1 << 14
-"""Tokens up to which launches would decide, so that calls are captured in CUDA graphs."""
+"""Tokens up to which calls are captured in CUDA graphs, for launches would decide there."""
 
 
 @dataclass(frozen=True)
@@ -47,11 +48,6 @@ class Result:
     @property
     def tokens_per_s(self) -> float:
         return self.tokens / self.seconds
-
-
-def relative_error(found: Tensor, expected: Tensor) -> float:
-    difference = torch.linalg.vector_norm(found.double().reshape(expected.shape) - expected)
-    return float(difference / torch.linalg.vector_norm(expected))
 
 
 def leak(problem: Problem) -> float:
@@ -101,6 +97,7 @@ class Run:
         self.bandwidth = timing.copy_bandwidth(device, large)
 
     def check(self, contenders: Sequence[Contender], tokens: int) -> list[Contender]:
+        """Hold each to its definition; return the contenders that passed."""
         passing = []
         for contender in contenders:
             why = contender.missing(self.device)
@@ -119,7 +116,7 @@ class Run:
         return passing
 
     def measure(self, contenders: Sequence[Contender], tokens: int) -> None:
-        """All at one length, taking turns."""
+        """Time all contenders at one length; they take turns."""
         ready = {}
         for contender in contenders:
             try:
@@ -207,7 +204,7 @@ def table(run: Run) -> str:
 
 
 def plot(results: Sequence[Result], path: Path) -> None:
-    """Draw the results; those of a mixers.json will do."""
+    """Draw the results, as they are or as a mixers.json has them."""
     colours = {OURS: figure.BLUE, SOFTMAX: figure.RED, SSD: figure.GREEN}
 
     def lines(value: Any) -> list[figure.Line]:

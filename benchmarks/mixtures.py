@@ -18,7 +18,7 @@ from gma.model.ops.chunked import Coefficients, Rows
 
 EPSILON = 1e-6
 ROW = 1024
-"""Tokens of a row of ours."""
+"""Tokens of a row, where our own implementations read by rows."""
 
 
 class Size(NamedTuple):
@@ -29,7 +29,7 @@ class Size(NamedTuple):
 
 
 class Problem(NamedTuple):
-    """A mixer's inputs at one length, all that is to be timed, and what it must give."""
+    """A mixer at one length: its inputs, the call that is timed, and what it must give."""
 
     run: Callable[[], tuple[Tensor, ...]]  # the first is (1, N, H, v), or the same in rows
     inputs: tuple[Tensor, ...]  # all that grow with N, tokens in dimension 1
@@ -41,7 +41,7 @@ def random(*shape: int, device: torch.device, dtype: torch.dtype = torch.bfloat1
 
 
 def compiled(function: Callable[..., Any], device: torch.device) -> Callable[..., Any]:
-    """Compiled for exactly the shapes that it is called with; as it is on the CPU."""
+    """The function, compiled for exactly the shapes of its calls; on the CPU as it is."""
     return torch.compile(function, dynamic=False) if device.type == "cuda" else function
 
 
@@ -73,11 +73,11 @@ class Ours(NamedTuple):
         return q, k
 
     def expected(self) -> tuple[Tensor, ...]:
-        """out, memory and mass."""
+        """out (N, H, v), memory (H, K, v) and mass (H, K), in float64."""
         return definitions.mixture_attention(*self.gammas(), self.val[0], EPSILON)
 
     def rows(self) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Rows]:
-        """q, k, val in rows; memory and mass of one new document; and its rows."""
+        """q, k and val in rows, memory and mass of one new document, and the rows' layout."""
         chunk = min(ROW, self.q.shape[1])
         parts = [x.view(-1, chunk, *x.shape[2:]) for x in (self.q, self.k, self.val)]
         count, _, heads, value = parts[2].shape
@@ -90,7 +90,7 @@ class Ours(NamedTuple):
 
 
 def by_rows(causal: Callable[..., Any]) -> Callable[[int, Size, torch.device], Problem]:
-    """One of our own implementations, `gma.model.ops.chunked.causal` or its like."""
+    """A problem for one of our own implementations, such as `gma.model.ops.chunked.causal`."""
 
     def build(tokens: int, size: Size, device: torch.device) -> Problem:
         given = Ours.of(tokens, size, device)
@@ -109,7 +109,8 @@ def by_rows(causal: Callable[..., Any]) -> Callable[[int, Size, torch.device], P
 
 
 def fused(*args: Any, device: torch.device, **options: Any) -> Any:
-    return import_module("model.ops.triton").causal(*args, **options)
+    """The Triton kernels, which are imported only here: they need a GPU, or an interpreter."""
+    return import_module("gma.model.ops.triton.operators").causal(*args, **options)
 
 
 def _narrow(*args: Any, **options: Any) -> tuple[Tensor, Tensor, Tensor]:
@@ -121,11 +122,12 @@ _compiled_chunked = torch.compile(_narrow, dynamic=False)
 
 
 def chunks(*args: Any, device: torch.device, **options: Any) -> Any:
+    """The chunked form in PyTorch, compiled on a GPU."""
     return (_compiled_chunked if device.type == "cuda" else _narrow)(*args, **options)
 
 
 def gammas_of(q: Tensor, k: Tensor, mixture: Coefficients) -> tuple[Tensor, Tensor]:
-    """q, k (1, N, H, r) -> (1, N, H, K) each, float32."""
+    """q, k (1, N, H, r) -> responsibilities (1, N, H, K) of each, float32."""
     gamma_q, gamma_k = (
         chunked.responsibilities(x, mixture, normalize=True).transpose(1, 2) for x in (q, k)
     )
@@ -133,6 +135,7 @@ def gammas_of(q: Tensor, k: Tensor, mixture: Coefficients) -> tuple[Tensor, Tens
 
 
 def cumulative(tokens: int, size: Size, device: torch.device) -> Problem:
+    """The published form, whose memory at every token is a cumulative sum."""
     given = Ours.of(tokens, size, device)
     *_, memory, mass, _ = given.rows()
 

@@ -26,7 +26,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from benchmarks import figure, timing
 from benchmarks.backbones import Backbone, products
-from benchmarks.engine import REALISTIC, random_classifier
+from benchmarks.random_models import REALISTIC, random_classifier
 from benchmarks.streams import Grid, Stream, errors, our_step, stream_of_backbone, stream_of_steps
 from benchmarks.timing import digits, markdown, progress, tokens_name
 from gma.model import weights
@@ -36,7 +36,7 @@ BF16, FP8 = "GMA, ours, bf16", "GMA, ours, fp8"
 ATTENTION, NOTHING = "FlashAttention, bf16", "no mixer, bf16"
 PRODUCTS = {BF16: "matrix products alone, bf16", FP8: "matrix products alone, fp8"}
 LIMITS = {BF16: 0.03, FP8: 0.2}
-"""Relative errors of the logits and states beyond which a contender is not timed."""
+"""Relative errors of logits and states beyond which a contender is not timed."""
 
 
 @dataclass(frozen=True)
@@ -68,7 +68,7 @@ class Run:
         self.own_bytes: dict[str, int] = {}  # weights, and what a model keeps for itself
 
     def make(self) -> None:
-        """All contenders; ours only count if they are right."""
+        """Make all contenders. Ours take part only if they are right."""
         for name in LIMITS:
             if name != FP8 or self.device.type == "cuda":
                 before = timing.allocated(self.device)
@@ -107,7 +107,7 @@ class Run:
         self.checks.append(found)
 
     def measure(self, tokens: int) -> None:
-        """All contenders on a document of so many tokens, taking turns."""
+        """Time all contenders on a document of so many tokens; they take turns."""
         document = torch.randint(self.config.vocab_size, (tokens,), dtype=torch.int32)
         if self.device.type == "cuda":
             document = document.pin_memory()
@@ -137,13 +137,13 @@ class Run:
                 self.results.append(Result(name, tokens, *timed, *facts[name]))
 
     def _predicted(self, name: str, tokens: int) -> float:
-        """Seconds, from the last length; 0 if there was none."""
+        """Seconds, extrapolated from the last length; 0 if there was none."""
         past = [result for result in self.results if result.contender == name]
         power = 2 if name == ATTENTION else 1
         return past[-1].seconds * (tokens / past[-1].tokens) ** power if past else 0.0
 
     def _prepare(self, name: str, document: Tensor) -> tuple[Stream, int]:
-        """What reads the document, and the peak of the bytes that it needs."""
+        """The stream that reads the document, and the most bytes that it needs."""
         grid = self.grid.within(len(document))
         step = len(document) if name == ATTENTION else grid.tokens
         stream, model = self.streams.get((name, step)), self.models[name]
@@ -217,7 +217,7 @@ def table(run: Run) -> str:
 
 
 def plot(results: Sequence[Result], title: str, path: Path) -> None:
-    """Draw the results; those of a models.json will do."""
+    """Draw the results, as they are or as a models.json has them."""
     colours = {BF16: figure.BLUE, FP8: figure.SKY, ATTENTION: figure.RED}
 
     def lines(value: Any) -> list[figure.Line]:
@@ -237,15 +237,8 @@ def plot(results: Sequence[Result], title: str, path: Path) -> None:
     figure.draw(path, title, panels)
 
 
-SIZE = {
-    "layers": 12,
-    "width": 768,
-    "heads": 12,
-    "routing_dim": 32,
-    "num_components": 32,
-    "value_dim": 64,
-    "mlp_width": 3072,
-}
+SIZE = {"layers": 12, "width": 768, "heads": 12, "routing_dim": 32, "num_components": 32}
+SIZE |= {"value_dim": 64, "mlp_width": 3072}
 TINY = {"layers": 2, "width": 32, "heads": 2, "routing_dim": 16, "num_components": 16}
 TINY |= {"value_dim": 16, "mlp_width": 64}
 

@@ -4,33 +4,32 @@
     python -m benchmarks.operators --out build/operators
     python -m benchmarks.operators --provider CUDAExecutionProvider --precision bfloat16 --heads 12
 
-All from one run in which the contenders take turns, on one document; on a GPU the kernels of
-`gma.model.ops.triton` are one of them, and all use one stream. Each is checked first, against
-float64, and is not timed if it fails; it is given rows of the length that suits it best. Then how
-far each one's state is from float64 after many steps of one long document.
+All is from one run in which the contenders take turns, on one document; on a GPU the kernels of
+`gma.model.ops.triton` are one of them, and all use one stream. Each is first held to float64, and
+is not timed if it fails. It is given rows of the length that suits it best. Then follows how far
+each one's state is from float64 after many steps of one long document.
 """
 
 from __future__ import annotations
 
 import argparse
 import gc
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from importlib import import_module
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import onnxruntime
 import torch
-from onnx import TensorProto, helper
-from torch import Tensor
+from onnx import TensorProto
 
 from benchmarks import timing
-from benchmarks.mixtures import EPSILON, Size
+from benchmarks.causal import CUDA, Build, Call, Document, in_runtime, in_torch
+from benchmarks.definitions import relative_error
+from benchmarks.mixtures import Size
 from benchmarks.timing import digits, markdown, progress, tokens_name
-from gma.export.body import OPSET
-from gma.export.operators import DOMAIN, INPUTS, OPERATORS, VERSION
 from gma.model.ops import chunked
-from gma.model.ops.chunked import ROUTING_EPSILON, Coefficients, Rows
+from gma.model.ops.chunked import Rows
 
 HEADS = 8
 LENGTHS = (4096, 16384)
@@ -39,171 +38,19 @@ PRECISIONS = {
     "float32": (torch.float32, TensorProto.FLOAT, 1e-5),
     "bfloat16": (torch.bfloat16, TensorProto.BFLOAT16, 1e-2),
 }
-"""Of tokens and what is read: PyTorch's type, ONNX's, and the largest relative error."""
+"""The type of tokens and of out, in PyTorch and in ONNX, and the largest relative error."""
 
-CUDA = "CUDAExecutionProvider"
 LONG = 1 << 18
-"""Tokens after which the states are compared, read in steps."""
+"""Tokens after which the states are compared."""
 
 STEP = 16384
+"""Tokens of such a document that are read at a time."""
 
 LIBRARY = "library"
 BODY = "function body in ONNX Runtime"
 COMPILED = "torch.compile"
 EAGER = "PyTorch eager"
-TRITON = "model.ops.triton"
-
-OPERATOR = OPERATORS["CausalGMA"]
-RANK = {"routed": 3, "memory": 4, "mass": 3, "linear": 3, "quadratic": 3, "bias": 2}
-TYPES = {"F": TensorProto.FLOAT, "I": TensorProto.INT64, "B": TensorProto.BOOL}
-ELEMENTS = {torch.float32: 1, torch.int64: 7, torch.bool: 9, torch.bfloat16: 16}
-
-Call = Callable[[], tuple[Tensor, Tensor, Tensor]]  # out, memory and mass after
-
-
-class Document(NamedTuple):
-    """Tokens of one document, its state before them, and the mixture."""
-
-    routed: Tensor  # (N, H * (2r + v))
-    memory: Tensor  # (1, H, K, v)
-    mass: Tensor  # (1, H, K)
-    mixture: Coefficients
-
-    @classmethod
-    def of(
-        cls, tokens: int, size: Size, device: torch.device, dtype: torch.dtype = torch.float32
-    ) -> Document:
-        heads, r, components, v = size
-        routed = torch.randn(tokens, heads * (2 * r + v), device=device)
-        routed[:, 2 * heads * r :] += 0.5  # so that means of many values do not vanish
-        shape = heads, components, r
-        var = torch.rand(shape, device=device) * 2 + 0.5
-        log_pi = torch.randn(shape[:2], device=device).log_softmax(-1)
-        mixture = Coefficients.of(torch.randn(shape, device=device), var, log_pi)
-        memory = torch.zeros(1, heads, components, v, device=device)
-        return cls(routed.to(dtype), memory, memory[..., 0].contiguous(), mixture)
-
-    def double(self) -> Document:
-        mixture = Coefficients(*(x.double() for x in self.mixture))
-        return Document(self.routed.double(), self.memory.double(), self.mass.double(), mixture)
-
-    def parts(self, chunk: int) -> tuple[Tensor, Tensor, Tensor]:
-        """q, k and val in rows, as a layer's projection leaves them."""
-        heads, _, routing = self.mixture.linear.shape
-        value = self.memory.shape[-1]
-        rows = self.routed.view(-1, chunk, self.routed.shape[-1])
-        widths = [heads * routing, heads * routing, heads * value]
-        q, k, val = (x.unflatten(-1, (heads, -1)) for x in torch.split(rows, widths, -1))
-        return q, k, val
-
-
-def in_torch(causal: Callable[..., Any]) -> Callable[[Document, int], Call]:
-    """`gma.model.ops.chunked.causal`, or the same compiled."""
-
-    def build(document: Document, chunk: int) -> Call:
-        q, k, val = document.parts(chunk)
-        lengths = torch.full((len(q),), chunk, device=q.device)
-        rows = Rows.of(lengths, torch.zeros_like(lengths), chunk, document.mass.dtype)
-        rows = rows._replace(belongs=rows.belongs[:1], first=rows.first[:1], count=rows.count[:1])
-
-        def run() -> tuple[Tensor, Tensor, Tensor]:
-            out, memory, mass = causal(
-                q, k, val, document.memory, document.mass, document.mixture, rows,
-                normalize=True, epsilon=EPSILON,
-            )  # fmt: skip
-            return out.flatten(2).flatten(0, 1), memory, mass
-
-        return run
-
-    return build
-
-
-def model(tokens: int) -> bytes:
-    """CausalGMA alone, of any shape, with its function body, for tokens of this ONNX type."""
-    types = TYPES | {"T0": tokens}
-    node = helper.make_node(
-        OPERATOR.name, OPERATOR.inputs, OPERATOR.outputs, domain=DOMAIN,
-        normalize=1, epsilon=EPSILON, routing_epsilon=ROUTING_EPSILON,
-    )  # fmt: skip
-    inputs = [
-        helper.make_tensor_value_info(n, types[INPUTS[n][0]], [None] * RANK.get(n, 1))
-        for n in OPERATOR.inputs
-    ]
-    outputs = [
-        helper.make_tensor_value_info(n, tokens if n == "out" else TensorProto.FLOAT, None)
-        for n in OPERATOR.outputs
-    ]
-    made = helper.make_model(
-        helper.make_graph([node], OPERATOR.name, inputs, outputs),
-        functions=OPERATOR.functions(),
-        opset_imports=[helper.make_opsetid("", OPSET), helper.make_opsetid(DOMAIN, VERSION)],
-        ir_version=10,
-    )
-    serialized: bytes = made.SerializeToString()
-    return serialized
-
-
-def in_runtime(provider: str, library: Path | None, tokens: int) -> Callable[[Document, int], Call]:
-    """ONNX Runtime, inputs and outputs bound to tensors where the provider has them.
-
-    On a GPU it uses PyTorch's current stream, and like PyTorch does not wait for it.
-    """
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = torch.get_num_threads()
-    # Idle threads that spin would take the cores from whoever has the next turn.
-    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-    options.log_severity_level = 3
-    if library:
-        options.register_custom_ops_library(str(library))
-    of_provider, of_run = {}, onnxruntime.RunOptions()
-    if provider == CUDA:
-        onnxruntime.preload_dlls()
-        stream = str(torch.cuda.current_stream().cuda_stream)
-        of_provider = {"use_tf32": "0", "user_compute_stream": stream}
-        of_run.add_run_config_entry("disable_synchronize_execution_providers", "1")
-    session = onnxruntime.InferenceSession(
-        model(tokens), options, providers=[(provider, of_provider)]
-    )
-    if session.get_providers()[0] != provider:
-        raise RuntimeError(f"no {provider} here")
-
-    def build(document: Document, chunk: int) -> Call:
-        routed = document.routed.view(-1, chunk, document.routed.shape[-1])
-        device, rows = routed.device, len(routed)
-        given = {
-            "routed": routed,
-            "memory": document.memory,
-            "mass": document.mass,
-            **document.mixture._asdict(),
-            "lengths": torch.full((rows,), chunk, device=device),
-            "document_of_row": torch.zeros(rows, dtype=torch.int64, device=device),
-            "fresh": torch.zeros(1, dtype=torch.bool, device=device),
-        }
-        width = document.mixture.linear.shape[0] * document.memory.shape[-1]
-        results = {
-            "out": torch.empty(rows, chunk, width, device=device, dtype=routed.dtype),
-            "memory_after": torch.empty_like(document.memory),
-            "mass_after": torch.empty_like(document.mass),
-        }
-        binding = session.io_binding()
-        for bind, tensors in ((binding.bind_input, given), (binding.bind_output, results)):
-            for name, x in tensors.items():
-                element = ELEMENTS[x.dtype]
-                bind(name, device.type, device.index or 0, element, x.shape, x.data_ptr())
-
-        def run() -> tuple[Tensor, Tensor, Tensor]:
-            session.run_with_iobinding(binding, of_run)
-            return results["out"].flatten(0, 1), results["memory_after"], results["mass_after"]
-
-        run.inputs = given  # type: ignore[attr-defined]  # bound by address: they stay alive
-        return run
-
-    return build
-
-
-def relative_error(found: Tensor, expected: Tensor) -> float:
-    difference = torch.linalg.vector_norm(found.double() - expected)
-    return float(difference / torch.linalg.vector_norm(expected))
+TRITON = "gma.model.ops.triton"
 
 
 class Checked(NamedTuple):
@@ -213,9 +60,9 @@ class Checked(NamedTuple):
 
 
 def check(
-    contenders: dict[str, Any], device: torch.device, size: Size, precision: str
+    contenders: dict[str, Build], device: torch.device, size: Size, precision: str
 ) -> list[Checked]:
-    """Against float64, from a state that is not zero."""
+    """Hold the contenders to float64, from a state that is not zero."""
     dtype, _, tolerance = PRECISIONS[precision]
     document = Document.of(1024, size, device, dtype)
     document = document._replace(
@@ -242,9 +89,9 @@ class Result(NamedTuple):
 
 
 def measure(
-    contenders: dict[str, Any], document: Document, device: torch.device, rows: Sequence[int]
+    contenders: dict[str, Build], document: Document, device: torch.device, rows: Sequence[int]
 ) -> list[Result]:
-    """Each on the rows that suit it best, all taking turns."""
+    """Time each on rows of the length that suits it best; all take turns."""
     tokens = len(document.routed)
     best: dict[str, tuple[int, Call]] = {}
     for name, build in contenders.items():
@@ -262,9 +109,9 @@ def measure(
 
 
 def drift(
-    contenders: dict[str, Any], tokens: int, device: torch.device, size: Size, dtype: torch.dtype
+    contenders: dict[str, Build], tokens: int, device: torch.device, size: Size, dtype: torch.dtype
 ) -> dict[str, float]:
-    """Relative errors of memory and mass after one document's steps, the larger of the two."""
+    """The relative error of memory or mass, whichever is larger, after one document's steps."""
     step = min(STEP, tokens)
     first = Document.of(step, size, device, dtype)
     states = dict.fromkeys(contenders, (first.memory, first.mass))
@@ -294,6 +141,7 @@ def table(
     drifts: dict[str, float],
     long: int,
 ) -> str:
+    """The report, as Markdown."""
     text = heading + markdown(
         ["contender", "check", f"state's error after {tokens_name(long)} tokens"],
         [
@@ -340,6 +188,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def run(arguments: argparse.Namespace, device: torch.device) -> None:
+    """Check, time and print, on one device."""
     library = arguments.library or import_module("gma_ops").library()
     dtype, tokens, _ = PRECISIONS[arguments.precision]
     size = Size(heads=arguments.heads)
@@ -350,7 +199,7 @@ def run(arguments: argparse.Namespace, device: torch.device) -> None:
         EAGER: in_torch(chunked.causal),
     }
     if device.type == "cuda":
-        contenders[TRITON] = in_torch(import_module("model.ops.triton").causal)
+        contenders[TRITON] = in_torch(import_module("gma.model.ops.triton.operators").causal)
     results: list[Result] = []
     with torch.inference_mode():
         checks = check(contenders, device, size, arguments.precision)

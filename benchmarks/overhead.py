@@ -12,7 +12,6 @@ from __future__ import annotations
 import argparse
 import multiprocessing
 import os
-import socket
 import sys
 import tempfile
 import time
@@ -23,8 +22,8 @@ from pathlib import Path
 
 import httpx
 
-from benchmarks.memory import tiny_checkpoint
-from benchmarks.processes import service
+from benchmarks.processes import free_port, service
+from benchmarks.random_models import tiny_checkpoint
 from gma.loadtest.report import Latency
 from gma.loadtest.trial import Load, Trial, run
 
@@ -34,7 +33,7 @@ START_S = 60.0
 
 @dataclass(frozen=True)
 class Row:
-    """One server's turns together."""
+    """What all turns of one server came to."""
 
     server: str
     at_once: int
@@ -44,7 +43,7 @@ class Row:
 
 
 def endpoint(port: int) -> None:
-    """Serve the bare one, until it is terminated."""
+    """Serve the bare endpoint until the process is terminated."""
     import uvicorn
     from starlette.applications import Starlette
     from starlette.requests import Request
@@ -61,10 +60,8 @@ def endpoint(port: int) -> None:
 
 @contextmanager
 def bare() -> Iterator[str]:
-    """The bare endpoint's URL."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
+    """The bare endpoint in a process of its own, by its URL."""
+    port = free_port()
     process = multiprocessing.get_context("spawn").Process(target=endpoint, args=(port,))
     process.start()
     try:
@@ -89,14 +86,14 @@ def _await(url: str) -> None:
 
 
 def measure(checkpoint: Path, seconds: float, rounds: int, at_once: Sequence[int]) -> list[Row]:
-    """Both servers' rows for each number of documents in flight."""
+    """Compare both servers, once for each number of documents in flight."""
     with bare() as bare_url, service(checkpoint=checkpoint, log_level="WARNING") as running:
         urls = {"bare": bare_url, "service": running.url}
         return [row for number in at_once for row in turns(urls, number, seconds, rounds)]
 
 
 def turns(urls: dict[str, str], at_once: int, seconds: float, rounds: int) -> list[Row]:
-    """The servers alternate. Raises SystemExit if a document is not answered."""
+    """Let the servers take turns. Raises SystemExit if a document is not answered."""
     load = Load("", lengths=DOCUMENT, at_once=at_once, seconds=seconds, warm_s=1.0)
     trials: dict[str, list[Trial]] = {name: [] for name in urls}
     for _ in range(rounds):
@@ -116,7 +113,7 @@ def turns(urls: dict[str, str], at_once: int, seconds: float, rounds: int) -> li
 
 
 def table(rows: Sequence[Row]) -> str:
-    """Markdown."""
+    """The report, as Markdown."""
     lines = [
         "| in flight | server | p50 | p99 | inside, p50 | documents/s |",
         "|---|---|---|---|---|---|",

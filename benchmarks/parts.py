@@ -15,16 +15,19 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from gma.model import corpus, weights
+from gma.model import weights
 from gma.model.config import DEFAULT_CHECKPOINT
+from gma.model.reading import read
+from gma.model.training import corpus
 
 PREFIXES = (32, 64, 128, 256, 512, 1 << 10, 4 << 10, 16 << 10, 64 << 10, None)
-"""Bytes; None: all of the document."""
+"""Bytes of a document; None for all of it."""
 
 ROWS = 8
 
 
 def name(prefix: int | None) -> str:
+    """How the table calls a prefix."""
     if prefix is None:
         return "whole"
     return f"{prefix} B" if prefix < 1024 else f"{prefix >> 10} KB"
@@ -54,7 +57,7 @@ def main() -> None:
     for prefix in PREFIXES:
         heads = [d.text.encode()[:prefix].decode(errors="ignore") for d in documents]
         tokens = [torch.from_numpy(checkpoint.tokenizer.encode(head)) for head in heads]
-        readings = classifier.read(tokens, rows=ROWS)
+        readings = read(classifier, tokens, rows=ROWS)
         logits = torch.stack([reading.logits for reading in readings])
         counts = torch.tensor([len(each) for each in tokens], dtype=torch.float64)[:, None]
         total = logits * (counts + config.prior_tokens)

@@ -22,20 +22,22 @@ import torch
 from numpy.typing import NDArray
 
 from benchmarks import timing
-from benchmarks.engine import Tokens, running
-from gma.model import corpus, weights
+from benchmarks.engine import running
+from gma.model import weights
 from gma.model.classifier import Classifier
 from gma.model.config import DEFAULT_CHECKPOINT
 from gma.model.tokenizer import Tokenizer
+from gma.model.training import corpus
 from gma.service.engine.engine import Engine
+from gma.service.engine.opening import Opening, Tokens
 from gma.service.engine.step import Runner
 from gma.service.gateway.answers import softmax
+from gma.service.runners.loading import torch_runner
 from gma.service.runners.torch import TorchRunner
 from gma.service.settings import Settings
-from gma.service.worker import make_runner
 
 PREFIXES = (1 << 10, 4 << 10, 16 << 10, 64 << 10, None)
-"""Bytes that are read; None: all."""
+"""Bytes of a document that are read; None for all of them."""
 PIECE_BYTES = 1 << 18
 AT_ONCE = 128
 
@@ -44,7 +46,7 @@ Scores = NDArray[np.float64]  # (documents, labels)
 
 @dataclass(frozen=True)
 class Row:
-    """One precision on one prefix."""
+    """What one precision says of all documents up to one prefix."""
 
     prefix: int | None
     precision: str
@@ -57,7 +59,7 @@ class Row:
 def prefixes(
     texts: Sequence[bytes], tokenizer: Tokenizer, sizes: Sequence[int | None] = PREFIXES
 ) -> dict[int | None, list[Tokens]]:
-    """Each text's tokens up to each prefix; the rest of a character that is cut is dropped."""
+    """Each text's tokens up to each prefix, without a character that is cut in two."""
 
     def encode(text: bytes) -> Tokens:
         stream = tokenizer.stream()
@@ -75,14 +77,14 @@ def prefixes(
 async def read(
     runner: Runner, documents: dict[int | None, list[Tokens]]
 ) -> dict[int | None, Scores]:
-    """Every document's scores, many documents at once, one prefix after the other."""
+    """Every document's scores: many documents at once, one prefix after the other."""
     places = asyncio.Semaphore(AT_ONCE)
 
     async def one(engine: Engine, name: str, tokens: Tokens) -> Scores:
         async with places:
-            async for progress in engine.read(name, tokens, True, evidence=False):
-                logits = progress.logits
-            return softmax(logits)
+            opening = Opening(name, tokens, last=True, evidence=False, running=False)
+            *_, final = [progress async for progress in engine.open(opening)]
+            return softmax(final.logits)
 
     scores = {}
     async with running(runner) as engine:
@@ -93,16 +95,16 @@ async def read(
 
 
 def make(classifier: Classifier, precision: str) -> Runner:
-    """The service's runner; for float32 that without a compiler, which is as exact."""
+    """The service's runner; for float32 the one without a compiler, which is as exact."""
     settings = Settings.load(dtype=precision)
     if precision != "float32":
-        return make_runner(classifier, settings)
+        return torch_runner(classifier, settings)
     rows, chunk = settings.grid(on_gpu=classifier.embedding.weight.is_cuda)
     return TorchRunner(classifier, slots=settings.slots, rows=rows, chunk=chunk)
 
 
 def compared(scores: dict[str, dict[int | None, Scores]], labels: NDArray[np.int64]) -> list[Row]:
-    """Each precision beside float32, prefix by prefix."""
+    """Compare each precision with float32, prefix by prefix."""
     return [
         Row(
             prefix,
@@ -118,7 +120,7 @@ def compared(scores: dict[str, dict[int | None, Scores]], labels: NDArray[np.int
 
 
 def table(rows: Sequence[Row]) -> str:
-    """Markdown."""
+    """The report, as Markdown."""
     header = "prefix", "precision", "accuracy", "labels as in float32", "largest score difference"
     return timing.markdown(
         header,

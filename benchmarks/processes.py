@@ -1,4 +1,4 @@
-"""A service in processes of its own, and what they did, as /proc tells it."""
+"""A service in processes of its own, and what /proc tells of them."""
 
 from __future__ import annotations
 
@@ -21,21 +21,28 @@ _TITLE = re.compile(r"ray::(?:ServeReplica:\w+:)?(\w+)|(raylet|gcs_server)")
 
 
 class Service(NamedTuple):
-    """A running one."""
+    """A service that runs: where it answers, and its first process."""
 
     url: str
     pid: int
 
 
-@contextmanager
-def service(log: Path | None = None, **settings: object) -> Iterator[Service]:
-    """`gma serve` with these settings above those of the environment, ready for documents.
-
-    Its log goes to a file, by default with this process's own.
-    """
+def free_port() -> int:
+    """A port of 127.0.0.1 that nobody listens on."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+        port: int = probe.getsockname()[1]
+        return port
+
+
+@contextmanager
+def service(log: Path | None = None, **settings: object) -> Iterator[Service]:
+    """Run `gma serve`, with these settings before the environment's, until the context ends.
+
+    Its log goes to a file, or else where this process's goes. Raises SystemExit if it does not
+    start.
+    """
+    port = free_port()
     given = {f"GMA_{name.upper()}": str(value) for name, value in settings.items()}
     command = [sys.executable, "-c", "from gma.service.cli.main import main; main()", "serve"]
     with (
@@ -61,7 +68,7 @@ def service(log: Path | None = None, **settings: object) -> Iterator[Service]:
 
 
 def cpu_seconds(root: int) -> dict[str, float]:
-    """CPU time so far of a process and of all below it, by what they are."""
+    """CPU time so far of a process and all below it, summed by what each is."""
     found: dict[str, float] = defaultdict(float)
     for pid, fields in _family(root).items():
         found[_role(pid)] += (int(fields[11]) + int(fields[12])) / TICKS
@@ -69,8 +76,9 @@ def cpu_seconds(root: int) -> dict[str, float]:
 
 
 def resident_bytes(root: int, *, peak: bool) -> dict[str, int]:
-    """Memory that is resident of each process from this one down, or ever was at most, by what it
-    is. Of several of a kind the largest.
+    """Resident memory of a process and all below it, or its peak, by what each is.
+
+    Where several are alike, the largest counts.
     """
     field = "VmHWM" if peak else "VmRSS"
     found: dict[str, int] = defaultdict(int)
@@ -83,7 +91,7 @@ def resident_bytes(root: int, *, peak: bool) -> dict[str, int]:
 
 
 def _family(root: int) -> dict[int, list[str]]:
-    """A process and all below it: what /proc's stat says from its third field on."""
+    """The fields of /proc's stat, from the third on, of a process and all below it."""
     stats: dict[int, list[str]] = {}
     for folder in Path("/proc").iterdir():
         if folder.name.isdecimal():

@@ -32,9 +32,9 @@ import numpy as np
 from benchmarks.clients import Answered, Clients, poisson_times, tokens_within
 from benchmarks.processes import Service, cpu_seconds, service
 from gma.loadtest import server
-from gma.model import corpus
 from gma.model.config import DEFAULT_CHECKPOINT
 from gma.model.tokenizer import Tokenizer
+from gma.model.training import corpus
 
 SHORT_TOKENS = 512
 BARE_S, BARE_ROUNDS = 2.0, 3
@@ -45,7 +45,7 @@ def progress(message: str) -> None:
 
 
 class Bare(NamedTuple):
-    """The runner's full step, back to back."""
+    """The runner's full step, repeated back to back."""
 
     rows: int
     chunk: int
@@ -86,7 +86,7 @@ class Results:
 
 
 def random_checkpoint(folder: Path) -> None:
-    """A random model of the default checkpoint's tokenizer and labels."""
+    """Save a random model that has the default checkpoint's tokenizer and labels."""
     import torch
 
     from benchmarks.models import SIZE
@@ -101,21 +101,21 @@ def random_checkpoint(folder: Path) -> None:
 
 
 def bare_step(checkpoint: Path, budget_s: float) -> Bare:
-    """Of the runner that a worker would take: a median of rounds, as deep as the runner is."""
+    """The runner that a worker would take, with as many steps in flight; a median of rounds."""
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as `gma` does, before torch is imported
     import torch
 
     from benchmarks.engine import run_steps
     from gma.model import weights
+    from gma.service.runners.loading import torch_runner
     from gma.service.settings import Settings
-    from gma.service.worker import make_runner
 
     settings = Settings.load(checkpoint=checkpoint)
     torch.set_num_threads(settings.threads or os.cpu_count() or 1)
     device = settings.device
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
-    runner = make_runner(weights.load(checkpoint, device=device).classifier, settings)
+    runner = torch_runner(weights.load(checkpoint, device=device).classifier, settings)
     runner.warm_up()
     steps = max(2, round(budget_s / (run_steps(runner, 4) / 4)))
     seconds = median(run_steps(runner, steps) / steps for _ in range(BARE_ROUNDS))
@@ -124,7 +124,7 @@ def bare_step(checkpoint: Path, budget_s: float) -> Bare:
 
 
 def short_texts(books: Sequence[bytes], tokenizer: Tokenizer, number: int) -> list[bytes]:
-    """Excerpts, each from a word's beginning, that make a few tokens less than one short row."""
+    """Excerpts that begin with a word and have a few tokens less than a short row holds."""
     rng = random.Random(0)
     texts: list[bytes] = []
     while len(texts) < number:
@@ -155,7 +155,7 @@ class Reading(NamedTuple):
 
 
 def window(a: Reading, b: Reading, answers: Sequence[Answered], chunk: int) -> Window:
-    """What lies between two readings."""
+    """What happened between two readings."""
     passed = b.at - a.at
     counted = {name: value - a.counters.get(name, 0) for name, value in b.counters.items()}
     steps = counted["gma_step_seconds_count"]
@@ -170,7 +170,7 @@ def window(a: Reading, b: Reading, answers: Sequence[Answered], chunk: int) -> W
 
 
 def measure(arguments: argparse.Namespace, checkpoint: Path) -> Results:
-    """The bare step, then the service."""
+    """Measure the bare step, then the service."""
     spawn = get_context("spawn")
     with ProcessPoolExecutor(1, spawn) as apart:
         bare = apart.submit(bare_step, checkpoint, arguments.bare_seconds).result()
@@ -210,7 +210,7 @@ def measure(arguments: argparse.Namespace, checkpoint: Path) -> Results:
 
 
 def table(results: Results, books: int) -> str:
-    """Markdown."""
+    """The report, as Markdown."""
     bare, load, beside = results.bare, results.load, results.beside
     alone, under_load = (
         np.percentile(seconds, [50, 99]) * 1e3 for seconds in (results.alone, results.under_load)
@@ -283,6 +283,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def save(folder: Path, results: Results, found: str) -> None:
+    """Write service.json and service.md, and print the table."""
     from benchmarks import timing
 
     settings = {name: value for name, value in os.environ.items() if name.startswith("GMA_")}

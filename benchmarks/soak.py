@@ -30,13 +30,13 @@ ROLES = ("Gateway", "Worker", "ServeController", "raylet", "gcs_server")
 
 @dataclass
 class Watch:
-    """Memory by role, now and then."""
+    """Samples of memory by role."""
 
     began: float = field(default_factory=time.time)
     samples: list[tuple[float, dict[str, int]]] = field(default_factory=list)  # since 1970
 
     def within(self, first: float, last: float) -> dict[str, float]:
-        """The medians by role between two moments."""
+        """Each role's median between two moments."""
         found = [memory for at, memory in self.samples if first <= at < last]
         roles = set().union(*found)
         return {role: median(memory.get(role, 0) for memory in found) for role in roles}
@@ -44,7 +44,7 @@ class Watch:
 
 @contextmanager
 def watching(root: int) -> Iterator[Watch]:
-    """Of a process and all below it, for as long as the context lasts."""
+    """Watch a process and all below it for as long as the context lasts."""
     watch, over = Watch(), threading.Event()
 
     def look() -> None:
@@ -61,7 +61,7 @@ def watching(root: int) -> Iterator[Watch]:
 
 
 def table(trial: Trial, watch: Watch) -> str:
-    """Markdown."""
+    """The report, as Markdown."""
     begin, length = trial.load.warm_s, trial.load.seconds / PARTS
     memories = [
         watch.within(trial.began + begin + i * length, trial.began + begin + (i + 1) * length)

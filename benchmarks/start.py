@@ -12,7 +12,6 @@ from __future__ import annotations
 import argparse
 import os
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -20,20 +19,14 @@ import time
 from pathlib import Path
 from statistics import median
 
+from benchmarks.processes import free_port
 from gma.model.config import DEFAULT_CHECKPOINT
 
 LONGEST_S = 300
 
 
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
-
-
 def start(cache: Path, checkpoint: Path) -> float:
-    """Seconds until the service says that it is ready; it is stopped then."""
+    """Seconds until the service says that it is ready, upon which it is stopped."""
     environment = {
         **os.environ,
         "GMA_COMPILE_CACHE": str(cache),

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from benchmarks import timing
+from benchmarks.definitions import relative_error
 from gma.model.classifier import Classifier, Step
 from gma.model.config import ModelConfig
 from gma.model.state import State
@@ -18,7 +19,7 @@ from gma.model.state import State
 TakeStep = Callable[[Tensor, Tensor, Tensor, State], Step]
 
 CAPTURED = 1 << 16
-"""Tokens of a step up to which it is captured: a longer one hides its launches."""
+"""Tokens of the longest step that is captured: a longer one hides its launches."""
 
 
 class Grid(NamedTuple):
@@ -30,23 +31,23 @@ class Grid(NamedTuple):
         return self.rows * self.chunk
 
     def within(self, tokens: int) -> Grid:
-        """As many of the rows as so many tokens fill."""
+        """The grid with as many of its rows as so many tokens fill."""
         return Grid(min(self.rows, max(1, tokens // self.chunk)), min(self.chunk, tokens))
 
 
 def our_step(classifier: Classifier, precision: Literal["bfloat16", "fp8"], grid: Grid) -> TakeStep:
-    """The fused step, for grids up to this one; on the CPU the classifier's own."""
+    """The fused step for grids up to this one; on the CPU the classifier's own step."""
     if classifier.embedding.weight.device.type != "cuda":
         return classifier.step
-    fused = import_module("model.fused")
+    fused, buffers = map(import_module, ("gma.model.fused.step", "gma.model.fused.buffers"))
     step = fused.FusedStep(classifier, rows=grid.rows, chunk=grid.chunk, precision=precision)
     device, labels = step.device, len(classifier.config.labels)
 
     def take(tokens: Tensor, lengths: Tensor, document_of_row: Tensor, states: State) -> Step:
-        """See `Classifier.step`; the states given are overwritten."""
+        """See `Classifier.step`. The states that are given are overwritten."""
         rows = len(lengths)
-        inputs = fused.Inputs.empty(tokens.shape, device)
-        outputs = fused.Outputs.empty(rows, labels, device)
+        inputs = buffers.Inputs.empty(tokens.shape, device)
+        outputs = buffers.Outputs.empty(rows, labels, device)
         every = torch.arange(rows, device=device)
         belongs = (every[:, None] == document_of_row) & (lengths > 0)
         for mine, given in (
@@ -65,7 +66,7 @@ def our_step(classifier: Classifier, precision: Literal["bfloat16", "fp8"], grid
 
 
 class Stream:
-    """A step and the state that it leaves in place for the next, so that it can be a CUDA graph."""
+    """A step that leaves its state in place for the next, so that it can be a CUDA graph."""
 
     def __init__(
         self, advance: Callable[[], object], tokens: Tensor, state: Sequence[Tensor]
@@ -76,7 +77,7 @@ class Stream:
 
     @property
     def nbytes(self) -> int:
-        """Of what stays between steps."""
+        """Bytes that stay between steps."""
         return sum(x.untyped_storage().nbytes() for x in (self.tokens, *self.state))
 
     def read(self, document: Tensor, *, eager: bool = False) -> list[Tensor]:
@@ -90,7 +91,7 @@ class Stream:
         return [x.clone() for x in self.state]
 
     def capture(self, document: Tensor) -> None:
-        """Replay from now on, if that gives the same state."""
+        """Replay the step from now on, if that gives the same state."""
         if self.tokens.device.type != "cuda" or self.tokens.numel() > CAPTURED:
             return
         expected = self.read(document, eager=True)
@@ -106,7 +107,7 @@ class Stream:
 
 
 def stream_of_steps(take: TakeStep, classifier: Classifier, grid: Grid) -> Stream:
-    """Of our model. All rows are the first document's; the step's other documents are nobody's."""
+    """A stream of our model: all rows are the first document's, and the others have none."""
     device = classifier.embedding.weight.device
     tokens = torch.zeros(grid, dtype=torch.int32, device=device)
     lengths = torch.full((grid.rows,), grid.chunk, device=device)
@@ -125,7 +126,7 @@ def stream_of_steps(take: TakeStep, classifier: Classifier, grid: Grid) -> Strea
 def stream_of_backbone(
     model: Callable[..., Any], config: ModelConfig, tokens: int, device: torch.device
 ) -> Stream:
-    """Of a model without our mixer. With attention, ``tokens`` must be all of the document."""
+    """A stream of another backbone; with attention, ``tokens`` must be all of the document."""
     read = torch.zeros(tokens, dtype=torch.int32, device=device)
     shape = config.layers, config.tail, config.width
     tails = torch.zeros(shape, device=device, dtype=torch.bfloat16)
@@ -141,14 +142,11 @@ def stream_of_backbone(
 
 def error(found: Sequence[Tensor], expected: Sequence[Tensor]) -> float:
     """The largest relative error of the tensors, by norms."""
-    return max(
-        float(torch.linalg.vector_norm(a.double() - b) / torch.linalg.vector_norm(b))
-        for a, b in zip(found, expected, strict=True)
-    )
+    return max(relative_error(a, b) for a, b in zip(found, expected, strict=True))
 
 
 def errors(take: TakeStep, classifier: Classifier, chunk: int) -> tuple[float, float]:
-    """Of the logits and of the states (memory, mass, tail) of two documents after two steps."""
+    """Errors of the logits and the states (memory, mass, tail) of two documents after two steps."""
     device, vocabulary = classifier.embedding.weight.device, classifier.config.vocab_size
     exact = copy.deepcopy(classifier).double()
     which = torch.tensor([0, 0, 1, 3], device=device)

@@ -37,7 +37,7 @@ class Timing(NamedTuple):
 def turns(
     calls: Mapping[str, Call], device: torch.device, *, rounds: int = 11, budget_s: float = 2.0
 ) -> dict[str, Timing]:
-    """The calls' times. Every round gives each call one turn, and starts with another call.
+    """Time the calls. Every round gives each call one turn, and starts with another call.
 
     All calls must have run before. Calls that would take longer than their budget get fewer turns,
     but at least two.
@@ -122,7 +122,7 @@ def _close(found: Tensor, expected: Tensor) -> bool:
 
 
 def allocated(device: torch.device) -> int:
-    """Bytes that tensors hold now, once what is garbage is gone."""
+    """Bytes that tensors hold now, after a garbage collection."""
     gc.collect()
     if device.type != "cuda":
         return 0
@@ -131,7 +131,7 @@ def allocated(device: torch.device) -> int:
 
 
 def peak(call: Call, device: torch.device) -> int:
-    """Bytes allocated at most while the call ran."""
+    """The most bytes allocated while the call ran."""
     if device.type != "cuda":
         call()
         return 0
@@ -143,7 +143,7 @@ def peak(call: Call, device: torch.device) -> int:
 
 
 def copy_bandwidth(device: torch.device, nbytes: int) -> float:
-    """Bytes a second, read and written, of a large copy."""
+    """Bytes a second that a large copy reads and writes."""
     source = torch.ones(nbytes, dtype=torch.uint8, device=device)
     target = torch.empty_like(source)
     target.copy_(source)
@@ -152,7 +152,7 @@ def copy_bandwidth(device: torch.device, nbytes: int) -> float:
 
 
 def machine(device: torch.device) -> dict[str, str]:
-    """What the figures belong to."""
+    """The versions and the device that figures belong to."""
     found = {"python": platform.python_version(), "torch": torch.__version__}
     if device.type == "cuda":
         found["device"] = torch.cuda.get_device_name()
@@ -172,7 +172,7 @@ def markdown(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
 
 
 def tokens_name(tokens: int) -> str:
-    """1024 -> 1k, 1048576 -> 1M."""
+    """1024 is 1k, 1048576 is 1M."""
     for size, unit in ((1 << 20, "M"), (1 << 10, "k")):
         if tokens >= size and tokens % size == 0:
             return f"{tokens // size}{unit}"
@@ -187,13 +187,13 @@ def digits(value: float) -> str:
 
 
 def first_line(error: Exception) -> str:
-    """What went wrong, fit for a table's cell."""
+    """What went wrong, in one line that fits into a table."""
     what = str(error).partition("\n")[0].replace("|", "/")
     return f"{type(error).__name__}: {what}"
 
 
 def save(folder: Path, name: str, results: object, table: str) -> None:
-    """Both as files; what was measured so far outlives a run that is cut short."""
+    """Write both as files, so that what is measured outlives a run that is cut short."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / f"{name}.json").write_text(json.dumps(results, indent=1) + "\n")
     (folder / f"{name}.md").write_text(table)

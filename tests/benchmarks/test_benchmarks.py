@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from importlib.util import find_spec
 from itertools import pairwise
 from pathlib import Path
@@ -16,9 +16,7 @@ from torch.nn import functional
 
 from benchmarks import definitions, figure, mixers, models
 from benchmarks.contenders import CONTENDERS
-from benchmarks.engine import REALISTIC, random_classifier
 from benchmarks.mixtures import Size
-from benchmarks.streams import Grid
 from benchmarks.timing import markdown, tokens_name
 
 CPU = torch.device("cpu")
@@ -26,25 +24,27 @@ TINY = Size(heads=2, routing=16, components=16, value=16)
 ON_CPU = [contender for contender in CONTENDERS if not contender.gpu]
 
 
-@pytest.fixture(autouse=True)
-def _one_thread() -> Iterator[None]:
-    """Tiny products are not worth waiting for a second one."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
-@pytest.fixture(params=[mixers, models])
-def command(request: pytest.FixtureRequest) -> Any:
-    return request.param
-
-
-def test_command(command: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    command.main(["--quick", "--device", "cpu", "--out", str(tmp_path)])
+@pytest.mark.parametrize(
+    ("command", "options", "verdict"),
+    [
+        # Our kernels, which are interpreted here, are checked below.
+        (mixers, ["--only", "PyTorch", "cumulative"], "check"),
+        (models, [], "verdict"),
+    ],
+    ids=["mixers", "models"],
+)
+def test_command(
+    command: Any,
+    options: list[str],
+    verdict: str,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    command.main(["--quick", "--device", "cpu", "--out", str(tmp_path), *options])
     name = command.__name__.rpartition(".")[2]
     found = json.loads((tmp_path / f"{name}.json").read_text())
     printed = capsys.readouterr().out
+    assert {check[verdict] for check in found["checks"]} == {"passed"}
     assert found["results"]
     for result in found["results"]:
         assert 0 < result["low"] <= result["seconds"] <= result["high"]
@@ -85,16 +85,9 @@ class TestChecks:
         assert "not timed" in run.checks[0]["check"]
         assert why in run.checks[0]["found"]
 
-    def test_our_model(self) -> None:
-        run = models.Run(
-            random_classifier(REALISTIC.model_copy(update=models.TINY)), Grid(4, 64), 1.0, 0.01
-        )
-        run.make()
-        assert [check["verdict"] for check in run.checks] == ["passed"]
-
 
 class TestDefinitions:
-    """The closed forms against the recurrences that they are of."""
+    """The closed forms against the recurrences that they sum up."""
 
     def test_decayed_sums(self) -> None:
         q, k = (torch.randn(20, 2, 4, dtype=torch.float64) for _ in range(2))

@@ -30,7 +30,7 @@ def test_overhead_table() -> None:
 
 def test_the_bare_endpoint_answers_in_the_services_form() -> None:
     with overhead.bare() as url:
-        rows = overhead.turns({"bare": url}, at_once=2, seconds=0.5, rounds=1)
+        rows = overhead.turns({"bare": url}, at_once=2, seconds=0.2, rounds=1)
     assert [row.server for row in rows] == ["bare"]
     assert rows[0].latency.documents > 0
 
@@ -53,7 +53,7 @@ def test_busy_table() -> None:
 
 
 def test_soak_table() -> None:
-    """A row a tenth of the time: here a second, after one of warm-up."""
+    """Each row is a tenth of the time: here a second, after one of warm-up."""
     load = Load("http://x", seconds=10.0, warm_s=1.0)
     outcomes = [
         Outcome(0.5, 9, ended=9.0),  # in the warm-up

@@ -16,6 +16,7 @@ from benchmarks.clients import Answered, poisson_times, tokens_within
 from benchmarks.processes import cpu_seconds
 from gma.model.config import DEFAULT_CHECKPOINT, ModelConfig
 from gma.model.tokenizer import Tokenizer
+from tests.service.asgi import LABELS, save_checkpoint
 
 CONFIG = ModelConfig.model_validate_json((DEFAULT_CHECKPOINT / "config.json").read_bytes())
 
@@ -106,9 +107,11 @@ def test_backends_are_compared() -> None:
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="compiles on a GPU")
 def test_backends_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    lines = [{"text": f"It was {word} night. ", "label": CONFIG.labels[0]} for word in ("a", "the")]
+    lines = [{"text": f"It was {word} night. ", "label": LABELS[0]} for word in ("a", "the")]
     (tmp_path / "test.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    checkpoint = save_checkpoint(tmp_path / "tiny")
     options = ["--rows", "1", "--chunk", "16", "--rounds", "1", "--library", "none"]
+    options += ["--checkpoint", str(checkpoint), "--threads", "1"]
     backends.main(["--data", str(tmp_path), "--out", str(tmp_path), *options])
     assert "function bodies, float32 |" in capsys.readouterr().out
     found = json.loads((tmp_path / "backends.json").read_text())
