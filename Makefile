@@ -34,8 +34,9 @@ $(OPS): $(INSTALLED) $(shell find export/ops -type f -not -name '*.pyc')
 serve: $(INSTALLED)  ## Start the service; settings are GMA_* variables
 	$(BIN)/gma serve
 
-test: $(INSTALLED)  ## Run the tests; ARGS="-k stream" chooses some
-	$(BIN)/python -m pytest $(ARGS)
+# A process a core; tests/conftest.py says which tests share one.
+test: $(INSTALLED)  ## Run the tests; ARGS="-k stream" chooses some, ARGS="-m long" the longer ones
+	$(BIN)/python -m pytest -n auto $(ARGS)
 
 check: $(INSTALLED)  ## Lint, check format and types, and the rules of the architecture
 	$(BIN)/ruff check $(CODE)

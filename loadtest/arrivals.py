@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 BURST_PERIOD_S, BURST_SHARE = 10.0, 0.1
 
 Warp = Callable[[float, float, float], float]
-"""When the n-th document is expected, of the mean or final rate, and all seconds."""
+"""When the n-th document is expected, by n, the mean or final rate, and the seconds in all."""
 
 
 def _even(n: float, rate: float, seconds: float) -> float:
@@ -52,7 +52,7 @@ PROFILES: dict[str, tuple[Callable[[random.Random], Iterator[float]], Warp]] = {
 
 
 def arrivals(profile: str, rate: float, seconds: float, seed: int = 0) -> list[float]:
-    """Ascending, all within so many seconds.
+    """Times in ascending order, in seconds from the beginning, all before `seconds`.
 
     poisson: independent, `rate` a second. constant: evenly spaced. bursts: Poisson, all of each 10
     seconds' documents within their first second. ramp: Poisson, from no document to `rate` a

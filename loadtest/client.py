@@ -1,6 +1,6 @@
 """One client process: it sends documents at their times, or so many at once, and notes each answer.
 
-    python -m loadtest.client PLAN OUT
+    python -m gma.loadtest.client PLAN OUT
 
 PLAN is a JSON file. It says `ready` on its output when its corpus is read, waits for the time of
 the beginning (of the monotonic clock, which a machine's processes share) on its input, and writes
@@ -26,7 +26,8 @@ import aiohttp
 from gma.loadtest.corpus import Corpus
 
 MOST_CONNECTIONS = 900
-"""Of one process, which usually may open 1,024 files. Documents beyond wait, on their time."""
+"""How many a process has open; it usually may open 1,024 files. Documents that are due beyond them
+wait, and their time runs."""
 
 ROUTE = "/v1/documents"
 NDJSON = "application/x-ndjson"
@@ -70,7 +71,7 @@ class Outcome:
 
 
 class AnswerError(Exception):
-    """An answer that is none; the message is its kind."""
+    """An answer that does not answer the document; the message is its kind."""
 
 
 class Client:
@@ -85,7 +86,7 @@ class Client:
         self._headers = headers
 
     async def run(self, begin: float) -> list[Outcome]:
-        """Every document of the plan. `begin` is a time of the monotonic clock."""
+        """Send every document of the plan. `begin` is a time of the monotonic clock, in seconds."""
         async with aiohttp.ClientSession(
             headers=self._headers,
             timeout=aiohttp.ClientTimeout(),  # none: each document has one time to be answered in
@@ -160,7 +161,7 @@ class Client:
 
 
 async def _lines(response: aiohttp.ClientResponse, ndjson: bool) -> AsyncIterator[Any]:
-    """The answer, or each of its events. Raises AnswerError if it is not JSON."""
+    """Yield the answer, or each of its events. Raises AnswerError if it is not JSON."""
     try:
         if not ndjson:
             yield json.loads(await response.read())
@@ -173,7 +174,7 @@ async def _lines(response: aiohttp.ClientResponse, ndjson: bool) -> AsyncIterato
 
 
 def _check(answer: Any, size: int, ndjson: bool) -> None:
-    """Raises AnswerError unless it is an answer to all of the document."""
+    """Check that this answers the whole document; raises AnswerError if it does not."""
     if ndjson and isinstance(answer, dict) and answer.get("event") == "error":
         raise AnswerError(f"event: {answer.get('error_type')}")
     try:

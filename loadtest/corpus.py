@@ -24,9 +24,9 @@ class Corpus:
     """Documents by number. The same number, seed and source are the same document anywhere."""
 
     def __init__(self, texts: list[bytes], drawn: Lengths | None, seed: int = 0) -> None:
-        """`drawn`: lengths of excerpts, which run on into the next text; None sends texts whole.
+        """Excerpts have the lengths `drawn`, and run on into the next text; None sends texts whole.
 
-        Raises ValueError without text.
+        Raises ValueError if there is no text.
         """
         if not any(texts):
             raise ValueError("the corpus has no text")
@@ -37,10 +37,10 @@ class Corpus:
 
     @classmethod
     def load(cls, file: Path | None, form: str | None, seed: int = 0) -> Corpus:
-        """Of a .jsonl or .jsonl.zst with a `text` in each line; without a file, made-up text.
+        """Read a .jsonl or .jsonl.zst with a `text` in each line; without a file, make text up.
 
         `form` says the lengths of excerpts, as `gma.loadtest.lengths` takes it. Raises OSError, and
-        ValueError for what is no such file, or made-up text without lengths.
+        ValueError for a file of another kind, or for made-up text without lengths.
         """
         drawn = None if form is None else lengths(form)
         if file is None:
@@ -50,7 +50,7 @@ class Corpus:
         return cls(list(read(file)), drawn, seed)
 
     def document(self, number: int) -> bytes:
-        """UTF-8, never empty; up to three bytes longer than drawn, to end with a character."""
+        """UTF-8 that is never empty; up to 3 bytes longer than drawn, to end with a character."""
         rng = random.Random(f"{self._seed} {number}")  # noqa: S311
         if self._lengths is None:
             return self._texts[number % len(self._texts)]
@@ -59,7 +59,7 @@ class Corpus:
         return self._cut(start, size)
 
     def _cut(self, start: int, size: int) -> bytes:
-        """From a character's beginning, over the corpus's end as often as it takes."""
+        """Text from a character's beginning, over the corpus's end as often as it takes."""
         whole = len(self._joined)
         rounds = (start + size + 3) // whole + 1
         around = self._joined if rounds == 1 else self._joined * rounds
@@ -70,7 +70,7 @@ class Corpus:
 
 
 def read(file: Path) -> Iterator[bytes]:
-    """The texts of a JSON Lines file. Raises OSError, and ValueError naming the line."""
+    """Yield the texts of a JSON Lines file. Raises OSError, and ValueError naming the line."""
     with file.open("rb") as opened:
         zipped = file.suffix == ".zst"
         stream = zstandard.ZstdDecompressor().stream_reader(opened) if zipped else opened
@@ -92,7 +92,7 @@ def _lines(stream: BinaryIO, file: Path) -> Iterator[str]:
 
 
 def made_up(size: int, rng: random.Random) -> bytes:
-    """About so many bytes of words that don't exist, few of them often and most of them seldom."""
+    """About `size` bytes of words that don't exist, few of them often and most of them seldom."""
     syllables = [c + v for c in "bdfgklmnprstvz" for v in "aeiou"]
     words = ["".join(rng.choices(syllables, k=rng.randint(1, 4))) for _ in range(VOCABULARY)]
     cumulative = list(accumulate(1 / (rank + 1) for rank in range(VOCABULARY)))

@@ -17,7 +17,7 @@ FORMS = "fixed:BYTES, lognormal:MEDIAN_BYTES,SIGMA or mixed"
 
 
 def lengths(form: str) -> Lengths:
-    """The lengths that a text like `lognormal:2000,1.0` says. Raises ValueError.
+    """Lengths as a text like `lognormal:2000,1.0` says. Raises ValueError.
 
     `mixed` is what a public service gets: log-normal around 2 KB, and 1% of 10 MB.
     """
@@ -38,11 +38,12 @@ def lengths(form: str) -> Lengths:
 
 
 def lognormal(rng: random.Random, median: float, sigma: float) -> int:
-    """At least one byte. `sigma` is the deviation of the length's natural logarithm."""
+    """A length of at least one byte. `sigma` is the deviation of its natural logarithm."""
     return max(1, round(rng.lognormvariate(math.log(median), sigma)))
 
 
 def mixed(rng: random.Random) -> int:
+    """A length of `mixed`."""
     if rng.random() < HUGE_SHARE:
         return HUGE_BYTES
     return lognormal(rng, MIXED_MEDIAN, MIXED_SIGMA)
@@ -64,5 +65,5 @@ BANDS = (
 
 
 def band(size: int) -> str:
-    """The name of the band of a document of so many bytes."""
+    """The name of the band of a document of `size` bytes."""
     return next(each.name for each in BANDS if size < each.below)

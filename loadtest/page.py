@@ -25,12 +25,12 @@ Row = Sequence[object]
 
 
 def page(report: Report) -> str:
-    """One trial's."""
+    """The page of one trial."""
     return _html(f"Load test of {report.load.url}", _trial(report))
 
 
 def sweep_page(reports: Sequence[Report], highest: float | None) -> str:
-    """A sweep's, and after it the trial at the highest rate that met the SLOs, if one did."""
+    """The page of a sweep, with the trial at the highest rate that met the SLOs, if one did."""
     ordered = sorted(reports, key=lambda report: report.load.rate)
     slos = ", ".join(kept.slo for kept in ordered[0].slos)
     found = f"{highest:.3g} documents a second" if highest else "none of the rates tried"

@@ -29,7 +29,7 @@ class Axis(NamedTuple):
 
 
 def svg(title: str, lines: Sequence[Line], x: Axis, y: Axis) -> str:
-    """The lines, each named at its end. Without any point, a note that there is none."""
+    """A plot of the lines, each named at its end. Without any point it says that there is none."""
     points = [
         (a, b)
         for line in lines
@@ -93,7 +93,7 @@ def _drawn(lines: Sequence[Line], across: Scale, up: Scale, x_log: bool, y_log: 
 def _scale(
     axis: Axis, values: Sequence[float], first: float, last: float
 ) -> tuple[Scale, Sequence[tuple[float, str]]]:
-    """Where a value stands between two places, and the ticks."""
+    """The scale that puts a value between two places, and its ticks."""
     if axis.log:
         lowest, highest = math.floor(math.log10(min(values))), math.ceil(math.log10(max(values)))
         powers = range(lowest, max(highest, lowest + 1) + 1)

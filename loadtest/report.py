@@ -22,7 +22,7 @@ SLICES = 60
 
 @dataclass(frozen=True)
 class Latency:
-    """Of answered documents, in seconds from when each was due."""
+    """How long answered documents took, in seconds from when each was due."""
 
     documents: int
     mean: float
@@ -31,7 +31,7 @@ class Latency:
 
     @classmethod
     def of(cls, seconds: Sequence[float]) -> Latency | None:
-        """None of nothing."""
+        """The latency of such times; None if there are none."""
         if not seconds:
             return None
         quantiles = {name: quantile(seconds, q) or 0.0 for name, q in QUANTILES.items()}
@@ -40,7 +40,7 @@ class Latency:
 
 @dataclass(frozen=True)
 class Rates:
-    """A second."""
+    """How much there was a second."""
 
     documents: float
     bytes: float
@@ -49,7 +49,7 @@ class Rates:
 
 @dataclass(frozen=True)
 class Kept:
-    """An SLO, and what it came to: its quantile in seconds, None if that is an error or nothing."""
+    """An SLO, and its quantile in seconds: None if that is an error, or if there is none."""
 
     slo: str
     met: bool
@@ -69,7 +69,7 @@ class Slice:
 
 @dataclass(frozen=True)
 class Report:
-    """All of it but the warm-up. Times are seconds."""
+    """A trial without its warm-up. Times are seconds."""
 
     began: str
     load: Load
@@ -91,11 +91,11 @@ class Report:
 
     @property
     def met(self) -> bool:
-        """Every SLO."""
+        """Whether every SLO is met."""
         return all(kept.met for kept in self.slos)
 
     def as_dict(self) -> dict[str, Any]:
-        """For JSON, without the key."""
+        """The report for JSON, without the key."""
         found = asdict(self)
         found["load"] |= {"corpus": self.load.corpus and str(self.load.corpus)}
         del found["load"]["key"]
@@ -103,7 +103,7 @@ class Report:
 
 
 def report(trial: Trial, slos: Sequence[Slo]) -> Report:
-    """What the trial's documents say that were due after its warm-up."""
+    """What came of the documents that were due after the trial's warm-up."""
     load = trial.load
     outcomes = [outcome for outcome in trial.outcomes if outcome.due >= load.warm_s]
     answered = [outcome for outcome in outcomes if outcome.error is None]
@@ -157,7 +157,7 @@ def _rates(outcomes: Sequence[Outcome], seconds: float) -> Rates:
 
 
 def _by_band(answered: Sequence[Outcome]) -> dict[str, Latency]:
-    """Those that there are, the shortest first, then all."""
+    """The bands that documents are of, the shortest first, then all together."""
     sets = {
         each.name: [outcome.seconds for outcome in answered if band(outcome.bytes) == each.name]
         for each in BANDS

@@ -23,7 +23,7 @@ class Reading:
 
     @classmethod
     def parse(cls, exposition: str) -> Reading:
-        """Raises ValueError if it is not Prometheus text."""
+        """Read an exposition. Raises ValueError if it is not Prometheus text."""
         reading = cls()
         families = text_string_to_metric_families(exposition)
         for name, labels, value, *_ in (sample for each in families for sample in each.samples):
@@ -50,7 +50,7 @@ class Stage:
 
 
 def scrape(url: str) -> Reading | None:
-    """What `/metrics` says now; None if there is nothing to read."""
+    """Read `/metrics` now; None if there is nothing to read."""
     try:
         response = httpx.get(f"{url}/metrics", timeout=TIMEOUT_S, trust_env=False)
         return Reading.parse(response.text) if response.status_code == 200 else None
@@ -59,7 +59,7 @@ def scrape(url: str) -> Reading | None:
 
 
 def stages(before: Reading, after: Reading) -> dict[str, Stage]:
-    """Every histogram of seconds that counted something in between."""
+    """The times that the server counted in between, by the name of their histogram."""
     found: dict[str, Stage] = {}
     for name, late in sorted(after.buckets.items()):
         early = before.buckets.get(name, {})
@@ -74,9 +74,10 @@ def stages(before: Reading, after: Reading) -> dict[str, Stage]:
 
 
 def quantile(buckets: dict[float, float], q: float) -> float:
-    """Of cumulative counts by upper bound, ascending: evenly within a bucket, as Prometheus does.
+    """The quantile of cumulative counts by upper bound, which ascend.
 
-    Beyond the last finite bound it is that bound.
+    Within a bucket values lie evenly, as Prometheus has it; beyond the last finite bound a quantile
+    is that bound.
     """
     wanted = q * list(buckets.values())[-1]
     below, low = 0.0, 0.0
@@ -90,5 +91,5 @@ def quantile(buckets: dict[float, float], q: float) -> float:
 
 
 def peak_memory(after: Reading) -> dict[str, dict[str, float]]:
-    """Bytes at most since each process started: by metric, then by role, the largest process's."""
+    """The most bytes since the start, by metric and then by role: those of its largest process."""
     return {name: dict(roles) for name, roles in sorted(after.by_role.items()) if "peak" in name}

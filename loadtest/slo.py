@@ -22,7 +22,7 @@ class Slo(NamedTuple):
 
     @classmethod
     def parse(cls, text: str) -> Self:
-        """Raises ValueError."""
+        """Read an SLO as it is written. Raises ValueError."""
         found = _FORM.fullmatch(text.replace(" ", ""))
         names = [each.name for each in BANDS]
         if not found or found[1] not in [None, *names] or not 0 < float(found[2]) < 100:
@@ -36,15 +36,16 @@ class Slo(NamedTuple):
         return f"{of}p{self.share * 100:g}<={self.limit_s:g}s"
 
     def concerns(self, outcome: Outcome) -> bool:
+        """Whether it is about this document."""
         return self.band in (None, band(outcome.bytes))
 
     def kept_by(self, outcome: Outcome) -> bool:
-        """Whether it was answered in time; what the SLO is not about keeps it if answered."""
+        """Whether it was answered in time, or answered at all if the SLO is not about it."""
         in_time = outcome.seconds <= self.limit_s or not self.concerns(outcome)
         return outcome.error is None and in_time
 
     def value(self, outcomes: Sequence[Outcome]) -> float | None:
-        """The quantile in seconds. An error took for ever. None without documents."""
+        """The quantile in seconds, where an error took for ever; None without documents."""
         return quantile(
             [
                 math.inf if outcome.error else outcome.seconds

@@ -17,7 +17,7 @@ from gma.loadtest.arrivals import arrivals
 from gma.loadtest.client import Outcome, Plan
 
 HEAD_START_S = 0.5
-"""From when all clients are ready to the beginning."""
+"""Seconds from when all clients are ready to the beginning."""
 
 SAMPLE_PERIOD_S = 2.0
 IN_FLIGHT = "gma_documents_in_flight"
@@ -47,7 +47,7 @@ class Load:
     key: str | None = field(default=None, repr=False)
 
     def plans(self) -> list[Plan]:
-        """Each client process's, which has every so-manieth document. Raises ValueError."""
+        """A plan for each client process; the documents go to them in turn. Raises ValueError."""
         total = self.warm_s + self.seconds
         dues = [] if self.at_once else arrivals(self.profile, self.rate, total, self.seed)
         shares = [
@@ -84,7 +84,7 @@ class Sample:
 
 @dataclass(frozen=True)
 class Trial:
-    """A load, and all that came of it. Times are from the beginning, the warm-up included."""
+    """A load, and all that came of it. Times count from the beginning of the warm-up."""
 
     load: Load
     began: float  # seconds since 1970
@@ -95,7 +95,7 @@ class Trial:
 
 
 def run(load: Load) -> Trial:
-    """Send it all and wait for every answer. Raises ValueError, OSError or TrialError."""
+    """Send the whole load and wait for every answer. Raises ValueError, OSError or TrialError."""
     with tempfile.TemporaryDirectory(prefix="loadtest-") as folder, ExitStack() as stack:
         outs = [Path(folder) / f"{i}.jsonl" for i in range(load.processes)]
         clients = [
@@ -124,7 +124,7 @@ def run(load: Load) -> Trial:
 def _client(plan: Plan, out: Path) -> Iterator[subprocess.Popen[str]]:
     plan_file = out.with_suffix(".plan.json")
     plan_file.write_text(json.dumps(asdict(plan)), encoding="utf-8")
-    command = [sys.executable, "-m", "loadtest.client", str(plan_file), str(out)]
+    command = [sys.executable, "-m", "gma.loadtest.client", str(plan_file), str(out)]
     with subprocess.Popen(  # noqa: S603 (our own command)
         command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     ) as process:
@@ -141,7 +141,7 @@ def _await_ready(client: subprocess.Popen[str]) -> None:
 
 
 def _samples(url: str, begin: float, clients: list[subprocess.Popen[str]]) -> Iterator[Sample]:
-    """One every now and then, until all clients have ended."""
+    """The server every two seconds, until all clients have ended."""
     while any(client.poll() is None for client in clients):
         due = time.monotonic() + SAMPLE_PERIOD_S
         if reading := server.scrape(url):

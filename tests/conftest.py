@@ -2,9 +2,9 @@ from __future__ import annotations
 
 import os
 
-# Set before torch and Ray are imported, for their processes too: no more threads than a small
-# machine has cores, and not a word to anybody outside.
-os.environ.setdefault("OMP_NUM_THREADS", "2")
+# Set before torch and Ray are imported, for their processes too: one thread each, for the tests run
+# in as many processes as there are cores, and not a word to anybody outside.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
 os.environ["HF_HUB_OFFLINE"] = "1"
 
@@ -19,6 +19,78 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
+
+MOST_PROCESSES = 8
+"""That run tests side by side: more would wait for the longest group."""
+
+# Files whose tests start the service. They are one group, for Ray takes ports of the machine, and
+# more than one core. Any other file is a group of its own: its tests share what is made for them.
+SERVICE = (
+    "tests/deploy/test_cluster.py",
+    "tests/deploy/test_image.py",
+    "tests/deploy/test_monitoring.py",
+    "tests/service/test_app.py",
+)
+
+# Files that take longest. They are begun first, so that all processes end at about the same time.
+LONGEST = (
+    *SERVICE,
+    "tests/export/test_cuda.py",
+    "tests/model/fused/test_step.py",
+    "tests/model/ops/triton/test_operators.py",
+    "tests/export/test_example.py",
+    "tests/service/test_fused_runner.py",
+    "tests/export/test_library.py",
+    "tests/export/test_artifact.py",
+    "tests/model/training/test_train.py",
+    "tests/export/test_verification.py",
+)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
+    """A process a core; none beside this one for tests that are chosen by name, which are few."""
+    cores = len(os.sched_getaffinity(0))
+    return 0 if cores == 1 or config.option.keyword else min(cores, MOST_PROCESSES)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """Each process takes a group, runs it in order, and takes the next."""
+    from xdist.scheduler import LoadFileScheduling
+
+    class ByGroup(LoadFileScheduling):  # type: ignore[misc]  # has no types
+        def _split_scope(self, nodeid: str) -> str:
+            file = nodeid.partition("::")[0]
+            return "service" if file in SERVICE else file
+
+    config.option.loadscopereorder = False  # the order of LONGEST stays
+    return ByGroup(config, log)
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    for item in items:
+        if item.get_closest_marker("slow") and _file(item) not in SERVICE:
+            raise pytest.UsageError(f"{_file(item)} starts the service: name it in {__file__}")
+    if hasattr(config, "workerinput"):  # one of several processes
+        place = {file: n for n, file in enumerate(LONGEST)}
+        items.sort(key=lambda item: place.get(_file(item), len(place)))
+    _skip_without_gpu(items)
+
+
+def _file(item: pytest.Item) -> str:
+    return item.nodeid.partition("::")[0]
+
+
+def _skip_without_gpu(items: list[pytest.Item]) -> None:
+    wanting = [item for item in items if item.get_closest_marker("gpu")]
+    if not wanting:
+        return
+    import torch  # takes a second that most selections of tests need not spend
+
+    if not torch.cuda.is_available():
+        for item in wanting:
+            item.add_marker(pytest.mark.skip(reason="needs a CUDA device"))
 
 
 @pytest.fixture(autouse=True, scope="session")
@@ -68,14 +140,3 @@ def _rounding() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(interpreter, "_convert_float", rounding)
         yield
-
-
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    wanting = [item for item in items if item.get_closest_marker("gpu")]
-    if not wanting:
-        return
-    import torch  # takes a second that most selections of tests need not spend
-
-    if not torch.cuda.is_available():
-        for item in wanting:
-            item.add_marker(pytest.mark.skip(reason="needs a CUDA device"))

@@ -7,7 +7,7 @@ import torch
 
 pytest.importorskip("triton")
 
-from gma.model.ops.kernels import INTERPRETED
+from gma.model.ops.triton.device import INTERPRETED
 
 DEVICE = "cpu" if INTERPRETED.value else "cuda"
 KERNELS = [

@@ -1,4 +1,4 @@
-"""A Dockerfile as its stages and their instructions; as much of the language as ours uses."""
+"""A Dockerfile as stages and their instructions, in as much of the language as ours uses."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ class Instruction(NamedTuple):
 
     @property
     def words(self) -> list[str]:
-        """Of an exec form: ["gma", "serve"]."""
+        """The words of an exec form, such as ["gma", "serve"]."""
         words: list[str] = json.loads(self.text)
         return words
 
@@ -29,7 +29,7 @@ class Stage:
 
 
 class Dockerfile:
-    """Raises ValueError for what can't be read."""
+    """Stages by name. Raises ValueError for what can't be read."""
 
     def __init__(self, text: str) -> None:
         self.stages: dict[str, Stage] = {}

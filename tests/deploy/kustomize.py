@@ -1,4 +1,4 @@
-"""Kustomize, as much of it as deploy/ uses: resources, images and JSON patches."""
+"""As much of Kustomize as deploy/ uses: resources, components, images and JSON patches."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ KEYS = {"apiVersion", "kind", "resources", "components", "images", "patches"}
 
 
 def build(folder: Path) -> list[Manifest]:
-    """What `kubectl kustomize FOLDER` prints. Raises ValueError for what is not known here."""
+    """What `kubectl kustomize FOLDER` prints. Raises ValueError for what this does not know."""
     (kustomization,) = _read(folder / "kustomization.yaml")
     if unknown := kustomization.keys() - KEYS:
         raise ValueError(f"{folder}: {', '.join(sorted(unknown))} is not known here")

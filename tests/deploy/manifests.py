@@ -33,7 +33,7 @@ RAY_CONTAINERS = ("ray-head", "ray-worker")
 
 
 def problems(manifests: list[Manifest]) -> list[str]:
-    """All that is wrong, each in a line."""
+    """Everything that is wrong, a line each."""
     found = [line for manifest in manifests for line in schema_problems(manifest)]
     if found:
         return found  # the rest relies on their shape
@@ -50,12 +50,14 @@ def problems(manifests: list[Manifest]) -> list[str]:
 
 
 def service(manifests: list[Manifest]) -> Manifest:
+    """The spec of the RayService."""
     (found,) = (each["spec"] for each in manifests if each["kind"] == "RayService")
     spec: Manifest = found
     return spec
 
 
 def serve_config(spec: Manifest) -> Manifest:
+    """The Serve config in a RayService's spec."""
     config: Manifest = yaml.safe_load(spec["serveConfigV2"])
     return config
 
@@ -71,7 +73,7 @@ def schema_problems(manifest: Manifest) -> Iterator[str]:
 
 
 def serve_problems(spec: Manifest) -> Iterator[str]:
-    """The Serve config, by Ray's own schema and by what the service makes of it."""
+    """Check the Serve config by Ray's own schema and by what the service makes of it."""
     config = serve_config(spec)
     try:
         ServeDeploySchema.model_validate(config)
@@ -106,7 +108,7 @@ def serve_problems(spec: Manifest) -> Iterator[str]:
 
 
 def _unknown(config: Manifest, schema: type[BaseModel]) -> Iterator[str]:
-    """Ray's schemas let unknown fields pass."""
+    """Find unknown fields, which Ray's schemas let pass."""
     for name in config.keys() - schema.model_fields.keys():
         yield f"Serve config: {schema.__name__} has no field {name}"
 
@@ -126,7 +128,7 @@ def _environment(container: Manifest) -> dict[str, str]:
 
 
 def drain_problems(spec: Manifest) -> Iterator[str]:
-    """Whatever ends while documents are read waits longer than the service does."""
+    """Check that whatever ends while documents are read waits longer than the service does."""
     patience = _settings(spec).shutdown_timeout_s
     waits = {"rayClusterDeletionDelaySeconds": spec.get("rayClusterDeletionDelaySeconds", 60)}
     for pod in _pods(spec):
@@ -143,7 +145,7 @@ def drain_problems(spec: Manifest) -> Iterator[str]:
 
 
 def pod_problems(spec: Manifest) -> Iterator[str]:
-    """What Kubernetes calls restricted, a root file system that is read-only, and probes."""
+    """Check for what Kubernetes calls restricted, for a read-only root, and for probes."""
     images = set()
     if spec["rayClusterConfig"].get("authOptions", {}).get("mode") != "token":
         yield "Ray asks nobody for a token"
@@ -197,7 +199,7 @@ def _ray_problems(
 
 
 def capacity_problems(spec: Manifest) -> Iterator[str]:
-    """Replicas find pods, and pods have what their replicas ask for."""
+    """Check that replicas find pods, and that pods have what their replicas ask for."""
     (group,) = spec["rayClusterConfig"]["workerGroupSpecs"]
     deployments = {
         each["name"]: each for each in serve_config(spec)["applications"][0]["deployments"]
@@ -231,7 +233,7 @@ def capacity_problems(spec: Manifest) -> Iterator[str]:
 
 
 def network_problems(manifests: list[Manifest]) -> Iterator[str]:
-    """Who is no pod of the service reaches HTTP, and no port at which Ray takes orders."""
+    """Check that others reach HTTP, and no port at which Ray takes orders."""
     labels = [pod["metadata"].get("labels", {}) for pod in _pods(service(manifests))]
     policies = [each["spec"] for each in manifests if each["kind"] == "NetworkPolicy"]
     for pod in labels:
@@ -255,7 +257,7 @@ def network_problems(manifests: list[Manifest]) -> Iterator[str]:
 
 
 def selector_problems(manifests: list[Manifest]) -> Iterator[str]:
-    """Selectors select pods of the service, and budgets let at least one pod of a group go."""
+    """Check that selectors select pods of the service, and that budgets let a pod of a group go."""
     pods = _pods(service(manifests))
     (group,) = service(manifests)["rayClusterConfig"]["workerGroupSpecs"]
     for manifest in manifests:

@@ -19,18 +19,19 @@ from ray import serve
 from ray.serve.context import _get_global_client
 from ray.serve.schema import ServeDeploySchema
 
-from gma.service.app.deployments import APPLICATION, LOOPBACK, WORKER
+from gma.service.app.deployments import APPLICATION, WORKER
+from gma.service.app.local import LOOPBACK
 from tests.deploy import kustomize
 from tests.deploy.manifests import serve_config, service
 from tests.service.asgi import PATIENCE_S, TEXT, save_checkpoint
-from tests.service.test_app import PLAIN, Connection, free_port
+from tests.service.running import PLAIN, Connection, free_port
 
 FOLDER = Path(__file__).parents[2] / "deploy" / "kubernetes"
 LONG = TEXT * 60
 
 
 def config(folder: Path, port: int) -> dict[str, Any]:
-    """The CPU variant's, for a tiny model that is slow enough, and seconds instead of minutes."""
+    """The CPU variant's, for a tiny model that is slow enough, in seconds instead of minutes."""
     made = serve_config(service(kustomize.build(FOLDER / "cpu")))
     made["http_options"] = {"host": "127.0.0.1", "port": port}
     (application,) = made["applications"]
@@ -45,7 +46,7 @@ def config(folder: Path, port: int) -> dict[str, Any]:
     scaling = application["deployments"][1]["autoscaling_config"]
     scaling |= {
         "min_replicas": 1,
-        "max_replicas": 3,
+        "max_replicas": 2,
         "upscale_delay_s": 1,
         "downscale_delay_s": 1,
         "look_back_period_s": 2,
@@ -64,7 +65,7 @@ def port(tmp_path: Path) -> Iterator[int]:
     ray.init(
         address="local",
         _node_ip_address=LOOPBACK,
-        num_cpus=16,  # 3 workers of 4, and gateways
+        num_cpus=12,  # 2 workers of 4, and gateways
         include_dashboard=False,
         logging_level=logging.ERROR,
         log_to_driver=False,
@@ -105,9 +106,9 @@ def test_workers_come_with_queued_tokens_and_go_without_losing_a_document(port: 
         async with httpx.AsyncClient(timeout=2 * PATIENCE_S) as http, AsyncExitStack() as stack:
             assert workers() == 1
             clients = [asyncio.create_task(load(http)) for _ in range(6)]
-            await until(3)
+            await until(2)
             held = []
-            for _ in range(6):  # on every worker one at least: the idlest takes it
+            for _ in range(4):  # on every worker one at least: the idlest takes it
                 opening = Connection.open(port, "application/x-ndjson")
                 connection = await stack.enter_async_context(opening)
                 await connection.send(TEXT.encode())
@@ -127,5 +128,5 @@ def test_workers_come_with_queued_tokens_and_go_without_losing_a_document(port: 
             return ends
 
     ends = asyncio.run(run())
-    assert [end["event"] for end in ends] == ["result"] * 6, ends
+    assert [end["event"] for end in ends] == ["result"] * 4, ends
     assert len({end["usage"]["tokens"] for end in ends}) == 1

@@ -1,4 +1,4 @@
-"""docs/deploy.md: what its commands name is there, and its overlay is right."""
+"""What the commands in docs/deploy.md name is there, and its overlay is right."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ MADE = {"service/gma-serve-svc"}
 
 @pytest.fixture(scope="module")
 def manifests(tmp_path_factory: pytest.TempPathFactory) -> list[Manifest]:
-    """What the overlay makes of the variant."""
+    """The manifests that the overlay makes of the variant."""
     folder = tmp_path_factory.mktemp("clone")
     (folder / "deploy").symlink_to(ROOT / "deploy")
     (folder / "my-gma").mkdir()
@@ -51,7 +51,7 @@ def test_the_overlay_is_right(manifests: list[Manifest]) -> None:
 
 
 def wrong(command: str, manifests: list[Manifest]) -> Iterator[str]:
-    """What a command says that is not so."""
+    """Yield what a command says that is not so."""
     for piece in command.split(" | "):
         program, *words = shlex.split(piece)
         match program:

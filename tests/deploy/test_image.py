@@ -17,7 +17,7 @@ import pytest
 
 from tests.deploy.dockerfile import Dockerfile
 from tests.service.asgi import save_checkpoint
-from tests.service.test_app import free_port
+from tests.service.running import free_port
 
 ROOT = Path(__file__).parents[2]
 TEXT = (ROOT / "Dockerfile").read_text()
@@ -28,12 +28,12 @@ COMPILER = re.compile(r"\b(g\+\+|gcc|clang|build-essential|nvcc|cmake|\S+-dev(el
 
 
 def is_pinned(image: str) -> bool:
-    """By a digest, or by a version to the patch and the system below."""
+    """Whether a digest names it, or a version to the patch and the system below."""
     return bool(re.fullmatch(r"\S+@sha256:[0-9a-f]{64}|\S+:\d+\.\d+\.\d+-\S+", image))
 
 
 def problems(dockerfile: Dockerfile, target: str) -> list[str]:
-    """What a target must be, and is not."""
+    """What a target must be and is not."""
     found = [f"{image} is not pinned" for image in dockerfile.external if not is_pinned(image)]
     user = dockerfile.last(target, "USER")
     if user is None or not re.fullmatch(r"[1-9]\d*:[1-9]\d*", user.text):
@@ -105,7 +105,7 @@ def test_both_targets_have_the_operators_and_the_gpu_its_kernels() -> None:
 
 
 def included(patterns: list[str]) -> Callable[[str], bool]:
-    """Whether .dockerignore lets a path into the build: the last pattern that fits decides."""
+    """A test of whether .dockerignore lets a path into the build: the last that fits decides."""
 
     def include(path: str) -> bool:
         parts = Path(path).parts
@@ -150,7 +150,7 @@ def test_only_what_is_installed_goes_into_the_build(
 
 
 class Container:
-    """The paths of the image, as folders here."""
+    """Folders here that stand for the paths of the image."""
 
     def __init__(self, folder: Path, source: Path) -> None:
         self._folders = {"/opt/gma": folder, "/src": source}
@@ -200,10 +200,10 @@ def container(
 
 @pytest.fixture(scope="module")
 def environment(container: Container) -> dict[str, str]:
-    """What the image sets, and what a user of it would."""
+    """The variables that the image sets, and those that a user of it would set."""
     dockerfile = Dockerfile(TEXT)
     image = dockerfile.environment("cpu")
-    return {**image, "PATH": f"{container.bin}:{os.environ['PATH']}", "OMP_NUM_THREADS": "2"}
+    return {**image, "PATH": f"{container.bin}:{os.environ['PATH']}", "OMP_NUM_THREADS": "1"}
 
 
 @pytest.mark.slow

@@ -1,4 +1,4 @@
-"""The manifests: right as they are, and every kind of mistake in them is caught."""
+"""The manifests are right as they are, and every kind of mistake in them is caught."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ VARIANTS = ("cpu", "gpu")
 
 @pytest.fixture(scope="module", params=VARIANTS)
 def variant(request: pytest.FixtureRequest) -> list[Manifest]:
-    """With monitoring, as a user would add it."""
+    """The manifests of a variant, with monitoring as a user would add it."""
     name: str = request.param
     return [*kustomize.build(FOLDER / name), *kustomize.build(FOLDER / "monitoring")]
 

@@ -1,5 +1,4 @@
-"""Dashboards, alerts and the runbook say the same, and a real Prometheus has an answer to all that
-they ask it about the running service."""
+"""Dashboards, alerts and the runbook agree, and a real Prometheus can answer what they ask."""
 
 from __future__ import annotations
 
@@ -20,11 +19,11 @@ import httpx
 import pytest
 import yaml
 
-from gma.service.app import deployments as app
+from gma.service.app import local
 from gma.service.observe import metrics
 from gma.service.settings import Settings
 from tests.service.asgi import PATIENCE_S, TEXT, save_checkpoint
-from tests.service.test_app import free_port
+from tests.service.running import free_port
 
 ROOT = Path(__file__).parent.parent.parent
 FOLDER = ROOT / "deploy" / "monitoring"
@@ -43,7 +42,7 @@ with_prometheus = pytest.mark.skipif(
 
 
 class Question(NamedTuple):
-    """An expression, and whose it is."""
+    """An expression, and the panel or alert that asks it."""
 
     owner: str
     expression: str
@@ -57,7 +56,7 @@ def alerts() -> list[dict[str, Any]]:
 
 
 def questions() -> list[Question]:
-    """Of every panel, and of every alert whatever its threshold."""
+    """The expressions of every panel, and of every alert whatever its threshold."""
     return [
         *(
             Question(panel["title"], target["expr"], ABSENT_WITHOUT_GPU in panel["description"])
@@ -149,7 +148,7 @@ def test_every_alert_is_tested_both_ways() -> None:
 
 
 class Prometheus:
-    """A real one, asked over HTTP."""
+    """A real Prometheus, asked over HTTP."""
 
     def __init__(self, url: str) -> None:
         self._http = httpx.Client(base_url=url, timeout=PATIENCE_S)
@@ -157,7 +156,7 @@ class Prometheus:
     @classmethod
     @contextmanager
     def running(cls, folder: Path, target: str) -> Iterator[Prometheus]:
-        """One with our configuration, but for the target and the pace."""
+        """Start one with our configuration, but for the target and the pace."""
         config = yaml.safe_load((FOLDER / "prometheus.yaml").read_text())
         config["global"] = {"scrape_interval": "500ms", "evaluation_interval": "1s"}
         config["rule_files"] = [str(FOLDER / "alerts.yaml")]
@@ -184,7 +183,7 @@ class Prometheus:
                 process.wait(PATIENCE_S)
 
     def values(self, expression: str) -> list[float]:
-        """What an expression gives now, each series; none that is no number."""
+        """The values of an expression now, one of each series, without those that are no number."""
         expression = expression.replace("$__rate_interval", "1m")
         answer = self._get("query", query=expression)
         assert answer["status"] == "success", f"{expression}: {answer['error']}"
@@ -196,7 +195,7 @@ class Prometheus:
         return [rule for group in groups for rule in group["rules"]]
 
     def ready(self) -> bool:
-        """It has started."""
+        """Whether it has started."""
         with suppress(httpx.ConnectError):
             return self._http.get("/-/ready").status_code == 200
         return False
@@ -206,7 +205,7 @@ class Prometheus:
 
 
 def soon(condition: Callable[[], bool]) -> bool:
-    """Ask until it is so, or patience ends."""
+    """Ask until it is so, and give up in the end. Returns whether it was."""
     deadline = time.monotonic() + PATIENCE_S
     while not condition():
         if time.monotonic() > deadline:
@@ -216,7 +215,7 @@ def soon(condition: Callable[[], bool]) -> bool:
 
 @contextmanager
 def load(url: str) -> Iterator[None]:
-    """Documents of several lengths, one after another, for as long as the context lasts."""
+    """Send documents of several lengths, one after another, for as long as the context lasts."""
     ended = threading.Event()
 
     def send() -> None:
@@ -236,7 +235,7 @@ def load(url: str) -> Iterator[None]:
 
 @pytest.fixture(scope="module")
 def prometheus(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Prometheus]:
-    """One that scrapes the whole service under load."""
+    """A Prometheus that scrapes the whole service under load."""
     checkpoint = save_checkpoint(tmp_path_factory.mktemp("tiny"))
     settings = Settings.load(
         checkpoint=checkpoint,
@@ -249,8 +248,8 @@ def prometheus(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Prometheus]
     )
     folder = tmp_path_factory.mktemp("prometheus")
     with (
-        app.running(settings),
-        load(app.url(settings)),
+        local.running(settings),
+        load(local.url(settings)),
         Prometheus.running(folder, f"127.0.0.1:{settings.port}") as prometheus,
     ):
         yield prometheus
@@ -260,7 +259,7 @@ def prometheus(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Prometheus]
 @pytest.mark.slow
 class TestPrometheus:
     def test_has_an_answer_to_every_panel_and_rule(self, prometheus: Prometheus) -> None:
-        """But to what a GPU alone would tell: the service runs on the CPU here."""
+        """Only what a GPU would tell has none: the service runs on the CPU here."""
         expected = {question for question in questions() if question.needs_gpu}
         empty = set(questions())
 

@@ -18,7 +18,7 @@ from tests.service.asgi import save_checkpoint
 from tests.service.conformance import Tested, check_all, poison
 
 if TYPE_CHECKING:
-    from gma.export.artifact import Precision  # with ONNX, which is not installed everywhere
+    from gma.export.precision import Precision
 
 pytestmark = pytest.mark.gpu
 
@@ -101,8 +101,8 @@ def test_onnx_runtime_on_gpu(
     if "CUDAExecutionProvider" not in onnxruntime.get_available_providers():
         pytest.skip("this ONNX Runtime has no CUDA")
     from gma.export.artifact import export
+    from gma.service.runners.loading import load
     from gma.service.runners.onnx import OnnxRunner
-    from gma.service.worker import load_onnx
 
     sizes = CONFIG.model_dump(include={"width", "layers", "heads", "routing_dim", "mlp_width"})
     sizes |= CONFIG.model_dump(include={"value_dim", "num_components"})
@@ -110,7 +110,7 @@ def test_onnx_runtime_on_gpu(
     exported = export(checkpoint, tmp_path / "exported", precision=precision, chunk=CHUNK)
     monkeypatch.setenv("GMA_BACKEND", "onnx")  # beside GMA_OPS_LIBRARY, if that is set
     settings = Settings.load(checkpoint=exported.folder, device="cuda", rows=ROWS, slots=SLOTS)
-    runner = load_onnx(settings).runner
+    runner = load(settings).runner
     assert isinstance(runner, OnnxRunner)
     assert (runner.device, runner.dtype) == ("cuda:0", precision)
     assert f"ONNX Runtime {onnxruntime.__version__} CUDA" in runner.kernels

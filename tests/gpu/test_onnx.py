@@ -37,8 +37,8 @@ pytestmark = [
     ),
 ]
 
-MIXTURES = ["CausalGMA", "WriteGMA", "ReadGMA"]
 SIZES = [(3, 32, 32, 64), (2, 16, 16, 32)]  # H, K, r, v, as the library is built for
+SIZE = {"CausalGMA": SIZES[0], "ShortConvolution": 192}
 CHUNKS = (1, 63, 64, 65, 130, 1000, 1025)
 WIDTHS = (24, 192, 768, 1030)
 TORCH: dict[int, torch.dtype] = {
@@ -69,7 +69,7 @@ def library() -> Path:
 
 
 class Operator:
-    """One operator on the GPU, and nothing of it elsewhere."""
+    """A session of one operator on the GPU, none of it elsewhere."""
 
     def __init__(
         self, library: Path, name: str, inputs: dict[str, Array], through: int, **attributes: object
@@ -94,7 +94,7 @@ class Operator:
 def run(
     library: Path, name: str, inputs: dict[str, Array], rows: Rows, through: int
 ) -> dict[str, Array]:
-    """Its outputs, from memory that a step of nothing but NaN was computed in before."""
+    """Run the operator in memory where a step of nothing but NaN was computed before."""
     given = _given(name, inputs, rows)
     operator = Operator(library, name, given, through, **operating.attributes(name))
     # Where it may go: what a kernel leaves unwritten, or reads unwritten, is NaN.
@@ -110,19 +110,15 @@ def _given(name: str, inputs: dict[str, Array], rows: Rows) -> dict[str, Array]:
 @types
 @pytest.mark.parametrize("size", SIZES, ids=str)
 @pytest.mark.parametrize("chunk", CHUNKS)
-@pytest.mark.parametrize("name", MIXTURES)
-def test_mixture(
-    library: Path, name: str, chunk: int, size: tuple[int, int, int, int], through: int
-) -> None:
+def test_mixture(library: Path, chunk: int, size: tuple[int, int, int, int], through: int) -> None:
     rows = hostile(chunk)
     inputs = operating.mixture_inputs(rows, size)
     inputs["routed"] = _rounded(inputs["routed"], through)
-    expected = operating.gma_reference(name, inputs, rows)
+    expected = operating.mixture_reference(inputs, rows)
     inputs["routed"][~rows.there()] = np.nan
-    if name != "ReadGMA":
-        for state in ("memory", "mass"):
-            inputs[state][rows.fresh] = np.nan
-    _assert_close(run(library, name, inputs, rows, through), expected, through)
+    for state in ("memory", "mass"):
+        inputs[state][rows.fresh] = np.nan
+    _assert_close(run(library, "CausalGMA", inputs, rows, through), expected, through)
 
 
 @types
@@ -132,7 +128,7 @@ def test_what_a_long_document_wrote_is_read(library: Path, through: int) -> None
     inputs["routed"] = _rounded(inputs["routed"], through)
     for state in ("memory", "mass"):
         inputs[state] = (torch.tensor(inputs[state]) * 1e6).numpy()
-    expected = operating.gma_reference("CausalGMA", inputs, rows)
+    expected = operating.mixture_reference(inputs, rows)
     _assert_close(run(library, "CausalGMA", inputs, rows, through), expected, through)
 
 
@@ -174,23 +170,17 @@ def test_fewer_taps(library: Path, taps: int) -> None:
 @types
 @pytest.mark.parametrize("poison", [np.nan, np.inf])
 @pytest.mark.parametrize("where", ["rows", "state"])
-@pytest.mark.parametrize("name", [*MIXTURES, "ShortConvolution"])
+@pytest.mark.parametrize("name", operating.STATEFUL)
 def test_nothing_crosses_documents(
     library: Path, name: str, where: str, poison: float, through: int
 ) -> None:
     rows = hostile(65)
-    convolution = name == "ShortConvolution"
-    clean = (
-        operating.convolution_inputs(rows, 192)
-        if convolution
-        else operating.mixture_inputs(rows, SIZES[0])
-    )
+    clean = operating.inputs_of(name, rows, SIZE[name])
     poisoned = {each: x.copy() for each, x in clean.items()}
-    tokens, *states = ("x", "tail") if convolution else ("routed", "memory", "mass")
     if where == "rows":
-        poisoned[tokens][1, 3] = poison  # of document 4
+        poisoned[operating.TOKENS[name]][1, 3] = poison  # of document 4
     else:
-        for state in states:
+        for state in operating.STATES[name]:
             poisoned[state][[4, 1]] = poison
     rows.fresh = [False, False, False, False, False, False, True]
     before, after = (run(library, name, inputs, rows, through) for inputs in (clean, poisoned))
@@ -202,14 +192,10 @@ def test_nothing_crosses_documents(
         assert np.isfinite(x[there]).all()
 
 
-@pytest.mark.parametrize("name", [*MIXTURES, "ShortConvolution"])
+@pytest.mark.parametrize("name", operating.STATEFUL)
 def test_hostile_rows_stay_in_their_tensors(library: Path, name: str) -> None:
     rows = hostile(65)
-    inputs = (
-        operating.convolution_inputs(rows, 192)
-        if name == "ShortConvolution"
-        else operating.mixture_inputs(rows, SIZES[0])
-    )
+    inputs = operating.inputs_of(name, rows, SIZE[name])
     used = rows.lengths[4]
     rows.lengths = [2**40, -5, 66, 3, used, -(2**63), 2**63 - 1, 0]
     rows.documents = [4, 4, -1, 2**40, 2, 7, -(2**63), 2**62]

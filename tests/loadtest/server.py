@@ -7,6 +7,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
@@ -26,7 +27,7 @@ gma_resident_memory_peak_bytes{{pid="3",role="worker"}} 4e+08
 
 
 class Server:
-    """Answers at once, but for what it is told."""
+    """It answers at once, unless it is told otherwise."""
 
     def __init__(self) -> None:
         self.url = ""
@@ -41,7 +42,7 @@ class Server:
         """After so many documents nothing is answered for `stall_s`."""
         self.stall_s = 0.0
         self.hang = threading.Event()
-        """Set it to let documents go that `status` 0 holds."""
+        """Set, it lets documents go that `status` 0 holds."""
         self._lock = threading.Lock()
 
     def document(self, body: bytes, headers: dict[str, str]) -> tuple[int, bytes]:
@@ -97,7 +98,7 @@ def running() -> Iterator[Server]:
             self.wfile.write(body)
 
         def log_message(self, *_: Any) -> None:
-            """Nothing."""
+            """Say nothing."""
 
     class Listener(ThreadingHTTPServer):
         daemon_threads = True
@@ -108,7 +109,8 @@ def running() -> Iterator[Server]:
 
     with Listener(("127.0.0.1", 0), Handler) as listener:
         server.url = f"http://127.0.0.1:{listener.server_address[1]}"
-        thread = threading.Thread(target=listener.serve_forever, daemon=True)
+        serve = partial(listener.serve_forever, poll_interval=0.01)  # so that it soon shuts down
+        thread = threading.Thread(target=serve, daemon=True)
         thread.start()
         try:
             yield server

@@ -63,7 +63,7 @@ class TestCommand:
     def test_sweep_saves_every_trial(
         self, server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr("loadtest.sweep.MOST_STEPS", 2)
+        monkeypatch.setattr("gma.loadtest.sweep.MOST_STEPS", 2)
         found = self.gma(
             server.url, "--lengths", "fixed:100", "--arrivals", "constant", "--rate", 10,
             "--seconds", 1, "--warm-up", 0, "--slo", "p99<=30s", "--sweep", "--out", tmp_path,
