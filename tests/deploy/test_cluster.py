@@ -88,7 +88,7 @@ def workers() -> int:
 
 async def until(count: int) -> None:
     """Wait until so many workers run."""
-    async with asyncio.timeout(2 * PATIENCE_S):
+    async with asyncio.timeout(6 * PATIENCE_S):
         while await asyncio.to_thread(workers) != count:
             pass
 
@@ -103,7 +103,7 @@ def test_workers_come_with_queued_tokens_and_go_without_losing_a_document(port: 
             assert response.status_code == 200, response.text
 
     async def run() -> list[dict[str, Any]]:
-        async with httpx.AsyncClient(timeout=2 * PATIENCE_S) as http, AsyncExitStack() as stack:
+        async with httpx.AsyncClient(timeout=6 * PATIENCE_S) as http, AsyncExitStack() as stack:
             assert workers() == 1
             clients = [asyncio.create_task(load(http)) for _ in range(6)]
             await until(2)
