@@ -21,7 +21,7 @@ from typing import Any
 import pytest
 
 MOST_PROCESSES = 8
-"""That run tests side by side: more would wait for the longest group."""
+"""Processes that run tests side by side: more would wait for the longest group."""
 
 # Files whose tests start the service. They are one group, for Ray takes ports of the machine, and
 # more than one core. Any other file is a group of its own: its tests share what is made for them.

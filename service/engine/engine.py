@@ -59,7 +59,7 @@ class StepInFlight(NamedTuple):
 
     @property
     def rows(self) -> int:
-        """Those that it pays for, used or not."""
+        """The rows that it pays for, used or not."""
         return len(self.batch.lengths)
 
 

@@ -11,7 +11,7 @@ class Queue(NamedTuple):
     """What waits in an engine."""
 
     tokens: int
-    """Those that no step has taken, of all open documents."""
+    """Tokens of all open documents that no step has taken."""
 
     head_s: float
     """How long the longest wait for a slot has lasted; 0 if nobody with a chunk ready waits."""

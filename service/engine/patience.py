@@ -16,7 +16,7 @@ class Patience:
         """Before this nobody stalls, so there is no need to look."""
 
     def stalled(self, documents: Iterable[Document], now: float) -> list[Document]:
-        """Those of all open documents that stall now."""
+        """The documents, of all that are open, that stall now."""
         # Whoever is waited for only later cannot stall before this either.
         self.ends_at = now + self.timeout_s
         found = []

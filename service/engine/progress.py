@@ -17,7 +17,7 @@ class RowShares(NamedTuple):
     evidence: NDArray[np.float32]  # (n, labels)
 
     def copied(self, rows: slice) -> RowShares:
-        """Those of some of the rows, on their own: a step's arrays are written again."""
+        """Copies of some rows' shares: a step's own arrays are written again."""
         return RowShares(
             self.tokens[rows].copy(), self.weight[rows].copy(), self.evidence[rows].copy()
         )

@@ -99,7 +99,7 @@ class Runner(Protocol):
 
     @property
     def versions(self) -> Mapping[str, str]:
-        """Of the libraries that compute a step, by name."""
+        """Versions of the libraries that compute a step, by name."""
 
     @property
     def vocab_size(self) -> int: ...

@@ -74,12 +74,12 @@ class Document:
             first, last = await anext(tokens)
             running = on_progress is not None
             opening = Opening(self._name, first, last, self._options.evidence, running)
-            with closing(await self._gateway.workers.open(opening)) as reading:
-                following = self._follow(reading, on_progress)
+            with closing(await self._gateway.workers.open(opening)) as opened:
+                following = self._follow(opened, on_progress)
                 if last:
                     await following
                 else:
-                    await guarded(following, by=_feed(reading, tokens))
+                    await guarded(following, by=_feed(opened, tokens))
         self._measure()
         answer = partial(self._answer, began)
         return await self._gateway.in_thread(answer) if self._options.evidence else answer()
@@ -141,9 +141,9 @@ class Document:
         metrics.TOKENIZER_SECONDS.inc(ended - began)
         return tokens
 
-    async def _follow(self, reading: OpenDocument, on_progress: Listener | None) -> None:
+    async def _follow(self, opened: OpenDocument, on_progress: Listener | None) -> None:
         """Take progress up to the end of the document."""
-        async for progress in reading:
+        async for progress in opened:
             self._add(progress)
             if progress.done:
                 return
@@ -156,9 +156,11 @@ class Document:
         ahead = progress.tokens - self._progress.tokens
         self._progress = progress
         if progress.shares:
-            for tokens, weight, evidence in zip(*progress.shares, strict=True):
+            counts, weights, evidence = progress.shares
+            rows = zip(counts.tolist(), weights.tolist(), evidence, strict=True)
+            for tokens, weight, share in rows:
                 size = self._ruler.advance(tokens)
-                self._evidence.add(int(tokens), size, float(weight), evidence)
+                self._evidence.add(tokens, size, weight, share)
                 self._bytes_read += size
                 ahead -= tokens
         self._bytes_read += self._ruler.advance(ahead)
@@ -200,13 +202,13 @@ class Document:
         metrics.COMPUTE_SECONDS.observe(self._progress.compute_s)
 
 
-async def _feed(reading: OpenDocument, tokens: AsyncGenerator[tuple[Tokens, bool]]) -> None:
+async def _feed(opened: OpenDocument, tokens: AsyncGenerator[tuple[Tokens, bool]]) -> None:
     """Hand the rest of a document to the worker that reads it."""
     async for piece, last in tokens:
         try:
-            await reading.feed(piece, last)
+            await opened.feed(piece, last)
         except UnknownDocument:
-            return  # whoever follows the reading hears why
+            return  # whoever follows the document hears why
 
 
 def _milliseconds(seconds: float) -> float:

@@ -82,7 +82,7 @@ def _array(value: object) -> tuple[tuple[int, ...], memoryview]:
 
 
 def _parsed_array(kind: type, value: Any) -> Any:
-    """Of the item type that `kind`, an NDArray, says."""
+    """An array of the item type that `kind`, an NDArray, says."""
     shape, items = value
     (item,) = get_args(get_args(kind)[1])
     return np.frombuffer(items, np.dtype(item).newbyteorder("<")).reshape(shape)

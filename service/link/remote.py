@@ -193,7 +193,7 @@ class RemoteWorker:
         self.documents = 0
         """Open here."""
         self.silent = False
-        """It was asked, and did not answer in time. Yet."""
+        """It did not answer in time when it was last asked."""
         self._metadata = ((TOKEN, address.token),)
         self._channel = grpc.aio.insecure_channel(address.target, options=CLIENT_OPTIONS)
         self._read = self._channel.stream_stream(f"/{SERVICE}/{READ}")

@@ -67,7 +67,7 @@ def assert_same(
     tolerance: float,
     of_states: float | None = None,
 ) -> None:
-    """Of evidence within `tolerance`, and of states as well unless theirs is another."""
+    """Hold evidence to `tolerance`, and states as well unless theirs is another."""
     of_states = of_states or tolerance
     for index, document in enumerate(documents):
         here = torch.tensor([index])

@@ -27,6 +27,17 @@ SMALL = ModelConfig(
     prior_tokens=5.0,
 )
 
+FITTING = SMALL.model_copy(
+    update={
+        "width": 48,
+        "routing_dim": 16,
+        "value_dim": 128,
+        "num_components": 32,
+        "mlp_width": 80,
+    }
+)
+"""One that Triton's kernels and the fused step can compute."""
+
 
 def small(**changes: object) -> Classifier:
     """Always the same weights; ``changes`` to the configuration."""

@@ -77,26 +77,26 @@ class Binary(NamedTuple):
 def mixers(shape: tuple[int, int, int], type_: str) -> Iterator[Kernel]:
     """Name the kernels of the mixer with this routing_dim, num_components and value_dim."""
     routing, components, value = shape
-    plan = Cut.of(Shape(1, 1, 1, *shape))
+    cut = Cut.of(Shape(1, 1, 1, *shape))
     if type_ == "float":
-        plan = plan._replace(stages=1)
+        cut = cut._replace(stages=1)
     capped = type_ == "bfloat16"
     sizes = {"K": components, "V": value}
     named = f"{type_} {routing}x{components}x{value}"
     for normalize in (True, False):
-        cut = {
-            **sizes, "R": routing, "BLOCK": plan.block, "STAGES": plan.stages,
+        constants = {
+            **sizes, "R": routing, "BLOCK": cut.block, "STAGES": cut.stages,
             "NORMALIZE": normalize,
         }  # fmt: skip
         for name, function, more, registers in (
-            ("sum", forward.sum_segments, {"KEEP": True}, plan.sum_registers),
-            ("read", forward.read_segments, {}, plan.read_registers),
+            ("sum", forward.sum_segments, {"KEEP": True}, cut.sum_registers),
+            ("read", forward.read_segments, {}, cut.read_registers),
         ):
-            options = {"num_warps": plan.warps}
+            options = {"num_warps": cut.warps}
             if registers and capped:
                 options["maxnreg"] = registers
             key = f"{name} {named} {'normalized' if normalize else 'plain'}"
-            yield Kernel(key, function, {**cut, **more}, options=options)
+            yield Kernel(key, function, {**constants, **more}, options=options)
 
 
 def prefix(components: int, value: int) -> Kernel:

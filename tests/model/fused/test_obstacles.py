@@ -11,17 +11,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from gma.model.classifier import Classifier
 from gma.model.fused.obstacles import FusedPrecision, obstacle
 from gma.model.ops.triton.limits import misfit
-from tests.model.small import SMALL
-
-FITTING = SMALL.model_copy(
-    update={
-        "width": 48,
-        "routing_dim": 16,
-        "value_dim": 128,
-        "num_components": 32,
-        "mlp_width": 80,
-    }
-)
+from tests.model.small import FITTING
 
 
 @pytest.mark.parametrize("precision", ["bfloat16", "fp8"])

@@ -39,7 +39,7 @@ TOLERANCES: dict[FusedPrecision, tuple[float, float]] = {
     "bfloat16": (1e-2, 1e-2),
     "fp8": (3e-2, 8e-2),
 }
-"""Of evidence and of states, relative to the largest."""
+"""The largest errors of evidence and of states, relative to the largest of each."""
 
 Rows = Sequence[int]
 """Tokens of each of a document's rows in a step."""

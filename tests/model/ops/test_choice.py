@@ -7,17 +7,7 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from gma.model.ops.choice import choose
-from tests.model.small import SMALL
-
-FITTING = SMALL.model_copy(
-    update={
-        "width": 48,
-        "routing_dim": 16,
-        "value_dim": 128,
-        "num_components": 32,
-        "mlp_width": 80,
-    }
-)
+from tests.model.small import FITTING
 
 
 @pytest.mark.parametrize(
