@@ -17,6 +17,8 @@ from gma.service.link.workers import RemoteWorkers
 from tests.service.asgi import PATIENCE_S
 from tests.service.link.remote import IDS, Remote, to_end
 
+HUNG = "the token of a worker that hangs"
+
 
 class Sight:
     """What a gateway sees when it looks for workers."""
@@ -70,7 +72,7 @@ async def hung() -> AsyncIterator[Address]:
     server = await asyncio.start_server(hang, "127.0.0.1")
     port = server.sockets[0].getsockname()[1]
     try:
-        yield Address(f"127.0.0.1:{port}", "token")
+        yield Address(f"127.0.0.1:{port}", HUNG)
     finally:
         server.close()
         for writer in writers:
@@ -120,11 +122,15 @@ def test_lost_ones_are_passed_over(checkpoint: Path) -> None:
 
 
 def test_hung_ones_do_not_use_up_a_documents_time(
-    checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+    checkpoint: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """One at most waits for it, and no longer than an attempt takes: then it is asked last."""
     monkeypatch.setattr(link, "ATTEMPT_S", 0.2)
-    monkeypatch.setattr("random.shuffle", lambda workers: workers.sort())
+
+    def hung_first(workers: list[tuple[Address, object]]) -> None:
+        workers.sort(key=lambda each: each[0].token != HUNG)
+
+    monkeypatch.setattr("random.shuffle", hung_first)
 
     async def test() -> None:
         async with (
@@ -138,6 +144,7 @@ def test_hung_ones_do_not_use_up_a_documents_time(
                 async with found[0].open(at=seen) as document:
                     await to_end(document)
             assert seen.count == 2
+            assert caplog.text.count("did not answer") == 1
             # Alone it is waited for, as one that is slow would be.
             await found[0].server.stop()
             sight.there.remove(found[0].address)
