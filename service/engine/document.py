@@ -36,6 +36,16 @@ class Terms(NamedTuple):
     """Least time between two Progress of one document."""
 
 
+class Heard(NamedTuple):
+    """A step that ended, as one of its documents hears of it."""
+
+    rows: slice
+    """The document's own of the step's rows."""
+
+    began: float
+    now: float
+
+
 class Owner(Protocol):
     """The engine, as its documents see it."""
 
@@ -43,7 +53,7 @@ class Owner(Protocol):
         """Its client did something: there may be a chunk ready now, or nothing left to do."""
 
     def abort(self, document: Document) -> None:
-        """The document's client wants no more of it. Nothing happens if it is closed already."""
+        """The document's client wants no more of it."""
 
 
 class Document:
@@ -54,7 +64,7 @@ class Document:
     closed: done, failed or aborted. All of it belongs to the event loop's thread.
     """
 
-    def __init__(self, opening: Opening, owner: Owner, terms: Terms) -> None:
+    def __init__(self, opening: Opening, owner: Owner, terms: Terms, now: float) -> None:
         """Raises Empty, and ValueError for what are no tokens."""
         self.name = opening.name
         self.slot = NO_SLOT
@@ -87,6 +97,7 @@ class Document:
         self._append(opening.tokens, opening.last)
         if self.complete and not self.fed:
             raise Empty
+        self.touch(now)
 
     # Its client's side.
 
@@ -120,14 +131,16 @@ class Document:
                 raise self._error
             progress = self._progress()
             pause_s = self._pause_s
-            self._owner.changed(self)
+            if not self.closed:
+                self._owner.changed(self)
             yield progress
             if progress.done:
                 return
 
     def close(self) -> None:
         """Read it no further. Nothing happens if it is closed already."""
-        self._owner.abort(self)
+        if not self.closed:
+            self._owner.abort(self)
 
     async def _until_news(self, pause_s: float | None) -> None:
         """Nothing that happens within `pause_s` wakes who waits, unless it is urgent: with many
@@ -216,19 +229,10 @@ class Document:
         self.fresh = False
         self._room.set()
 
-    def end_step(self, rows: int, began: float, now: float) -> None:
-        """A step with so many rows of it ran from `began` until now."""
-        self._queue_s += self.ready_for(began)
-        if not self._compute_s:
-            self._wait_s = self._queue_s
-        self._ready_at = None
-        self._compute_s += now - began
-        self.stepping -= rows
-        self.touch(now)
-
-    def add(self, logits: NDArray[np.float64], shares: RowShares, rows: slice) -> None:
-        """Note what a step said: `logits`, (labels,), of all that was read of it, and among the
-        step's `shares` its own `rows`."""
+    def hear(self, step: Heard, logits: NDArray[np.float64], shares: RowShares) -> bool:
+        """Note that a step ended, and what it said: `logits`, (labels,), of all that was read, and
+        among the step's `shares` those of its own rows. Returns whether that was its end."""
+        rows = step.rows
         self.read += int(shares.tokens[rows].sum())
         self._chunks += rows.stop - rows.start
         self._logits = logits.copy()
@@ -238,8 +242,22 @@ class Document:
             if 2 * self._unread_rows >= self._terms.max_unread_rows:
                 self._urgent.set()  # before the document is held for them
         self._news.set()
+        self.end_step(step)
+        if self.done:
+            self.end()
+        return self.done
 
-    def end(self, error: ServiceError | None) -> None:
+    def end_step(self, step: Heard) -> None:
+        """Note that a step ended."""
+        self._queue_s += self.ready_for(step.began)
+        if not self._compute_s:
+            self._wait_s = self._queue_s
+        self._ready_at = None
+        self._compute_s += step.now - step.began
+        self.stepping -= step.rows.stop - step.rows.start
+        self.touch(step.now)
+
+    def end(self, error: ServiceError | None = None) -> None:
         """The last thing that happens: wakes whoever waits for the document."""
         self.closed = True
         self._error = error

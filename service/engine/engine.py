@@ -16,7 +16,7 @@ import asyncio
 import logging
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from typing import NamedTuple, TypeAlias
@@ -24,7 +24,7 @@ from typing import NamedTuple, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from gma.service.engine.document import NO_SLOT, Document, Terms
+from gma.service.engine.document import NO_SLOT, Document, Heard, Terms
 from gma.service.engine.observer import Ending, Observer, Queue
 from gma.service.engine.opening import Opening
 from gma.service.engine.pace import Pace
@@ -157,14 +157,16 @@ class Engine:
             raise ShuttingDown("the service is stopping: send the document elsewhere")
         if not self.ready:
             raise NotReady("the service is warming up: try again")
-        document = Document(opening, self, self._terms)
+        document = Document(opening, self, self._terms, self._clock())
         seated = document.runnable and self._free
         if not seated and len(self._waiting) >= self._max_waiting:
             self._observer.refused()
             raise Overloaded(f"{len(self._waiting)} documents are waiting: try again later")
         self._waiting[document] = None
-        self.changed(document)
-        self._observe_occupancy()
+        if seated:
+            self._seat(document)
+        else:
+            self._observe_occupancy()
         return document
 
     # The loop: schedule, launch, finish.
@@ -225,14 +227,12 @@ class Engine:
         self._steps += 1
         chunk, rows = self._grid.chunk, sum(self._rows(tokens) for _, tokens in plan)
         batch = Batch.blank(fitting(self._runner.grids, rows), self._runner.slots)
-        first = 0
-        for index, (document, tokens) in enumerate(plan):
+        for index, (document, tokens, own) in enumerate(self._placed(plan)):
             batch.slot_of_document[index] = document.slot
             batch.fresh[index] = document.fresh
-            own = slice(first, first := first + self._rows(tokens))
             batch.document_of_row[own] = index
             batch.lengths[own] = chunk
-            batch.lengths[first - 1] = tokens - (own.stop - own.start - 1) * chunk
+            batch.lengths[own.stop - 1] = tokens - (own.stop - own.start - 1) * chunk
             document.take(batch.tokens[own], tokens, self._steps)
         return batch
 
@@ -240,51 +240,51 @@ class Engine:
         """Tell the documents of a step that ended."""
         now, began = self._clock(), self._pace.began(step.launched_at)
         self._pace.ended(now)
-        for document, tokens in step.plan:
-            document.end_step(self._rows(tokens), began, now)
-            if document.closed:
-                self._release(document)
         try:
             outcome = step.outcome.result()
-        except Exception:
-            names = [document.name for document, _ in step.plan]
-            fields = {"fields": {"documents": names}}
-            logger.exception("a step with %d documents failed", len(names), extra=fields)
-            self._fail(step.plan)
-        else:
-            self._pace.learn(step.rows, now - began)
-            self._hand_out(step, outcome)
-            used, tokens = np.count_nonzero(step.batch.lengths), step.batch.lengths.sum()
-            self._observer.stepped(int(used), step.rows, int(tokens), now - began)
+        except Exception as error:
+            self._fail(step, error, began, now)
+            return
+        self._pace.learn(step.rows, now - began)
+        self._hand_out(step, outcome, began, now)
+        used, tokens = np.count_nonzero(step.batch.lengths), step.batch.lengths.sum()
+        self._observer.stepped(int(used), step.rows, int(tokens), now - began)
 
-    def _hand_out(self, step: StepInFlight, outcome: Outcome) -> None:
+    def _hand_out(self, step: StepInFlight, outcome: Outcome, began: float, now: float) -> None:
         """Give each document of the step what it said."""
         self.failed_steps = 0
         lengths = step.batch.lengths.astype(np.int32)
         shares = RowShares(lengths, outcome.weight.astype(np.float64), outcome.evidence)
         finite: NDArray[np.bool_] = outcome.finite
         certain: NDArray[np.bool_] = np.all(np.isfinite(outcome.logits), axis=1)
-        first = 0
-        for index, (document, tokens) in enumerate(step.plan):
-            own = slice(first, first := first + self._rows(tokens))
+        for index, (document, _, own) in enumerate(self._placed(step.plan)):
+            heard = Heard(own, began, now)
             if document.closed:
-                continue
-            if not (certain[index] and finite[own].all()):
+                document.end_step(heard)
+                self._release(document)
+            elif certain[index] and finite[own].all():
+                if document.hear(heard, outcome.logits[index], shares):
+                    self._leave(document, "done")
+            else:
+                document.end_step(heard)
                 error = StepFailed("reading the document gave numbers that are not finite")
                 self._observer.not_finite()
                 self._close(document, "failed", error)
-                continue
-            document.add(outcome.logits[index], shares, own)
-            if document.done:
-                self._close(document, "done")
 
-    def _fail(self, plan: Plan) -> None:
+    def _fail(self, step: StepInFlight, error: Exception, began: float, now: float) -> None:
         """Close the documents of a step that raised: nobody knows what is in their slots."""
+        names = [document.name for document, _ in step.plan]
+        fields = {"fields": {"documents": names}}
+        logger.error("a step with %d documents failed", len(names), exc_info=error, extra=fields)
         self.failed_steps += 1
         self._observer.step_failed()
-        for document, _ in plan:
-            error = StepFailed("reading the document failed: send it again")
-            self._close(document, "failed", error)
+        for document, _, own in self._placed(step.plan):
+            document.end_step(Heard(own, began, now))
+            if document.closed:
+                self._release(document)
+            else:
+                failure = StepFailed("reading the document failed: send it again")
+                self._close(document, "failed", failure)
 
     async def _idle(self) -> None:
         """Wait until a client does something, a step ends, or it is time for another, or to see who
@@ -334,9 +334,12 @@ class Engine:
         self._observe_occupancy()
 
     def _close(self, document: Document, how: Ending, error: ServiceError | None = None) -> None:
-        if document.closed:
-            return
-        document.end(error)
+        if not document.closed:
+            document.end(error)
+            self._leave(document, how)
+
+    def _leave(self, document: Document, how: Ending) -> None:
+        """Forget a document that has ended."""
         del (self._resident if document.resident else self._waiting)[document]
         self._release(document)
         self._observer.closed(how, document.read)
@@ -361,6 +364,12 @@ class Engine:
 
     def _observe_occupancy(self) -> None:
         self._observer.occupancy(len(self._waiting), self._runner.slots - len(self._free))
+
+    def _placed(self, plan: Plan) -> Iterator[tuple[Document, int, slice]]:
+        """A step's documents, how many tokens of each, and which rows of the step they fill."""
+        first = 0
+        for document, tokens in plan:
+            yield document, tokens, slice(first, first := first + self._rows(tokens))
 
     def _rows(self, tokens: int) -> int:
         """How many rows so many tokens of a document take."""

@@ -63,13 +63,28 @@ class Document:
         self._told_at: float | None = None  # when the last progress came
 
     async def classify(
-        self, pieces: Pieces, *, began: float, on_progress: Listener | None = None
+        self,
+        pieces: Pieces,
+        *,
+        began: float,
+        stages: list[Stage],
+        on_progress: Listener | None = None,
     ) -> Answer:
         """Read `pieces` to their end, or to `max_tokens`, and answer.
 
-        `began` is when the request did, on the monotonic clock. Raises ServiceError, and whatever
-        `pieces` and `on_progress` raise.
+        `began` is when the request did, on the monotonic clock. The stages that the document goes
+        through are added to `stages`, however it ends. Raises ServiceError, and whatever `pieces`
+        and `on_progress` raise.
         """
+        try:
+            await self._read(pieces, on_progress)
+        finally:
+            stages += self._stages()
+        self._measure()
+        answer = partial(self._answer, began)
+        return await self._gateway.in_thread(answer) if self._options.evidence else answer()
+
+    async def _read(self, pieces: Pieces, on_progress: Listener | None) -> None:
         async with aclosing(self._tokenize(pieces)) as tokens:
             first, last = await anext(tokens)
             running = on_progress is not None
@@ -80,12 +95,8 @@ class Document:
                     await following
                 else:
                     await guarded(following, by=_feed(opened, tokens))
-        self._measure()
-        answer = partial(self._answer, began)
-        return await self._gateway.in_thread(answer) if self._options.evidence else answer()
 
-    @property
-    def stages(self) -> list[Stage]:
+    def _stages(self) -> list[Stage]:
         """What it went through: it waits from when tokens are handed over to the first step with
         some of them, and is computed from then to the last that was heard of."""
         found: list[Stage] = []

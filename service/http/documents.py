@@ -115,12 +115,12 @@ class DocumentResponse(Response):
             options, pieces = request, cut(request.text.encode(), PIECE_BYTES)
         # Clients may give two requests one id.
         document = Document(self._gateway, f"{record.id}/{uuid.uuid4().hex}", options)
-        try:
-            return await document.classify(
-                pieces, began=record.began, on_progress=events.progress if events else None
-            )
-        finally:
-            record.stages += document.stages
+        return await document.classify(
+            pieces,
+            began=record.began,
+            stages=record.stages,
+            on_progress=events.progress if events else None,
+        )
 
 
 def parsed(body: bytes) -> DocumentRequest:
