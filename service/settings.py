@@ -27,6 +27,7 @@ ONLY_ONNX = ("float16", "int8")
 Count = Annotated[int, Field(gt=0)]
 Seconds = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Bytes = Annotated[ByteSize, Field(gt=0)]
+Share = Annotated[float, Field(gt=0, le=1)]
 
 
 class SettingsError(ValueError):
@@ -116,8 +117,25 @@ class Settings(BaseSettings):
     progress_interval_s: Seconds = 0.1
     """Least time between two progress events of one document."""
 
+    max_share_per_key: Share = 0.75
+    """Share of a gateway's documents and bytes in flight that one API key may hold; beyond that it
+    is 429. A document that is alone is always taken."""
+
+    max_share_per_address: Share = 1.0
+    """The same for one IP address, or /64 of IPv6. All by default: behind a load balancer every
+    client has one address."""
+
     idle_timeout_s: Seconds = 60
-    """A document whose client sends nothing for so long is dropped and answered with 408."""
+    """A document whose client sends less than the least rate for so long, or nothing, is dropped
+    and answered with 408."""
+
+    min_upload_rate: Annotated[ByteSize, Field(ge=0)] = ByteSize(1024)
+    """Least bytes a second of a request body, over GMA_IDLE_TIMEOUT_S. Takes units."""
+
+    max_slow_uploads: Count = 16
+    """Bodies that a gateway lets come slower than the least rate for two seconds or more; of more,
+    that which has sent least is answered with 408, as it is when all places are taken and a new
+    document comes."""
 
     worker_timeout_s: Seconds = 10
     """How long a gateway waits for a worker to take a document before it answers 503."""

@@ -24,3 +24,6 @@ async def guarded(work: Coroutine[Any, Any, T], *, by: Coroutine[Any, Any, None]
         working.cancel()
         guard.cancel()
         await asyncio.gather(working, guard, return_exceptions=True)
+        # An error that is raised here has this frame in its traceback, and either may hold it: what
+        # its frames hold would stay until the garbage collector comes.
+        del working, guard

@@ -3,29 +3,51 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from typing import NamedTuple
 
 from gma.service.errors import Overloaded, ShuttingDown, TooLarge
 from gma.service.observe import metrics
+from gma.service.settings import Settings
+
+GRACE_S = 0.25
+"""How long a body may come slowly before it makes way for others, if all places are taken."""
+
+
+class Client(NamedTuple):
+    """Whose document it is, by one of the ways to tell: its key, or its address."""
+
+    kind: str
+    name: str
+    share: float
+    """Of the places, and of the bytes, that it may hold if it holds more than one document."""
 
 
 class Admission:
     """Counts documents and bytes in flight, and refuses what would exceed the limits."""
 
-    def __init__(self, *, max_documents: int, max_bytes: int, max_document_bytes: int) -> None:
-        self._max_documents = max_documents
-        self._max_bytes = max_bytes
-        self.max_document_bytes = max_document_bytes
+    def __init__(self, settings: Settings) -> None:
+        self._max_documents = settings.max_documents_in_flight
+        self._max_bytes = settings.max_bytes_in_flight
+        self._max_slow = settings.max_slow_uploads
+        self.max_document_bytes = settings.max_document_bytes
         self.documents = 0
         self.bytes = 0
         self.draining = False
+        self._documents_of: Counter[Client] = Counter()
+        self._bytes_of: Counter[Client] = Counter()
+        self._min_rate = settings.min_upload_rate
+        self._sending: dict[Admitted, Callable[[], None]] = {}
         self._idle = asyncio.Event()
         self._idle.set()
 
     @contextmanager
-    def admit(self, announced_bytes: int = 0) -> Iterator[Admitted]:
-        """A document's place while the context lasts; so many of its bytes are known to come.
+    def admit(self, announced_bytes: int = 0, clients: Sequence[Client] = ()) -> Iterator[Admitted]:
+        """A place for a document of `clients` while the context lasts; so many of its bytes are
+        known to come.
 
         Raises ShuttingDown, TooLarge or Overloaded.
         """
@@ -35,38 +57,51 @@ class Admission:
         if announced_bytes > self.max_document_bytes:
             metrics.REFUSALS.labels("size").inc()
             raise TooLarge(self.max_document_bytes)
-        if self.documents >= self._max_documents:
-            metrics.REFUSALS.labels("documents").inc()
-            raise Overloaded(
-                f"{self.documents} documents are in flight: try again when some are done"
-            )
-        admitted = Admitted(self)
-        self._change(documents=1)
+        if self.documents >= self._max_documents and not self._make_way():
+            raise _refusal("documents", f"{self.documents} documents are in flight")
+        for client in clients:
+            found = self._documents_of[client]
+            if found and found >= client.share * self._max_documents:
+                raise _refusal(
+                    client.kind, f"{found} documents of this {client.kind} are in flight"
+                )
+        admitted = Admitted(self, clients)
+        self.change(clients, documents=1)
         try:
             admitted.reserve(announced_bytes)
             metrics.ADMISSIONS.inc()
             yield admitted
         finally:
-            self._change(documents=-1, size=-admitted.reserved_bytes)
+            admitted.leave()
 
     async def drain(self) -> None:
         """Take nothing new, and wait until all that was taken is done."""
         self.draining = True
         await self._idle.wait()
 
-    def reserve(self, more: int) -> None:
-        """Make room for so many more bytes. Raises Overloaded."""
+    def reserve(self, clients: Sequence[Client], more: int) -> None:
+        """Make room for so many more bytes of a document of `clients`. Raises Overloaded."""
         if self.bytes + more > self._max_bytes:
-            metrics.REFUSALS.labels("bytes").inc()
-            raise Overloaded(
-                f"{self.bytes} bytes of documents are in flight, and {more} more are too many: "
-                "try again when some are done"
+            raise _refusal(
+                "bytes", f"{self.bytes} bytes are in flight, and {more} more are too many"
             )
-        self._change(size=more)
+        for client in clients:
+            found = self._bytes_of[client] + more
+            if self._documents_of[client] > 1 and found > client.share * self._max_bytes:
+                raise _refusal(
+                    client.kind, f"{found} bytes of this {client.kind} would be in flight"
+                )
+        self.change(clients, size=more)
 
-    def _change(self, *, documents: int = 0, size: int = 0) -> None:
+    def change(self, clients: Sequence[Client], *, documents: int = 0, size: int = 0) -> None:
+        """Count what comes, and what goes."""
         self.documents += documents
         self.bytes += size
+        for client in clients:
+            self._documents_of[client] += documents
+            self._bytes_of[client] += size
+            if not (self._documents_of[client] or self._bytes_of[client]):
+                del self._documents_of[client], self._bytes_of[client]
         metrics.DOCUMENTS_IN_FLIGHT.set(self.documents)
         metrics.BYTES_IN_FLIGHT.set(self.bytes)
         if self.documents:
@@ -74,20 +109,57 @@ class Admission:
         else:
             self._idle.set()
 
+    def sends(self, admitted: Admitted, give_up: Callable[[], None]) -> None:
+        """Note that a document's body begins to come; `give_up` ends that."""
+        self._sending[admitted] = give_up
+
+    def sent(self, admitted: Admitted) -> None:
+        """Note that no more of it comes."""
+        self._sending.pop(admitted, None)
+
+    def bound_slow(self) -> None:
+        """Give up a body that comes slowly if too many do."""
+        slow = [each for each in self._sending if each.slow]
+        if len(slow) > self._max_slow:
+            self._give_up(slow)
+
+    def _make_way(self) -> bool:
+        """Give up a body that comes slowly for a document that may not."""
+        now = time.monotonic()
+        slow = []
+        for each in self._sending:
+            age = now - each.began
+            if each.slow or (age > GRACE_S and each.received_bytes < self._min_rate * age):
+                slow.append(each)
+        if slow:
+            self._give_up(slow)
+        return bool(slow)
+
+    def _give_up(self, slow: list[Admitted]) -> None:
+        """Give up that of which least has come."""
+        least = min(slow, key=lambda each: each.received_bytes)
+        metrics.REFUSALS.labels("slow").inc()
+        self._sending[least]()
+        least.leave()
+
 
 class Admitted:
     """One document's place: how much of it has come, and how much room it holds."""
 
-    def __init__(self, admission: Admission) -> None:
+    def __init__(self, admission: Admission, clients: Sequence[Client]) -> None:
+        self.began = time.monotonic()
         self.received_bytes = 0
         self.reserved_bytes = 0
+        self.slow = False
         self._admission = admission
+        self._clients = clients
+        self._documents = 1
 
     def reserve(self, total_bytes: int) -> None:
         """Hold room for at least so many bytes. Raises Overloaded."""
         more = total_bytes - self.reserved_bytes
         if more > 0:
-            self._admission.reserve(more)
+            self._admission.reserve(self._clients, more)
             self.reserved_bytes = total_bytes
 
     def count(self, size: int) -> None:
@@ -97,4 +169,34 @@ class Admitted:
         if self.received_bytes > self._admission.max_document_bytes:
             metrics.REFUSALS.labels("size").inc()
             raise TooLarge(self._admission.max_document_bytes)
-        self.reserve(self.received_bytes)
+        try:
+            self.reserve(self.received_bytes)
+        except Overloaded:
+            self.leave()  # now, or all who come at the same time would be refused
+            raise
+
+    def sends(self, give_up: Callable[[], None]) -> None:
+        """Its body begins to come. `give_up` is called if it does so too slowly for others."""
+        self._admission.sends(self, give_up)
+
+    def comes(self, *, slowly: bool) -> None:
+        """How fast it comes now."""
+        self.slow = slowly
+        if slowly:
+            self._admission.bound_slow()
+
+    def sent(self) -> None:
+        """No more of it comes."""
+        self._admission.sent(self)
+
+    def leave(self, answer_bytes: int = 0) -> None:
+        """Give the place back, and hold room for an answer alone, until that is sent."""
+        self.sent()
+        size = answer_bytes - self.reserved_bytes
+        self._admission.change(self._clients, documents=-self._documents, size=size)
+        self._documents, self.reserved_bytes = 0, answer_bytes
+
+
+def _refusal(reason: str, why: str) -> Overloaded:
+    metrics.REFUSALS.labels(reason).inc()
+    return Overloaded(f"{why}: try again when some are done")

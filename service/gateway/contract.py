@@ -11,19 +11,21 @@ from typing_extensions import TypedDict  # pydantic needs this one before Python
 
 from gma.service.link.client import WorkerInfo
 
+Amount = Annotated[int, Field(ge=1, lt=2**31)]
+
 
 class Options(BaseModel):
     """How a document is to be answered."""
 
     model_config = ConfigDict(extra="forbid", use_attribute_docstrings=True)
 
-    top_k: Annotated[int, Field(ge=1)] | None = None
+    top_k: Amount | None = None
     """Answer with the best so many labels; all by default."""
 
     evidence: bool = False
     """Also tell which part of the document speaks for what."""
 
-    max_tokens: Annotated[int, Field(ge=1)] | None = None
+    max_tokens: Amount | None = None
     """Read no more than the first so many tokens. By default nothing is truncated."""
 
 
@@ -32,7 +34,7 @@ class DocumentRequest(Options):
 
     model_config = ConfigDict(extra="forbid", strict=True, use_attribute_docstrings=True)
 
-    text: str
+    text: Annotated[str, Field(min_length=1)]
     """The document."""
 
 
@@ -147,6 +149,7 @@ class Limits(TypedDict):
     max_documents_in_flight: int
     max_evidence_spans: int
     idle_timeout_s: float
+    min_upload_rate: Annotated[int, Field(description="bytes a second, over the idle timeout")]
 
 
 class Info(WorkerInfo):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from codecs import BOM_UTF8
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 from contextlib import aclosing, closing
 from functools import partial
@@ -25,7 +26,8 @@ from gma.service.observe.traces import Stage
 from gma.service.tasks import guarded
 
 Pieces: TypeAlias = AsyncIterator[tuple[bytes, bool]]
-"""A document's text in pieces, cut anywhere, each with whether it is the last."""
+"""A document's text in pieces, cut anywhere, each with whether it is the last. A byte order mark at
+the beginning is in the first, with some of what it marks."""
 
 Listener: TypeAlias = Callable[[ProgressEvent], Awaitable[None]]
 
@@ -54,6 +56,7 @@ class Document:
         self._evidence = Evidence(gateway.settings.max_evidence_spans)
         self._progress = Progress(0, 0, np.zeros(0), None, 0.0, 0.0, 0.0, done=False)
         self._empty = True
+        self._mark = 0  # bytes of a byte order mark, which is no text
         self._truncated = False
         self._tokens = 0  # handed to the worker
         self._bytes_read = 0  # by the worker
@@ -136,6 +139,10 @@ class Document:
     def _certain(self, piece: bytes, last: bool) -> Tokens:
         """The tokens that are certain once `piece` has come. Raises NotUtf8, Empty."""
         began = time.monotonic()
+        if self._empty and piece.startswith(BOM_UTF8) and len(piece) > len(BOM_UTF8):
+            piece = piece[len(BOM_UTF8) :]
+            self._mark = len(BOM_UTF8)
+            self._ruler.skip(self._mark)
         self._empty = self._empty and not piece
         if last and self._empty:
             raise Empty
@@ -144,7 +151,7 @@ class Document:
             if last:
                 tokens = np.concatenate([tokens, self._stream.finish()])
         except tokenizer.NotUtf8 as error:
-            raise NotUtf8(error.offset) from None
+            raise NotUtf8(self._mark + error.offset) from None
         ended = time.monotonic()
         self._tokenized = self._tokenized[0] if self._tokenized else began, ended
         self._tokenize_s += ended - began

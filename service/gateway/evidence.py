@@ -17,6 +17,11 @@ class Ruler:
         """`byte_lengths`, (vocab_size,), has the bytes of each token."""
         self._byte_lengths = byte_lengths
         self._ahead: deque[NDArray[np.int32]] = deque()
+        self._skipped = 0
+
+    def skip(self, size: int) -> None:
+        """The document begins with `size` bytes of no token: they count with the first."""
+        self._skipped = size
 
     def extend(self, tokens: NDArray[np.int32]) -> None:
         """The document goes on with `tokens`, (n,) ids."""
@@ -25,6 +30,8 @@ class Ruler:
     def advance(self, tokens: int) -> int:
         """Pass the next `tokens` tokens, and return their bytes."""
         passed = 0
+        if tokens:
+            passed, self._skipped = self._skipped, 0
         while tokens:
             piece = self._ahead.popleft()
             passed += int(piece[:tokens].sum(dtype=np.int64))

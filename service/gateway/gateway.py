@@ -40,11 +40,7 @@ class Gateway:
         self.config = config
         self.tokenizer = tokenizer
         self.workers = workers
-        self.admission = Admission(
-            max_documents=settings.max_documents_in_flight,
-            max_bytes=settings.max_bytes_in_flight,
-            max_document_bytes=settings.max_document_bytes,
-        )
+        self.admission = Admission(settings)
         self._threads = ThreadPoolExecutor(cores(), thread_name_prefix="small")
         self._large = ThreadPoolExecutor(threads or cores(), thread_name_prefix="tokenize")
 
@@ -62,6 +58,7 @@ class Gateway:
                 max_documents_in_flight=settings.max_documents_in_flight,
                 max_evidence_spans=settings.max_evidence_spans,
                 idle_timeout_s=settings.idle_timeout_s,
+                min_upload_rate=settings.min_upload_rate,
             ),
             **worker,
         )

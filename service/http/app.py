@@ -7,24 +7,28 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from importlib.metadata import version
 
-from fastapi import FastAPI, Security
+from fastapi import FastAPI
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import RedirectResponse, Response
 
-from gma.model.config import problems
+from gma.model.config import Place, dotted, problems
 from gma.service.errors import MethodNotAllowed, NotFound, NotReady, ShuttingDown, Validation
 from gma.service.gateway.contract import Health, Info
 from gma.service.gateway.gateway import Gateway
 from gma.service.http.auth import Authorized
-from gma.service.http.documents import MOST_PROBLEMS, add_documents
+from gma.service.http.documents import add_documents
 from gma.service.http.keys import Keys
+from gma.service.http.media import shown
 from gma.service.http.middleware import Requests
-from gma.service.http.openapi import BEARER, UNREADY_RESPONSES
+from gma.service.http.openapi import UNREADY_RESPONSES, Described
 from gma.service.observe import metrics, traces
 
 HEALTH_TIMEOUT_S = 1.0
+
+MOST_PROBLEMS = 3
+"""How many an answer tells of a query that is not valid: it repeats some of what was sent."""
 
 
 def create_app(gateway: Gateway, *, stamp_ids: bool = True) -> FastAPI:
@@ -42,7 +46,7 @@ def create_app(gateway: Gateway, *, stamp_ids: bool = True) -> FastAPI:
         watching.cancel()
         await gateway.in_thread(traces.stop)
 
-    app = FastAPI(
+    app = Described(
         title="Long-document classification",
         description="Classifies texts of any length with Gaussian mixture attention.",
         version=version("gma-service"),
@@ -53,6 +57,7 @@ def create_app(gateway: Gateway, *, stamp_ids: bool = True) -> FastAPI:
     )
     keys_file = gateway.settings.api_keys_file
     if keys_file:
+        app.asks_for_keys = True
         app.add_middleware(Authorized, keys=Keys.load(keys_file))
     app.add_middleware(Requests, stamp_ids=stamp_ids)
     add_operations(app, gateway)
@@ -75,9 +80,7 @@ def add_operations(app: FastAPI, gateway: Gateway) -> None:
             raise NotReady("no worker is ready yet") from None
         return Health(status="ok")
 
-    @app.get(
-        "/info", responses=UNREADY_RESPONSES, dependencies=[Security(BEARER)], tags=["operation"]
-    )
+    @app.get("/info", responses=UNREADY_RESPONSES, tags=["operation"])
     async def info() -> Info:
         """What runs here: model, labels, limits, backend, versions."""
         return await gateway.info()
@@ -95,13 +98,20 @@ def add_operations(app: FastAPI, gateway: Gateway) -> None:
 
 async def _no_route(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
-    what = f"{request.method} {request.url.path}"
+    what = f"{shown(request.method)} {shown(request.url.path)}"
     if error.status_code == 405:
-        allow = (error.headers or {}).get("Allow", "")
+        methods = (error.headers or {})["Allow"].replace("GET", "GET, HEAD")
+        allow = f"{methods}, OPTIONS"
+        if request.method == "OPTIONS":
+            return Response(status_code=204, headers={"allow": allow})
         raise MethodNotAllowed(f"there is no {what}: this route takes {allow}", allow)
     raise NotFound(f"there is no {what}: /docs lists what there is")
 
 
 async def _not_valid(request: Request, error: Exception) -> Response:
     assert isinstance(error, RequestValidationError)
-    raise Validation(problems(error, most=MOST_PROBLEMS))
+    raise Validation(problems(error, name=_shown_place, most=MOST_PROBLEMS))
+
+
+def _shown_place(place: Place) -> str:
+    return shown(dotted(place))

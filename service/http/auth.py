@@ -1,16 +1,23 @@
-"""Who may use the service: requests with an API key, where keys are configured."""
+"""Who may use the service: requests with an API key, where keys are configured; and who asks."""
 
 from __future__ import annotations
+
+from ipaddress import IPv6Address, IPv6Network, ip_address
 
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from gma.service.errors import Unauthorized
+from gma.service.gateway.admission import Client
 from gma.service.http.keys import Keys
 from gma.service.http.middleware import PROBES
+from gma.service.settings import Settings
 
 OPEN = {*PROBES, "/", "/docs", "/openapi.json"}
 """What anybody may get; every other path and method needs a key."""
+
+KEY = "gma.key"
+"""Where in ASGI's scope the hash of a request's key is."""
 
 
 class Authorized:
@@ -27,10 +34,30 @@ class Authorized:
 
     def _check(self, scope: Scope) -> None:
         """Raises Unauthorized. By default a route is closed: a new one must not be forgotten."""
-        if scope["method"] in ("GET", "HEAD") and scope["path"] in OPEN:
+        if scope["method"] in ("GET", "OPTIONS") and scope["path"] in OPEN:
             return
-        scheme, _, key = Headers(scope=scope).get("authorization", "").partition(" ")
+        given = Headers(scope=scope).getlist("authorization")
+        scheme, _, key = given[0].partition(" ") if len(given) == 1 else ("", "", "")
         if scheme.lower() != "bearer" or not key:
             raise Unauthorized("this needs an API key: send Authorization: Bearer KEY")
-        if not self._keys.allow(key.strip()):
+        scope[KEY] = self._keys.find(key.strip())
+        if not scope[KEY]:
             raise Unauthorized("this API key is not, or no longer, one of the service's")
+
+
+def clients_of(scope: Scope, settings: Settings) -> list[Client]:
+    """Whose request it is, as far as one client may not hold all there is."""
+    clients = []
+    if (share := settings.max_share_per_key) < 1 and KEY in scope:
+        clients.append(Client("key", scope[KEY], share))
+    if (share := settings.max_share_per_address) < 1 and scope["client"]:
+        clients.append(Client("address", _network(scope["client"][0]), share))
+    return clients
+
+
+def _network(host: str) -> str:
+    """What one client has of addresses: one, or a /64 of IPv6."""
+    address = ip_address(host)
+    if isinstance(address, IPv6Address):
+        return str(IPv6Network((address, 64), strict=False))
+    return host

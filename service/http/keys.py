@@ -55,9 +55,9 @@ class Keys:
             raise ValueError(f"{file} has no API keys: `gma key` makes one")
         return cls(hashes)
 
-    def allow(self, key: str) -> bool:
-        """Whether `key` is one of them. Takes the same time whichever it is, if any."""
+    def find(self, key: str) -> str | None:
+        """The hash of `key` if it is one of them. Takes the same time whichever it is, if any."""
         given, found = hash_of(key), False
         for each in self._hashes:
             found |= compare_digest(given, each)
-        return found
+        return given if found else None

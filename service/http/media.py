@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import json
 import re
-from collections.abc import Mapping
-from typing import Any
+from functools import lru_cache
 
+import mimeparse
+import msgspec
 from starlette.datastructures import Headers
 
+from gma.model.config import LONGEST_INPUT
 from gma.service.errors import UnsupportedContent
 
 TEXT, JSON = "text/plain", "application/json"
@@ -17,35 +18,47 @@ NDJSON, SSE = "application/x-ndjson", "text/event-stream"
 _CHARSET = re.compile(r""";\s*charset\s*=\s*["']?([^"';\s]+)""", re.IGNORECASE)
 
 
+encode = msgspec.json.encode
+"""JSON on one line, in UTF-8."""
+
+
+def shown(given: str | bytes) -> str:
+    """What a message may repeat of what a client sent."""
+    start = given[:LONGEST_INPUT]
+    return start.decode(errors="replace") if isinstance(start, bytes) else start
+
+
 def document_type(headers: Headers) -> str:
     """TEXT or JSON, whichever the body is. Raises UnsupportedContent if it is read as neither."""
     send = f"send {TEXT} (curl -H 'Content-Type: {TEXT}' --data-binary @FILE) or {JSON}"
-    given = headers.get("content-type")
-    if given is None:
-        raise UnsupportedContent(f"the request has no Content-Type: {send}")
-    kind = _kind(given)
+    types = headers.getlist("content-type")
+    if len(types) != 1:
+        raise UnsupportedContent(f"the request has {len(types) or 'no'} Content-Type: {send}")
+    kind = types[0].partition(";")[0].strip().lower()
     if kind not in (TEXT, JSON):
-        raise UnsupportedContent(f"Content-Type {given} is not read here: {send}")
-    charset = _CHARSET.search(given)
+        raise UnsupportedContent(f"Content-Type {shown(types[0])} is not read here: {send}")
+    charset = _CHARSET.search(types[0])
     if charset and charset[1].lower() not in ("utf-8", "utf8", "us-ascii"):
-        raise UnsupportedContent(f"charset {charset[1]} is not read here: send UTF-8")
-    coding = headers.get("content-encoding", "identity")
+        raise UnsupportedContent(f"charset {shown(charset[1])} is not read here: send UTF-8")
+    coding = ", ".join(headers.getlist("content-encoding")) or "identity"
     if coding.lower() != "identity":
-        raise UnsupportedContent(f"Content-Encoding {coding} is not read here: send plain bytes")
+        raise UnsupportedContent(
+            f"Content-Encoding {shown(coding)} is not read here: send plain bytes"
+        )
     return kind
 
 
 def event_type(headers: Headers) -> str | None:
-    """NDJSON or SSE, whichever the client names first; None if it wants a single answer."""
-    kinds = map(_kind, headers.get("accept", "").split(","))
-    return next((kind for kind in kinds if kind in (NDJSON, SSE)), None)
+    """NDJSON or SSE if the client prefers it to JSON; None if it wants a single answer."""
+    accept = headers.getlist("accept")
+    return _preferred_event_type(", ".join(accept).lower()) if accept else None
 
 
-def encode(answer: Mapping[str, Any]) -> bytes:
-    """JSON on one line, in UTF-8."""
-    return json.dumps(answer, ensure_ascii=False, separators=(",", ":")).encode()
-
-
-def _kind(media_type: str) -> str:
-    """A media type without its parameters."""
-    return media_type.partition(";")[0].strip().lower()
+@lru_cache(128)
+def _preferred_event_type(accept: str) -> str | None:
+    try:
+        # Of what is equally good, the last: who takes anything gets a single answer.
+        best = mimeparse.best_match((SSE, NDJSON, JSON), accept)
+    except mimeparse.MimeTypeParseException:
+        return None
+    return best if best in (SSE, NDJSON) else None

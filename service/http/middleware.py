@@ -58,7 +58,10 @@ class Record:
 
 
 class Requests:
-    """The outermost layer. Whatever those within raise becomes an answer here, unless one began."""
+    """The outermost layer. Whatever those within raise becomes an answer here, unless one began.
+
+    HEAD is answered as GET without the body, and a path with a slash at its end as without.
+    """
 
     def __init__(self, app: ASGIApp, *, stamp_ids: bool) -> None:
         """`stamp_ids`: put the request's id into its answer."""
@@ -69,6 +72,14 @@ class Requests:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
+        method, path = scope["method"], scope["path"]
+        headless = method == "HEAD"
+        # The server looks at its own scope to know what it may send.
+        scope = {
+            **scope,
+            "method": "GET" if headless else method,
+            "path": path.removesuffix("/") or "/",
+        }
         given = Headers(scope=scope).get(REQUEST_ID, "")
         record = Record(given if _REQUEST_ID.fullmatch(given) else uuid.uuid4().hex)
         scope[RECORD] = record
@@ -81,14 +92,18 @@ class Requests:
                 record.status = message["status"]
                 if self._stamp_ids:
                     MutableHeaders(scope=message)[REQUEST_ID] = record.id
+            elif headless:
+                message = {**message, "body": b""}
             await send(message)
 
         try:
             await self._app(scope, receive, stamped)
-        except ClientGone:
+        except ClientGone as gone:
             record.status = CLIENT_GONE
+            _forget_frames(gone)
         except Exception as error:
             failure = record.fail(error)
+            _forget_frames(error)
             if not begun:
                 content = encode(error_answer(failure))
                 answer = Response(content, failure.status, failure.headers, media_type=JSON)
@@ -97,7 +112,15 @@ class Requests:
             record.status = CLIENT_GONE
             raise
         finally:
-            _note(record, scope)
+            _note(record, scope, method)
+
+
+def _forget_frames(error: BaseException | None) -> None:
+    """Let go of a request's body now: a traceback's frames have it, and often the error itself, so
+    that it would stay until the garbage collector comes."""
+    while error:
+        error.__traceback__ = None
+        error.__context__, error = None, error.__context__
 
 
 def error_answer(error: ServiceError) -> ErrorAnswer:
@@ -105,7 +128,7 @@ def error_answer(error: ServiceError) -> ErrorAnswer:
     return ErrorAnswer(error=str(error), error_type=error.error_type)
 
 
-def _note(record: Record, scope: Scope) -> None:
+def _note(record: Record, scope: Scope, method: str) -> None:
     """Count the request, and write its line and its span."""
     route = getattr(scope.get("route"), "path", "other")
     seconds = time.monotonic() - record.began
@@ -113,7 +136,7 @@ def _note(record: Record, scope: Scope) -> None:
     metrics.REQUEST_SECONDS.labels(route).observe(seconds)
     fields: dict[str, Any] = {
         "id": record.id,
-        "method": scope["method"],
+        "method": method,
         "route": route,
         "status": record.status,
         "ms": round(1000 * seconds, 1),
@@ -122,16 +145,16 @@ def _note(record: Record, scope: Scope) -> None:
     if record.error:
         fields["error_type"] = record.error.error_type
     quiet = record.status == 200 and route in PROBES
-    if not quiet and (trace := _trace(record, scope, route)):
+    if not quiet and (trace := _trace(record, scope, route, method)):
         fields["trace_id"] = trace
     logger.log(logging.DEBUG if quiet else logging.INFO, "request", extra={"fields": fields})
 
 
-def _trace(record: Record, scope: Scope, route: str) -> str | None:
+def _trace(record: Record, scope: Scope, route: str, method: str) -> str | None:
     """Record the request's span and its stages'; the trace's id, if it is recorded."""
     usage = {f"gma.{name}": value for name, value in (record.usage or {}).items()}
     attributes: dict[str, Any] = {
-        "http.request.method": scope["method"],
+        "http.request.method": method,
         "http.route": route,
         "http.response.status_code": record.status,
         "gma.request_id": record.id,
@@ -139,7 +162,7 @@ def _trace(record: Record, scope: Scope, route: str) -> str | None:
     }
     if record.error:
         attributes["error.type"] = record.error.error_type
-    name = f"{scope['method']} {route}"
+    name = f"{method} {route}"
     failed = record.error is not None and record.error.status >= 500
     span = traces.Span(name, record.began, attributes, record.stages, failed)
     return traces.record(span, Headers(scope=scope))

@@ -4,18 +4,15 @@ from __future__ import annotations
 
 from typing import Any
 
-from fastapi.security import HTTPBearer
+from fastapi import FastAPI
 
 from gma.service.gateway.contract import DocumentRequest, ErrorAnswer
+from gma.service.http.auth import OPEN
 from gma.service.http.media import JSON, NDJSON, SSE, TEXT
-
-BEARER = HTTPBearer(auto_error=False, description="Asked for where API keys are configured.")
-"""A key, for the page alone: `gma.service.http.auth` has decided before."""
 
 ERRORS = {
     400: "Not UTF-8, not JSON, or empty.",
-    401: "No API key, or a wrong one, where keys are asked for.",
-    408: "Nothing more of the body came.",
+    408: "The body came too slowly, or stopped.",
     413: "Larger than the limit.",
     415: "Neither text/plain nor application/json.",
     422: "A field or parameter is unknown or out of range.",
@@ -27,7 +24,9 @@ ERRORS = {
 DOCUMENT_BODY = {
     "required": True,
     "content": {
-        TEXT: {"schema": {"type": "string", "description": "The document, in UTF-8."}},
+        TEXT: {
+            "schema": {"type": "string", "description": "The document, in UTF-8.", "minLength": 1}
+        },
         JSON: {"schema": DocumentRequest.model_json_schema()},
     },
 }
@@ -46,6 +45,45 @@ DOCUMENT_RESPONSES: dict[int | str, dict[str, Any]] = {
     **{status: {"model": ErrorAnswer, "description": text} for status, text in ERRORS.items()},
 }
 
+ANY_RESPONSES = {
+    400: "The request can't be read.",
+    404: "No such route.",
+    405: "No such method of this route. See Allow.",
+    414: "The request's target is too long.",
+    431: "The request's headers are too large.",
+    500: "The service failed; its log says why, under the request's id.",
+}
+"""What a request can get whatever it asks for."""
+
 UNREADY_RESPONSES: dict[int | str, dict[str, Any]] = {
     503: {"model": ErrorAnswer, "description": "Starting, draining, or no worker."}
 }
+
+
+class Described(FastAPI):
+    """An application whose description has what is true of every route."""
+
+    asks_for_keys = False
+
+    def openapi(self) -> dict[str, Any]:
+        """The description; made once."""
+        if self.openapi_schema:
+            return self.openapi_schema
+        schema = super().openapi()
+        if self.asks_for_keys:
+            schema["components"]["securitySchemes"] = {
+                "Bearer": {"type": "http", "scheme": "bearer"}
+            }
+        for path, methods in schema["paths"].items():
+            for method in methods.values():
+                for status, text in ANY_RESPONSES.items():
+                    method["responses"].setdefault(str(status), _error(text))
+                if self.asks_for_keys and path not in OPEN:
+                    method["security"] = [{"Bearer": []}]
+                    method["responses"]["401"] = _error("No API key, or a wrong one.")
+        return schema
+
+
+def _error(text: str) -> dict[str, Any]:
+    schema = {"$ref": "#/components/schemas/ErrorAnswer"}
+    return {"description": text, "content": {JSON: {"schema": schema}}}

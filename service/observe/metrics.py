@@ -45,7 +45,7 @@ LENGTHS = (100, 1_000, 10_000, 100_000, 1_000_000, 10_000_000)
 """Tokens of a document, at most, by which what depends on its length is told apart."""
 
 OUTCOMES = ("done", "failed", "aborted")
-REASONS = ("draining", "size", "documents", "bytes", "waiting")
+REASONS = ("draining", "size", "documents", "bytes", "key", "address", "slow", "waiting")
 PHASES = ("warm-up", "serving")
 ROLE: Labels = {"role": ("gateway", "worker")}
 ROUTE: Labels = {"route": "a route's path, or `other`"}
@@ -72,8 +72,8 @@ ADMISSIONS = CATALOGUE.counter(
 REFUSALS = CATALOGUE.counter(
     "gma_refusals",
     "Documents that were refused: with 503 while draining, with 413 for their size, and with 429 "
-    "for too many documents or bytes in flight in a gateway, or too many that wait for a slot of a "
-    "worker.",
+    "for too many documents or bytes in flight in a gateway, also of one key or address, or too "
+    "many that wait for a slot of a worker; with 408 those that came slowly when too many did.",
     {"reason": REASONS},
 )
 DOCUMENTS_IN_FLIGHT = CATALOGUE.gauge(

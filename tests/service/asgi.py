@@ -169,7 +169,10 @@ class Service:
 class Exchange:
     """One request, piece by piece, and its answer as it comes."""
 
-    def __init__(self, app: ASGIApp, path: str, headers: Mapping[str, str]) -> None:
+    def __init__(
+        self, app: ASGIApp, path: str, headers: Mapping[str, str], *, reads: bool = True
+    ) -> None:
+        """`reads`: take what the service sends, which else waits."""
         path, _, query = path.partition("?")
         self._scope = {
             "type": "http",
@@ -187,7 +190,7 @@ class Exchange:
         }
         self._app = app
         self._to_app: asyncio.Queue[Message] = asyncio.Queue()
-        self._from_app: asyncio.Queue[Message] = asyncio.Queue()
+        self._from_app: asyncio.Queue[Message] = asyncio.Queue(0 if reads else 1)
 
     async def __aenter__(self) -> Self:
         call = self._app(self._scope, self._to_app.get, self._from_app.put)

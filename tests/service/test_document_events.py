@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import httpx
 import pytest
 from pydantic import TypeAdapter
 
@@ -64,6 +65,33 @@ class TestEvents:
             event = json.loads(data.removeprefix("data: "))
             assert name == f"event: {event['event']}"
         assert same(event, await service.classify(TEXT))
+
+    @pytest.mark.parametrize(
+        ("accept", "given"),
+        [
+            ([], "application/json"),
+            (["*/*"], "application/json"),
+            (["application/*"], "application/json"),
+            (["text/html", "application/xhtml+xml", "*/*;q=0.8"], "application/json"),
+            (["application/x-ndjson;q=0"], "application/json"),
+            (["application/x-ndjson;q=0, text/event-stream"], "text/event-stream"),
+            (["application/json, application/x-ndjson;q=.1"], "application/json"),
+            (["application/json;q=.1, application/x-ndjson;q=.2"], "application/x-ndjson"),
+            (["application/json;q=.1", "application/x-ndjson"], "application/x-ndjson"),
+            (["text/plain", "application/x-ndjson"], "application/x-ndjson"),
+            (["application/x-ndjson, */*;q=.1"], "application/x-ndjson"),
+            (["Application/X-NDJSON"], "application/x-ndjson"),
+            (["nonsense"], "application/json"),
+        ],
+    )
+    async def test_are_what_the_client_prefers(
+        self, service: Service, accept: list[str], given: str
+    ) -> None:
+        headers = httpx.Headers([("accept", line) for line in accept] + [*PLAIN.items()])
+        request = service.http.build_request("POST", PATH, content="a")
+        request.headers = httpx.Headers([*headers.raw, (b"content-length", b"1")])
+        response = await service.http.send(request)
+        assert (response.status_code, response.headers["content-type"]) == (200, given)
 
     async def test_an_error_before_the_first_is_a_status(self, service: Service) -> None:
         response = await service.http.post(PATH, content=b"", headers=NDJSON)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -10,8 +11,10 @@ import numpy as np
 import pytest
 from pydantic import TypeAdapter
 
-from gma.service.gateway.contract import Answer
-from tests.service.answers import PATH, PLAIN, logits, same
+from gma.service.gateway.contract import Answer, Options
+from gma.service.gateway.document import PIECE_BYTES
+from gma.service.http.json_document import parsed
+from tests.service.answers import JSON, PATH, PLAIN, check_evidence, logits, same
 from tests.service.asgi import LABELS, TEXT, Exchange, Service
 
 pytestmark = pytest.mark.anyio
@@ -75,6 +78,68 @@ class TestAnswer:
     @pytest.mark.parametrize("text", ["a", " ", "\n", "é", "🚢", "\x00", "\ufeff"])
     async def test_takes_the_shortest_texts(self, service: Service, text: str) -> None:
         assert (await service.classify(text))["usage"]["bytes"] == len(text.encode())
+
+    async def test_drops_a_byte_order_mark_and_counts_it(self, service: Service) -> None:
+        plain = await service.classify(TEXT, evidence=True)
+        marked = await service.classify("\ufeff" + TEXT, evidence=True)
+        check_evidence(marked, len(TEXT.encode()) + 3)
+        assert logits(marked) == pytest.approx(logits(plain))
+        assert marked["usage"] == plain["usage"] | {"bytes": plain["usage"]["bytes"] + 3}
+        twice = await service.classify("\ufeff\ufeff" + TEXT)
+        assert twice["usage"]["tokens"] > plain["usage"]["tokens"]
+        response = await service.http.post(
+            PATH, content="\ufeffab".encode() + b"\xff", headers=PLAIN
+        )
+        assert "at byte 5" in response.json()["error"]
+
+    @pytest.mark.parametrize("size", [1, 2, 3, 4])
+    async def test_a_byte_order_mark_in_pieces(self, service: Service, size: int) -> None:
+        body = ("\ufeff" + TEXT).encode()
+        async with Exchange(service.app, PATH, PLAIN) as exchange:
+            exchange.send(body[:size])
+            exchange.send(body[size:], last=True)
+            await exchange.head()
+            assert same(await exchange.json(), await service.classify(body))
+
+
+class TestJson:
+    @pytest.mark.parametrize("ascii_only", [False, True])
+    @pytest.mark.parametrize("before", [b"", b"\xef\xbb\xbf", b" \r\n\t"])
+    async def test_is_read_as_its_text(
+        self, service: Service, ascii_only: bool, before: bytes
+    ) -> None:
+        text = 'a "quoted" \\ backslash / \b\f\n\r\t ' + TEXT
+        body = before + json.dumps({"text": text}, ensure_ascii=ascii_only, indent=2).encode()
+        response = await service.http.post(PATH, content=body, headers=JSON)
+        assert same(response.json(), await service.classify(text))
+
+    async def test_names_may_be_escaped_and_integers_have_a_point(self, service: Service) -> None:
+        body = rb'{"top\u005fk": 2.0, "evidence": false, "max_tokens": null, "text": "a"}'
+        response = await service.http.post(PATH, content=body, headers=JSON)
+        assert len(response.json()["scores"]) == 2
+
+    async def test_its_options_count_before_those_of_the_query(self, service: Service) -> None:
+        async def listed(**options: int) -> int:
+            body = {"text": "a", **options}
+            response = await service.http.post(PATH, json=body, params={"top_k": 2})
+            return len(response.json()["scores"])
+
+        assert await listed() == 2
+        assert await listed(top_k=1) == 1
+        assert await listed(max_tokens=10) == 2
+
+    @pytest.mark.parametrize("ascii_only", [False, True])
+    @pytest.mark.parametrize("at", range(14))
+    async def test_is_cut_between_characters(self, ascii_only: bool, at: int) -> None:
+        """Where a piece would end there is each part of characters, and of their escapes."""
+        text = "a" * (PIECE_BYTES - at) + "é漢🚢\\\n🚢" * 3 + "b" * PIECE_BYTES
+        body = json.dumps({"text": text}, ensure_ascii=ascii_only).encode()
+        _, found = parsed(body, Options())
+        pieces = [piece async for piece in found.pieces()]
+        assert b"".join(piece for piece, _ in pieces) == text.encode()
+        assert [last for _, last in pieces] == [False] * (len(pieces) - 1) + [True]
+        assert all(len(piece) <= PIECE_BYTES for piece, _ in pieces)
+        assert all(piece.decode() for piece, _ in pieces)
 
 
 class TestPieces:

@@ -31,11 +31,11 @@ class TestFile:
         first, second = new_key(), new_key()
         file.write_text(f"# ours\n\n{hash_of(first)}  # Zoë\n  {hash_of(second)}\n")
         keys = Keys.load(file)
-        assert keys.allow(first)
-        assert keys.allow(second)
-        assert not keys.allow(new_key())
-        assert not keys.allow("")
-        assert not keys.allow(hash_of(first))
+        assert keys.find(first)
+        assert keys.find(second)
+        assert not keys.find(new_key())
+        assert not keys.find("")
+        assert not keys.find(hash_of(first))
 
     def test_a_hash_is_what_other_programs_call_sha256(self) -> None:
         assert hash_of("a") == hashlib.sha256(b"a").hexdigest()
@@ -69,8 +69,8 @@ class TestCommand:
         file = tmp_path / "keys"
         (first,), (second,) = gma_key(file, "--name", "search-team"), gma_key(file)
         keys = Keys.load(file)
-        assert keys.allow(first)
-        assert keys.allow(second)
+        assert keys.find(first)
+        assert keys.find(second)
         assert "# search-team" in file.read_text()
         assert first not in file.read_text()
         assert file.stat().st_mode & 0o077 == 0
@@ -135,7 +135,8 @@ class TestRoutes:
             ("GET", "/nowhere"),
             ("POST", "/"),
             ("POST", "/health"),
-            ("GET", "/health/"),
+            ("OPTIONS", "/v1/documents"),
+            ("HEAD", "/info/"),
             ("GET", "/docs/oauth2-redirect"),
         ],
     )

@@ -184,7 +184,28 @@ class TestEveryAnswer:
         assert (response.status_code, response.json()["error_type"]) == (404, "NotFound")
         response = await service.http.get("/v1/documents")
         assert (response.status_code, response.json()["error_type"]) == (405, "MethodNotAllowed")
-        assert response.headers["allow"] == "POST"
+        assert response.headers["allow"] == "POST, OPTIONS"
+
+    @pytest.mark.parametrize("path", ["/health", "/info", "/metrics", "/nowhere", "/v1/documents"])
+    async def test_to_head_is_that_to_get_without_its_body(
+        self, service: Service, path: str
+    ) -> None:
+        get, head = [await service.http.request(method, path) for method in ("GET", "HEAD")]
+        assert (head.status_code, head.content) == (get.status_code, b"")
+        assert head.headers["content-type"] == get.headers["content-type"]
+
+    async def test_tells_the_methods_of_a_route(self, service: Service) -> None:
+        for path, allow in (("/v1/documents", "POST, OPTIONS"), ("/info", "GET, HEAD, OPTIONS")):
+            response = await service.http.options(path)
+            assert (response.status_code, response.headers["allow"]) == (204, allow)
+            assert not response.content
+        assert (await service.http.options("/nowhere")).status_code == 404
+
+    async def test_does_not_mind_a_slash_at_the_end(self, service: Service) -> None:
+        response = await service.http.post("/v1/documents/?top_k=1", content="a", headers=PLAIN)
+        assert len(response.json()["scores"]) == 1
+        assert (await service.http.get("/info/")).status_code == 200
+        assert (await service.http.get("/info//")).status_code == 404
 
     async def test_is_one_line_in_the_log(
         self, service: Service, caplog: pytest.LogCaptureFixture
@@ -241,6 +262,8 @@ class TestDocs:
             "application/x-ndjson",
             "text/event-stream",
         }
-        for status in ("400", "408", "413", "415", "422", "429", "500", "503"):
+        assert "401" not in answers
+        others = ("404", "405", "408", "413", "414", "415", "422", "429", "431", "500", "503")
+        for status in ("400", *others):
             schema = answers[status]["content"]["application/json"]["schema"]
             assert schema == {"$ref": "#/components/schemas/ErrorAnswer"}
