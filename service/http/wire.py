@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import h11
 
 from gma.service.errors import (
@@ -94,7 +96,7 @@ class Wire(h11.Connection):
             raise NotHttp("the request has both Content-Length and Transfer-Encoding: send one")
         self._check_size(request.headers, request.target)
 
-    def _check_size(self, headers: h11.Headers, target: bytes) -> None:
+    def _check_size(self, headers: Iterable[tuple[bytes, bytes]], target: bytes) -> None:
         if len(target) > self._head_bytes:
             raise TargetTooLong(self._head_bytes)
         # With the colon and the end of the line, and a space, as most write it.

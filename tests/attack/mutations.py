@@ -51,7 +51,7 @@ PIECES = (
 
 def mutated(request: bytes, chance: random.Random) -> bytes:
     """The request with some mistakes."""
-    for _ in range(chance.randint(1, 6)):
+    for _ in range(chance.randint(1, 3)):
         # Most of what matters stands in front.
         at = min(chance.randrange(len(request) + 1), chance.randrange(len(request) + 1))
         to = at + chance.randint(0, 20)

@@ -5,12 +5,14 @@ from __future__ import annotations
 import logging
 from contextlib import ExitStack, suppress
 
+import h11
 import pytest
 
 from gma.service.http.connection import Limits
-from tests.attack.cases import CASES, Case
+from gma.service.http.wire import EVENTS_AT_ONCE, Wire
+from tests.attack.cases import CASES, CHUNKED, MEGABYTE, Case
 from tests.attack.client import Raw, Reply
-from tests.attack.honest import HONEST, LARGE
+from tests.attack.honest import HONEST, LARGE, head
 from tests.attack.target import Target
 from tests.service.answers import same
 
@@ -89,3 +91,24 @@ def test_who_leaves_with_the_request_sent_is_noticed(attacked: Target) -> None:
             attacked.holds(1)
         attacked.holds(0)
     attacked.check(port)
+
+
+def test_what_follows_a_refusal_is_taken(attacked: Target) -> None:
+    """A client that sends first, and reads then, gets its answer."""
+    with Raw(attacked.port()) as client:
+        client.send(head("Content-Length: 999999999"))
+        attacked.settle()
+        for _ in range(8):
+            client.send(MEGABYTE)
+        check_answer(attacked, client.reply(), 413)
+
+
+def test_many_small_chunks_leave_others_their_turn() -> None:
+    wire = Wire(head_bytes=9999)
+    wire.receive_data(head(CHUNKED) + b"1\r\nx\r\n" * 10_000 + b"0\r\n\r\n")
+    turns = [list(iter(wire.next_event, h11.NEED_DATA))]
+    while wire.tired:
+        wire.rest()
+        turns.append(list(iter(wire.next_event, h11.NEED_DATA)))
+    assert max(map(len, turns)) == EVENTS_AT_ONCE
+    assert sum(map(len, turns)) == 10_002
