@@ -38,9 +38,11 @@ class Limits:
     send_s: float = 20.0
     """How long a client that does not read is waited for: in each such time it has to take
     `SENT_BYTES` of an answer."""
-    close_s: float = 5.0
-    """After an answer that is a connection's last: what still comes is dropped for so long, since
-    a connection that is closed on a client that sends takes the answer with it."""
+    close_s: float = 30.0
+    """After an answer that is a connection's last: how long what still comes is dropped, since a
+    connection that is closed on a client that sends takes the answer with it."""
+    quiet_s: float = 5.0
+    """The same while nothing comes."""
 
 
 SENT_BYTES = 16 * 1024
@@ -67,6 +69,7 @@ class Connection(H11Protocol):
         self._limits = limits
         self._room = room
         self._ended = False  # the client will send no more
+        self._close_by = 0.0
         self._deadline: asyncio.TimerHandle | None = None
         self._sending: asyncio.TimerHandle | None = None
 
@@ -87,17 +90,10 @@ class Connection(H11Protocol):
 
     def data_received(self, data: bytes) -> None:
         if self.transport.is_closing():
+            self._close_within(self._close_by - self.loop.time())
             return
         super().data_received(data)
-        if self.conn.their_state is h11.IDLE:
-            if not self._deadline:
-                self._within(self._limits.head_s, self._head_is_late)
-        else:
-            self._within(0, None)
-            self._room.work(self)
-        if self.conn.tired:
-            self._socket.pause_reading()
-            self.loop.call_soon(self._go_on)
+        self._look()
 
     def eof_received(self) -> bool:  # type: ignore[override]
         """The client sends no more: it may wait for its answer, or be gone."""
@@ -116,12 +112,10 @@ class Connection(H11Protocol):
             self.transport.close()
         elif self.conn.their_state is h11.IDLE:
             self._room.rest(self)
-            if self.conn.head_begun:
-                self._within(self._limits.head_s, self._head_is_late)
+            self._look()
 
     def send_400_response(self, msg: str) -> None:
-        """uvicorn calls this when the wire has refused what came. The application sees a client
-        that left."""
+        """uvicorn calls this when the wire has refused what came."""
         assert self.conn.refusal
         self._refuse(self.conn.refusal)
 
@@ -130,8 +124,9 @@ class Connection(H11Protocol):
         self._watch_sending()
 
     def resume_writing(self) -> None:
-        if self._sending:
+        if self._sending and not self.transport.is_closing():
             self._sending.cancel()
+            self._sending = None
         super().resume_writing()
 
     def shutdown(self) -> None:
@@ -139,14 +134,22 @@ class Connection(H11Protocol):
             super().shutdown()
 
     def finish(self) -> None:
-        """Close once what was sent has gone out, or the client has taken too long."""
-        self._within(self._limits.close_s, self.abort)
+        """Close once what was sent has gone out, or the client has taken too long. To the
+        application the client of a request that is not answered has left."""
+        if self.cycle and not self.cycle.response_complete:
+            self.cycle.disconnected = True
+            self.cycle.message_event.set()
         self._room.rest(self)
         if self.conn.unread:
+            self._close_by = self.loop.time() + self._limits.close_s
+            self._close_within(self._limits.close_s)
             self._socket.write_eof()
             self._socket.resume_reading()
-        else:
-            self._socket.close()
+            return
+        self._within(0, None)
+        if not self._sending:
+            self._watch_sending()
+        self._socket.close()
 
     def abort(self) -> None:
         """Close at once."""
@@ -164,6 +167,9 @@ class Connection(H11Protocol):
             self._deadline.cancel()
         self._deadline = self.loop.call_later(seconds, then, *args) if then else None
 
+    def _close_within(self, seconds: float) -> None:
+        self._within(min(self._limits.quiet_s, seconds), self.abort)
+
     def _head_is_late(self) -> None:
         if self.conn.head_begun:
             self._refuse(Stalled(f"no complete request within {self._limits.head_s:g} s"))
@@ -172,17 +178,27 @@ class Connection(H11Protocol):
 
     def _refuse(self, error: ServiceError) -> None:
         """Answer with an error, unless an answer has begun, and close."""
-        answering = self.cycle and not self.cycle.response_complete
-        if answering:
-            self.cycle.disconnected = True
-            self.cycle.message_event.set()
         name = uuid.uuid4().hex
-        if not (answering and self.cycle.response_started):
+        cycle = self.cycle
+        if not cycle or cycle.response_complete or not cycle.response_started:
             self._socket.write(refusal(error, name))
         self.transport.close()
         metrics.REQUESTS.labels("other", str(error.status)).inc()
         fields = {"id": name, "status": error.status, "error_type": error.error_type}
         logger.info("request refused", extra={"fields": fields})
+
+    def _look(self) -> None:
+        """See how far what has arrived brings its request."""
+        if self.transport.is_closing():
+            return
+        if self.conn.their_state is not h11.IDLE:
+            self._within(0, None)
+            self._room.work(self)
+        elif self.conn.head_begun and not self._deadline:
+            self._within(self._limits.head_s, self._head_is_late)
+        if self.conn.tired:
+            self._socket.pause_reading()
+            self.loop.call_soon(self._go_on)
 
     def _go_on(self) -> None:
         """Read on, others having had their turn."""
@@ -190,9 +206,8 @@ class Connection(H11Protocol):
         if self.transport.is_closing():
             return
         self.handle_events()
-        if self.conn.tired:
-            self.loop.call_soon(self._go_on)
-        elif not self.flow.read_paused:
+        self._look()
+        if not (self.conn.tired or self.flow.read_paused or self.transport.is_closing()):
             self._socket.resume_reading()
 
     def _probe(self, waited_s: float) -> None:

@@ -192,6 +192,13 @@ HALF_CLOSED = [
     Case("chunks, then no more", (head(CHUNKED), CHUNKS + b"\r\n"), (200,), closed=True, ends=True),
     Case("requests, then no more", (HONEST * 3,), (200,) * 3, closed=True, ends=True),
     Case("probe, then no more", (PROBE,), (200,), closed=True, ends=True),
+    Case(
+        "a request and half a body, then no more",
+        (HONEST + head(SIZE, key=False) + DOCUMENT[:9],),
+        (200,),
+        closed=True,
+        ends=True,
+    ),
     Case("half a body, then no more", (HONEST[:-1],), (), closed=True, ends=True),
     Case("half a head, then no more", (HONEST[:40],), (), closed=True, ends=True),
     Case("nothing, and no more", (), (), closed=True, ends=True),

@@ -6,7 +6,7 @@ import json
 import socket
 import struct
 from dataclasses import dataclass, field
-from typing import Any, Self
+from typing import Any, NoReturn, Self
 
 from tests.service.asgi import PATIENCE_S
 
@@ -40,6 +40,11 @@ class Raw:
 
     def send(self, data: bytes) -> None:
         self._socket.sendall(data)
+
+    def send_for_ever(self, data: bytes) -> NoReturn:
+        """Raises ConnectionError once the connection is no more."""
+        while True:
+            self.send(data)
 
     def end(self) -> None:
         """Close the sending side."""

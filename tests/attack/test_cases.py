@@ -103,6 +103,16 @@ def test_what_follows_a_refusal_is_taken(attacked: Target) -> None:
         check_answer(attacked, client.reply(), 413)
 
 
+def test_what_follows_a_refusal_is_not_taken_for_ever(attacked: Target) -> None:
+    port = attacked.port(Limits(close_s=0.2))
+    with Raw(port) as client:
+        client.send(b"{}\r\n\r\n")
+        check_answer(attacked, client.reply(), 400)
+        with pytest.raises(ConnectionError):
+            client.send_for_ever(MEGABYTE)
+    attacked.check(port)
+
+
 def test_many_small_chunks_leave_others_their_turn() -> None:
     wire = Wire(head_bytes=9999)
     wire.receive_data(head(CHUNKED) + b"1\r\nx\r\n" * 10_000 + b"0\r\n\r\n")
