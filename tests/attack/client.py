@@ -5,8 +5,9 @@ from __future__ import annotations
 import json
 import socket
 import struct
+import time
 from dataclasses import dataclass, field
-from typing import Any, NoReturn, Self
+from typing import Any, Self
 
 from tests.service.asgi import PATIENCE_S
 
@@ -41,9 +42,10 @@ class Raw:
     def send(self, data: bytes) -> None:
         self._socket.sendall(data)
 
-    def send_for_ever(self, data: bytes) -> NoReturn:
-        """Raises ConnectionError once the connection is no more."""
-        while True:
+    def send_on(self, data: bytes) -> None:
+        """Send it again and again. Raises ConnectionError once the connection is no more."""
+        until = time.monotonic() + PATIENCE_S
+        while time.monotonic() < until:
             self.send(data)
 
     def end(self) -> None:

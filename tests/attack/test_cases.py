@@ -109,7 +109,7 @@ def test_what_follows_a_refusal_is_not_taken_for_ever(attacked: Target) -> None:
         client.send(b"{}\r\n\r\n")
         check_answer(attacked, client.reply(), 400)
         with pytest.raises(ConnectionError):
-            client.send_for_ever(MEGABYTE)
+            client.send_on(MEGABYTE)
     attacked.check(port)
 
 
