@@ -7,6 +7,7 @@ processes (a worker raises, a gateway answers), so every argument of a construct
 
     ServiceError              500   to clients, Internal
     ├── BadRequest            400
+    │   ├── NotHttp
     │   ├── Empty
     │   ├── NotUtf8
     │   └── NotJson
@@ -15,10 +16,13 @@ processes (a worker raises, a gateway answers), so every argument of a construct
     ├── MethodNotAllowed      405
     ├── Stalled               408   the client stopped sending
     ├── TooLarge              413
+    ├── TargetTooLong         414
     ├── UnsupportedContent    415
     ├── Validation            422   well-formed, but not what the contract allows
     ├── Overloaded            429   nothing of the request was processed
+    ├── HeadTooLarge          431
     ├── StepFailed            500   the forward pass that read the document failed
+    ├── UnknownTransferCoding 501
     └── Unavailable           503
         ├── NotReady                starting
         ├── ShuttingDown            draining
@@ -53,6 +57,10 @@ class BadRequest(ServiceError):
     """The request cannot be read at all."""
 
     status = 400
+
+
+class NotHttp(BadRequest):
+    """What came is not a request of HTTP/1.1, or can be read as one in two ways."""
 
 
 class Empty(BadRequest):
@@ -135,6 +143,19 @@ class TooLarge(ServiceError):
         )
 
 
+class TargetTooLong(ServiceError):
+    """A request's path and query are longer than the bound."""
+
+    status = 414
+
+    def __init__(self, limit_bytes: int):
+        super().__init__(limit_bytes)
+        self.limit_bytes = limit_bytes
+
+    def __str__(self) -> str:
+        return f"the request's path and query have more than {self.limit_bytes} bytes"
+
+
 class UnsupportedContent(ServiceError):
     """A content type, or content coding, that the route does not read."""
 
@@ -154,8 +175,30 @@ class Overloaded(ServiceError):
     retry_after_s = 1
 
 
+class HeadTooLarge(ServiceError):
+    """A request's headers, or its trailers, are larger than the bound."""
+
+    status = 431
+
+    def __init__(self, limit_bytes: int):
+        super().__init__(limit_bytes)
+        self.limit_bytes = limit_bytes
+
+    def __str__(self) -> str:
+        return f"the request's headers have more than {self.limit_bytes} bytes in all"
+
+
 class StepFailed(ServiceError):
     """The forward pass that read the document failed; other documents go on."""
+
+
+class UnknownTransferCoding(ServiceError):
+    """The body is sent in a way that is not undone here."""
+
+    status = 501
+
+    def __init__(self, message: str = "of transfer codings only chunked is read here: send that"):
+        super().__init__(message)
 
 
 class Unavailable(ServiceError):

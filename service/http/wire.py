@@ -1,0 +1,114 @@
+"""HTTP/1.1 on one connection, as h11 reads it, with bounds and without what is ambiguous."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import h11
+
+from gma.service.errors import (
+    HeadTooLarge,
+    NotHttp,
+    ServiceError,
+    TargetTooLong,
+    UnknownTransferCoding,
+)
+
+EVENTS_AT_ONCE = 500
+"""How many are taken from what has arrived before others get a turn: 5 ms of work. Otherwise the
+chunks of one byte in a single segment would hold everybody up for half a second."""
+
+CLOSE = (b"connection", b"close")
+VERSIONS = (b"1.0", b"1.1")
+
+
+class Wire(h11.Connection):
+    """The server's side of a connection.
+
+    Trailers are bounded as a head is, and never seen: who asks for headers gets those of the head.
+    """
+
+    def __init__(self, head_bytes: int) -> None:
+        """`head_bytes`: the most that a request's line and headers, or its trailers, may have."""
+        super().__init__(h11.SERVER, head_bytes)
+        self._head_bytes = head_bytes
+        self._events = 0
+        self.refusal: ServiceError | None = None
+        """What is wrong with what the client sent, once `next_event` has raised."""
+
+    @property
+    def head_begun(self) -> bool:
+        """Whether a part of the next request's head has arrived."""
+        return self.their_state is h11.IDLE and bool(self.trailing_data[0])
+
+    @property
+    def unread(self) -> bool:
+        """Whether more may come that belongs to no other request: the rest of a body, or what
+        follows something that cannot be read."""
+        return self.refusal is not None or self.their_state is h11.SEND_BODY
+
+    @property
+    def tired(self) -> bool:
+        """Whether `next_event` has put off what has arrived, until `rest`."""
+        return self._events >= EVENTS_AT_ONCE
+
+    def rest(self) -> None:
+        """Others have had their turn."""
+        self._events = 0
+
+    def next_event(self) -> h11.Event | type[h11.NEED_DATA] | type[h11.PAUSED]:
+        """As h11 has it. Raises RemoteProtocolError with `refusal` set to what it means."""
+        if self.tired:
+            return h11.NEED_DATA
+        self._events += 1
+        try:
+            event = super().next_event()
+            if isinstance(event, h11.Request):
+                self._check(event)
+            elif isinstance(event, h11.EndOfMessage):
+                self._check_size(event.headers, b"")
+            elif not isinstance(event, h11.Data):
+                self._events = 0
+        except h11.RemoteProtocolError as error:
+            self.refusal = self._refusal(error)
+            raise
+        except ServiceError as error:
+            self.refusal = error
+            raise h11.RemoteProtocolError(str(error)) from None
+        return event
+
+    def send(self, event: h11.Event) -> bytes | None:  # type: ignore[override]  # of overloads
+        """As h11 has it. An error that is told before the body has come is this connection's last
+        answer, for what still comes would be taken for the next request."""
+        if isinstance(event, h11.Response) and event.status_code >= 400 and self.unread:
+            headers = [*(header for header in event.headers if header != CLOSE), CLOSE]
+            event = h11.Response(
+                status_code=event.status_code, headers=headers, reason=event.reason
+            )
+        return super().send(event)
+
+    def _check(self, request: h11.Request) -> None:
+        """Raises NotHttp, TargetTooLong or HeadTooLarge."""
+        if request.http_version not in VERSIONS:
+            raise NotHttp("send HTTP/1.1: no other version is spoken here")
+        framing = {name for name, _ in request.headers} & {b"content-length", b"transfer-encoding"}
+        if len(framing) > 1:
+            raise NotHttp("the request has both Content-Length and Transfer-Encoding: send one")
+        self._check_size(request.headers, request.target)
+
+    def _check_size(self, headers: Iterable[tuple[bytes, bytes]], target: bytes) -> None:
+        if len(target) > self._head_bytes:
+            raise TargetTooLong(self._head_bytes)
+        # With the colon and the end of the line, and a space, as most write it.
+        if len(target) + sum(len(n) + len(v) + 4 for n, v in headers) > self._head_bytes:
+            raise HeadTooLarge(self._head_bytes)
+
+    def _refusal(self, error: h11.RemoteProtocolError) -> ServiceError:
+        if error.error_status_hint == 501:
+            return UnknownTransferCoding()
+        if error.error_status_hint == 431:
+            # In its first line there is nothing but method and target that can be so long.
+            first = b"\n" not in self.trailing_data[0] and self.our_state is h11.IDLE
+            return (TargetTooLong if first else HeadTooLarge)(self._head_bytes)
+        # Its text can quote what was sent, without bound.
+        return NotHttp("what was sent is not a request of HTTP/1.1")

@@ -1,0 +1,229 @@
+"""What is sent, byte by byte, and what has to come of it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from gma.service.http.connection import Limits
+from tests.attack.honest import DOCUMENT, HONEST, KEY, PROBE, SIZE, head
+
+CHUNKED = "Transfer-Encoding: chunked"
+CHUNKS = f"{len(DOCUMENT):x}\r\n".encode() + DOCUMENT + b"\r\n0\r\n"
+MEGABYTE = b"x" * 2**20
+EXPECTS = "Expect: 100-continue"
+QUICK = Limits(head_s=0.2)
+OPEN_HEAD = head()[:-2]  # a head to which more can be added
+
+
+@dataclass(frozen=True)
+class Case:
+    """What is sent, each segment when the one before has been read, and the answers' statuses.
+
+    Answers of 200 to documents have to be the right ones. A connection that is not closed has to
+    answer one more honest document.
+    """
+
+    name: str
+    segments: tuple[bytes, ...]
+    answers: tuple[int, ...]
+    error: str = ""  # the last answer's error_type
+    closed: bool = False
+    ends: bool = False  # the client then closes its sending side
+    limits: Limits = field(default_factory=Limits)
+
+
+def refused(name: str, *segments: bytes, status: int, error: str, before: int = 0) -> Case:
+    """A case whose last answer is this error, after so many of 200."""
+    return Case(name, segments, (*[200] * before, status), error, closed=True)
+
+
+SIZES = [
+    refused("target without end", b"GET /", *[MEGABYTE] * 4, status=414, error="TargetTooLong"),
+    refused(
+        "target too long",
+        head(path="/" + "a" * 40_000),
+        status=414,
+        error="TargetTooLong",
+    ),
+    refused(
+        "header without end", OPEN_HEAD + b"A: ", *[MEGABYTE] * 4, status=431, error="HeadTooLarge"
+    ),
+    refused(
+        "header without end, for HEAD",
+        b"HEAD / HTTP/1.1\r\nA: ",
+        *[MEGABYTE] * 4,
+        status=431,
+        error="HeadTooLarge",
+    ),
+    refused(
+        "small headers without end",
+        OPEN_HEAD,
+        *[b"a: b\r\n" * 100_000] * 4,
+        status=431,
+        error="HeadTooLarge",
+    ),
+    refused(
+        "small headers in one segment",
+        head(*["a: b"] * 20_000),
+        status=431,
+        error="HeadTooLarge",
+    ),
+    refused(
+        "trailer without end",
+        head(CHUNKED) + CHUNKS + b"a: ",
+        *[MEGABYTE] * 4,
+        status=431,
+        error="HeadTooLarge",
+    ),
+    refused(
+        "trailers in one segment",
+        head(CHUNKED) + CHUNKS + b"a: b\r\n" * 20_000 + b"\r\n",
+        status=431,
+        error="HeadTooLarge",
+    ),
+    refused(
+        "line before a chunk without end",
+        head(CHUNKED) + b"1;",
+        *[MEGABYTE] * 4,
+        status=431,
+        error="HeadTooLarge",
+    ),
+    Case("head of 30 KB", (head(SIZE, "a: " + "b" * 30_000) + DOCUMENT,), (200,)),
+    Case(
+        "chunks of one byte",
+        (head(CHUNKED), b"".join(b"1\r\n%c\r\n" % byte for byte in DOCUMENT), b"0\r\n\r\n"),
+        (200,),
+    ),
+]
+
+FRAMING = [
+    refused(
+        "length of 5,001 digits", head(f"Content-Length: {'9' * 5001}"), status=400, error="NotHttp"
+    ),
+    refused("length below none", head("Content-Length: -1"), status=400, error="NotHttp"),
+    refused("two lengths", head(SIZE, "Content-Length: 1"), status=400, error="NotHttp"),
+    refused("length and chunks", head(SIZE, CHUNKED), status=400, error="NotHttp"),
+    refused("chunk size that is none", head(CHUNKED) + b"z\r\n", status=400, error="NotHttp"),
+    refused("chunk without its end", head(CHUNKED) + b"1\r\nab", status=400, error="NotHttp"),
+    refused(
+        "gzip, chunked",
+        head("Transfer-Encoding: gzip, chunked"),
+        status=501,
+        error="UnknownTransferCoding",
+    ),
+    refused("no host", b"GET /health HTTP/1.1\r\n\r\n", status=400, error="NotHttp"),
+    refused("HTTP/2", b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", status=400, error="NotHttp"),
+    refused("TLS", bytes.fromhex("16030100c8010000c40303"), status=400, error="NotHttp"),
+    refused(
+        "malformed after a request",
+        HONEST + b"\x00\xff\r\n\r\n",
+        status=400,
+        error="NotHttp",
+        before=1,
+    ),
+    refused(
+        "malformed in a segment after it",
+        HONEST,
+        b"{}\r\n\r\n",
+        status=400,
+        error="NotHttp",
+        before=1,
+    ),
+    Case("two requests in one segment", (HONEST + HONEST,), (200, 200)),
+    Case(
+        "two requests cut anywhere",
+        (*(HONEST[n : n + 1] for n in range(200)), HONEST[200:] + HONEST),
+        (200, 200),
+    ),
+    refused("empty line after a request", HONEST + b"\r\n", status=400, error="NotHttp", before=1),
+]
+
+UPGRADE = ("Connection: Upgrade, HTTP2-Settings", "HTTP2-Settings: AAMAAABkAAQAoAAAAAIAAAAA")
+UPGRADES = [
+    Case(f"upgrade to {to}, the body {when}", segments, (200,))
+    for to in ("h2c", "foo", "websocket")
+    for when, segments in {
+        "at once": (head(*UPGRADE, f"Upgrade: {to}", SIZE) + DOCUMENT,),
+        "later": (head(*UPGRADE, f"Upgrade: {to}", SIZE), DOCUMENT),
+        "in chunks": (head(*UPGRADE, f"Upgrade: {to}", CHUNKED), CHUNKS + b"\r\n"),
+    }.items()
+] + [
+    Case(
+        "upgrade, then a request",
+        (head(*UPGRADE, "Upgrade: h2c", SIZE) + DOCUMENT + HONEST,),
+        (200, 200),
+    ),
+    Case("connect", (head(method="CONNECT", path="a:1"),), (404,), "NotFound"),
+]
+
+TRAILERS = [
+    Case(
+        "key in a trailer",
+        (head(CHUNKED, key=False), CHUNKS + f"Authorization: Bearer {KEY}\r\n\r\n".encode()),
+        (401,),
+        "Unauthorized",
+        closed=True,
+    ),
+    Case(
+        "trailers",
+        (head(CHUNKED), CHUNKS + b"x-request-id: other\r\ncontent-type: a/b\r\n\r\n"),
+        (200,),
+    ),
+]
+
+UNREAD = [
+    Case(f"{error} {how}", (head(*lines, key=key, path=path), *sent), (status,), error, closed=True)
+    for status, error, key, path, size in (
+        (401, "Unauthorized", False, "/v1/documents", len(DOCUMENT)),
+        (404, "NotFound", True, "/nothing", len(DOCUMENT)),
+        (413, "TooLarge", True, "/v1/documents", 2**40),
+    )
+    for how, lines, sent in (
+        ("when a body is announced", (f"Content-Length: {size}", EXPECTS), ()),
+        ("while a body is sent", (f"Content-Length: {size}",), (DOCUMENT[:9],)),
+        ("before a large body", (f"Content-Length: {max(size, 2**23)}",), (MEGABYTE * 8,)),
+    )
+] + [
+    Case("a body that was asked for", (head(SIZE, EXPECTS), DOCUMENT), (200,)),
+]
+
+HALF_CLOSED = [
+    Case("request, then no more", (HONEST,), (200,), closed=True, ends=True),
+    Case("chunks, then no more", (head(CHUNKED), CHUNKS + b"\r\n"), (200,), closed=True, ends=True),
+    Case("requests, then no more", (HONEST * 3,), (200,) * 3, closed=True, ends=True),
+    Case("probe, then no more", (PROBE,), (200,), closed=True, ends=True),
+    Case(
+        "a request and half a body, then no more",
+        (HONEST + head(SIZE, key=False) + DOCUMENT[:9],),
+        (200,),
+        closed=True,
+        ends=True,
+    ),
+    Case("half a body, then no more", (HONEST[:-1],), (), closed=True, ends=True),
+    Case("half a head, then no more", (HONEST[:40],), (), closed=True, ends=True),
+    Case("nothing, and no more", (), (), closed=True, ends=True),
+]
+
+SLOW = [
+    Case("nothing", (), (), closed=True, limits=QUICK),
+    Case("half a line", (b"POST /v1",), (408,), "Stalled", closed=True, limits=QUICK),
+    Case("half a header", (HONEST[:60],), (408,), "Stalled", closed=True, limits=QUICK),
+    Case(
+        "half a line after a request",
+        (PROBE, b"POST"),
+        (200, 408),
+        "Stalled",
+        closed=True,
+        limits=QUICK,
+    ),
+    Case(
+        "half a line behind a request",
+        (PROBE + b"POST",),
+        (200, 408),
+        "Stalled",
+        closed=True,
+        limits=QUICK,
+    ),
+]
+
+CASES = [*SIZES, *FRAMING, *UPGRADES, *TRAILERS, *UNREAD, *HALF_CLOSED, *SLOW]
