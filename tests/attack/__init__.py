@@ -1,0 +1,1 @@
+"""What strangers send: requests as raw bytes, against a service that listens."""
