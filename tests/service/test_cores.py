@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import os
+import sys
 from pathlib import Path
 
 import pytest
 
 from gma.service.app.process import gateway_count
+from gma.service.cli.main import main
 from gma.service.cores import cores
 from gma.service.settings import Settings
 
@@ -75,6 +77,15 @@ def test_affinity_counts_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
 
 def test_without_control_groups(tmp_path: Path) -> None:
     assert cores(tmp_path) == 64
+
+
+def test_commands_compute_with_as_many(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    monkeypatch.setattr("gma.service.cli.main.cores", lambda: 3)
+    monkeypatch.setattr(sys, "argv", ["gma", "--version"])
+    with pytest.raises(SystemExit):
+        main()
+    assert os.environ["OMP_NUM_THREADS"] == "3"
 
 
 @pytest.mark.parametrize(("quota", "count"), [(0.5, 2), (4, 2), (8, 4), (64, 8)])
