@@ -64,7 +64,8 @@ class Settings(BaseSettings):
     """Worker processes, each with the whole model; on cuda each has a GPU of its own."""
 
     gateways: Annotated[int, Field(ge=0)] = 0
-    """Processes that speak HTTP and tokenize; 0 takes one for every two cores, at most eight."""
+    """Processes that speak HTTP and tokenize; 0 takes one for every two cores, at least two,
+    so that one that is lost leaves another, and at most eight."""
 
     threads: Annotated[int, Field(ge=0)] = 0
     """CPU threads that a worker computes with; 0 takes every core."""
@@ -144,7 +145,7 @@ class Settings(BaseSettings):
     """How long a stopping service waits for its documents; longer than the longest takes."""
 
     metrics_dir: Path | None = None
-    """Folder where a machine's processes share metrics; by default a new one, then removed."""
+    """Folder where a machine's processes share metrics; by default a private one, then removed."""
 
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"
     """Least severe message that is logged; each request is one line at INFO."""

@@ -3,9 +3,10 @@ from __future__ import annotations
 import os
 
 # Set before torch and Ray are imported, for their processes too: one thread each, for the tests run
-# in as many processes as there are cores, and not a word to anybody outside.
+# in as many processes as there are cores, and not a word to anybody outside, nor a port for them.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
+os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"
 os.environ["HF_HUB_OFFLINE"] = "1"
 
 # Triton decides when it is imported, by torch too, whether its kernels are compiled or interpreted.
@@ -26,10 +27,12 @@ MOST_PROCESSES = 8
 # Files whose tests start the service. They are one group, for Ray takes ports of the machine, and
 # more than one core. Any other file is a group of its own: its tests share what is made for them.
 SERVICE = (
+    "tests/attack/test_kills.py",
     "tests/deploy/test_cluster.py",
     "tests/deploy/test_image.py",
     "tests/deploy/test_monitoring.py",
     "tests/service/test_app.py",
+    "tests/service/test_serve.py",
 )
 
 # Files that take longest. They are begun first, so that all processes end at about the same time.

@@ -9,9 +9,8 @@ from __future__ import annotations
 import asyncio
 import os
 from collections.abc import Coroutine
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
-
-import ray
 
 from gma.service.app import autoscaling, process
 from gma.service.app.start import StartError, cannot_listen, check
@@ -29,6 +28,8 @@ if TYPE_CHECKING:
 
 APPLICATION, GATEWAY, WORKER = "gma", "Gateway", "Worker"
 
+HEALTH_CHECK_S = 1.0
+
 # Calls a replica takes at once. The service's own limits are stricter, and answer with reasons.
 GATEWAY_CALLS = 10_000
 
@@ -36,8 +37,10 @@ GATEWAY_CALLS = 10_000
 class WorkerReplica:
     """A worker in its own process. Ready once it is constructed."""
 
-    async def __init__(self, settings: Settings) -> None:  # type: ignore[misc]  # Serve awaits it
-        process.set_up(settings)
+    async def __init__(self, settings: Settings, run: Path | None = None) -> None:  # type: ignore[misc]  # Serve awaits it
+        process.set_up(settings, run)
+        import ray
+
         from gma.service.link.remote import WorkerServer
         from gma.service.worker import Worker
 
@@ -81,8 +84,10 @@ async def _drained(server: WorkerServer) -> None:
 class GatewayReplica:
     """A gateway in its own process, which HTTP reaches through Serve's proxy."""
 
-    def __init__(self, settings: Settings, worker: DeploymentHandle[Any]) -> None:
-        process.set_up(settings)
+    def __init__(
+        self, settings: Settings, worker: DeploymentHandle[Any], run: Path | None = None
+    ) -> None:
+        process.set_up(settings, run)
         # All gateways together tokenize on as many threads as there are cores: beside more, what
         # is short, here and in the worker, would wait for a core.
         threads = max(2, cores() // process.gateway_count(settings))
@@ -115,8 +120,10 @@ class GatewayReplica:
 class ListeningGatewayReplica(GatewayReplica):
     """A gateway that listens itself, on a port that it shares with the others."""
 
-    async def __init__(self, settings: Settings, worker: DeploymentHandle[Any]) -> None:  # type: ignore[misc]  # Serve awaits it
-        super().__init__(settings, worker)
+    async def __init__(  # type: ignore[misc]  # Serve awaits it
+        self, settings: Settings, worker: DeploymentHandle[Any], run: Path | None = None
+    ) -> None:
+        super().__init__(settings, worker, run)
         from gma.service.http.app import create_app
         from gma.service.http.listener import Listener
 
@@ -144,12 +151,12 @@ def application(arguments: dict[str, Any]) -> Application:
     return build(settings)
 
 
-def build(settings: Settings, *, listens: bool = False) -> Application:
+def build(settings: Settings, *, run: Path | None = None) -> Application:
     """The application: a gateway deployment in front of a worker deployment.
 
-    With `listens`, gateways do so where the settings say, all on this machine; without, HTTP comes
-    from Serve's proxies. Raises StartError if the device is to be found: a cluster's GPUs may yet
-    have to come.
+    With `run`, the folder of a run on one machine, gateways listen where the settings say, and
+    nothing else can be reached from outside; without, HTTP comes from Serve's proxies. Raises
+    StartError if the device is to be found: a cluster's GPUs may yet have to come.
     """
     from ray import serve
     from ray.serve.schema import LoggingConfig
@@ -159,6 +166,8 @@ def build(settings: Settings, *, listens: bool = False) -> Application:
     common: dict[str, Any] = {
         "graceful_shutdown_timeout_s": settings.shutdown_timeout_s,
         "graceful_shutdown_wait_loop_s": 0.5,
+        # Until it asks, Serve does not notice that a process is gone.
+        "health_check_period_s": HEALTH_CHECK_S,
         "logging_config": LoggingConfig(log_level="WARNING", enable_access_log=False),
         # A checkpoint that fails once fails always.
         "max_constructor_retry_count": 1,
@@ -169,7 +178,7 @@ def build(settings: Settings, *, listens: bool = False) -> Application:
         ray_actor_options={"num_cpus": 0, "num_gpus": int(settings.device == "cuda")},
         **common,
     )
-    replica = ListeningGatewayReplica if listens else serve.ingress()(GatewayReplica)
+    replica = ListeningGatewayReplica if run else serve.ingress()(GatewayReplica)
     gateway = serve.deployment()(replica).options(
         name=GATEWAY,
         num_replicas=process.gateway_count(settings),
@@ -177,4 +186,4 @@ def build(settings: Settings, *, listens: bool = False) -> Application:
         ray_actor_options={"num_cpus": 0},
         **common,
     )
-    return gateway.bind(settings, worker.bind(settings))
+    return gateway.bind(settings, worker.bind(settings, run), run)

@@ -2,27 +2,23 @@
 
 from __future__ import annotations
 
-import logging
-import os
-import secrets
 import signal
 import sys
 import threading
 import time
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager, suppress
-from importlib import import_module
 from pathlib import Path
-from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING, Any
-
-import ray
+from typing import TYPE_CHECKING, Any, Self
 
 from gma.service.app.deployments import APPLICATION, GATEWAY, build
 from gma.service.app.process import gateway_count
-from gma.service.app.start import StartError, cannot_listen, check, reason
+from gma.service.app.ray import start_ray
+from gma.service.app.run import run_folder
+from gma.service.app.start import StartError, cannot_listen, check, in_one_line, reason
+from gma.service.app.stderr import STDERR, shared_stderr
 from gma.service.http.port import bound
+from gma.service.observe import sharing
 from gma.service.settings import Settings
 
 if TYPE_CHECKING:
@@ -30,27 +26,23 @@ if TYPE_CHECKING:
 
 STATUS_S = 0.1
 
-STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
-
-# Ray takes 127.0.0.1 to mean "find this machine's own address", which others can reach.
-LOOPBACK = "127.0.0.2" if sys.platform == "linux" else "127.0.0.1"
-
-# Ray's least. Documents do not pass through it.
-OBJECT_STORE_BYTES = 80 * 1024**2
+STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 def serve_forever(settings: Settings) -> None:
-    """Run the service on this machine until SIGINT or SIGTERM. Raises StartError.
+    """Run the service on this machine until SIGINT, SIGTERM or SIGHUP. Raises StartError.
 
-    A first signal lets documents in flight end, a second does not.
+    A first signal lets documents in flight end, a second does not. One that comes before the
+    service is ready raises KeyboardInterrupt.
     """
     here = url(settings)
-    with running(settings), _stop_signals() as stopping:
+    with StopSignals() as signals, running(settings):
+        signals.expect()
         _say(
             f"Ready at {here}. Try: curl --data-binary @FILE -H 'Content-Type: text/plain' "
             f"{here}/v1/documents"
         )
-        stopping.wait()
+        signals.wait()
         _say("Stopping: waiting for documents in flight. Once more to stop at once.")
         drain(settings.shutdown_timeout_s)
 
@@ -59,38 +51,46 @@ def serve_forever(settings: Settings) -> None:
 def running(settings: Settings) -> Iterator[None]:
     """The service on this machine, ready, for as long as the context lasts. Raises StartError."""
     check(settings)
-    _check_port(settings.host, settings.port)
     with ExitStack() as stack:
-        folder = settings.metrics_dir
-        if folder is None:
-            folder = Path(stack.enter_context(TemporaryDirectory(prefix="gma-metrics-")))
-        else:
-            folder = _emptied(folder)
-        stack.callback(ray.shutdown)
-        _start_ray(settings)
-        from ray import serve
-
-        settings = settings.model_copy(
-            update={
-                "device": _device(settings),
-                "checkpoint": settings.checkpoint.absolute(),
-                "metrics_dir": folder.absolute(),
-                "compile_cache": settings.compile_cache and settings.compile_cache.absolute(),
-                "api_keys_file": settings.api_keys_file and settings.api_keys_file.absolute(),
-                "ops_library": _absolute(settings.ops_library),
-            }
-        )
-        serve.start(proxy_location="Disabled")
-        deploy(settings)
-        _gateways().broadcast("ready").results()
+        with in_one_line():
+            # First of all, for what a dead run left may have the port.
+            folder = stack.enter_context(run_folder())
+            _check_port(settings.host, settings.port)
+            _start(settings, folder, stack)
         yield
 
 
-def deploy(settings: Settings, *, name: str = APPLICATION) -> None:
-    """Add the application to a running Serve, and wait until it listens. Raises StartError."""
+def _start(settings: Settings, folder: Path, stack: ExitStack) -> None:
+    """Start all of it in a private folder; `stack` is to end it."""
+    stack.enter_context(shared_stderr(folder / STDERR))
+    stack.callback(_stop_ray)
+    start_ray(gateway_count(settings) + settings.workers, folder)
     from ray import serve
 
-    target = serve.RunTarget(build(settings, listens=True), name=name, route_prefix=None)
+    if settings.metrics_dir:
+        sharing.clear(settings.metrics_dir)
+    paths = {name: value for name, value in settings if isinstance(value, Path)}
+    settings = settings.model_copy(
+        update={
+            "device": _device(settings),
+            "metrics_dir": folder / "metrics",
+            # The processes are in another folder.
+            **{name: path.absolute() for name, path in paths.items()},
+        }
+    )
+    serve.start(proxy_location="Disabled")
+    deploy(settings, folder)
+    _gateways().broadcast("ready").results()
+
+
+def deploy(settings: Settings, run: Path, *, name: str = APPLICATION) -> None:
+    """Add the application to a running Serve, and wait until it listens. Raises StartError.
+
+    `run` is the folder of the run, on which its processes depend.
+    """
+    from ray import serve
+
+    target = serve.RunTarget(build(settings, run=run), name=name, route_prefix=None)
     # Serve itself would look once a second.
     serve.run_many([target], wait_for_applications_running=False)
     while (found := serve.status().applications[name]).status in ("NOT_STARTED", "DEPLOYING"):
@@ -117,49 +117,22 @@ def _gateways() -> DeploymentHandle[Any]:
     return serve.get_deployment_handle(GATEWAY, APPLICATION)
 
 
-def _start_ray(settings: Settings) -> None:
-    """Start Ray for this machine alone, and quietly."""
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    # Some of Ray's ports listen on every address, but obey only who has this token.
-    os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
-    # Serve's own logs go to files in Ray's session folder.
-    os.environ.setdefault("RAY_SERVE_LOG_TO_STDERR", "0")
-    # Nothing of ours holds up a replica's event loop, so it needs no second one, to which every
-    # message would take two more turns of the interpreter's lock.
-    os.environ.setdefault("RAY_SERVE_RUN_USER_CODE_IN_SEPARATE_THREAD", "0")
-    # By default they give way to whatever else runs on the machine, clients for one.
-    os.environ.setdefault("RAY_worker_niceness", "0")
-    # Processes that Ray starts ahead import, before they are needed, what all of ours need.
-    os.environ.setdefault("RAY_preload_python_modules", "ray.serve")
-    with ThreadPoolExecutor(1) as apart:
-        # Meanwhile: Ray's start is mostly waiting for its processes.
-        apart.submit(import_module, "ray.serve")
-        ray.init(
-            address="local",
-            _node_ip_address=LOOPBACK,
-            # As many processes as Ray starts ahead, by default one a core: ours, Serve's controller
-            # and one that Ray takes.
-            num_cpus=gateway_count(settings) + settings.workers + 2,
-            include_dashboard=False,
-            object_store_memory=OBJECT_STORE_BYTES,
-            logging_level=logging.ERROR,
-        )
-    # Not before it is imported, which sets it.
-    logging.getLogger("ray.serve").setLevel(logging.WARNING)
+def _stop_ray() -> None:
+    import ray
+
+    ray.shutdown()
 
 
 def _device(settings: Settings) -> str:
     """Where models are to run: cpu or cuda. Raises StartError with fewer GPUs than workers."""
+    import ray
+
     gpus = int(ray.cluster_resources().get("GPU", 0))  # type: ignore[no-untyped-call]
     if settings.device == "cpu" or (settings.device == "auto" and not gpus):
         return "cpu"
     if gpus < settings.workers:
         raise StartError(f"{settings.workers} workers on cuda need as many GPUs; there are {gpus}")
     return "cuda"
-
-
-def _absolute(library: Path | str) -> Path | str:
-    return library.absolute() if isinstance(library, Path) else library
 
 
 def _check_port(host: str, port: int) -> None:
@@ -170,31 +143,43 @@ def _check_port(host: str, port: int) -> None:
         raise cannot_listen(host, port, error) from error
 
 
-def _emptied(folder: Path) -> Path:
-    """The same folder, without the metrics of an earlier run."""
-    for file in folder.glob("*.db"):
-        file.unlink()
-    return folder
+class StopSignals:
+    """Signals to stop. One that is ignored already, as nohup has SIGHUP, stays so."""
 
+    def __init__(self) -> None:
+        self._came: threading.Event | None = None
+        self._before = {number: signal.getsignal(number) for number in STOP_SIGNALS}
 
-@contextmanager
-def _stop_signals() -> Iterator[threading.Event]:
-    """An event that the first SIGINT or SIGTERM sets; a second raises KeyboardInterrupt."""
-    stopping = threading.Event()
+    def __enter__(self) -> Self:
+        self._listen()
+        return self
 
-    def on_signal(*_: object) -> None:
-        if stopping.is_set():
-            raise KeyboardInterrupt
-        stopping.set()
-
-    before = {number: signal.signal(number, on_signal) for number in STOP_SIGNALS}
-    try:
-        yield stopping
-    finally:
-        for number, handler in before.items():
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._before.items():
             signal.signal(number, handler)
+
+    def expect(self) -> None:
+        """From now on the first is waited for. Until then, and later, they interrupt."""
+        self._came = threading.Event()
+        self._listen()  # again: Ray has put its own in place of one
+
+    def wait(self) -> None:
+        """Return when the first has come."""
+        assert self._came
+        self._came.wait()
+
+    def _listen(self) -> None:
+        for number, handler in self._before.items():
+            if handler is not signal.SIG_IGN:
+                signal.signal(number, self._on_signal)
+
+    def _on_signal(self, *_: object) -> None:
+        if self._came is None or self._came.is_set():
+            raise KeyboardInterrupt
+        self._came.set()
 
 
 def _say(line: str) -> None:
-    sys.stdout.write(line + "\n")
-    sys.stdout.flush()
+    with suppress(OSError):  # the terminal may be gone, which is no reason not to drain
+        sys.stdout.write(line + "\n")
+        sys.stdout.flush()

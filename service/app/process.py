@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-import os
 import sys
+from contextlib import suppress
 from pathlib import Path
 
+from gma.service.app.ray import keep_to_loopback
+from gma.service.app.stderr import STDERR, given_stderr
 from gma.service.cores import cores
-from gma.service.observe import logs
+from gma.service.observe import logs, sharing
 from gma.service.runners import kernel_cache
 from gma.service.settings import Settings
 
@@ -15,29 +17,30 @@ from gma.service.settings import Settings
 # tokenizes takes its turn again and again.
 SWITCH_S = 0.0005
 
-# Gateways, unless settings say how many.
-MOST_GATEWAYS, CORES_OF_GATEWAY = 8, 2
+# Gateways, unless settings say how many. Never one alone: nobody would listen until it is replaced.
+LEAST_GATEWAYS, MOST_GATEWAYS, CORES_OF_GATEWAY = 2, 8, 2
 
 
-def set_up(settings: Settings) -> None:
-    """Prepare this process. Call it before torch, triton or prometheus_client is imported."""
-    logs.configure(settings.log_level)
+def set_up(settings: Settings, run: Path | None = None) -> None:
+    """Prepare this process. Call it before torch, triton or prometheus_client is imported.
+
+    `run` is the folder of the run if it is of one machine: there it logs to the stderr of
+    `gma serve`, and cannot be reached from another.
+    """
+    stderr = None
+    if run:
+        keep_to_loopback()
+        with suppress(OSError):  # who gives it ends just now
+            stderr = given_stderr(run / STDERR)
+    logs.configure(settings.log_level, stderr)
     sys.setswitchinterval(SWITCH_S)
     if settings.metrics_dir:
-        share_metrics(settings.metrics_dir)
+        sharing.join(settings.metrics_dir)
     if settings.compile_cache:
         kernel_cache.use(settings.compile_cache)
 
 
-def share_metrics(folder: Path) -> None:
-    """Share metrics with other processes through a folder, which is made if need be.
-
-    Raises OSError if it can't be made.
-    """
-    folder.mkdir(parents=True, exist_ok=True)
-    os.environ["PROMETHEUS_MULTIPROC_DIR"] = str(folder)
-
-
 def gateway_count(settings: Settings) -> int:
     """How many gateways there are to be."""
-    return settings.gateways or max(1, min(MOST_GATEWAYS, cores() // CORES_OF_GATEWAY))
+    by_cores = max(LEAST_GATEWAYS, min(MOST_GATEWAYS, cores() // CORES_OF_GATEWAY))
+    return settings.gateways or by_cores

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from gma.service.http.keys import Keys
@@ -27,6 +29,18 @@ def check(settings: Settings) -> None:
         traces.check()
     except ValueError as error:
         raise StartError(str(error)) from error
+
+
+@contextmanager
+def in_one_line() -> Iterator[None]:
+    """What goes wrong within is raised as a StartError, whatever Ray or the system raised."""
+    try:
+        yield
+    except StartError:
+        raise
+    except Exception as error:
+        lines = str(error).strip().splitlines() or ["no reason given"]
+        raise StartError(f"{type(error).__name__}: {lines[0]}") from error
 
 
 def cannot_listen(host: str, port: int, error: OSError) -> StartError:

@@ -21,6 +21,7 @@ from gma.service.cli.metrics import metrics
 from gma.service.cli.serve import serve
 from gma.service.cli.terminal import complain
 from gma.service.cli.train import train
+from gma.service.cores import cores
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -45,6 +46,8 @@ def main() -> None:
     # OpenMP reads it when torch is imported. Threads that spin while they wait take the cores from
     # whatever else runs: two texts read side by side then take twice as long.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    # By itself it knows no quota, and takes every core of the machine.
+    os.environ.setdefault("OMP_NUM_THREADS", str(cores()))
     try:
         app()
     except (OSError, ValueError) as error:

@@ -21,9 +21,9 @@ def metrics(
     Example:
       gma metrics /tmp/gma-metrics
     """
-    from gma.service.app.process import share_metrics
+    from gma.service.observe import sharing
 
-    share_metrics(folder)
+    sharing.join(folder)
     from gma.service.observe.exporter import Exporter
 
     with Exporter(host, port) as exporter:

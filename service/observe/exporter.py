@@ -8,10 +8,7 @@ from gma.service.observe import metrics
 
 
 class Exporter(ThreadingHTTPServer):
-    """Answers GET /metrics from the folder that PROMETHEUS_MULTIPROC_DIR names.
-
-    It must see the processes whose metrics lie there: of ended ones only what they counted is told.
-    """
+    """Answers GET /metrics from the folder that PROMETHEUS_MULTIPROC_DIR names."""
 
     daemon_threads = True
 

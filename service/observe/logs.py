@@ -6,14 +6,15 @@ import json
 import logging
 import sys
 from datetime import UTC, datetime
+from typing import TextIO
 
 ROOT = "gma"
 
 
-def configure(level: str) -> None:
-    """Write what this package logs to stderr, from `level` up."""
+def configure(level: str, stream: TextIO | None = None) -> None:
+    """Write what this package logs, from `level` up, to `stream` or to this process's stderr."""
     # The process's own: Serve puts something else into sys.stderr.
-    handler = logging.StreamHandler(sys.__stderr__)
+    handler = logging.StreamHandler(stream or sys.__stderr__)
     handler.setFormatter(JsonFormatter())
     logger = logging.getLogger(ROOT)
     logger.handlers = [handler]

@@ -1,8 +1,8 @@
 """What is counted, and how one scrape sees every process of a machine.
 
-prometheus_client's multiprocess mode: each process keeps its numbers in files of a shared folder,
-named by PROMETHEUS_MULTIPROC_DIR. The variable has to be set before this module is imported;
-without it, metrics are those of this process alone.
+prometheus_client's multiprocess mode: each process keeps its numbers in files of a shared folder
+(`gma.service.observe.sharing`), which it has to join before this module is imported; without it,
+metrics are those of this process alone.
 
 docs/metrics.md is written from the catalogue that makes them:
 `python -m gma.service.observe.metrics > docs/metrics.md`.
@@ -25,15 +25,13 @@ from prometheus_client import (
     multiprocess,
 )
 
+from gma.service.observe import sharing
 from gma.service.observe.catalogue import Catalogue, Labels
 
 if TYPE_CHECKING:
     from gma.service.observe.memory import Memory
 
 __all__ = ["CATALOGUE", "CONTENT_TYPE_LATEST", "documentation", "scrape"]
-
-DIRECTORY = "PROMETHEUS_MULTIPROC_DIR"
-"""The environment variable that names the shared folder."""
 
 PERIOD_S = 1.0
 """How often what has no event of its own is looked at: memory, and the queue."""
@@ -223,13 +221,14 @@ DEVICE_TOTAL_BYTES = CATALOGUE.gauge(
 
 def scrape() -> bytes:
     """All metrics as Prometheus text: of every process on this machine, or of this one."""
-    directory = os.environ.get(DIRECTORY)
+    directory = os.environ.get(sharing.DIRECTORY)
     if directory is None:
         return generate_latest(REGISTRY)
-    _forget_dead(Path(directory))
     registry = CollectorRegistry()
     multiprocess.MultiProcessCollector(registry, directory)  # type: ignore[no-untyped-call]
-    return generate_latest(registry)
+    with sharing.alone(Path(directory)):
+        sharing.add_ended(Path(directory))
+        return generate_latest(registry)
 
 
 async def watch(report: Callable[[], None]) -> None:
@@ -277,15 +276,6 @@ Counts stay when a process ends; what it said of the present goes. A histogram `
 The words are those of [architecture.md](architecture.md). Dashboards and alerts that use these
 metrics are in `deploy/monitoring`; [runbook.md](runbook.md) says what to do when one fires.
 """
-
-
-def _forget_dead(directory: Path) -> None:
-    """Drop what processes that have ended said of the present; what they counted stays."""
-    for pid in {file.stem.rpartition("_")[2] for file in directory.glob("gauge_live*.db")}:
-        try:
-            os.kill(int(pid), 0)
-        except ProcessLookupError:
-            multiprocess.mark_process_dead(pid, str(directory))  # type: ignore[no-untyped-call]
 
 
 if __name__ == "__main__":

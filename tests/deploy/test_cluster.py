@@ -20,7 +20,7 @@ from ray.serve.context import _get_global_client
 from ray.serve.schema import ServeDeploySchema
 
 from gma.service.app.deployments import APPLICATION, WORKER
-from gma.service.app.local import LOOPBACK
+from gma.service.app.ray import LOOPBACK
 from tests.deploy import kustomize
 from tests.deploy.manifests import serve_config, service
 from tests.service.asgi import PATIENCE_S, TEXT, save_checkpoint

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import io
+import json
 import os
 import signal
 import socket
+import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,9 +18,11 @@ from typing import Any
 import pytest
 
 from gma.service.app import local
+from gma.service.app.ray import LOOPBACK, start_ray
 from gma.service.app.start import StartError, last_exception, reason
 from gma.service.settings import Settings
 from tests.service.asgi import save_checkpoint
+from tests.service.running import free_port
 
 
 class TestBeforeRay:
@@ -54,32 +58,154 @@ class TestBeforeRay:
             self.check(f"can't listen on 127.0.0.1:{port}: ", checkpoint=checkpoint, port=port)
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_stops_on_signals_after_draining(
-    checkpoint: Path, number: signal.Signals, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    life: list[str] = []
+class Terminal(io.StringIO):
+    """Has a person at it who sends a signal at a word, and may be closed then."""
 
-    @contextmanager
-    def running(settings: Settings) -> Iterator[None]:
-        life.append("start")
-        yield
-        life.append("end")
+    def __init__(self, life: list[str], word: str, number: signal.Signals, gone: bool) -> None:
+        super().__init__()
+        self.life, self.word, self.number, self.gone = life, word, number, gone
 
-    class Terminal(io.StringIO):
-        def write(self, line: str) -> int:
-            life.append(line.split()[0])
-            if line.startswith("Ready"):
+    def write(self, line: str) -> int:
+        self.life.append(line.split()[0])
+        if line.startswith(self.word):
+            os.kill(os.getpid(), self.number)
+        elif self.gone:
+            raise OSError(5, "Input/output error")
+        return len(line)
+
+
+class TestSignals:
+    @pytest.fixture
+    def life(self, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+        """What happens to a service that is none."""
+        life: list[str] = []
+
+        @contextmanager
+        def running(settings: Settings) -> Iterator[None]:
+            life.append("start")
+            try:
+                signal.signal(signal.SIGTERM, signal.SIG_DFL)  # as Ray takes it
+                yield
+            finally:
+                life.append("end")
+
+        monkeypatch.setattr(local, "running", running)
+        monkeypatch.setattr(local, "drain", lambda timeout_s: life.append(f"drain {timeout_s}"))
+        return life
+
+    @pytest.mark.parametrize("gone", [False, True])
+    @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+    def test_the_first_drains(
+        self,
+        life: list[str],
+        number: signal.Signals,
+        gone: bool,
+        checkpoint: Path,
+        monkeypatch: pytest.MonkeyPatch,
+    ) -> None:
+        monkeypatch.setattr(sys, "stdout", Terminal(life, "Ready", number, gone))
+        before = [signal.getsignal(each) for each in local.STOP_SIGNALS]
+        local.serve_forever(Settings.load(checkpoint=checkpoint, shutdown_timeout_s=7))
+        assert life == ["start", "Ready", "Stopping:", "drain 7.0", "end"]
+        assert [signal.getsignal(each) for each in local.STOP_SIGNALS] == before
+
+    @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+    def test_one_before_it_is_ready_ends_what_was_started(
+        self,
+        number: signal.Signals,
+        checkpoint: Path,
+        monkeypatch: pytest.MonkeyPatch,
+        life: list[str],
+    ) -> None:
+        @contextmanager
+        def starting(settings: Settings) -> Iterator[None]:
+            life.append("start")
+            try:
                 os.kill(os.getpid(), number)
-            return len(line)
+                yield
+            finally:
+                life.append("end")
 
-    monkeypatch.setattr(local, "running", running)
-    monkeypatch.setattr(local, "drain", lambda timeout_s: life.append(f"drain {timeout_s}"))
-    monkeypatch.setattr(sys, "stdout", Terminal())
-    before = [signal.getsignal(each) for each in (signal.SIGINT, signal.SIGTERM)]
-    local.serve_forever(Settings.load(checkpoint=checkpoint, shutdown_timeout_s=7))
-    assert life == ["start", "Ready", "Stopping:", "drain 7.0", "end"]
-    assert [signal.getsignal(each) for each in (signal.SIGINT, signal.SIGTERM)] == before
+        monkeypatch.setattr(local, "running", starting)
+        with pytest.raises(KeyboardInterrupt):
+            local.serve_forever(Settings.load(checkpoint=checkpoint))
+        assert life == ["start", "end"]
+
+    def test_nohup_is_obeyed(self) -> None:
+        before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+        try:
+            with local.StopSignals() as signals:
+                signals.expect()
+                assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+        finally:
+            signal.signal(signal.SIGHUP, before)
+
+
+def test_whatever_is_raised_at_the_start_is_one_line(
+    checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> None:
+        raise RuntimeError("Ray said this,\nand more.\nAnd more.")
+
+    monkeypatch.setattr(local, "start_ray", fail)
+    settings = Settings.load(checkpoint=checkpoint, port=free_port())
+    with pytest.raises(StartError, match=r"^RuntimeError: Ray said this,$"):
+        local.serve_forever(settings)
+
+
+class TestWhatRayInherits:
+    @pytest.fixture
+    def inherited(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+        """Of a start in a folder with a module, by a process with relative paths."""
+        found: dict[str, Any] = {}
+
+        def init(**options: Any) -> None:
+            look = (
+                "import json, os, signal, sys; print(json.dumps([sys.path, os.getcwd(), "
+                "[int(x) for x in signal.pthread_sigmask(signal.SIG_BLOCK, [])], "
+                "os.environ['RAY_TMPDIR']]))"
+            )
+            command = [sys.executable, "-c", look]
+            told = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+            names = ("path", "folder", "blocked", "mark")
+            found.update(zip(names, json.loads(told), strict=True), options=options)
+
+        ray = pytest.importorskip("ray")
+        monkeypatch.setattr(ray, "init", init)
+        monkeypatch.setattr(ray.util, "get_node_ip_address", lambda: LOOPBACK)
+        monkeypatch.setenv("PYTHONPATH", f":src:{tmp_path}")
+        monkeypatch.setenv("RAY_TMPDIR", "before")
+        monkeypatch.chdir(tmp_path)
+        run = tmp_path / "run"
+        run.mkdir()
+        start_ray(3, run)
+        assert Path.cwd() == tmp_path
+        assert os.environ["RAY_TMPDIR"] == "before"
+        return found
+
+    def test_nothing_of_the_current_folder(self, inherited: dict[str, Any], tmp_path: Path) -> None:
+        assert inherited["folder"] == str(tmp_path / "run")
+        assert inherited["path"][1:3] == [str(tmp_path / "src"), str(tmp_path)]
+
+    def test_its_mark_and_no_hangup(self, inherited: dict[str, Any], tmp_path: Path) -> None:
+        assert inherited["mark"] == str(tmp_path / "run")
+        assert signal.SIGHUP in inherited["blocked"]
+        assert signal.SIGHUP not in signal.pthread_sigmask(signal.SIG_BLOCK, [])
+
+    def test_a_private_session_and_no_folded_lines(
+        self, inherited: dict[str, Any], tmp_path: Path
+    ) -> None:
+        options = inherited["options"]
+        assert options["_temp_dir"] == str(tmp_path / "run" / "ray")
+        assert options["log_to_driver"] is False
+
+
+def test_ray_that_others_reach_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    ray = pytest.importorskip("ray")
+    monkeypatch.setattr(ray, "init", lambda **_: None)
+    monkeypatch.setattr(ray.util, "get_node_ip_address", lambda: "10.0.0.7")
+    with pytest.raises(StartError, match=r"Ray listens on 10\.0\.0\.7"):
+        start_ray(3, tmp_path)
 
 
 # What Serve says of a deployment whose constructor raised, with fewer of the frames.

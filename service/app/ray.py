@@ -1,0 +1,120 @@
+"""Ray for one machine: it listens to nobody else, looks at nothing around it, and is quiet."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import secrets
+import signal
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+from gma.service.app.run import MARK, SESSION
+from gma.service.app.start import StartError
+
+LOOPBACK = "127.0.0.1"
+
+# Ray's least. Documents do not pass through it.
+OBJECT_STORE_BYTES = 80 * 1024**2
+
+ENVIRONMENT = {
+    # Ray takes 127.0.0.1 to mean "find the address that others reach", and listens for them, unless
+    # it may not be a cluster. By default that is so on other systems than Linux.
+    "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
+    # They would be answered to whoever asks. The service's own are elsewhere.
+    "RAY_enable_metrics_collection": "0",
+    "RAY_USAGE_STATS_ENABLED": "0",
+    # Serve's own logs go to files in Ray's session folder.
+    "RAY_SERVE_LOG_TO_STDERR": "0",
+    # Nothing of ours holds up a replica's event loop, so it needs no second one, to which every
+    # message would take two more turns of the interpreter's lock.
+    "RAY_SERVE_RUN_USER_CODE_IN_SEPARATE_THREAD": "0",
+    # By default they give way to whatever else runs on the machine, clients for one.
+    "RAY_worker_niceness": "0",
+    # Processes that Ray starts ahead import, before they are needed, what all of ours need.
+    "RAY_preload_python_modules": "ray.serve",
+}
+
+
+def set_environment() -> None:
+    """What Ray reads when it is imported, and its processes when they start, unless it is set."""
+    for name, value in ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
+    # Other users of this machine reach Ray's ports, which obey only who has this token.
+    os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
+
+
+def start_ray(processes: int, folder: Path) -> None:
+    """Start Ray, which is to run so many processes of ours, in a private folder.
+
+    Raises StartError, or whatever Ray raises.
+    """
+    set_environment()
+    import ray
+
+    session = folder / SESSION
+    session.mkdir()
+    with ThreadPoolExecutor(1) as apart, _surroundings(folder):
+        # Meanwhile: Ray's start is mostly waiting for its processes.
+        apart.submit(import_module, "ray.serve")
+        ray.init(
+            address="local",
+            _node_ip_address=LOOPBACK,
+            _temp_dir=str(session),
+            # As many processes as Ray starts ahead, by default one a core: ours, Serve's controller
+            # and one that Ray takes.
+            num_cpus=processes + 2,
+            include_dashboard=False,
+            object_store_memory=OBJECT_STORE_BYTES,
+            logging_level=logging.CRITICAL,
+            # Processes of ours have the terminal's own stderr; Ray would fold lines that are alike.
+            log_to_driver=False,
+        )
+    # Not before it is imported, which sets it.
+    logging.getLogger("ray.serve").setLevel(logging.WARNING)
+    if (host := ray.util.get_node_ip_address()) != LOOPBACK:  # type: ignore[no-untyped-call]
+        raise StartError(f"Ray listens on {host}: its environment was set too late, or otherwise")
+
+
+def keep_to_loopback() -> None:
+    """Have Serve open the port of this replica for this machine alone.
+
+    It opens one on all addresses once its constructor is done, and has no setting for it.
+    """
+    replica: Any = import_module("ray.serve._private.replica")
+    add_port = replica.add_port_to_grpc_server
+
+    def add_loopback(server: Any, address: str) -> Any:
+        return add_port(server, address.replace("[::]", LOOPBACK))
+
+    replica.add_port_to_grpc_server = add_loopback
+
+
+@contextmanager
+def _surroundings(folder: Path) -> Iterator[None]:
+    """What Ray's processes inherit: the folder, to be known by and to be in, and no SIGHUP.
+
+    From the current folder they would import what is named like a module. A terminal that is closed
+    sends the signal to every process, and this one is to end them when documents are read.
+    """
+    before = {name: os.environ.get(name) for name in (MARK, "PYTHONPATH")}
+    os.environ[MARK] = str(folder)
+    if path := before["PYTHONPATH"]:
+        # An empty entry is the current folder, whichever that is.
+        entries = [str(Path(each).absolute()) for each in path.split(os.pathsep) if each]
+        os.environ["PYTHONPATH"] = os.pathsep.join(entries)
+    blocked = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGHUP})
+    try:
+        with contextlib.chdir(folder):
+            yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
+        for name, value in before.items():
+            os.environ.pop(name, None)
+            if value is not None:
+                os.environ[name] = value
