@@ -88,6 +88,7 @@ class GatewayReplica:
         self, settings: Settings, worker: DeploymentHandle[Any], run: Path | None = None
     ) -> None:
         process.set_up(settings, run)
+        process.give_back_memory()
         # All gateways together tokenize on as many threads as there are cores: beside more, what
         # is short, here and in the worker, would wait for a core.
         threads = max(2, cores() // process.gateway_count(settings))
