@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -139,14 +138,14 @@ class TestMetrics:
     def test_of_every_process_of_a_machine(self, tmp_path: Path) -> None:
         """Counts of the dead stay; what they said of the present goes."""
         run = (
-            "from gma.service.observe import metrics;"
+            "import sys, pathlib; from gma.service.observe import sharing;"
+            "sharing.join(pathlib.Path(sys.argv[1])); from gma.service.observe import metrics;"
             "metrics.TOKENS.inc(3); metrics.SLOTS.set(5);"
             "print(metrics.scrape().decode())"
         )
-        environ = {**os.environ, "PROMETHEUS_MULTIPROC_DIR": str(tmp_path)}
         for tokens in (3.0, 6.0):
             done = subprocess.run(
-                [sys.executable, "-c", run], env=environ, check=True, capture_output=True, text=True
+                [sys.executable, "-c", run, tmp_path], check=True, capture_output=True, text=True
             )
             lines = done.stdout.splitlines()
             assert f"gma_tokens_total {tokens}" in lines
