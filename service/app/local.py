@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Self
 from gma.service.app.deployments import APPLICATION, GATEWAY, build
 from gma.service.app.process import gateway_count
 from gma.service.app.ray import start_ray
-from gma.service.app.run import run_folder
+from gma.service.app.run import clear_dead, parent_folder, run_folder
 from gma.service.app.start import StartError, cannot_listen, check, in_one_line, reason
 from gma.service.app.stderr import STDERR, shared_stderr
 from gma.service.http.port import bound
@@ -25,6 +25,9 @@ if TYPE_CHECKING:
     from ray.serve.handle import DeploymentHandle
 
 STATUS_S = 0.1
+
+CLEARED_S = 5.0
+"""How long what a dead run left may take to let go of its port."""
 
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
@@ -54,8 +57,9 @@ def running(settings: Settings) -> Iterator[None]:
     with ExitStack() as stack:
         with in_one_line():
             # First of all, for what a dead run left may have the port.
+            cleared = clear_dead(parent_folder())
+            _check_port(settings.host, settings.port, patience_s=CLEARED_S if cleared else 0.0)
             folder = stack.enter_context(run_folder())
-            _check_port(settings.host, settings.port)
             _start(settings, folder, stack)
         yield
 
@@ -135,12 +139,18 @@ def _device(settings: Settings) -> str:
     return "cuda"
 
 
-def _check_port(host: str, port: int) -> None:
-    """Raises StartError if the port is taken, which gateways, who share one, would not notice."""
-    try:
-        bound(host, port, shared=False).close()
-    except OSError as error:
-        raise cannot_listen(host, port, error) from error
+def _check_port(host: str, port: int, *, patience_s: float) -> None:
+    """Raises StartError if the port is taken, which gateways, who share one, would not notice, and
+    is not free within so long."""
+    until = time.monotonic() + patience_s
+    while True:
+        try:
+            bound(host, port, shared=False).close()
+            return
+        except OSError as error:
+            if time.monotonic() > until:
+                raise cannot_listen(host, port, error) from error
+            time.sleep(STATUS_S)
 
 
 class StopSignals:

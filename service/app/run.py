@@ -36,14 +36,10 @@ the kernel takes 107."""
 
 @contextmanager
 def run_folder() -> Iterator[Path]:
-    """A new folder that nobody else can look into, removed at the end.
-
-    First, runs that died without removing theirs are cleared. Raises StartError.
-    """
-    parent = Path(os.environ.get("TMPDIR") or gettempdir()).absolute()
+    """A new folder that nobody else can look into, removed at the end. Raises StartError."""
+    parent = parent_folder()
     folder: Path | None = None
     try:
-        clear_dead(parent)
         # It gets its name with the lock: one that has the name and no lock is a dead one's.
         unfinished = Path(mkdtemp(prefix=UNFINISHED, dir=parent))
         lock = _lock(unfinished, os.O_CREAT)
@@ -68,12 +64,20 @@ def run_folder() -> Iterator[Path]:
             os.close(lock)
 
 
-def clear_dead(parent: Path) -> None:
+def parent_folder() -> Path:
+    """Where runs have their folders."""
+    return Path(os.environ.get("TMPDIR") or gettempdir()).absolute()
+
+
+def clear_dead(parent: Path) -> bool:
     """End the processes of runs whose `gma serve` is dead, and remove their folders.
+
+    Returns whether there were any.
 
     A run is known by its folder: this user's, with a lock file that nobody has locked. A process is
     known to be of that run by this user, and by the folder's path in its environment.
     """
+    cleared = False
     for folder in parent.glob(f"{PREFIX}*"):
         with suppress(FileNotFoundError):  # another start removes it just now
             if not _is_own(folder, stat.S_ISDIR) or not _is_own(folder / LOCK, stat.S_ISREG):
@@ -84,8 +88,10 @@ def clear_dead(parent: Path) -> None:
             try:
                 end_processes(folder)
                 shutil.rmtree(folder, ignore_errors=True)
+                cleared = True
             finally:
                 os.close(lock)
+    return cleared
 
 
 def end_processes(folder: Path, proc: Path = Path("/proc")) -> None:

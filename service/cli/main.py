@@ -23,6 +23,9 @@ from gma.service.cli.terminal import complain
 from gma.service.cli.train import train
 from gma.service.cores import cores
 
+INTERRUPTED = 130
+"""The status of a command that Ctrl-C ended, as shells have it."""
+
 app = typer.Typer(
     no_args_is_help=True,
     add_completion=False,
@@ -53,6 +56,8 @@ def main() -> None:
     except (OSError, ValueError) as error:
         complain(error)
         sys.exit(1)
+    except KeyboardInterrupt:
+        sys.exit(INTERRUPTED)
 
 
 @app.callback(invoke_without_command=True)

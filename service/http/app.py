@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import math
+import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from importlib.metadata import version
@@ -26,6 +28,8 @@ from gma.service.http.openapi import UNREADY_RESPONSES, Described
 from gma.service.observe import metrics, traces
 
 HEALTH_TIMEOUT_S = 1.0
+HEALTH_MEMORY_S = 30.0
+"""How long after a worker has answered /health one that does not in time is taken to be busy."""
 
 MOST_PROBLEMS = 3
 """How many an answer tells of a query that is not valid: it repeats some of what was sent."""
@@ -68,16 +72,22 @@ def create_app(gateway: Gateway, *, stamp_ids: bool = True) -> FastAPI:
 def add_operations(app: FastAPI, gateway: Gateway) -> None:
     """Give `app` the routes for those who operate the service."""
 
+    answered_at = -math.inf
+
     @app.get("/health", responses=UNREADY_RESPONSES, tags=["operation"])
     async def health() -> Health:
         """Whether documents are answered: 200 once a worker is warm, until the service drains."""
+        nonlocal answered_at
         if gateway.admission.draining:
             raise ShuttingDown("the service is shutting down")
         try:
             async with asyncio.timeout(HEALTH_TIMEOUT_S):
                 await gateway.info()
+            answered_at = time.monotonic()
         except TimeoutError:
-            raise NotReady("no worker is ready yet") from None
+            # Whoever keeps this process busy must not take it out of rotation.
+            if time.monotonic() - answered_at > HEALTH_MEMORY_S:
+                raise NotReady("no worker is ready yet") from None
         return Health(status="ok")
 
     @app.get("/info", responses=UNREADY_RESPONSES, tags=["operation"])

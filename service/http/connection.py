@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
+import socket
+import struct
 import uuid
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -152,7 +155,9 @@ class Connection(H11Protocol):
         self._socket.close()
 
     def abort(self) -> None:
-        """Close at once."""
+        """Close at once, and have the kernel forget what it holds for the client."""
+        with socket.socket(fileno=os.dup(self._socket.get_extra_info("socket").fileno())) as own:
+            own.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
         self._socket.abort()
 
     @property

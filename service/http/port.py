@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import socket
 
+SEND_BYTES = 64 * 1024
+"""Of answers that the kernel holds for a client until it has taken them; it counts twice that."""
+
 
 def bound(host: str, port: int, *, shared: bool) -> socket.socket:
     """A socket that is bound there, `shared` with other processes. Raises OSError."""
@@ -12,6 +15,9 @@ def bound(host: str, port: int, *, shared: bool) -> socket.socket:
         found.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         if shared:
             found.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        # Its connections inherit it. By itself the kernel would hold megabytes for one that does
+        # not read.
+        found.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BYTES)
         found.bind((host, port))
     except OSError:
         found.close()

@@ -18,8 +18,29 @@ EVENTS_AT_ONCE = 500
 """How many are taken from what has arrived before others get a turn: 5 ms of work. Otherwise the
 chunks of one byte in a single segment would hold everybody up for half a second."""
 
+MOST_HEADERS = 100
+"""How many a request may have: small ones cost more to read than their bytes say."""
+
 CLOSE = (b"connection", b"close")
+BODILESS = (b"GET", b"HEAD", b"OPTIONS")
+"""Methods of which nobody here reads a body."""
+
+SCHEMES = (b"http://", b"https://")
 VERSIONS = (b"1.0", b"1.1")
+
+
+def _of_this_host(request: h11.Request) -> h11.Request:
+    """The request with a target that begins with its path, as those to proxies do not."""
+    scheme = next((each for each in SCHEMES if request.target.lower().startswith(each)), None)
+    if scheme is None:
+        return request
+    _, slash, path = request.target[len(scheme) :].partition(b"/")
+    return h11.Request(
+        method=request.method,
+        headers=list(request.headers),
+        target=slash + path or b"/",
+        http_version=request.http_version,
+    )
 
 
 class Wire(h11.Connection):
@@ -33,6 +54,7 @@ class Wire(h11.Connection):
         super().__init__(h11.SERVER, head_bytes)
         self._head_bytes = head_bytes
         self._events = 0
+        self._bodiless = False
         self.refusal: ServiceError | None = None
         """What is wrong with what the client sent, once `next_event` has raised."""
 
@@ -62,9 +84,13 @@ class Wire(h11.Connection):
             return h11.NEED_DATA
         self._events += 1
         try:
+            if self.head_begun:
+                self._check_begin()
             event = super().next_event()
             if isinstance(event, h11.Request):
                 self._check(event)
+                event = _of_this_host(event)
+                self._bodiless = event.method in BODILESS
             elif isinstance(event, h11.EndOfMessage):
                 self._check_size(event.headers, b"")
             elif not isinstance(event, h11.Data):
@@ -78,14 +104,25 @@ class Wire(h11.Connection):
         return event
 
     def send(self, event: h11.Event) -> bytes | None:  # type: ignore[override]  # of overloads
-        """As h11 has it. An error that is told before the body has come is this connection's last
+        """As h11 has it. What is answered without reading the body is this connection's last
         answer, for what still comes would be taken for the next request."""
-        if isinstance(event, h11.Response) and event.status_code >= 400 and self.unread:
+        early = isinstance(event, h11.Response) and (event.status_code >= 400 or self._bodiless)
+        if isinstance(event, h11.Response) and early and self.unread:
             headers = [*(header for header in event.headers if header != CLOSE), CLOSE]
             event = h11.Response(
                 status_code=event.status_code, headers=headers, reason=event.reason
             )
         return super().send(event)
+
+    def _check_begin(self) -> None:
+        """Pass over an empty line before a request. Raises HeadTooLarge for too many headers."""
+        head = self.trailing_data[0]
+        if head.startswith(b"\r\n"):  # some clients send one behind a body
+            self._receive_buffer.maybe_extract_at_most(2)
+            head = head[2:]
+        ends = [at for at in (head.find(b"\n\r\n"), head.find(b"\n\n")) if at >= 0]
+        if head.count(b"\n", 0, min(ends, default=len(head))) > MOST_HEADERS:
+            raise HeadTooLarge(self._head_bytes)
 
     def _check(self, request: h11.Request) -> None:
         """Raises NotHttp, TargetTooLong or HeadTooLarge."""

@@ -68,6 +68,13 @@ SIZES = [
         status=431,
         error="HeadTooLarge",
     ),
+    refused("many headers", head(*["a: b"] * 200), status=431, error="HeadTooLarge"),
+    Case(
+        "a document of many lines",
+        (head("Content-Length: 1001") + b"a\n" * 500 + b"\xff",),
+        (400,),
+        "NotUtf8",
+    ),
     refused(
         "trailer without end",
         head(CHUNKED) + CHUNKS + b"a: ",
@@ -135,7 +142,14 @@ FRAMING = [
         (*(HONEST[n : n + 1] for n in range(200)), HONEST[200:] + HONEST),
         (200, 200),
     ),
-    refused("empty line after a request", HONEST + b"\r\n", status=400, error="NotHttp", before=1),
+    Case("empty line before a request", (b"\r\n" + HONEST,), (200,)),
+    Case("empty line between requests", (HONEST + b"\r\n" + HONEST,), (200, 200)),
+    Case("empty line in a segment of its own", (HONEST, b"\r\n", HONEST), (200, 200)),
+    Case(
+        "target as proxies have it",
+        (head(SIZE, path="http://service/v1/documents") + DOCUMENT,),
+        (200,),
+    ),
 ]
 
 UPGRADE = ("Connection: Upgrade, HTTP2-Settings", "HTTP2-Settings: AAMAAABkAAQAoAAAAAIAAAAA")

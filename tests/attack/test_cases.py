@@ -52,6 +52,14 @@ def test_case(attacked: Target, case: Case, caplog: pytest.LogCaptureFixture) ->
     assert [r for r in caplog.records if r.levelno > logging.INFO] == []
 
 
+def test_an_answer_before_the_body_says_that_it_is_the_last(attacked: Target) -> None:
+    with Raw(attacked.port()) as client:
+        client.send(head("Content-Length: 50", method="GET", path="/health"))
+        reply = check_answer(attacked, client.reply(), 200)
+        assert reply.headers["connection"] == "close"
+        assert client.reply() is None
+
+
 def test_many_connections_shut_nobody_out(attacked: Target) -> None:
     port = attacked.port(Limits(head_s=61), connections=8)
     with ExitStack() as stack:

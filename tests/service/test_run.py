@@ -84,17 +84,17 @@ def test_a_dead_runs_folder_and_processes_are_cleared(spawn: Spawn, temporary: P
     stopped.send_signal(signal.SIGSTOP)
     run.kill()
     run.wait()
-    with run_folder() as now:
-        assert list(temporary.iterdir()) == [now]
+    assert clear_dead(temporary)
+    assert not list(temporary.iterdir())
     assert left.wait() == stopped.wait() == -signal.SIGKILL
 
 
-def test_a_run_that_lives_is_left_alone(spawn: Spawn) -> None:
+def test_a_run_that_lives_is_left_alone(spawn: Spawn, temporary: Path) -> None:
     _, folder = started(spawn)
     its = spawn("sleep", "60", **{MARK: str(folder)})
-    with run_folder():
-        assert folder.exists()
-        assert its.poll() is None
+    assert not clear_dead(temporary)
+    assert folder.exists()
+    assert its.poll() is None
 
 
 def test_processes_that_are_not_of_the_run_are_left_alone(spawn: Spawn, temporary: Path) -> None:
