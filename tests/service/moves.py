@@ -1,6 +1,6 @@
 """How often a short document moves between files of the service, from its request to its answer.
 
-    python -m benchmarks.moves
+    python -m tests.service.moves
 
 Every call of a function is a move to its file, and so is going on in a file after one returned; but
 for the functions in `VALUES`, which compute a value from what they are given or tell one, and for
