@@ -15,6 +15,7 @@ from torch import Tensor
 from benchmarks import definitions
 from gma.model.ops import chunked, reference
 from gma.model.ops.chunked import Coefficients, Rows
+from gma.model.ops.forgetting import MOST_FORGOTTEN, Gates
 
 EPSILON = 1e-6
 ROW = 1024
@@ -106,6 +107,32 @@ def by_rows(causal: Callable[..., Any]) -> Callable[[int, Size, torch.device], P
         return Problem(run, given[:3], given.expected)
 
     return build
+
+
+def forgetting_rows(tokens: int, size: Size, device: torch.device) -> Problem:
+    """Our kernels of the form that forgets, at rates as heads have them at first."""
+    given = Ours.of(tokens, size, device)
+    *parts, rows = given.rows()
+    causal = import_module("gma.model.ops.triton.operators").forgetting
+    shape = *parts[0].shape[:2], size.heads
+    rates = torch.logspace(-3.5, -0.8, size.heads, device=device)
+    log_keep = -(torch.rand(shape, device=device) * 2 * rates).clamp(max=MOST_FORGOTTEN)
+    gates = Gates(log_keep, torch.rand(shape, device=device))
+    mixture = given.mixture
+
+    def run() -> tuple[Tensor, ...]:
+        out, memory, mass = causal(*parts, mixture, gates, rows, normalize=True, epsilon=EPSILON)
+        return out, memory[0], mass[0]
+
+    def expected() -> tuple[Tensor, ...]:
+        memory, mass = (x[0].double() for x in parts[3:])
+        kept, strength = (x.flatten(0, 1).double() for x in gates)
+        return reference.forgetting(
+            *given.gammas(), given.val[0].double(), kept, strength, memory, mass, epsilon=EPSILON
+        )
+
+    grown = (x.view(1, tokens, size.heads) for x in gates)
+    return Problem(run, (*given[:3], *grown), expected)
 
 
 def fused(*args: Any, device: torch.device, **options: Any) -> Any:

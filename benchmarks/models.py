@@ -249,6 +249,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--checkpoint", type=Path, help="a model's folder; by default random ones")
     for field, value in SIZE.items():
         parser.add_argument(f"--{field.replace('_', '-')}", type=int, default=value)
+    parser.add_argument("--form", choices=("paper", "forgetting"), default="paper")
     parser.add_argument("--lengths", type=int, nargs="+", default=[4**n for n in range(6, 13)])
     parser.add_argument("--device", default="cuda")
     parser.add_argument("--cap", type=float, default=20.0, help="longest predicted read, seconds")
@@ -264,7 +265,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         weights.load(arguments.checkpoint).classifier
         if arguments.checkpoint
         else random_classifier(
-            REALISTIC.model_copy(update={field: getattr(arguments, field) for field in SIZE})
+            REALISTIC.model_copy(
+                update={field: getattr(arguments, field) for field in (*SIZE, "form")}
+            )
         )
     )
     classifier = classifier.to(arguments.device)

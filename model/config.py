@@ -26,7 +26,11 @@ class ModelConfig(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
 
-    format_version: Literal[1] = 1
+    format_version: Annotated[Literal[1, 2], Field(description="1 has the paper's form alone")] = 2
+    form: Annotated[
+        Literal["paper", "forgetting"],
+        Field(description="of the mixer: the paper's, or with forgetting, gates and a norm"),
+    ] = "paper"
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
     labels: Annotated[tuple[str, ...], Field(min_length=2, strict=False)]
 
@@ -60,6 +64,8 @@ class ModelConfig(BaseModel):
     def _check(self) -> Self:
         if len(set(self.labels)) != len(self.labels):
             raise ValueError("labels must be distinct")
+        if self.format_version == 1 and self.form != "paper":
+            raise ValueError(f"form {self.form} needs format_version 2")
         if self.conv_kernel == 1:
             raise ValueError("conv_kernel is 0 (none) or at least 2: one tap sees no neighbour")
         return self

@@ -1,7 +1,7 @@
 """The layers of a classifier.
 
-Shapes: R rows of C tokens, D documents, W width, H heads, r routing_dim, K components, v value_dim,
-T tail of the convolution.
+Shapes: R rows of C tokens, D documents, W width, H heads, K components, v value_dim, T tail of the
+convolution.
 """
 
 from __future__ import annotations
@@ -13,109 +13,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from gma.model.config import ModelConfig
-from gma.model.ops.choice import CHUNKED
-from gma.model.ops.chunked import Coefficients, Rows
-
-INITIAL_VARIANCE = 8.0
-"""A component's variance at first: narrow ones collapse to nearly one-hot responsibilities."""
-
-
-class Mixture(nn.Module):
-    """The Gaussian mixture that queries and keys are scored by, one per head."""
-
-    def __init__(self, config: ModelConfig) -> None:
-        super().__init__()
-        shape = config.heads, config.num_components, config.routing_dim
-        self.floor = config.variance_floor
-        self.mu = nn.Parameter(nn.init.normal_(torch.empty(shape)))
-        # softplus(x) = y  <=>  x = y + log(1 - exp(-y))
-        omega = INITIAL_VARIANCE + math.log(-math.expm1(-INITIAL_VARIANCE))
-        self.omega = nn.Parameter(torch.full(shape, omega))
-        self.alpha = nn.Parameter(torch.zeros(shape[:2]))
-
-    def distribution(self) -> tuple[Tensor, Tensor, Tensor]:
-        """Return mu (H, K, r), var (H, K, r) and log_pi (H, K), in at least float32."""
-        dtype = torch.promote_types(self.mu.dtype, torch.float32)
-        var = functional.softplus(self.omega.to(dtype)) + self.floor
-        return self.mu.to(dtype), var, torch.log_softmax(self.alpha.to(dtype), dim=-1)
-
-    def coefficients(self) -> Coefficients:
-        """Return the distribution in the form that scores are computed from."""
-        return Coefficients.of(*self.distribution())
-
-
-class Mixer(nn.Module):
-    """Gaussian Mixture Attention with its projections (arXiv:2606.18283)."""
-
-    def __init__(self, config: ModelConfig) -> None:
-        super().__init__()
-        self.config = config
-        self.operation = CHUNKED
-        heads, routing, value = config.heads, config.routing_dim, config.value_dim
-        self.widths = [heads * routing, heads * routing, heads * value]
-        self.norm = nn.RMSNorm(config.width, eps=1e-6)
-        self.project = nn.Linear(config.width, sum(self.widths), bias=False)
-        self.mixture = Mixture(config)
-        self.out = nn.Linear(heads * value, config.width, bias=False)
-
-    def routed(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Project x (R, C, W) to q and k (R, C, H, r) and val (R, C, H, v)."""
-        projected = self.project(self.norm(x)).split(self.widths, dim=-1)
-        q, k, val = (part.unflatten(-1, (self.config.heads, -1)) for part in projected)
-        return q, k, val
-
-    def causal(
-        self, x: Tensor, memory: Tensor, mass: Tensor, rows: Rows
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """Let every token read what it and its document's earlier tokens wrote.
-
-        x (R, C, W), memory (D, H, K, v), mass (D, H, K) -> update (R, C, W), memory, mass.
-        """
-        q, k, val = self.routed(x)
-        mixture, config = self.mixture.coefficients(), self.config
-        with torch.autocast(x.device.type, enabled=False):
-            out, memory, mass = self.operation.causal(
-                q,
-                k,
-                val,
-                memory,
-                mass,
-                mixture,
-                rows,
-                normalize=config.normalize_routing,
-                epsilon=config.epsilon,
-            )
-        return self._update(out, x), memory, mass
-
-    def write(self, x: Tensor, rows: Rows) -> tuple[Tensor, Tensor]:
-        """Return what rows x (R, C, W) add to memory (D, H, K, v) and mass (D, H, K)."""
-        _, k, val = self.routed(x)
-        mixture = self.mixture.coefficients()
-        with torch.autocast(x.device.type, enabled=False):
-            return self.operation.write(
-                k, val, mixture, rows, normalize=self.config.normalize_routing
-            )
-
-    def read(self, x: Tensor, memory: Tensor, mass: Tensor, rows: Rows) -> Tensor:
-        """Let rows x (R, C, W) read their documents' finished memory: the update (R, C, W)."""
-        q, _, _ = self.routed(x)
-        mixture, config = self.mixture.coefficients(), self.config
-        with torch.autocast(x.device.type, enabled=False):
-            out = self.operation.read(
-                q,
-                memory,
-                mass,
-                mixture,
-                rows,
-                normalize=config.normalize_routing,
-                epsilon=config.epsilon,
-            )
-        return self._update(out, x)
-
-    def _update(self, out: Tensor, x: Tensor) -> Tensor:
-        """The heads' outputs (R, C, H, v) -> update of x (R, C, W)."""
-        update: Tensor = self.out(out.flatten(2).to(x.dtype))
-        return update
+from gma.model.mixers import ForgettingMixer, Mixer
+from gma.model.ops.chunked import Rows
 
 
 class ShortConvolution(nn.Module):
@@ -184,7 +83,7 @@ class Layer(nn.Module):
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.convolution = ShortConvolution(config) if config.tail else None
-        self.mixer = Mixer(config)
+        self.mixer = Mixer(config) if config.form == "paper" else ForgettingMixer(config)
         self.mlp = MLP(config)
 
     def convolve(self, x: Tensor, tail: Tensor, rows: Rows) -> tuple[Tensor, Tensor]:

@@ -81,7 +81,7 @@ class Activations(NamedTuple):
     y: Tensor  # (N, W) bfloat16: its output
     normal: Tensor  # (N, W): one of both, normalised, as products take it
     last: Tensor  # (N, W) bfloat16: what the pooling reads
-    routed: Tensor  # (N, H * (2 * routing_dim + v)) bfloat16
+    routed: Tensor  # (N, what a mixer projects, and more) bfloat16
     read: Tensor  # (N, H * v) bfloat16
     hidden: Tensor  # (N, mlp_width), as products take it
     deep: Tensor  # (N, labels + 1 and more) float32
@@ -92,6 +92,7 @@ class Activations(NamedTuple):
         cls,
         config: ModelConfig,
         tokens: int,
+        routed: int,
         scores: int,
         precision: FusedPrecision,
         device: torch.device,
@@ -109,7 +110,7 @@ class Activations(NamedTuple):
             y=buffer(config.width),
             normal=normal,
             last=buffer(config.width) if narrow == FLOAT8 else normal,
-            routed=buffer(2 * config.heads * config.routing_dim + read),
+            routed=buffer(routed),
             read=buffer(read),
             hidden=buffer(config.mlp_width, dtype=narrow),
             deep=buffer(scores, dtype=torch.float32),

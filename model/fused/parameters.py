@@ -9,10 +9,12 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from gma.model.classifier import Classifier
 from gma.model.fused.obstacles import LARGEST, TAPS, FusedPrecision
 from gma.model.layers import Layer
+from gma.model.mixers import ForgettingMixer
 from gma.model.ops.chunked import Coefficients
 
 FLOAT8 = torch.float8_e4m3fn
@@ -41,6 +43,7 @@ class LayerParameters(NamedTuple):
     up: Matrix
     down: Matrix
     mixture: Coefficients
+    gate_bias: tuple[Tensor, Tensor] | None  # (H,) and (H - lasting,) float32, see `tokens.gate`
     taps: Tensor  # (4, W) bfloat16, times conv_norm
     tail_taps: Tensor  # (4, W) float32, zeros before the convolution's
     conv_norm: Tensor  # (W,) float32
@@ -50,6 +53,11 @@ class LayerParameters(NamedTuple):
         """Prepare the weights of a layer, where they are."""
         mixer, mlp = layer.mixer, layer.mlp
         project = mixer.project.weight.float() * mixer.norm.weight.float()
+        # Rows of zeros fill up 16 bytes of an output.
+        project = functional.pad(project, (0, 0, 0, -len(project) % 16))
+        gate_bias = None
+        if isinstance(mixer, ForgettingMixer):
+            gate_bias = mixer.write_bias.float(), mixer.keep_bias.float()
         up = mlp.up.weight.float() * mlp.norm.weight.float()
         width, device = mixer.config.width, mixer.out.weight.device
         norm, taps = torch.ones(width), torch.zeros(TAPS, width)
@@ -62,6 +70,7 @@ class LayerParameters(NamedTuple):
             out=mixer.out.weight.to(torch.bfloat16),
             up=Matrix.of(up, precision),
             down=Matrix.of(mlp.down.weight.float(), precision),
+            gate_bias=gate_bias,
             mixture=Coefficients(*(x.contiguous() for x in mixer.mixture.coefficients())),
             # As narrow as the rows: a warp then holds both alike.
             taps=(taps * norm).to(torch.bfloat16),

@@ -25,7 +25,8 @@ from gma.model.fused.parameters import LayerParameters, Matrix, Parameters
 from gma.model.fused.products import multiply
 from gma.model.fused.tokens import STRIP
 from gma.model.grid import Grid
-from gma.model.ops.triton.launch import Cut, Kept, Launcher, Shape, at_most, launch
+from gma.model.ops.forgetting import MOST_FORGOTTEN
+from gma.model.ops.triton.launch import Cut, Kept, Launcher, Shape, Sums, Weights, at_most, launch
 from gma.model.state import State
 
 NORM_EPSILON = 1e-6
@@ -91,10 +92,25 @@ class FusedStep:
             return torch.empty(shape, dtype=dtype, device=self.device)
 
         self._activations = Activations.empty(
-            self.config, rows * chunk, len(self._parameters.deep), self.precision, self.device
+            self.config,
+            rows * chunk,
+            len(self._parameters.layers[0].project.weight),
+            len(self._parameters.deep),
+            self.precision,
+            self.device,
         )
         # Fewer rows may be cut into more segments.
-        self._sums = buffer(max(prod(each.sums_shape) for each in self._launchers))
+        sums = max(self._launchers, key=lambda each: prod(each.sums_shape))
+        self._sums = Sums(
+            buffer(prod(sums.sums_shape)),
+            buffer(prod(sums.sums_shape[:2])) if self.config.form == "forgetting" else None,
+        )
+        heads = self.config.heads if self.config.form == "forgetting" else 0
+        self._weights = (
+            buffer(rows, heads, chunk),
+            buffer(rows, heads, chunk),
+            buffer(rows, heads, self._launchers[-1].blocks),
+        )
         self._kept = Kept(
             gammas=buffer(prod(self._launchers[-1].gammas_shape), dtype=torch.bfloat16),
             masses=buffer(max(prod(each.masses_shape) for each in self._launchers)),
@@ -194,21 +210,44 @@ class FusedStep:
         rows, chunk = inputs.tokens.shape
         launcher = self._launchers[rows - 1]
         heads, routing, value = self.config.heads, self.config.routing_dim, self.config.value_dim
-        widths = [heads * routing, heads * routing, heads * value]
-        q, k, val = (
-            part.view(rows, chunk, heads, -1)
-            for part in torch.split(between.routed, widths, dim=-1)
+        read, width = heads * value, between.routed.shape[1]
+        own = 2 * heads * routing + read
+        *tokens_, others = torch.split(
+            between.routed, [heads * routing, heads * routing, read, width - own], dim=-1
         )
-        mixture, lengths, sums, kept = parameters.mixture, inputs.lengths, self._sums, self._kept
+        q, k, val = (part.view(rows, chunk, heads, -1) for part in tokens_)
+        weights, open_gate = Weights(), None
+        if parameters.gate_bias is not None:
+            open_gate = others[:, :read].view(rows, chunk, heads, value)
+            weights = self._gate(parameters.gate_bias, inputs, between.routed, own + read)
+        mixture, lengths, kept = parameters.mixture, inputs.lengths, self._kept
         state = states.memory[:, index], states.mass[:, index]
-        launcher.sum_segments(k, val, mixture, lengths, sums, kept)
+        sums = self._sums
+        launcher.sum_segments(k, val, weights, mixture, lengths, sums, kept)
         launcher.prefix(
             sums, state, state, inputs.first_row, inputs.row_count,
             slots=inputs.slots, fresh=inputs.fresh,
         )  # fmt: skip
         launcher.read_segments(
-            q, val, mixture, lengths, sums, kept, between.read, epsilon=self.config.epsilon
-        )
+            q, val, weights, mixture, lengths, sums.sums, kept, between.read,
+            epsilon=self.config.epsilon, open_gate=open_gate,
+        )  # fmt: skip
+
+    def _gate(
+        self, bias: tuple[Tensor, Tensor], inputs: Inputs, projected: Tensor, first: int
+    ) -> Weights:
+        """Compute the memory's gates of what is projected (N, .), from entry `first` on."""
+        rows, chunk = inputs.tokens.shape
+        launcher = self._launchers[rows - 1]
+        weights = Weights(*(x[:rows] for x in self._weights))
+        launch(
+            tokens.gate, (rows * launcher.blocks,), projected=projected, write_bias=bias[0],
+            keep_bias=bias[1], lengths=inputs.lengths, **weights._asdict(), C=chunk,
+            width=projected.shape[1], most=MOST_FORGOTTEN, AT=first, H=self.config.heads,
+            LASTING=self.config.heads - len(bias[1]), BLOCK=launcher.cut.block,
+            HEADS=triton.next_power_of_2(self.config.heads),
+        )  # fmt: skip
+        return weights
 
     def _pool(self, inputs: Inputs, deep: Tensor, states: State, outputs: Outputs) -> None:
         """Sum the tokens' scores to each row's evidence, and to each document's sums and logits."""

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from gma.model.config import ModelConfig
-from gma.model.ops import chunked
+from gma.model.ops import chunked, forgetting
 from gma.model.ops.triton.limits import misfit
 
 
@@ -20,9 +20,10 @@ class Operation(NamedTuple):
     causal: Callable[..., tuple[Tensor, Tensor, Tensor]]
     write: Callable[..., tuple[Tensor, Tensor]]
     read: Callable[..., Tensor]
+    forgetting: Callable[..., tuple[Tensor, Tensor, Tensor]]
 
 
-CHUNKED = Operation("chunked", chunked.causal, chunked.write, chunked.read)
+CHUNKED = Operation("chunked", chunked.causal, chunked.write, chunked.read, forgetting.causal)
 
 
 def choose(config: ModelConfig, weight: Tensor) -> Operation:
@@ -34,5 +35,7 @@ def choose(config: ModelConfig, weight: Tensor) -> Operation:
     if weight.is_cuda and not exact and misfit(config, weight.dtype) is None:
         from gma.model.ops.triton import operators  # needs Triton, which only a GPU's machine has
 
-        return Operation("triton", operators.causal, operators.write, operators.read)
+        return Operation(
+            "triton", operators.causal, operators.write, operators.read, operators.forgetting
+        )
     return CHUNKED

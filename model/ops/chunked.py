@@ -81,20 +81,29 @@ def responsibilities(x: Tensor, mixture: Coefficients, *, normalize: bool) -> Te
     return torch.softmax(scores + mixture.bias[:, None], dim=-1)
 
 
-def _with_ones(val: Tensor, dtype: torch.dtype) -> Tensor:
+def with_ones(val: Tensor, dtype: torch.dtype) -> Tensor:
     """Append a one, whose memory is the mass, to each value: (R, C, H, v) -> (R, H, C, v + 1)."""
     return functional.pad(val.transpose(1, 2).to(dtype), (0, 1), value=1.0)
 
 
 def write(
-    k: Tensor, val: Tensor, mixture: Coefficients, rows: Rows, *, normalize: bool
+    k: Tensor,
+    val: Tensor,
+    mixture: Coefficients,
+    rows: Rows,
+    *,
+    normalize: bool,
+    strength: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Return what each document's rows add to its memory (D, H, K, v) and mass (D, H, K).
 
-    k (R, C, H, r), val (R, C, H, v).
+    k (R, C, H, r), val (R, C, H, v). A token writes strength (R, C, H) times, by default once.
     """
-    gamma = responsibilities(k, mixture, normalize=normalize) * rows.valid[:, None, :, None]
-    sums = gamma.transpose(-1, -2) @ _with_ones(val, gamma.dtype)
+    gamma = responsibilities(k, mixture, normalize=normalize)
+    if strength is not None:
+        gamma = gamma * strength.transpose(1, 2)[..., None].to(gamma.dtype)
+    gamma = gamma.masked_fill(~rows.valid[:, None, :, None], 0.0)
+    sums = gamma.transpose(-1, -2) @ with_ones(val, gamma.dtype)
     total = torch.einsum("dr,rhkv->dhkv", rows.belongs, sums)
     return total[..., :-1], total[..., -1]
 
@@ -113,8 +122,8 @@ def read(
 
     q (R, C, H, r), memory (D, H, K, v), mass (D, H, K) -> (R, C, H, v).
     """
-    both = _of_rows(torch.cat([memory, mass[..., None]], dim=-1), rows)
-    return _normalized(responsibilities(q, mixture, normalize=normalize) @ both, epsilon)
+    both = of_rows(torch.cat([memory, mass[..., None]], dim=-1), rows)
+    return normalized(responsibilities(q, mixture, normalize=normalize) @ both, epsilon)
 
 
 def causal(
@@ -135,20 +144,10 @@ def causal(
     -> out (R, C, H, v) and the memory and mass after the step. Tokens that are not there write
     nothing; what is read at their places means nothing.
     """
-    chunk = q.shape[1]
-    blocks = -(-chunk // BLOCK)
-    missing = blocks * BLOCK - chunk if blocks > 1 else 0
-    block = BLOCK if blocks > 1 else chunk
-
-    def split(x: Tensor) -> Tensor:
-        if missing:
-            x = functional.pad(x, (0, 0, 0, missing))
-        return x.reshape(*x.shape[:2], blocks, block, x.shape[-1])
-
-    gamma_q = split(responsibilities(q, mixture, normalize=normalize))
+    gamma_q = in_blocks(responsibilities(q, mixture, normalize=normalize))
     gamma_k = responsibilities(k, mixture, normalize=normalize)
-    gamma_k = split(gamma_k * rows.valid[:, None, :, None])
-    values = split(_with_ones(val, gamma_k.dtype))
+    gamma_k = in_blocks(gamma_k * rows.valid[:, None, :, None])
+    values = in_blocks(with_ones(val, gamma_k.dtype))
 
     sums = gamma_k.transpose(-1, -2) @ values  # (R, H, blocks, K, v + 1)
     # Exclusive prefixes, of blocks in a row and of rows in a document: nothing reads its own
@@ -157,16 +156,30 @@ def causal(
     of_row = before_block[:, :, -1] + sums[:, :, -1]
     incoming = torch.cat([memory, mass[..., None]], dim=-1)
     before_row = torch.einsum("rs,shkv->rhkv", rows.earlier, of_row)
-    before_row = before_row + _of_rows(incoming, rows)
+    before_row = before_row + of_rows(incoming, rows)
     before = before_block + before_row[:, :, None]
 
     affinity = (gamma_q @ gamma_k.transpose(-1, -2)).tril()
-    out = _normalized((affinity @ values + gamma_q @ before).flatten(2, 3)[:, :, :chunk], epsilon)
+    summed = (affinity @ values + gamma_q @ before).flatten(2, 3)
+    out = normalized(summed[:, :, : q.shape[1]], epsilon)
     after = incoming + torch.einsum("dr,rhkv->dhkv", rows.belongs, of_row)
     return out, after[..., :-1], after[..., -1]
 
 
-def _of_rows(states: Tensor, rows: Rows) -> Tensor:
+def in_blocks(x: Tensor) -> Tensor:
+    """Cut tokens into blocks, the last filled up with zeros: (R, H, C, n) -> (R, H, blocks, B, n).
+
+    A row that is shorter than BLOCK is one block.
+    """
+    chunk = x.shape[2]
+    block = min(chunk, BLOCK)
+    blocks = -(-chunk // block)
+    if missing := blocks * block - chunk:
+        x = functional.pad(x, (0, 0, 0, missing))
+    return x.reshape(*x.shape[:2], blocks, block, x.shape[-1])
+
+
+def of_rows(states: Tensor, rows: Rows) -> Tensor:
     """Pick the state of each row's document: (D, H, K, v + 1) -> (R, H, K, v + 1).
 
     A row that is not used gets zeros, not a state that was perhaps never written: what it holds
@@ -176,6 +189,6 @@ def _of_rows(states: Tensor, rows: Rows) -> Tensor:
     return states.index_select(0, rows.document).masked_fill(~used, 0.0)
 
 
-def _normalized(summed: Tensor, epsilon: float) -> Tensor:
+def normalized(summed: Tensor, epsilon: float | Tensor) -> Tensor:
     """Divide sums (R, H, C, v + 1) by their last column, the mass: (R, C, H, v)."""
     return (summed[..., :-1] / (summed[..., -1:] + epsilon)).transpose(1, 2)

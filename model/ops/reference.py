@@ -30,6 +30,35 @@ def bidirectional(gamma_q: Tensor, gamma_k: Tensor, val: Tensor, *, epsilon: flo
     return read / (torch.einsum("nhk,hk->nh", gamma_q, mass) + epsilon)[..., None]
 
 
+def forgetting(
+    gamma_q: Tensor,
+    gamma_k: Tensor,
+    val: Tensor,
+    log_keep: Tensor,
+    strength: Tensor,
+    memory: Tensor,
+    mass: Tensor,
+    *,
+    epsilon: float,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Let every token read what it and the tokens before it wrote and later ones did not forget.
+
+    gammas (N, H, K), val (N, H, v), log_keep and strength (N, H): before a token writes, so many
+    times, the memory is multiplied by exp(log_keep). Incoming memory (H, K, v) and mass (H, K)
+    -> out (N, H, v) and the memory and mass after the last token.
+    """
+    out = []
+    for reads, writes, value, kept, times in zip(
+        gamma_q, gamma_k, val, log_keep.exp(), strength, strict=True
+    ):
+        written = times[:, None] * writes
+        memory = kept[:, None, None] * memory + written[..., None] * value[:, None]
+        mass = kept[:, None] * mass + written
+        read = torch.einsum("hk,hkv->hv", reads, memory)
+        out.append(read / (torch.einsum("hk,hk->h", reads, mass) + epsilon)[:, None])
+    return torch.stack(out), memory, mass
+
+
 def causal(
     gamma_q: Tensor, gamma_k: Tensor, val: Tensor, memory: Tensor, mass: Tensor, *, epsilon: float
 ) -> tuple[Tensor, Tensor, Tensor]:

@@ -10,6 +10,7 @@ from torch import Tensor
 from gma.model.classifier import Classifier
 from gma.model.config import ModelConfig
 from gma.model.layers import Layer
+from gma.model.mixers import ForgettingMixer
 from gma.model.ops import reference
 from gma.model.state import State
 
@@ -71,25 +72,44 @@ def by_hand(classifier: Classifier, tokens: Tensor, state: State) -> ByHand:
             taps = layer.convolution.weight
             update = [(seen[i : i + len(taps)] * taps).sum(0) for i in range(len(x))]
             x, tail = x + torch.stack(update), seen[-config.tail :]
-        q, k, val = (part[0] for part in layer.mixer.routed(x[None]))
+        mixer = layer.mixer
+        routed, *others = mixer.project(mixer.norm(x)).split(
+            [sum(mixer.widths), mixer.project.out_features - sum(mixer.widths)], -1
+        )
+        strength, log_keep = x.new_ones(len(x), config.heads), x.new_zeros(len(x), config.heads)
+        open_ = None
+        if isinstance(mixer, ForgettingMixer):
+            open_, strength, keep = others[0].split(mixer.parts[1:], -1)
+            open_, strength = open_.sigmoid(), (strength + mixer.write_bias).sigmoid()
+            rates = torch.log1p((keep + mixer.keep_bias).exp()).clamp(max=0.25)
+            log_keep[:, config.heads - rates.shape[1] :] = -rates
+        q, k, val = (
+            part.unflatten(-1, (config.heads, -1)) for part in routed.split(mixer.widths, -1)
+        )
         if config.normalize_routing:
             q, k = (part / (part.square().mean(-1, keepdim=True) + 1e-6).sqrt() for part in (q, k))
         gamma_q, gamma_k = (
-            reference.responsibilities(part, *layer.mixer.mixture.distribution()) for part in (q, k)
+            reference.responsibilities(part, *mixer.mixture.distribution()) for part in (q, k)
         )
         if config.causal:
-            out, memory, mass = reference.causal(
+            out, memory, mass = reference.forgetting(
                 gamma_q,
                 gamma_k,
                 val,
+                log_keep,
+                strength,
                 state.memory[0, index],
                 state.mass[0, index],
                 epsilon=config.epsilon,
             )
         else:
+            gamma_k = gamma_k * strength[..., None]
             out = reference.bidirectional(gamma_q, gamma_k, val, epsilon=config.epsilon)
             memory, mass = torch.einsum("nhk,nhv->hkv", gamma_k, val), gamma_k.sum(0)
-        x = x + layer.mixer.out(out.flatten(1))
+        if open_ is not None:
+            out = out / (out.square().mean(-1, keepdim=True) + 1e-6).sqrt()
+            out = out * open_.unflatten(-1, (config.heads, -1))
+        x = x + mixer.out(out.flatten(1))
         x = x + layer.mlp(x)
         memories.append(memory)
         masses.append(mass)

@@ -32,6 +32,9 @@ VARIANTS: dict[str, dict[str, object]] = {
     "raw routing vectors": {"normalize_routing": False},
     "seven components": {"num_components": 7, "layers": 1},
     "one component, three heads": {"num_components": 1, "heads": 3},
+    "forgetting": {"form": "forgetting"},
+    "forgetting, one head": {"form": "forgetting", "heads": 1},
+    "forgetting, raw routing vectors": {"form": "forgetting", "normalize_routing": False},
 }
 
 

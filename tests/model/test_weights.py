@@ -132,7 +132,9 @@ def change_config(folder: Path, **changes: object) -> None:
     ("changes", "named"),
     [
         ({"colour": "red"}, "colour"),
-        ({"format_version": 2}, "format_version"),
+        ({"format_version": 3}, "format_version"),
+        ({"format_version": 1, "form": "forgetting"}, "format_version"),
+        ({"form": "new"}, "form"),
         ({"heads": 0}, "heads"),
         ({"heads": "two"}, "heads"),
         ({"labels": ["a", "a"]}, "distinct"),

@@ -15,7 +15,7 @@ from gma.service.gateway.contract import Answer, Options
 from gma.service.gateway.document import PIECE_BYTES
 from gma.service.http.json_document import parsed
 from tests.service.answers import JSON, PATH, PLAIN, check_evidence, logits, same
-from tests.service.asgi import LABELS, TEXT, Exchange, Service
+from tests.service.asgi import LABELS, TEXT, Exchange, Service, save_checkpoint
 
 pytestmark = pytest.mark.anyio
 
@@ -215,9 +215,10 @@ class TestMaxTokens:
 
 
 class TestTogether:
-    async def test_many_documents_are_answered_as_if_alone(self, checkpoint: Path) -> None:
+    @pytest.mark.parametrize("form", ["paper", "forgetting"])
+    async def test_many_documents_are_answered_as_if_alone(self, tmp_path: Path, form: str) -> None:
         texts = [TEXT[start : start + 20 * start + 5] for start in range(24)]
-        async with Service(checkpoint, slots=3) as service:
+        async with Service(save_checkpoint(tmp_path, form=form), slots=3) as service:
             alone = [await service.classify(text) for text in texts]
             together = await asyncio.gather(*map(service.classify, texts))
         for one, other in zip(alone, together, strict=True):

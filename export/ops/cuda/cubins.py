@@ -74,6 +74,13 @@ class Binary(NamedTuple):
     cubin: bytes
 
 
+PAPER = {"FORGET": False, "times": None, "left": None}
+"""Constants of kernels that forget nothing."""
+
+
+NOT_GATED = {"grown": None, "open_gate": None, "OPEN": False}
+
+
 def mixers(shape: tuple[int, int, int], type_: str) -> Iterator[Kernel]:
     """Name the kernels of the mixer with this routing_dim, num_components and value_dim."""
     routing, components, value = shape
@@ -86,11 +93,11 @@ def mixers(shape: tuple[int, int, int], type_: str) -> Iterator[Kernel]:
     for normalize in (True, False):
         constants = {
             **sizes, "R": routing, "BLOCK": cut.block, "STAGES": cut.stages,
-            "NORMALIZE": normalize,
+            "NORMALIZE": normalize, **PAPER,
         }  # fmt: skip
         for name, function, more, registers in (
-            ("sum", forward.sum_segments, {"KEEP": True}, cut.sum_registers),
-            ("read", forward.read_segments, {}, cut.read_registers),
+            ("sum", forward.sum_segments, {"KEEP": True, "decays": None}, cut.sum_registers),
+            ("read", forward.read_segments, NOT_GATED, cut.read_registers),
         ):
             options = {"num_warps": cut.warps}
             if registers and capped:
@@ -105,7 +112,7 @@ def prefix(components: int, value: int) -> Kernel:
         f"prefix {components}x{value}", scans.prefix,
         {
             "K": components, "V": value, "TILE": TILE, "DEPTH": DEPTH,
-            "FRESH": True, "SLOTS": False,
+            "FRESH": True, "SLOTS": False, "FORGET": False, "decays": None,
         },
     )  # fmt: skip
 

@@ -59,18 +59,20 @@ def _of_scores(gamma, gradient):
 
 @triton.jit
 def query_gradients(
-    q, k, val, linear, quadratic, bias, lengths, document, states, d_out,
+    q, k, val, times, grown, left, linear, quadratic, bias, lengths, document, states, d_out,
     d_scores, inverse, pull, sums,
     q_row, q_token, q_head, k_row, k_token, k_head, v_row, v_token, v_head, C, segments, epsilon,
     H: tl.constexpr, R: tl.constexpr, K: tl.constexpr, V: tl.constexpr,
     SEGMENT: tl.constexpr, BLOCK: tl.constexpr,
     NORMALIZE: tl.constexpr, EPSILON: tl.constexpr, STAGES: tl.constexpr, CAUSAL: tl.constexpr,
+    FORGET: tl.constexpr,
 ):  # fmt: skip
     """Gradients of queries' scores (R, C, H, K), 1 / d and pull (R, C, H), segments' sums.
 
     Causal: the states are those before the segments, and keys and values of the segment add to
     them. Otherwise they are the documents', and k and val are None. What stands where no token
-    is stays as it was, but the sums of every segment are written.
+    is stays as it was, but the sums of every segment are written. With FORGET, 1 / d and pull are
+    in a block's own units, see `gates.weigh`.
     """
     head, row, first, here, _ = locate(tl.program_id(0), lengths, segments, C, SEGMENT, H)
     token = tl.arange(0, BLOCK)
@@ -100,6 +102,10 @@ def query_gradients(
         pull += at
         d_out += at * V
         d_scores += at * K
+        if FORGET:
+            gates_at = (row * H + head) * C + first + token
+            lefts = left + (row * H + head) * tl.cdiv(C, BLOCK) + first // BLOCK
+        kept = 1.0
         out_at = token[:, None] * (H * V) + value[None, :]
         scores_at = token[:, None] * (H * K) + component[None, :]
         earlier = token[:, None] >= token[None, :]
@@ -109,11 +115,17 @@ def query_gradients(
             d_means = tl.load(d_out + out_at, mask=there[:, None], other=0.0).to(tl.float32)
             reading = _responsibilities(queries, A, B, b, there, NORMALIZE, EPSILON)
             read = _factor(reading, queries)
-            weight = tl.sum(read.to(tl.float32) * mass[None, :], 1) + epsilon
+            weight = tl.sum(read.to(tl.float32) * mass[None, :], 1)
+            if FORGET:
+                weight += epsilon * tl.load(grown + gates_at, mask=there, other=1.0)
+            else:
+                weight += epsilon
             if CAUSAL:
                 keys = tl.load(k + k_at, mask=there[:, None], other=0.0)
                 values = _factor(tl.load(val + v_at, mask=there[:, None], other=0.0), queries)
                 writing = _responsibilities(keys, A, B, b, there, NORMALIZE, EPSILON)
+                if FORGET:
+                    writing *= tl.load(times + gates_at, mask=there, other=0.0)[:, None]
                 written = _factor(writing, queries)
                 affinity = tl.where(earlier, dot(read, tl.trans(written)), 0.0)
                 weight += tl.sum(affinity, 1)
@@ -135,8 +147,18 @@ def query_gradients(
                 mass += tl.sum(written.to(tl.float32), 0)
                 k += BLOCK * k_token
                 val += BLOCK * v_token
-            d_memory = dot(tl.trans(d_read), read, d_memory)
-            d_mass -= tl.sum(pulled[:, None] * read.to(tl.float32), 0)
+            if FORGET:
+                d_memory += kept * dot(tl.trans(d_read), read)
+                d_mass -= kept * tl.sum(pulled[:, None] * read.to(tl.float32), 0)
+                share = tl.load(lefts)
+                memory *= share
+                mass *= share
+                kept *= share
+                gates_at += BLOCK
+                lefts += 1
+            else:
+                d_memory = dot(tl.trans(d_read), read, d_memory)
+                d_mass -= tl.sum(pulled[:, None] * read.to(tl.float32), 0)
             scores = _of_scores(reading, d_reading).to(d_scores.dtype.element_ty)
             tl.store(d_scores + scores_at, scores, mask=there[:, None])
             tl.store(inverse + token * H, over, mask=there)
@@ -153,18 +175,21 @@ def query_gradients(
 
 @triton.jit
 def key_gradients(
-    q, k, val, linear, quadratic, bias, lengths, document, d_states, d_out, inverse, pull,
-    d_scores, d_val,
-    q_row, q_token, q_head, k_row, k_token, k_head, v_row, v_token, v_head, C, segments,
+    q, k, val, times, grown, left, linear, quadratic, bias, lengths, document, d_states, d_out,
+    inverse, pull, d_scores, d_val, d_upto, d_strength,
+    q_row, q_token, q_head, k_row, k_token, k_head, v_row, v_token, v_head, C, segments, epsilon,
     H: tl.constexpr, R: tl.constexpr, K: tl.constexpr, V: tl.constexpr,
     SEGMENT: tl.constexpr, BLOCK: tl.constexpr,
     NORMALIZE: tl.constexpr, EPSILON: tl.constexpr, STAGES: tl.constexpr, CAUSAL: tl.constexpr,
+    FORGET: tl.constexpr,
 ):  # fmt: skip
     """Gradients of keys' scores (R, C, H, K) and of the values (R, C, H, v), contiguous.
 
     Causal: the state gradients are those after the segments, and the segment's queries add to them.
     Otherwise they are the documents', and q, d_out, inverse and pull are None. Values where no
-    token is get zeros; scores there stay as they were.
+    token is get zeros; scores there stay as they were. With FORGET also those of strength, and of
+    the logarithms of what is kept from the document's beginning to each token, d_upto, both
+    (R, H, C).
     """
     head, row, first, here, width = locate(tl.program_id(0), lengths, segments, C, SEGMENT, H)
     token = tl.arange(0, BLOCK)
@@ -194,6 +219,9 @@ def key_gradients(
             inverse += at_last
             pull += at_last
             d_out += at_last * V
+        if FORGET:
+            gates_at = (row * H + head) * C + first + last + token
+            lefts = left + (row * H + head) * tl.cdiv(C, BLOCK) + first // BLOCK + blocks - 1
         d_scores += at_last * K
         d_values = d_val + at_last * V
         scores_at = token[:, None] * (H * K) + component[None, :]
@@ -202,7 +230,14 @@ def key_gradients(
             there = last - done + token < here
             keys = tl.load(k + k_at, mask=there[:, None], other=0.0)
             values = _factor(tl.load(val + v_at, mask=there[:, None], other=0.0), keys)
-            writing = _responsibilities(keys, A, B, b, there, NORMALIZE, EPSILON)
+            gamma = _responsibilities(keys, A, B, b, there, NORMALIZE, EPSILON)
+            writing = gamma
+            if FORGET:
+                weights = tl.load(times + gates_at, mask=there, other=0.0)
+                writing *= weights[:, None]
+                share = tl.load(lefts)
+                d_memory *= share
+                d_mass *= share
             written = _factor(writing, keys)
             state = _factor(d_memory, keys)
             d_writing = dot(values, state) + d_mass[None, :]
@@ -226,7 +261,18 @@ def key_gradients(
                 inverse -= BLOCK * H
                 pull -= BLOCK * H
                 d_out -= BLOCK * H * V
-            scores = _of_scores(writing, d_writing).to(d_scores.dtype.element_ty)
+            if FORGET:
+                d_times = tl.sum(gamma * d_writing, 1)
+                more = tl.load(grown + gates_at, mask=there, other=0.0)
+                d_at = -weights * d_times
+                if CAUSAL:
+                    d_at += epsilon * more * pulled
+                tl.store(d_strength + gates_at, more * d_times, mask=there)
+                tl.store(d_upto + gates_at, d_at, mask=there)
+                d_writing *= weights[:, None]
+                gates_at -= BLOCK
+                lefts -= 1
+            scores = _of_scores(gamma, d_writing).to(d_scores.dtype.element_ty)
             tl.store(d_scores + scores_at, scores, mask=there[:, None])
             d_value = tl.where(there[:, None], d_value, 0.0).to(d_val.dtype.element_ty)
             inside = last - done + token < width

@@ -106,6 +106,12 @@ def locate(place, lengths, segments, C, SEGMENT: tl.constexpr, H: tl.constexpr):
 
 
 @triton.jit
+def one_each(at, there, ALL: tl.constexpr):
+    """Load a number of each token, with zeros for those that are not there."""
+    return tl.load(at) if ALL else tl.load(at, mask=there, other=0.0)
+
+
+@triton.jit
 def load(at, there, ALL: tl.constexpr):
     """Load tokens' rows, with zeros for those that are not there."""
     return tl.load(at) if ALL else tl.load(at, mask=there[:, None], other=0.0)

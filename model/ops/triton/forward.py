@@ -23,6 +23,7 @@ from gma.model.ops.triton.device import (
     head_mixture,
     load,
     locate,
+    one_each,
     posterior,
     split_dot,
     store,
@@ -31,36 +32,51 @@ from gma.model.ops.triton.device import (
 
 @triton.jit
 def _sum_block(
-    keys, values, gammas, masses, memory, mass, there, linear, quadratic, bias,
-    NORMALIZE: tl.constexpr, EPSILON: tl.constexpr, KEEP: tl.constexpr, ALL: tl.constexpr,
+    keys, values, times, left, gammas, masses, memory, mass, kept, there, linear, quadratic, bias,
+    NORMALIZE: tl.constexpr, EPSILON: tl.constexpr, KEEP: tl.constexpr, FORGET: tl.constexpr,
+    ALL: tl.constexpr,
 ):  # fmt: skip
-    """Return memory (v, K) and mass (K,) after a block, of which ALL tokens are there or some."""
+    """Return memory (v, K) and mass (K,) after a block, of which ALL tokens are there or some, and
+    what it keeps of `kept`."""
     x = load(keys, there, ALL)
     val = load(values, there, ALL)
     weights, total = posterior(x, linear, quadratic, bias, NORMALIZE, EPSILON)
     inverse = 1.0 / total
     if not ALL:
         inverse = tl.where(there, inverse, 0.0)
+    if FORGET:
+        inverse *= one_each(times, there, ALL)
     gamma = (weights * inverse[:, None]).to(val.dtype)
     if KEEP:
         store(gammas, gamma, there, ALL)
         tl.store(masses, mass)
+    memory = dot(tl.trans(val), gamma, memory)
     # The mass of what was rounded, so that memory / mass is a mean of the values.
-    return dot(tl.trans(val), gamma, memory), mass + tl.sum(gamma.to(tl.float32), 0)
+    mass += tl.sum(gamma.to(tl.float32), 0)
+    if FORGET:
+        share = tl.load(left)
+        memory *= share
+        mass *= share
+        kept *= share
+    return memory, mass, kept
 
 
 @triton.jit
 def sum_segments(
-    k, val, linear, quadratic, bias, lengths, sums, gammas, masses,
+    k, val, times, left, linear, quadratic, bias, lengths, sums, decays, gammas, masses,
     k_row, k_token, k_head, v_row, v_token, v_head, C, segments,
     H: tl.constexpr, R: tl.constexpr, K: tl.constexpr, V: tl.constexpr,
     SEGMENT: tl.constexpr, BLOCK: tl.constexpr,
     NORMALIZE: tl.constexpr, EPSILON: tl.constexpr, STAGES: tl.constexpr, KEEP: tl.constexpr,
+    FORGET: tl.constexpr,
 ):  # fmt: skip
     """Sum what each segment writes: sums (G, H, v + 1, K), the last row the mass.
 
     With KEEP also what `read_segments` goes on from: the keys' responsibilities, gammas (R, H, C,
     K) in val's dtype, and the segment's mass before each block, masses (G, H, SEGMENT / BLOCK, K).
+    With FORGET, times and left are those of `gates.weigh`: sums are what is left at the segment's
+    end, decays (G, H) what is left there of what the segment found, and gammas are in a block's own
+    units.
     """
     place = backwards()
     head, row, first, here, _ = locate(place, lengths, segments, C, SEGMENT, H)
@@ -75,26 +91,37 @@ def sum_segments(
     val += token[:, None] * v_token + value[None, :]
     gammas += ((row * H + head) * C + first) * K + token[:, None] * K + component[None, :]
     masses += segment * (SEGMENT // BLOCK) * K + component
+    if FORGET:
+        times += (row * H + head) * C + first + token
+        left += (row * H + head) * tl.cdiv(C, BLOCK) + first // BLOCK
     memory = tl.zeros((V, K), tl.float32)
     mass = tl.zeros((K,), tl.float32)
+    kept = 1.0
     for _block in tl.range(0, here // BLOCK, num_stages=STAGES):
-        memory, mass = _sum_block(
-            k, val, gammas, masses, memory, mass, token, A, B, b, NORMALIZE, EPSILON, KEEP, True
-        )
+        memory, mass, kept = _sum_block(
+            k, val, times, left, gammas, masses, memory, mass, kept, token, A, B, b,
+            NORMALIZE, EPSILON, KEEP, FORGET, True,
+        )  # fmt: skip
         k += BLOCK * k_token
         val += BLOCK * v_token
+        if FORGET:
+            times += BLOCK
+            left += 1
         gammas += BLOCK * K
         masses += K
     # Once or not at all. As an `if` it reads the wrong shared memory: ptxas 12.8 takes one
     # half of a matrix's descriptor for the other (r 32, K 16, v 64).
     for _tail in tl.range(0, tl.cdiv(here % BLOCK, BLOCK)):
         there = token < here % BLOCK
-        memory, mass = _sum_block(
-            k, val, gammas, masses, memory, mass, there, A, B, b, NORMALIZE, EPSILON, KEEP, False
-        )
+        memory, mass, kept = _sum_block(
+            k, val, times, left, gammas, masses, memory, mass, kept, there, A, B, b,
+            NORMALIZE, EPSILON, KEEP, FORGET, False,
+        )  # fmt: skip
     sums += segment * (V + 1) * K
     tl.store(sums + value[:, None] * K + component[None, :], memory)
     tl.store(sums + V * K + component, mass)
+    if FORGET:
+        tl.store(decays + segment, kept)
 
 
 @triton.jit
@@ -110,45 +137,62 @@ def _recall(reading, memory):
 
 @triton.jit
 def _read_block(
-    queries, gammas, values, masses, out, memory, mass, there, inside, linear, quadratic, bias,
-    epsilon, NORMALIZE: tl.constexpr, EPSILON: tl.constexpr, ALL: tl.constexpr,
+    queries, gammas, values, grown, left, open_gates, masses, out, memory, mass, there,
+    inside, linear, quadratic, bias, epsilon, NORMALIZE: tl.constexpr, EPSILON: tl.constexpr,
+    FORGET: tl.constexpr, OPEN: tl.constexpr, ALL: tl.constexpr,
 ):  # fmt: skip
-    """Write a block's outputs and return memory (v, K) after it.
+    """Write a block's outputs and return memory (v, K) after it, and what it keeps of mass (K,),
+    that which was there before the segment.
 
     ALL its tokens are there or some, and `inside` says which are in the row.
     """
     x = load(queries, there, ALL)
     val = load(values, there, ALL)
     gamma = load(gammas, there, ALL)
-    mass += tl.load(masses)
+    found = mass + tl.load(masses)
     reading, total = posterior(x, linear, quadratic, bias, NORMALIZE, EPSILON)
     rounded = reading.to(val.dtype)
     token = tl.arange(0, x.shape[0])
     affinity = dot(rounded, tl.trans(gamma))
     affinity = tl.where(token[:, None] >= token[None, :], affinity, 0.0)
     # Not divided by their sum: it cancels but for epsilon.
-    weight = tl.sum(affinity, 1) + tl.sum(rounded.to(tl.float32) * mass[None, :], 1)
+    weight = tl.sum(affinity, 1) + tl.sum(rounded.to(tl.float32) * found[None, :], 1)
+    if FORGET:
+        total *= one_each(grown, there, ALL)
     weight += epsilon * total
     read = _recall(rounded, memory)
     read = dot(affinity.to(val.dtype), val, read)
     inverse = 1.0 / weight
     if not ALL:
         inverse = tl.where(there, inverse, 0.0)
-    store(out, (read * inverse[:, None]).to(out.dtype.element_ty), inside, ALL)
-    return dot(tl.trans(val), gamma, memory)
+    read *= inverse[:, None]
+    if OPEN:
+        open_gate = tl.sigmoid(load(open_gates, there, ALL).to(tl.float32))
+        root = tl.rsqrt(tl.sum(read * read, 1) / val.shape[1] + EPSILON)
+        read *= root[:, None] * open_gate
+    store(out, read.to(out.dtype.element_ty), inside, ALL)
+    memory = dot(tl.trans(val), gamma, memory)
+    if FORGET:
+        share = tl.load(left)
+        memory *= share
+        mass *= share
+    return memory, mass
 
 
 @triton.jit
 def read_segments(
-    q, gammas, masses, val, linear, quadratic, bias, lengths, before, out,
-    q_row, q_token, q_head, v_row, v_token, v_head, C, segments, epsilon,
+    q, gammas, masses, val, grown, left, open_gate, linear, quadratic, bias, lengths, before,
+    out, q_row, q_token, q_head, v_row, v_token, v_head, o_row, o_token, o_head, C, segments,
+    epsilon,
     H: tl.constexpr, R: tl.constexpr, K: tl.constexpr, V: tl.constexpr,
     SEGMENT: tl.constexpr, BLOCK: tl.constexpr,
-    NORMALIZE: tl.constexpr, EPSILON: tl.constexpr, STAGES: tl.constexpr,
+    NORMALIZE: tl.constexpr, EPSILON: tl.constexpr, STAGES: tl.constexpr, FORGET: tl.constexpr,
+    OPEN: tl.constexpr,
 ):  # fmt: skip
     """out (R, C, H, v), contiguous: each token's mean over what was written up to it.
 
-    gammas and masses are those that `sum_segments` kept.
+    gammas and masses are those that `sum_segments` kept. With OPEN, the means are divided by the
+    root of their mean square and multiplied by the sigmoid of open_gate (R, C, H, v).
     """
     head, row, first, here, width = locate(tl.program_id(0), lengths, segments, C, SEGMENT, H)
     token = tl.arange(0, BLOCK)
@@ -166,25 +210,37 @@ def read_segments(
         gamma = gammas + ((row * H + head) * C + first) * K
         gamma += token[:, None] * K + component[None, :]
         inner = masses + segment * (SEGMENT // BLOCK) * K + component
+        grows, lefts, open_gates = grown, left, open_gate
+        if OPEN:
+            open_gates += row * o_row + first.to(tl.int64) * o_token + head * o_head
+            open_gates += token[:, None] * o_token + value[None, :]
+        if FORGET:
+            grows += (row * H + head) * C + first + token
+            lefts += (row * H + head) * tl.cdiv(C, BLOCK) + first // BLOCK
         before += segment * (V + 1) * K
         memory = tl.load(before + value[:, None] * K + component[None, :])
         mass = tl.load(before + V * K + component)
         for _block in tl.range(0, here // BLOCK, num_stages=STAGES):
-            memory = _read_block(
-                queries, gamma, values, inner, out + out_at, memory, mass, token, token, A, B, b,
-                epsilon, NORMALIZE, EPSILON, True,
+            memory, mass = _read_block(
+                queries, gamma, values, grows, lefts, open_gates, inner, out + out_at, memory, mass,
+                token, token, A, B, b, epsilon, NORMALIZE, EPSILON, FORGET, OPEN, True,
             )  # fmt: skip
             queries += BLOCK * q_token
             values += BLOCK * v_token
             gamma += BLOCK * K
             inner += K
             out += BLOCK * H * V
+            if OPEN:
+                open_gates += BLOCK * o_token
+            if FORGET:
+                grows += BLOCK
+                lefts += 1
         if here % BLOCK > 0:
             there = token < here % BLOCK
             inside = token < width - here // BLOCK * BLOCK
             _read_block(
-                queries, gamma, values, inner, out + out_at, memory, mass, there, inside, A, B, b,
-                epsilon, NORMALIZE, EPSILON, False,
+                queries, gamma, values, grows, lefts, open_gates, inner, out + out_at, memory, mass,
+                there, inside, A, B, b, epsilon, NORMALIZE, EPSILON, FORGET, OPEN, False,
             )  # fmt: skip
             out += BLOCK * H * V
     # Whoever multiplies by zero later what stands where no token is must not find NaN there.

@@ -10,11 +10,21 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from gma.model.ops.chunked import Coefficients
+from gma.model.ops.forgetting import Gates
 from gma.model.ops.triton import backward, scans
-from gma.model.ops.triton.arguments import compact, contiguous, packed, unit_stride, unpacked
-from gma.model.ops.triton.launch import ENOUGH, Launcher, launch
+from gma.model.ops.triton.arguments import (
+    compact,
+    contiguous,
+    dense,
+    lasting,
+    packed,
+    unit_stride,
+    unpacked,
+)
+from gma.model.ops.triton.launch import ENOUGH, Launcher, Sums, Weights, launch
 
 
 @torch.library.custom_op("gma::causal_backward", mutates_args=())
@@ -30,40 +40,54 @@ def causal_backward(
     linear: Tensor,
     quadratic: Tensor,
     bias: Tensor,
+    log_keep: Tensor | None,
+    strength: Tensor | None,
     lengths: Tensor,
     first: Tensor,
     count: Tensor,
     normalize: bool,
     epsilon: float,
     cut: Sequence[int] | None,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """Return the gradients of q, k, val, memory, mass and the mixture."""
-    mixture = contiguous(linear, quadratic, bias)
+) -> list[Tensor]:
+    """Return the gradients of q, k, val, memory, mass, the mixture and the gates.
+
+    Without gates theirs are empty.
+    """
+    mixture, gates = contiguous(linear, quadratic, bias), dense(log_keep, strength)
     q, k, val, memory, mass = unit_stride(q, k, val, memory, mass)
     d_out = d_out.contiguous()
     K, v = memory.shape[2:]
     # Summed again rather than kept from forward until now.
-    before, _, _ = Launcher.of(q, K, v, normalize, cut).states_before(
-        k, val, memory, mass, mixture, lengths, first, count
+    forward = Launcher.of(q, K, v, normalize, cut)
+    before, *after = forward.states_before(
+        k, val, forward.weights(gates, lengths), memory, mass, mixture, lengths, first, count
     )
     launcher = _launcher_of(q, K, v, normalize, cut)
+    weights = launcher.weights(gates, lengths)
     q_scores, inverse, pull, sums = _query_gradients(
-        launcher, q, k, val, mixture, lengths, None, before, d_out, epsilon
+        launcher, q, k, val, weights, mixture, lengths, None, before.sums, d_out, epsilon
     )
-    d_before = _suffixes(launcher, sums, packed(d_memory, d_mass), first, count)
-    k_scores, d_val = _key_gradients(
-        launcher, q, k, val, mixture, lengths, None, sums, d_out, inverse, pull
+    d_states = before._replace(sums=sums)
+    d_before = _suffixes(launcher, d_states, packed(d_memory, d_mass), first, count)
+    k_scores, d_val, d_gates = _key_gradients(
+        launcher, q, k, val, weights, mixture, lengths, None, sums, d_out, inverse, pull, epsilon
     )
     (d_q, d_k), d_mixture = _score_gradients(
         launcher, mixture, lengths, (q, q_scores), (k, k_scores)
     )
     d_memory, d_mass = unpacked(d_before)
-    return d_q, d_k, d_val, d_memory, d_mass, *d_mixture
+    if gates is not None:
+        d_gates = d_gates._replace(
+            log_keep=_kept_gradients(
+                launcher, d_gates.log_keep, before.sums, packed(*after), sums, lengths, first, count
+            )
+        )
+    return [d_q, d_k, d_val, d_memory, d_mass, *d_mixture, *d_gates]
 
 
 @causal_backward.register_fake
-def _(d_out: Tensor, d_memory: Tensor, d_mass: Tensor, *saved: Any) -> tuple[Tensor, ...]:
-    return _like(*saved[:8])
+def _(d_out: Tensor, d_memory: Tensor, d_mass: Tensor, *saved: Any) -> list[Tensor]:
+    return _like(*saved[:10])
 
 
 @torch.library.custom_op("gma::write_backward", mutates_args=())
@@ -75,27 +99,29 @@ def write_backward(
     linear: Tensor,
     quadratic: Tensor,
     bias: Tensor,
+    strength: Tensor | None,
     lengths: Tensor,
     document: Tensor,
     normalize: bool,
     cut: Sequence[int] | None,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """Return the gradients of k, val and the mixture."""
-    mixture = contiguous(linear, quadratic, bias)
+) -> list[Tensor]:
+    """Return the gradients of k, val, the mixture and the strength; without one, its is empty."""
+    mixture, gates = contiguous(linear, quadratic, bias), lasting(strength)
     k, val = unit_stride(k, val)
     K, v = d_memory.shape[2:]
     launcher = _launcher_of(k, K, v, normalize, cut)
     d_states = packed(d_memory, d_mass)
-    k_scores, d_val = _key_gradients(
-        launcher, None, k, val, mixture, lengths, document, d_states, None, None, None
-    )
+    k_scores, d_val, d_gates = _key_gradients(
+        launcher, None, k, val, launcher.weights(gates, lengths), mixture, lengths, document,
+        d_states, None, None, None, 0.0,
+    )  # fmt: skip
     (d_k,), d_mixture = _score_gradients(launcher, mixture, lengths, (k, k_scores))
-    return d_k, d_val, *d_mixture
+    return [d_k, d_val, *d_mixture, d_gates.strength]
 
 
 @write_backward.register_fake
-def _(d_memory: Tensor, d_mass: Tensor, *saved: Any) -> tuple[Tensor, ...]:
-    return _like(*saved[:5])
+def _(d_memory: Tensor, d_mass: Tensor, *saved: Any) -> list[Tensor]:
+    return _like(*saved[:6])
 
 
 @torch.library.custom_op("gma::read_backward", mutates_args=())
@@ -122,9 +148,10 @@ def read_backward(
     launcher = _launcher_of(q, K, v, normalize, cut)
     states = packed(memory, mass)
     q_scores, _, _, sums = _query_gradients(
-        launcher, q, None, None, mixture, lengths, document, states, d_out.contiguous(), epsilon
-    )
-    d_states = _suffixes(launcher, sums, torch.zeros_like(states), first, count)
+        launcher, q, None, None, Weights(), mixture, lengths, document, states, d_out.contiguous(),
+        epsilon,
+    )  # fmt: skip
+    d_states = _suffixes(launcher, Sums(sums, None), torch.zeros_like(states), first, count)
     (d_q,), d_mixture = _score_gradients(launcher, mixture, lengths, (q, q_scores))
     d_memory, d_mass = unpacked(d_states)
     return d_q, d_memory, d_mass, *d_mixture
@@ -132,11 +159,12 @@ def read_backward(
 
 @read_backward.register_fake
 def _(d_out: Tensor, *saved: Any) -> tuple[Tensor, ...]:
-    return _like(*saved[:6])
+    return tuple(_like(*saved[:6]))
 
 
-def _like(*tensors: Tensor) -> tuple[Tensor, ...]:
-    return tuple(x.new_empty(x.shape) for x in tensors)
+def _like(first: Tensor, *others: Tensor | None) -> list[Tensor]:
+    empty = first.new_empty((0, 0, 0), dtype=torch.float32)
+    return [empty.clone() if x is None else x.new_empty(x.shape) for x in (first, *others)]
 
 
 def _refuse(ctx: object, *_: object) -> None:
@@ -165,6 +193,7 @@ def _query_gradients(
     q: Tensor,
     k: Tensor | None,
     val: Tensor | None,
+    weights: Weights,
     mixture: Coefficients,
     lengths: Tensor,
     document: Tensor | None,
@@ -177,20 +206,21 @@ def _query_gradients(
     inverse, pull = q.new_empty((2, *q.shape[:3]), dtype=torch.float32)
     sums = q.new_empty(launcher.sums_shape, dtype=torch.float32)
     launcher.over_segments(
-        backward.query_gradients, q=q, k=k, val=val, **mixture._asdict(), lengths=lengths,
-        document=document, states=states, d_out=d_out, d_scores=d_scores, inverse=inverse,
-        pull=pull, sums=sums, epsilon=epsilon, CAUSAL=document is None,
+        backward.query_gradients, q=q, k=k, val=val, **weights._asdict(),
+        FORGET=weights.forget, **mixture._asdict(), lengths=lengths, document=document,
+        states=states, d_out=d_out, d_scores=d_scores, inverse=inverse, pull=pull, sums=sums,
+        epsilon=epsilon, CAUSAL=document is None,
     )  # fmt: skip
     return d_scores, inverse, pull, sums
 
 
 def _suffixes(
-    launcher: Launcher, sums: Tensor, after: Tensor, first: Tensor, count: Tensor
+    launcher: Launcher, sums: Sums, after: Tensor, first: Tensor, count: Tensor
 ) -> Tensor:
     """Put what comes after each segment in the place of its sum; return what is before all."""
     before = torch.empty_like(after)
     launcher.over_documents(
-        scans.suffix, len(first), sums=sums, after=after, before=before, first_row=first,
+        scans.suffix, len(first), **sums.arguments, after=after, before=before, first_row=first,
         row_count=count,
     )  # fmt: skip
     return before
@@ -201,6 +231,7 @@ def _key_gradients(
     q: Tensor | None,
     k: Tensor,
     val: Tensor,
+    weights: Weights,
     mixture: Coefficients,
     lengths: Tensor,
     document: Tensor | None,
@@ -208,16 +239,53 @@ def _key_gradients(
     d_out: Tensor | None,
     inverse: Tensor | None,
     pull: Tensor | None,
-) -> tuple[Tensor, Tensor]:
+    epsilon: float,
+) -> tuple[Tensor, Tensor, Gates]:
     """Return what `backward.key_gradients` stores; it is causal if there is no document."""
     d_scores = _new_scores(launcher, k)
     d_val = val.new_empty(val.shape)
+    # Zeros where no token is; without gates, empty.
+    shape = (0, 0, 0) if weights.times is None else weights.times.shape
+    d_upto, d_strength = k.new_zeros((2, *shape), dtype=torch.float32).unbind()
     launcher.over_segments(
-        backward.key_gradients, q=q, k=k, val=val, **mixture._asdict(), lengths=lengths,
-        document=document, d_states=d_states, d_out=d_out, inverse=inverse, pull=pull,
-        d_scores=d_scores, d_val=d_val, CAUSAL=document is None,
+        backward.key_gradients, q=q, k=k, val=val, **weights._asdict(),
+        FORGET=weights.forget, **mixture._asdict(), lengths=lengths, document=document,
+        d_states=d_states, d_out=d_out, inverse=inverse, pull=pull, d_scores=d_scores, d_val=d_val,
+        d_upto=d_upto, d_strength=d_strength, epsilon=epsilon, CAUSAL=document is None,
     )  # fmt: skip
-    return d_scores, d_val
+    return d_scores, d_val, Gates(*(compact(d.mT) for d in (d_upto, d_strength)))
+
+
+def _kept_gradients(
+    launcher: Launcher,
+    d_upto: Tensor,
+    before: Tensor,
+    after: Tensor,
+    d_after: Tensor,
+    lengths: Tensor,
+    first: Tensor,
+    count: Tensor,
+) -> Tensor:
+    """Return the gradient of log_keep (R, C, H).
+
+    It is the sum over later tokens of d_upto (R, C, H), the gradients of the logarithms of what is
+    kept from the document's beginning on: those in the segment, and for all behind it the product
+    of the state after the segment and its gradient. before and d_after (G, H, v + 1, K): states
+    before the segments, and gradients of those after them. after (D, H, v + 1, K): the documents'.
+    """
+    R, C, H = d_upto.shape
+    segment, segments = launcher.cut.segment, launcher.segments
+    # The states after the segments: before the next, or after the document. One more for documents
+    # without rows.
+    ends = torch.cat([before[1:], before.new_zeros(2, *before.shape[1:])])
+    lasts = torch.where(count > 0, (first + count) * segments - 1, len(before))
+    ends = ends.index_copy(0, lasts, after)[:-1]
+    behind = (ends * d_after).sum((2, 3))  # (G, H)
+    behind = behind.view(R, segments, 1, H)
+    own = functional.pad(d_upto, (0, 0, 0, segments * segment - C)).view(R, segments, segment, H)
+    later = own.flip(2).cumsum(2).flip(2) + behind
+    there = torch.arange(C, device=lengths.device) < lengths[:, None]
+    return later.view(R, -1, H)[:, :C].masked_fill(~there[..., None], 0.0)
 
 
 def _new_scores(launcher: Launcher, x: Tensor) -> Tensor:

@@ -14,7 +14,9 @@ import triton
 from torch import Tensor
 
 from gma.model.ops.chunked import ROUTING_EPSILON, Coefficients
+from gma.model.ops.forgetting import Gates
 from gma.model.ops.triton import forward, scans
+from gma.model.ops.triton.gates import weigh
 
 ENOUGH = 8 * 132
 """Programs that keep a large device busy."""
@@ -33,6 +35,7 @@ STRIDES = {
         ("k", "k", ("row", "token", "head")),
         ("val", "v", ("row", "token", "head")),
         ("x", "x", ("row", "token", "head")),
+        ("open_gate", "o", ("row", "token", "head")),
         ("memory", "memory", ("document", "head", "component")),
         ("mass", "mass", ("document", "head")),
         ("memory_after", "after", ("document", "head", "component")),
@@ -112,6 +115,31 @@ class Kept(NamedTuple):
     masses: Tensor
 
 
+class Sums(NamedTuple):
+    """What segments do to a state, see `forward.sum_segments`; or, in its place, the states."""
+
+    sums: Tensor  # (G, H, v + 1, K) float32
+    decays: Tensor | None  # (G, H) float32: None if nothing is forgotten
+
+    @property
+    def arguments(self) -> dict[str, Any]:
+        """Return them as kernels take them."""
+        return {**self._asdict(), "FORGET": self.decays is not None}
+
+
+class Weights(NamedTuple):
+    """Gates as kernels over blocks take them, see `gates.weigh`: float32, or None for none."""
+
+    times: Tensor | None = None  # (R, H, C)
+    grown: Tensor | None = None  # (R, H, C)
+    left: Tensor | None = None  # (R, H, blocks)
+
+    @property
+    def forget(self) -> bool:
+        """Whether there are any."""
+        return self.left is not None
+
+
 class Launcher(NamedTuple):
     """Launches a mixer's kernels over the segments and documents of a step."""
 
@@ -143,6 +171,29 @@ class Launcher(NamedTuple):
         """The shape of the segments' sums, (G, H, v + 1, K), which are float32."""
         R, _, H, _, K, v = self.shape
         return R * self.segments, H, v + 1, K
+
+    @property
+    def blocks(self) -> int:
+        """How many blocks a row has."""
+        return -(-self.shape.C // self.cut.block)
+
+    def weights(self, gates: Gates | None, lengths: Tensor) -> Weights:
+        """Return the gates as kernels take them."""
+        if gates is None:
+            return Weights()
+        R, C, H, *_ = self.shape
+        times, grown = gates.strength.new_empty((2, R, H, C)).unbind()
+        weights = Weights(times, grown, times.new_empty((R, H, self.blocks)))
+        launch(
+            weigh, (R * self.blocks,), **gates._asdict(), lengths=lengths, **weights._asdict(),
+            C=C, H=H, HEADS=triton.next_power_of_2(H), BLOCK=self.cut.block,
+        )  # fmt: skip
+        return weights
+
+    def new_sums(self, weights: Weights, like: Tensor) -> Sums:
+        """Make room for the segments' sums, where a tensor is."""
+        sums = like.new_empty(self.sums_shape, dtype=torch.float32)
+        return Sums(sums, sums.new_empty(self.sums_shape[:2]) if weights.forget else None)
 
     @property
     def gammas_shape(self) -> tuple[int, int, int, int]:
@@ -188,21 +239,24 @@ class Launcher(NamedTuple):
         self,
         k: Tensor,
         val: Tensor,
+        weights: Weights,
         mixture: Coefficients,
         lengths: Tensor,
-        sums: Tensor,
+        sums: Sums,
         kept: Kept | None,
     ) -> None:
         """Put what each segment writes into `sums`, what its outputs need of it into `kept`."""
-        gammas, masses = kept or (sums, sums)
+        gammas, masses = kept or (sums.sums, sums.sums)
         self.over_segments(
-            forward.sum_segments, k=k, val=val, **mixture._asdict(), lengths=lengths, sums=sums,
-            gammas=gammas, masses=masses, KEEP=kept is not None, **at_most(self.cut.sum_registers),
+            forward.sum_segments, k=k, val=val, times=weights.times, left=weights.left,
+            FORGET=weights.forget, **mixture._asdict(), lengths=lengths, sums=sums.sums,
+            decays=sums.decays, gammas=gammas, masses=masses, KEEP=kept is not None,
+            **at_most(self.cut.sum_registers),
         )  # fmt: skip
 
     def prefix(
         self,
-        sums: Tensor,
+        sums: Sums,
         before: tuple[Tensor, Tensor],
         after: tuple[Tensor, Tensor],
         first: Tensor,
@@ -218,7 +272,8 @@ class Launcher(NamedTuple):
         """
         documents = len(first)
         self.over_documents(
-            scans.prefix, min(DOCUMENTS, documents), sums=sums, memory=before[0], mass=before[1],
+            scans.prefix, min(DOCUMENTS, documents), **sums.arguments, memory=before[0],
+            mass=before[1],
             memory_after=after[0], mass_after=after[1], first_row=first, row_count=count,
             slots=first if slots is None else slots, fresh=first if fresh is None else fresh,
             documents=documents, SLOTS=slots is not None, FRESH=fresh is not None,
@@ -228,6 +283,7 @@ class Launcher(NamedTuple):
         self,
         k: Tensor,
         val: Tensor,
+        weights: Weights,
         memory: Tensor,
         mass: Tensor,
         mixture: Coefficients,
@@ -235,10 +291,10 @@ class Launcher(NamedTuple):
         first: Tensor,
         count: Tensor,
         kept: Kept | None = None,
-    ) -> tuple[Tensor, Tensor, Tensor]:
+    ) -> tuple[Sums, Tensor, Tensor]:
         """Return the states before the segments (G, H, v + 1, K), and memory and mass after all."""
-        sums = k.new_empty(self.sums_shape, dtype=torch.float32)
-        self.sum_segments(k, val, mixture, lengths, sums, kept)
+        sums = self.new_sums(weights, k)
+        self.sum_segments(k, val, weights, mixture, lengths, sums, kept)
         after = memory.new_empty(memory.shape), mass.new_empty(mass.shape)
         self.prefix(sums, (memory, mass), after, first, count)
         return sums, *after
@@ -247,6 +303,7 @@ class Launcher(NamedTuple):
         self,
         q: Tensor,
         val: Tensor,
+        weights: Weights,
         mixture: Coefficients,
         lengths: Tensor,
         before: Tensor,
@@ -254,10 +311,15 @@ class Launcher(NamedTuple):
         out: Tensor,
         *,
         epsilon: float,
+        open_gate: Tensor | None = None,
     ) -> None:
-        """Put each token's mean into `out` (R, C, H, v), from the states before the segments."""
+        """Put each token's mean into `out` (R, C, H, v), from the states before the segments.
+
+        With open_gate (R, C, H, v) it is normalised, and goes through the gate.
+        """
         self.over_segments(
-            forward.read_segments, q=q, val=val, **mixture._asdict(), lengths=lengths,
-            before=before, **kept._asdict(), out=out, epsilon=epsilon,
-            **at_most(self.cut.read_registers),
+            forward.read_segments, q=q, val=val, grown=weights.grown, left=weights.left,
+            FORGET=weights.forget, **mixture._asdict(), lengths=lengths, before=before,
+            **kept._asdict(), out=out, epsilon=epsilon, open_gate=open_gate,
+            OPEN=open_gate is not None, **at_most(self.cut.read_registers),
         )  # fmt: skip

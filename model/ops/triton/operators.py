@@ -17,8 +17,16 @@ import torch
 from torch import Tensor
 
 from gma.model.ops.chunked import Coefficients, Rows
+from gma.model.ops.forgetting import Gates
 from gma.model.ops.triton import forward, gradients
-from gma.model.ops.triton.arguments import check, contiguous, packed, unit_stride
+from gma.model.ops.triton.arguments import (
+    check,
+    contiguous,
+    dense,
+    lasting,
+    packed,
+    unit_stride,
+)
 from gma.model.ops.triton.launch import Cut, Kept, Launcher
 
 
@@ -37,7 +45,29 @@ def causal(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """See `gma.model.ops.chunked.causal`. Raises ValueError for what the kernels can't take."""
     out, memory, mass = _causal(
-        q, k, val, memory, mass, *mixture, rows.lengths, rows.first, rows.count,
+        q, k, val, memory, mass, *mixture, None, None, rows.lengths, rows.first, rows.count,
+        normalize, epsilon, cut,
+    )  # fmt: skip
+    return out, memory, mass
+
+
+def forgetting(
+    q: Tensor,
+    k: Tensor,
+    val: Tensor,
+    memory: Tensor,
+    mass: Tensor,
+    mixture: Coefficients,
+    gates: Gates,
+    rows: Rows,
+    *,
+    normalize: bool,
+    epsilon: float,
+    cut: Cut | None = None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """See `gma.model.ops.forgetting.causal`. Raises ValueError for what the kernels can't take."""
+    out, memory, mass = _causal(
+        q, k, val, memory, mass, *mixture, *gates, rows.lengths, rows.first, rows.count,
         normalize, epsilon, cut,
     )  # fmt: skip
     return out, memory, mass
@@ -50,12 +80,14 @@ def write(
     rows: Rows,
     *,
     normalize: bool,
+    strength: Tensor | None = None,
     cut: Cut | None = None,
 ) -> tuple[Tensor, Tensor]:
     """See `gma.model.ops.chunked.write`. Raises ValueError for what the kernels can't take."""
     memory, mass = _write(
-        k, val, *mixture, rows.lengths, rows.document, rows.first, rows.count, normalize, cut
-    )
+        k, val, *mixture, strength, rows.lengths, rows.document, rows.first, rows.count,
+        normalize, cut,
+    )  # fmt: skip
     return memory, mass
 
 
@@ -88,6 +120,8 @@ def _causal(
     linear: Tensor,
     quadratic: Tensor,
     bias: Tensor,
+    log_keep: Tensor | None,
+    strength: Tensor | None,
     lengths: Tensor,
     first: Tensor,
     count: Tensor,
@@ -95,9 +129,9 @@ def _causal(
     epsilon: float,
     cut: Sequence[int] | None,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    mixture = contiguous(linear, quadratic, bias)
+    mixture, gates = contiguous(linear, quadratic, bias), dense(log_keep, strength)
     check(
-        mixture, q=q, k=k, val=val, memory=memory, mass=mass,
+        mixture, gates, q=q, k=k, val=val, memory=memory, mass=mass,
         lengths=lengths, first=first, count=count,
     )  # fmt: skip
     q, k, val, memory, mass = unit_stride(q, k, val, memory, mass)
@@ -106,11 +140,14 @@ def _causal(
         gammas=val.new_empty(launcher.gammas_shape),
         masses=val.new_empty(launcher.masses_shape, dtype=torch.float32),
     )
+    weights = launcher.weights(gates, lengths)
     before, memory, mass = launcher.states_before(
-        k, val, memory, mass, mixture, lengths, first, count, kept
+        k, val, weights, memory, mass, mixture, lengths, first, count, kept
     )
     out = val.new_empty(val.shape)
-    launcher.read_segments(q, val, mixture, lengths, before, kept, out, epsilon=epsilon)
+    launcher.read_segments(
+        q, val, weights, mixture, lengths, before.sums, kept, out, epsilon=epsilon
+    )
     return out, memory, mass
 
 
@@ -128,6 +165,7 @@ def _write(
     linear: Tensor,
     quadratic: Tensor,
     bias: Tensor,
+    strength: Tensor | None,
     lengths: Tensor,
     document: Tensor,
     first: Tensor,
@@ -135,14 +173,18 @@ def _write(
     normalize: bool,
     cut: Sequence[int] | None,
 ) -> tuple[Tensor, Tensor]:
-    mixture = contiguous(linear, quadratic, bias)
-    check(mixture, k=k, val=val, lengths=lengths, document=document, first=first, count=count)
+    mixture, gates = contiguous(linear, quadratic, bias), lasting(strength)
+    check(
+        mixture, gates, k=k, val=val, lengths=lengths, document=document, first=first, count=count
+    )
     k, val = unit_stride(k, val)
     D, (H, K), v = len(first), bias.shape, val.shape[3]
     launcher = Launcher.of(k, K, v, normalize, cut)
     nothing = k.new_zeros(max(K, v), dtype=torch.float32)
     memory, mass = nothing[:v].expand(D, H, K, v), nothing[:K].expand(D, H, K)
-    _, memory, mass = launcher.states_before(k, val, memory, mass, mixture, lengths, first, count)
+    _, memory, mass = launcher.states_before(
+        k, val, launcher.weights(gates, lengths), memory, mass, mixture, lengths, first, count
+    )
     return memory, mass
 
 
@@ -153,6 +195,7 @@ def _(
     linear: Tensor,
     quadratic: Tensor,
     bias: Tensor,
+    strength: Tensor | None,
     lengths: Tensor,
     document: Tensor,
     first: Tensor,
@@ -180,7 +223,7 @@ def _read(
 ) -> Tensor:
     mixture = contiguous(linear, quadratic, bias)
     check(
-        mixture, q=q, memory=memory, mass=mass,
+        mixture, None, q=q, memory=memory, mass=mass,
         lengths=lengths, document=document, first=first, count=count,
     )  # fmt: skip
     (q,) = unit_stride(q)
@@ -199,13 +242,13 @@ def _(q: Tensor, memory: Tensor, *_: object) -> Tensor:
 
 
 def _save_causal(ctx: Any, inputs: tuple[Any, ...], output: object) -> None:
-    ctx.save_for_backward(*inputs[:11])
-    ctx.settings = inputs[11:]
+    ctx.save_for_backward(*inputs[:13])
+    ctx.settings = inputs[13:]
 
 
 def _save_write(ctx: Any, inputs: tuple[Any, ...], output: object) -> None:
-    ctx.save_for_backward(*inputs[:7])
-    ctx.settings = inputs[9:]
+    ctx.save_for_backward(*inputs[:8])
+    ctx.settings = inputs[10:]
 
 
 def _save_read(ctx: Any, inputs: tuple[Any, ...], output: object) -> None:
@@ -217,12 +260,14 @@ def _backward_of(operator: Any, inputs: int) -> Callable[..., tuple[Tensor | Non
     """Make a backward of an operator that gives the first inputs' gradients; others have none."""
 
     def backward(ctx: Any, *d_outputs: Tensor) -> tuple[Tensor | None, ...]:
-        found = operator(*d_outputs, *ctx.saved_tensors, *ctx.settings)
-        return (*found, *[None] * (inputs - len(found)))
+        saved = ctx.saved_tensors
+        found = operator(*d_outputs, *saved, *ctx.settings)
+        own = (d if x is not None else None for x, d in zip(saved, found, strict=False))
+        return (*own, *[None] * (inputs - len(found)))
 
     return backward
 
 
-_causal.register_autograd(_backward_of(gradients.causal_backward, 14), setup_context=_save_causal)
-_write.register_autograd(_backward_of(gradients.write_backward, 11), setup_context=_save_write)
+_causal.register_autograd(_backward_of(gradients.causal_backward, 16), setup_context=_save_causal)
+_write.register_autograd(_backward_of(gradients.write_backward, 12), setup_context=_save_write)
 _read.register_autograd(_backward_of(gradients.read_backward, 13), setup_context=_save_read)

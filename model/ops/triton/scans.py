@@ -10,15 +10,60 @@ import triton.language as tl
 
 
 @triton.jit
+def _compose(first_decay, first_sum, then_decay, then_sum):
+    """Two stretches of a document as one: what is left of what it found, and what it wrote."""
+    return then_decay * first_decay, then_decay * first_sum + then_sum
+
+
+@triton.jit
+def _scan(
+    sums, decays, decay_step, state, own_step, count, start, at, here,
+    DEPTH: tl.constexpr, FORGET: tl.constexpr,
+):  # fmt: skip
+    """Put the states before DEPTH stretches in the place of their sums; return that after them.
+
+    sums and decays point to the first stretch's, `own_step` and `decay_step` apart; state (TILE,)
+    is what it finds.
+    """
+    depth = tl.arange(0, DEPTH)
+    inside = (start + depth) < count
+    there = inside[:, None] & here[None, :]
+    offsets = depth[:, None] * own_step + at[None, :]
+    own = tl.load(sums + offsets, mask=there, other=0.0)
+    if FORGET:
+        decay = tl.load(decays + depth * decay_step, mask=inside, other=1.0)
+        # Exclusive: of the stretch before each.
+        follows = (depth > 0) & ((start + depth) <= count)
+        of_last = follows[:, None] & here[None, :]
+        last = tl.load(sums + offsets - own_step, mask=of_last, other=0.0)
+        left = tl.load(decays + (depth - 1) * decay_step, mask=follows, other=1.0)
+        left = tl.broadcast_to(left[:, None], DEPTH, at.shape[0])
+        left, last = tl.associative_scan((left, last), 0, _compose)
+        before = left * state[None, :] + last
+        after = decay[:, None] * before + own
+        state = tl.sum(tl.where((depth == DEPTH - 1)[:, None], after, 0.0), 0)
+        # What is written here is read by others.
+        tl.debug_barrier()
+    else:
+        upto = tl.cumsum(own, 0)
+        before = state[None, :] + (upto - own)
+        state += tl.sum(own, 0)
+    tl.store(sums + offsets, before, mask=there)
+    return state
+
+
+@triton.jit
 def prefix(
-    sums, memory, mass, memory_after, mass_after, first_row, row_count, slots, fresh, documents,
+    sums, decays, memory, mass, memory_after, mass_after, first_row, row_count, slots, fresh,
+    documents,
     memory_document, memory_head, memory_component, mass_document, mass_head,
     after_document, after_head, after_component, mass_after_document, mass_after_head, segments,
     H: tl.constexpr, K: tl.constexpr, V: tl.constexpr, TILE: tl.constexpr, DEPTH: tl.constexpr,
-    FRESH: tl.constexpr, SLOTS: tl.constexpr,
+    FRESH: tl.constexpr, SLOTS: tl.constexpr, FORGET: tl.constexpr,
 ):  # fmt: skip
     """Put each document's incoming state plus its earlier segments in the place of their sums.
 
+    With FORGET, a segment leaves `decays` (G, H) of what it finds.
     With FRESH, what is in the state of a document that is fresh means nothing. With SLOTS, a
     document's state lies in its slot of memory and mass, and stays as it is if it has no rows.
     """
@@ -27,9 +72,7 @@ def prefix(
     of_memory = at < V * K
     of_mass = (at >= V * K) & (at < (V + 1) * K)
     here = at < (V + 1) * K
-    depth = tl.arange(0, DEPTH)
     size: tl.constexpr = (V + 1) * K
-    offsets = depth[:, None] * (H * size) + at[None, :]
     in_memory = head * memory_head + at % K * memory_component + at // K
     in_mass = head * mass_head + at - V * K
     in_after = head * after_head + at % K * after_component + at // K
@@ -58,6 +101,8 @@ def prefix(
             own_mass = tl.load(at_mass, mask=old, other=0.0)
             begin = tl.load(first_row + document).to(tl.int64) * segments
             own_sums = sums + (begin * H + head) * size
+            if FORGET:
+                own_decays = decays + begin * H + head
             for _ in range(count):
                 added = tl.load(own_sums + of_sums)
                 added_mass = tl.load(own_sums + V * K + component)
@@ -65,6 +110,11 @@ def prefix(
                 tl.debug_barrier()
                 tl.store(own_sums + of_sums, own_memory)
                 tl.store(own_sums + V * K + component, own_mass)
+                if FORGET:
+                    left = tl.load(own_decays)
+                    own_memory *= left
+                    own_mass *= left
+                    own_decays += H
                 own_memory += added
                 own_mass += added_mass
                 own_sums += H * size
@@ -90,13 +140,16 @@ def prefix(
             state += tl.load(mass + slot * mass_document + in_mass, mask=of_mass & old, other=0.0)
             begin = tl.load(first_row + document).to(tl.int64) * segments
             own_sums = sums + (begin * H + head) * size
+            own_decays = decays
+            if FORGET:
+                own_decays += begin * H + head
             for start in range(0, count, DEPTH):
-                there = ((start + depth) < count)[:, None] & here[None, :]
-                own = tl.load(own_sums + offsets, mask=there, other=0.0)
-                upto = tl.cumsum(own, 0)
-                tl.store(own_sums + offsets, state[None, :] + (upto - own), mask=there)
-                state += tl.sum(own, 0)
+                state = _scan(
+                    own_sums, own_decays, H, state, H * size, count, start, at, here, DEPTH, FORGET
+                )
                 own_sums += DEPTH * H * size
+                if FORGET:
+                    own_decays += DEPTH * H
             tl.store(memory_after + slot * after_document + in_after, state, mask=of_memory)
             at_mass = mass_after + slot * mass_after_document + in_mass_after
             tl.store(at_mass, state, mask=of_mass)
@@ -104,8 +157,9 @@ def prefix(
 
 @triton.jit
 def suffix(
-    sums, after, before, first_row, row_count, segments,
+    sums, decays, after, before, first_row, row_count, segments,
     H: tl.constexpr, K: tl.constexpr, V: tl.constexpr, TILE: tl.constexpr, DEPTH: tl.constexpr,
+    FORGET: tl.constexpr,
 ):  # fmt: skip
     """Put each document's state gradient after the step plus its later segments in the place of
     their sums, and the state gradient before the step in `before`.
@@ -121,15 +175,13 @@ def suffix(
     state = tl.load(after + of_document + at, mask=here, other=0.0)
     count = tl.load(row_count + document).to(tl.int32) * segments
     end = tl.load(first_row + document).to(tl.int64) * segments + count
-    # Rows of a tile are segments from the last one on.
-    depth = tl.arange(0, DEPTH)
-    offsets = at[None, :] - depth[:, None] * (H * size)
+    # From the last segment on.
     sums += ((end - 1) * H + head) * size
+    if FORGET:
+        decays += (end - 1) * H + head
     for start in range(0, count, DEPTH):
-        there = ((start + depth) < count)[:, None] & here[None, :]
-        own = tl.load(sums + offsets, mask=there, other=0.0)
-        upto = tl.cumsum(own, 0)
-        tl.store(sums + offsets, state[None, :] + (upto - own), mask=there)
-        state += tl.sum(own, 0)
+        state = _scan(sums, decays, -H, state, -H * size, count, start, at, here, DEPTH, FORGET)
         sums -= DEPTH * H * size
+        if FORGET:
+            decays -= DEPTH * H
     tl.store(before + of_document + at, state, mask=here)

@@ -195,19 +195,28 @@ def check(classifier: Classifier, chunk: int, precision: FusedPrecision = "bfloa
 
 
 @pytest.mark.parametrize(
-    ("chunk", "conv_kernel", "layers"),
-    [(1, 2, 1), (3, 4, 2), (5, 3, 1), (64, 0, 1), (70, 4, 1)],
+    ("chunk", "conv_kernel", "layers", "form"),
+    [
+        (1, 2, 1, "paper"),
+        (3, 4, 2, "paper"),
+        (5, 3, 1, "paper"),
+        (64, 0, 1, "paper"),
+        (70, 4, 1, "paper"),
+        (3, 4, 2, "forgetting"),
+        (70, 4, 1, "forgetting"),
+    ],
 )
 def test_any_chunking_beside_any_others_is_the_one_shot(
-    chunk: int, conv_kernel: int, layers: int
+    chunk: int, conv_kernel: int, layers: int, form: str
 ) -> None:
-    check(fitting(conv_kernel=conv_kernel, layers=layers), chunk)
+    check(fitting(conv_kernel=conv_kernel, layers=layers, form=form), chunk)
 
 
-def test_long_segments(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("form", ["paper", "forgetting"])
+def test_long_segments(monkeypatch: pytest.MonkeyPatch, form: str) -> None:
     """Segments of several blocks, one or two a row: few rows of a small model are not cut so."""
     monkeypatch.setattr("gma.model.ops.triton.launch.ENOUGH", 8)
-    check(fitting(), 130)
+    check(fitting(form=form), 130)
 
 
 @pytest.mark.parametrize(
@@ -223,8 +232,9 @@ def test_long_segments(monkeypatch: pytest.MonkeyPatch) -> None:
             "normalize_routing": False,
         },
         {"labels": tuple(map(str, range(1200)))},
+        {"form": "forgetting", "heads": 3, "normalize_routing": False},
     ],
-    ids=["wide", "many labels", "more labels than a row's blocks fit beside"],
+    ids=["wide", "many labels", "more labels than a row's blocks fit beside", "forgetting"],
 )
 def test_every_architecture(changes: dict[str, object]) -> None:
     check(fitting(**changes), 6)

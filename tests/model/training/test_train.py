@@ -57,6 +57,11 @@ class TestTraining:
         assert not checkpoint.config.causal
         assert evaluate(checkpoint, data, "valid").views[-1].accuracy == 1.0
 
+    def test_the_forgetting_form(self, run: Train, data: Path) -> None:
+        checkpoint = weights.load(run(model={"form": "forgetting"}))
+        assert (checkpoint.config.form, checkpoint.config.format_version) == ("forgetting", 2)
+        assert evaluate(checkpoint, data, "valid").views[-1].accuracy == 1.0
+
     def test_compressed_data_in_shards(self, run: Train, data: Path) -> None:
         plain = run("plain")
         lines = documents(0, 4)

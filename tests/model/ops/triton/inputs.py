@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from gma.model.ops.chunked import Coefficients, Rows
+from gma.model.ops.forgetting import MOST_FORGOTTEN, Gates
 
 pytest.importorskip("triton")
 
@@ -16,7 +17,7 @@ from tests.interpreting import DEVICE
 
 EPSILON = 1e-6
 
-FORMS = pytest.mark.parametrize("form", ["causal", "write", "read"])
+FORMS = pytest.mark.parametrize("form", ["causal", "forgetting", "write", "strong write", "read"])
 
 
 class Input(NamedTuple):
@@ -30,6 +31,8 @@ class Input(NamedTuple):
     log_pi: Tensor  # (H, K)
     memory: Tensor  # (D, H, K, v)
     mass: Tensor  # (D, H, K)
+    log_keep: Tensor  # (R, C, H)
+    strength: Tensor
 
     def to(self, dtype: torch.dtype) -> Input:
         """Tokens in this dtype; mixture and state in at least float32. Leaves of a new graph."""
@@ -70,6 +73,9 @@ def make(
         torch.log_softmax(normal(heads, components), -1),
         normal(states, heads, components, v) * mass[..., None],
         mass,
+        # Tokens that forget as much as they may, a little, and nothing.
+        -(normal(len(lengths), chunk, heads) * 0.2).clamp(0.0, MOST_FORGOTTEN),
+        torch.sigmoid(normal(len(lengths), chunk, heads)),
     )
     return x, Rows(*(part.to(DEVICE) for part in rows))
 
@@ -84,8 +90,15 @@ def outputs(
     found: Any
     if form == "causal":
         found = ops.causal(x.q, x.k, x.val, *state, mixture, rows, epsilon=EPSILON, **settings)
+    elif form == "forgetting":
+        gates = Gates(x.log_keep, x.strength)
+        found = ops.forgetting(
+            x.q, x.k, x.val, *state, mixture, gates, rows, epsilon=EPSILON, **settings
+        )
     elif form == "write":
         found = ops.write(x.k, x.val, mixture, rows, **settings)
+    elif form == "strong write":
+        found = ops.write(x.k, x.val, mixture, rows, strength=x.strength, **settings)
     else:
         found = (ops.read(x.q, *state, mixture, rows, epsilon=EPSILON, **settings),)
     return tuple(found)

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from gma.model.ops import chunked, reference
+from gma.model.ops import reference
+from gma.model.ops.choice import CHUNKED
 from gma.model.ops.chunked import Coefficients, Rows
 from tests.model.small import error
 
@@ -33,13 +34,19 @@ TOLERANCES = pytest.mark.parametrize(
 )
 
 
-def exact_causal(x: Input, *, normalize: bool) -> tuple[Tensor, ...]:
+def exact(form: str, x: Input, *, normalize: bool) -> tuple[Tensor, ...]:
     """The definition, of one document of one row."""
     q, k = (functional.rms_norm(y[0], y.shape[-1:], eps=1e-6) for y in (x.q, x.k))
     if not normalize:
         q, k = x.q[0], x.k[0]
     gamma_q, gamma_k = (reference.responsibilities(y, x.mu, x.var, x.log_pi) for y in (q, k))
-    found = reference.causal(gamma_q, gamma_k, x.val[0], x.memory[0], x.mass[0], epsilon=EPSILON)
+    state = x.memory[0], x.mass[0]
+    if form == "causal":
+        found = reference.causal(gamma_q, gamma_k, x.val[0], *state, epsilon=EPSILON)
+    else:
+        found = reference.forgetting(
+            gamma_q, gamma_k, x.val[0], x.log_keep[0], x.strength[0], *state, epsilon=EPSILON
+        )
     return tuple(y[None] for y in found)
 
 
@@ -47,15 +54,21 @@ def exact_causal(x: Input, *, normalize: bool) -> tuple[Tensor, ...]:
 @TOLERANCES
 @pytest.mark.parametrize("normalize", [False, True])
 @pytest.mark.parametrize("tokens", LENGTHS)
-def test_causal_is_its_definition(
-    tokens: int, normalize: bool, dtype: torch.dtype, tolerance: float, of_gradients: float
+@pytest.mark.parametrize("form", ["causal", "forgetting"])
+def test_operation_is_its_definition(
+    form: str,
+    tokens: int,
+    normalize: bool,
+    dtype: torch.dtype,
+    tolerance: float,
+    of_gradients: float,
 ) -> None:
     cut = SMALL if tokens < 1000 else Cut(segment=256, block=64)
-    exact, rows = make([tokens], [0])
-    x = exact.to(dtype)
+    made, rows = make([tokens], [0])
+    x = made.to(dtype)
     rounded = x.to(torch.float64)
-    found = outputs("causal", operators, x, rows, normalize=normalize, cut=cut)
-    expected = exact_causal(rounded, normalize=normalize)
+    found = outputs(form, operators, x, rows, normalize=normalize, cut=cut)
+    expected = exact(form, rounded, normalize=normalize)
     for mine, definition in zip(found, expected, strict=True):
         assert error(mine, definition) <= tolerance
     d_found = upstream(found)
@@ -80,10 +93,10 @@ def compare(
     x = exact.to(dtype)
     rounded = x.to(torch.float64)
     found = outputs(form, operators, change(x), rows, **cut)
-    expected = outputs(form, chunked, rounded, rows)
+    expected = outputs(form, CHUNKED, rounded, rows)
     d_found = upstream(expected)
     d_poisoned = [y.clone() for y in d_found]
-    if form != "write":
+    if "write" not in form:
         assert not found[0][~rows.valid].any()
         found = (found[0], *found[1:])
         expected = (expected[0].masked_fill(~rows.valid[..., None, None], 0.0), *expected[1:])
@@ -112,7 +125,7 @@ def test_documents_side_by_side(
     def poison(x: Input) -> Input:
         """NaN where no token is."""
         with torch.no_grad():
-            for y in (x.q, x.k, x.val):
+            for y in (x.q, x.k, x.val, x.log_keep, x.strength):
                 y[~rows.valid] = torch.nan
         return x
 
@@ -212,16 +225,29 @@ def taken(form: str) -> tuple[Any, ...]:
         "write": [x.k, x.val],
         "read": [x.q, x.memory, x.mass],
     }
+    gates: dict[str, list[Tensor | None]] = {
+        "causal": [None, None],
+        "forgetting": [x.log_keep, x.strength],
+        "write": [None],
+        "strong write": [x.strength],
+        "read": [],
+    }
     where = [rows.lengths, rows.document, rows.first, rows.count]
-    if form == "causal":
+    operator = operator_of(form)
+    if operator == "causal":
         del where[1]
-    settings = [True] if form == "write" else [True, EPSILON]
-    return (*tokens_and_state[form], *mixture, *where, *settings, list(Cut(segment=32, block=16)))
+    settings = [True] if operator == "write" else [True, EPSILON]
+    cut = list(Cut(segment=32, block=16))
+    return (*tokens_and_state[operator], *mixture, *gates[form], *where, *settings, cut)
+
+
+def operator_of(form: str) -> str:
+    return {"forgetting": "causal", "strong write": "write"}.get(form, form)
 
 
 @FORMS
 def test_operator_is_sound(form: str) -> None:
-    torch.library.opcheck(getattr(torch.ops.gma, form).default, taken(form))
+    torch.library.opcheck(getattr(torch.ops.gma, operator_of(form)).default, taken(form))
 
 
 @FORMS
@@ -244,7 +270,7 @@ def test_no_second_derivative(form: str) -> None:
     exact, rows = make([20], [0])
     x = exact.to(torch.float32)
     found = outputs(form, operators, x, rows, cut=SMALL)[0]
-    x = x._replace(q=x.k) if form == "write" else x
+    x = x._replace(q=x.k) if "write" in form else x
     (d_q,) = torch.autograd.grad(found.square().sum(), x.q, create_graph=True)
     with pytest.raises(RuntimeError, match="once"):
         torch.autograd.grad(d_q.sum(), x.q)
@@ -259,13 +285,13 @@ def test_more_than_two_to_the_31_elements() -> None:
     exact = exact._replace(memory=exact.memory * 0.0, mass=exact.mass * 0.0)
     x = exact.to(torch.bfloat16)
     rounded = x.to(torch.float64)
-    memory, mass = outputs("write", chunked, rounded, rows)
+    memory, mass = outputs("write", CHUNKED, rounded, rows)
     earlier = repeats - 1
     end = rounded._replace(
         memory=(memory * earlier).detach().requires_grad_(),
         mass=(mass * earlier).detach().requires_grad_(),
     )
-    expected = outputs("causal", chunked, end, rows)
+    expected = outputs("causal", CHUNKED, end, rows)
     d_out = upstream(expected)[0]
     d_end = torch.autograd.grad(expected[0], [end.q, end.k, end.val], d_out)
     q, k, val = (y.detach().repeat(1, repeats, 1, 1).requires_grad_() for y in (x.q, x.k, x.val))

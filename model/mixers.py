@@ -1,0 +1,189 @@
+"""The mixers of a classifier: Gaussian Mixture Attention in its two forms, with its projections.
+
+Shapes: R rows of C tokens, D documents, W width, H heads, r routing_dim, K components, v value_dim.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from gma.model.config import ModelConfig
+from gma.model.ops.choice import CHUNKED
+from gma.model.ops.chunked import Coefficients, Rows
+from gma.model.ops.forgetting import MOST_FORGOTTEN, Gates
+
+INITIAL_VARIANCE = 8.0
+"""A component's variance at first: narrow ones collapse to nearly one-hot responsibilities."""
+
+HALF_LIVES = 4.0, 2000.0
+"""Tokens after which a head has forgotten half, at first: the first that forgets, and the last."""
+
+LASTING = 1
+"""Heads that forget nothing: the first ones."""
+
+
+class Mixture(nn.Module):
+    """The Gaussian mixture that queries and keys are scored by, one per head."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        shape = config.heads, config.num_components, config.routing_dim
+        self.floor = config.variance_floor
+        self.mu = nn.Parameter(nn.init.normal_(torch.empty(shape)))
+        # softplus(x) = y  <=>  x = y + log(1 - exp(-y))
+        omega = INITIAL_VARIANCE + math.log(-math.expm1(-INITIAL_VARIANCE))
+        self.omega = nn.Parameter(torch.full(shape, omega))
+        self.alpha = nn.Parameter(torch.zeros(shape[:2]))
+
+    def distribution(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Return mu (H, K, r), var (H, K, r) and log_pi (H, K), in at least float32."""
+        dtype = torch.promote_types(self.mu.dtype, torch.float32)
+        var = functional.softplus(self.omega.to(dtype)) + self.floor
+        return self.mu.to(dtype), var, torch.log_softmax(self.alpha.to(dtype), dim=-1)
+
+    def coefficients(self) -> Coefficients:
+        """Return the distribution in the form that scores are computed from."""
+        return Coefficients.of(*self.distribution())
+
+
+class Mixer(nn.Module):
+    """Gaussian Mixture Attention with its projections, in the paper's form (arXiv:2606.18283)."""
+
+    def __init__(self, config: ModelConfig, others: int = 0) -> None:
+        """`others`: numbers that are projected beside queries, keys and values."""
+        super().__init__()
+        self.config = config
+        self.operation = CHUNKED
+        heads, routing, value = config.heads, config.routing_dim, config.value_dim
+        self.widths = [heads * routing, heads * routing, heads * value]
+        self.norm = nn.RMSNorm(config.width, eps=1e-6)
+        self.project = nn.Linear(config.width, sum(self.widths) + others, bias=False)
+        self.mixture = Mixture(config)
+        self.out = nn.Linear(heads * value, config.width, bias=False)
+
+    def causal(
+        self, x: Tensor, memory: Tensor, mass: Tensor, rows: Rows
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Let every token read what it and its document's earlier tokens wrote.
+
+        x (R, C, W), memory (D, H, K, v), mass (D, H, K) -> update (R, C, W), memory, mass.
+        """
+        q, k, val = self.parted(self.project(self.norm(x)))
+        with torch.autocast(x.device.type, enabled=False):
+            out, memory, mass = self.operation.causal(
+                q, k, val, memory, mass, self.mixture.coefficients(), rows, **self.settings
+            )
+        return self.out(out.flatten(2).to(x.dtype)), memory, mass
+
+    def write(self, x: Tensor, rows: Rows) -> tuple[Tensor, Tensor]:
+        """Return what rows x (R, C, W) add to memory (D, H, K, v) and mass (D, H, K)."""
+        _, k, val = self.parted(self.project(self.norm(x)))
+        return self.written(k, val, rows)
+
+    def read(self, x: Tensor, memory: Tensor, mass: Tensor, rows: Rows) -> Tensor:
+        """Let rows x (R, C, W) read their documents' finished memory: the update (R, C, W)."""
+        q, _, _ = self.parted(self.project(self.norm(x)))
+        update: Tensor = self.out(self.found(q, memory, mass, rows).flatten(2).to(x.dtype))
+        return update
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """What an operation that reads takes beside tensors."""
+        return {"normalize": self.config.normalize_routing, "epsilon": self.config.epsilon}
+
+    def parted(self, routed: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Part what is projected to q and k (R, C, H, r) and val (R, C, H, v)."""
+        parts = torch.split(routed, self.widths, dim=-1)
+        q, k, val = (part.unflatten(-1, (self.config.heads, -1)) for part in parts)
+        return q, k, val
+
+    def written(
+        self, k: Tensor, val: Tensor, rows: Rows, strength: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """See `gma.model.ops.chunked.write`."""
+        with torch.autocast(k.device.type, enabled=False):
+            return self.operation.write(
+                k,
+                val,
+                self.mixture.coefficients(),
+                rows,
+                normalize=self.config.normalize_routing,
+                strength=strength,
+            )
+
+    def found(self, q: Tensor, memory: Tensor, mass: Tensor, rows: Rows) -> Tensor:
+        """See `gma.model.ops.chunked.read`."""
+        with torch.autocast(q.device.type, enabled=False):
+            return self.operation.read(
+                q, memory, mass, self.mixture.coefficients(), rows, **self.settings
+            )
+
+
+class ForgettingMixer(Mixer):
+    """Gaussian Mixture Attention that forgets.
+
+    Each token says how much of the past its heads keep, how much it writes, and how much of what
+    it reads, normalised head by head, goes on.
+    """
+
+    lasting = LASTING
+
+    def __init__(self, config: ModelConfig) -> None:
+        heads = config.heads
+        read, forgetting = heads * config.value_dim, max(heads - self.lasting, 0)
+        super().__init__(config, others=read + heads + forgetting)
+        self.parts = [sum(self.widths), read, heads, forgetting]
+        self.write_bias = nn.Parameter(torch.zeros(heads))
+        least, most = map(math.log, HALF_LIVES)
+        rates = math.log(2.0) / torch.linspace(least, most, forgetting).exp()
+        # softplus(x) = y  <=>  x = log(exp(y) - 1)
+        self.keep_bias = nn.Parameter(rates.expm1().log())
+
+    def causal(
+        self, x: Tensor, memory: Tensor, mass: Tensor, rows: Rows
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """See `Mixer.causal`."""
+        (q, k, val), open_, gates = self.routed(x)
+        with torch.autocast(x.device.type, enabled=False):
+            out, memory, mass = self.operation.forgetting(
+                q, k, val, memory, mass, self.mixture.coefficients(), gates, rows, **self.settings
+            )
+        return self.update(out, open_), memory, mass
+
+    def write(self, x: Tensor, rows: Rows) -> tuple[Tensor, Tensor]:
+        """See `Mixer.write`: a memory that is read only once it is finished forgets nothing."""
+        (_, k, val), _, gates = self.routed(x)
+        return self.written(k, val, rows, gates.strength)
+
+    def read(self, x: Tensor, memory: Tensor, mass: Tensor, rows: Rows) -> Tensor:
+        """See `Mixer.read`."""
+        (q, _, _), open_, _ = self.routed(x)
+        return self.update(self.found(q, memory, mass, rows), open_)
+
+    def routed(self, x: Tensor) -> tuple[tuple[Tensor, Tensor, Tensor], Tensor, Gates]:
+        """Project x (R, C, W): q, k and val, the output's gate (R, C, H * v), and the memory's."""
+        routed, open_, strength, keep = self.project(self.norm(x)).split(self.parts, dim=-1)
+        gates = Gates(self.log_keep(keep), torch.sigmoid(_wide(strength) + self.write_bias))
+        return self.parted(routed), torch.sigmoid(open_), gates
+
+    def log_keep(self, keep: Tensor) -> Tensor:
+        """Return the logarithm of what heads keep, (R, C, H), of what is projected for those that
+        forget, (R, C, H - lasting)."""
+        rates = functional.softplus(_wide(keep) + self.keep_bias).clamp_max(MOST_FORGOTTEN)
+        return functional.pad(-rates, (self.config.heads - rates.shape[-1], 0))
+
+    def update(self, out: Tensor, open_: Tensor) -> Tensor:
+        """Take the heads' outputs (R, C, H, v), through their gate (R, C, H * v), to an update."""
+        normal = functional.rms_norm(_wide(out), out.shape[-1:], eps=1e-6)
+        update: Tensor = self.out(normal.flatten(2).to(open_.dtype) * open_)
+        return update
+
+
+def _wide(x: Tensor) -> Tensor:
+    """x in at least float32."""
+    return x.to(torch.promote_types(x.dtype, torch.float32))
