@@ -99,7 +99,7 @@ class Mixer(nn.Module):
     def parted(self, routed: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Part what is projected to q and k (R, C, H, r) and val (R, C, H, v)."""
         parts = torch.split(routed, self.widths, dim=-1)
-        q, k, val = (part.unflatten(-1, (self.config.heads, -1)) for part in parts)
+        q, k, val = (part.view(*part.shape[:-1], self.config.heads, -1) for part in parts)
         return q, k, val
 
     def written(

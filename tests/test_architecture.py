@@ -67,6 +67,7 @@ ORDER: dict[str, tuple[set[str], ...]] = {
         {"weights", "fused"},
         {"classifier"},
         {"layers"},
+        {"mixers"},
         {"state", "tokenizer", "grid"},
         {"ops"},
         {"config"},

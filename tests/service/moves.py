@@ -110,8 +110,8 @@ def main() -> None:
             asyncio.run(follow(way, Path(folder)))
         finally:
             sys.setprofile(None)
-    print("\n".join(way.files))
-    print(f"{len(way.files) - 1} moves in {len(set(way.files))} files")
+    sys.stdout.write("\n".join(way.files) + "\n")
+    sys.stdout.write(f"{len(way.files) - 1} moves in {len(set(way.files))} files\n")
 
 
 if __name__ == "__main__":
