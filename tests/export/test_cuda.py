@@ -96,19 +96,19 @@ def test_mixture(chunk: int, dtype: torch.dtype) -> None:
         "EPSILON": 1e-6, "H": H, "K": K, "V": v,
     }  # fmt: skip
     forward.sum_segments[(R * segments * H,)](
-        k, val, *mixture, lengths, sums, gammas, masses, *k.stride()[:3], *val.stride()[:3],
-        C, segments, KEEP=True, **cut,
+        k, val, None, None, *mixture, lengths, sums, None, gammas, masses, *k.stride()[:3],
+        *val.stride()[:3], C, segments, KEEP=True, FORGET=False, **cut,
     )  # fmt: skip
     memory, mass = given["memory"], given["mass"]
     after, mass_after = torch.full_like(memory, torch.nan), torch.full_like(mass, torch.nan)
     scans.prefix[(-(-(v + 1) * K // 64), H, 3)](
-        sums, memory, mass, after, mass_after, first, count, first, fresh, rows.count,
+        sums, None, memory, mass, after, mass_after, first, count, first, fresh, rows.count,
         *memory.stride()[:3], *mass.stride()[:2], *memory.stride()[:3], *mass.stride()[:2],
-        segments, H=H, K=K, V=v, TILE=64, DEPTH=4, FRESH=True, SLOTS=False,
+        segments, H=H, K=K, V=v, TILE=64, DEPTH=4, FRESH=True, SLOTS=False, FORGET=False,
     )  # fmt: skip
     forward.read_segments[(R * segments * H,)](
-        q, gammas, masses, val, *mixture, lengths, sums, out, *q.stride()[:3], *val.stride()[:3],
-        C, segments, 1e-6, **cut,
+        q, gammas, masses, val, None, None, None, *mixture, lengths, sums, out, *q.stride()[:3],
+        *val.stride()[:3], 0, 0, 0, C, segments, 1e-6, FORGET=False, OPEN=False, **cut,
     )  # fmt: skip
     found = {"out": out, "memory_after": after, "mass_after": mass_after}
     for name, x in expected.items():

@@ -74,11 +74,11 @@ class Binary(NamedTuple):
     cubin: bytes
 
 
-PAPER = {"FORGET": False, "times": None, "left": None}
+LASTING: dict[str, Any] = {"FORGET": False, "left": None}
+SUM = {**LASTING, "KEEP": True, "times": None, "decays": None}
+READ = {**LASTING, "grown": None, "open_gate": None, "OPEN": False}
+READ |= dict.fromkeys(("o_row", "o_token", "o_head"), 0)
 """Constants of kernels that forget nothing."""
-
-
-NOT_GATED = {"grown": None, "open_gate": None, "OPEN": False}
 
 
 def mixers(shape: tuple[int, int, int], type_: str) -> Iterator[Kernel]:
@@ -93,11 +93,11 @@ def mixers(shape: tuple[int, int, int], type_: str) -> Iterator[Kernel]:
     for normalize in (True, False):
         constants = {
             **sizes, "R": routing, "BLOCK": cut.block, "STAGES": cut.stages,
-            "NORMALIZE": normalize, **PAPER,
+            "NORMALIZE": normalize,
         }  # fmt: skip
         for name, function, more, registers in (
-            ("sum", forward.sum_segments, {"KEEP": True, "decays": None}, cut.sum_registers),
-            ("read", forward.read_segments, NOT_GATED, cut.read_registers),
+            ("sum", forward.sum_segments, SUM, cut.sum_registers),
+            ("read", forward.read_segments, READ, cut.read_registers),
         ):
             options = {"num_warps": cut.warps}
             if registers and capped:
