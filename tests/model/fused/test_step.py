@@ -212,7 +212,7 @@ def test_any_chunking_beside_any_others_is_the_one_shot(
     check(fitting(conv_kernel=conv_kernel, layers=layers, form=form), chunk)
 
 
-@pytest.mark.parametrize("form", ["paper", "forgetting"])
+@pytest.mark.parametrize("form", ["paper", pytest.param("forgetting", marks=pytest.mark.gpu)])
 def test_long_segments(monkeypatch: pytest.MonkeyPatch, form: str) -> None:
     """Segments of several blocks, one or two a row: few rows of a small model are not cut so."""
     monkeypatch.setattr("gma.model.ops.triton.launch.ENOUGH", 8)

@@ -17,7 +17,13 @@ from tests.interpreting import DEVICE
 
 EPSILON = 1e-6
 
-FORMS = pytest.mark.parametrize("form", ["causal", "forgetting", "write", "strong write", "read"])
+PAPER = ["causal", "write", "read"]
+GATED = ["forgetting", "strong write"]
+ALL_FORMS = pytest.mark.parametrize("form", [*PAPER, *GATED])
+# The gated forms are the same kernels with one factor more, and interpreted slowly.
+FORMS = pytest.mark.parametrize(
+    "form", [*PAPER, *(pytest.param(form, marks=pytest.mark.gpu) for form in GATED)]
+)
 
 
 class Input(NamedTuple):

@@ -20,7 +20,16 @@ pytest.importorskip("triton")
 from gma.model.ops.triton import operators
 from gma.model.ops.triton.launch import Cut
 from tests.interpreting import DEVICE, KERNELS
-from tests.model.ops.triton.inputs import EPSILON, FORMS, Input, gradients, make, outputs, upstream
+from tests.model.ops.triton.inputs import (
+    ALL_FORMS,
+    EPSILON,
+    FORMS,
+    Input,
+    gradients,
+    make,
+    outputs,
+    upstream,
+)
 
 pytestmark = KERNELS
 
@@ -54,7 +63,7 @@ def exact(form: str, x: Input, *, normalize: bool) -> tuple[Tensor, ...]:
 @TOLERANCES
 @pytest.mark.parametrize("normalize", [False, True])
 @pytest.mark.parametrize("tokens", LENGTHS)
-@pytest.mark.parametrize("form", ["causal", "forgetting"])
+@pytest.mark.parametrize("form", ["causal", pytest.param("forgetting", marks=pytest.mark.gpu)])
 def test_operation_is_its_definition(
     form: str,
     tokens: int,
@@ -73,6 +82,14 @@ def test_operation_is_its_definition(
         assert error(mine, definition) <= tolerance
     d_found = upstream(found)
     assert_close(gradients(found, x, d_found), gradients(expected, rounded, d_found), of_gradients)
+
+
+@pytest.mark.usefixtures("_poisoned")
+@TOLERANCES
+def test_forgetting_is_its_definition(
+    dtype: torch.dtype, tolerance: float, of_gradients: float
+) -> None:
+    test_operation_is_its_definition("forgetting", 129, True, dtype, tolerance, of_gradients)
 
 
 def compare(
@@ -114,7 +131,7 @@ def assert_close(found: Input, expected: Input, tolerance: float) -> None:
 
 @pytest.mark.usefixtures("_poisoned")
 @TOLERANCES
-@FORMS
+@ALL_FORMS
 def test_documents_side_by_side(
     form: str, dtype: torch.dtype, tolerance: float, of_gradients: float
 ) -> None:
@@ -245,7 +262,7 @@ def operator_of(form: str) -> str:
     return {"forgetting": "causal", "strong write": "write"}.get(form, form)
 
 
-@FORMS
+@ALL_FORMS
 def test_operator_is_sound(form: str) -> None:
     torch.library.opcheck(getattr(torch.ops.gma, operator_of(form)).default, taken(form))
 
