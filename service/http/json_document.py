@@ -27,14 +27,15 @@ _OTHER_VALUE = re.compile(rb'["\[0-9tfn-]')
 _OPEN = re.compile(rb"\{" + _SPACE)
 _CLOSE = re.compile(_SPACE + rb"\}" + _SPACE)
 _COMMA = re.compile(_SPACE + rb"," + _SPACE)
-_KEY = re.compile(rb'"((?:[^"\\\x00-\x1f]|\\[^\x00-\x1f]){0,%d}+)' % LONGEST_INPUT)
+_KEY = re.compile(rb'"((?:[^"\\\x00-\x1f]|\\[^\x00-\x1f]){0,%d})' % LONGEST_INPUT)
 _COLON = re.compile(rb'"' + _SPACE + rb":" + _SPACE)
 _SCALAR = re.compile(rb"true|false|null|-?[0-9][-+.0-9eE]*+")
 _QUOTE = re.compile(rb'"')
-# As much of a string as there is whole: no escape is cut, nor the two of one character.
+# As much of a string as there is whole: no escape is cut, nor the two of one character. Groups are
+# not possessive: before Python 3.11.5 such a one keeps what it had of an iteration that fails.
 _STRING = re.compile(
     rb'(?:[^"\\\x00-\x1f]++|\\(?:["\\/bfnrt]|u(?:(?![dD][89a-fA-F])[0-9a-fA-F]{4}|'
-    rb"[dD][89abAB][0-9a-fA-F]{2}\\u[dD][c-fC-F][0-9a-fA-F]{2})))*+"
+    rb"[dD][89abAB][0-9a-fA-F]{2}\\u[dD][c-fC-F][0-9a-fA-F]{2})))*"
 )
 _CUT_CHARACTER = re.compile(rb"[\xc0-\xff][\x80-\xbf]*\Z")
 
