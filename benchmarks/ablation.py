@@ -28,7 +28,7 @@ from gma.model.config import DEFAULT_CHECKPOINT, ModelConfig
 from gma.model.layers import Layer
 from gma.model.mixers import ForgettingMixer
 from gma.model.ops.chunked import Rows, in_blocks, normalized, responsibilities, with_ones
-from gma.model.ops.forgetting import MOST_FORGOTTEN, Gates
+from gma.model.ops.forgetting import MOST_FORGOTTEN
 from gma.model.tokenizer import Tokenizer
 from gma.model.training import corpus
 from gma.model.training.config import TrainingConfig
@@ -51,42 +51,69 @@ class Recipe(NamedTuple):
     """Crops that are evaluated, in each of both ways."""
 
 
-class Routed(NamedTuple):
-    """What `ForgettingMixer.routed` returns."""
+class Everything(ForgettingMixer):
+    """The form with what others have beside it: a gate of what is written, and a norm of what is
+    read, head by head."""
 
-    parts: tuple[Tensor, Tensor, Tensor]
-    open: Tensor
-    gates: Gates
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__(config)
+        self.strength = nn.Linear(config.width, config.heads)
+
+    def causal(
+        self, x: Tensor, memory: Tensor, mass: Tensor, rows: Rows
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Of rows that are whole documents.
+
+        A weighted mean of values that counts some more than others is one mean by another: of the
+        values times their strength, by that of the strengths.
+        """
+        (q, k, val), open_, keep = self.routed(x)
+        strength = self.written(x)[..., None].to(val.dtype)
+        size = val.shape[-1]
+        both = functional.pad(torch.cat([strength * val, strength], -1), (0, size - 1))
+        mixture, log_keep = self.mixture.coefficients(), self.log_keep(keep)
+        with torch.autocast(x.device.type, enabled=False):
+            out, _, _ = self.operation.forgetting(
+                q, k, both, functional.pad(memory, (0, size)), mass, mixture, log_keep, rows,
+                **self.settings,
+            )  # fmt: skip
+        out = out[..., :size].float() / (out[..., size : size + 1].float() + 1e-6)
+        return self.update(out, open_), memory, mass
+
+    def written(self, x: Tensor) -> Tensor:
+        """How many times tokens x (R, C, W) are written, (R, C, H)."""
+        return torch.sigmoid(self.strength(self.norm(x)))
+
+    def update(self, out: Tensor, open_: Tensor) -> Tensor:
+        return super().update(functional.rms_norm(out.float(), out.shape[-1:], eps=1e-6), open_)
 
 
-class WithoutForgetting(ForgettingMixer):
+class WithoutForgetting(Everything):
     def log_keep(self, keep: Tensor) -> Tensor:
         return torch.zeros_like(super().log_keep(keep))
 
 
-class WithoutWriteGate(ForgettingMixer):
-    def routed(self, x: Tensor) -> Routed:
-        found = Routed(*super().routed(x))
-        ones = torch.ones_like(found.gates.strength)
-        return found._replace(gates=found.gates._replace(strength=ones))
+class WithoutWriteGate(Everything):
+    def causal(
+        self, x: Tensor, memory: Tensor, mass: Tensor, rows: Rows
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        return ForgettingMixer.causal(self, x, memory, mass, rows)
 
 
-class WithoutOutputGate(ForgettingMixer):
-    def routed(self, x: Tensor) -> Routed:
-        found = Routed(*super().routed(x))
-        return found._replace(open=torch.ones_like(found.open))
-
-
-class WithoutNorm(ForgettingMixer):
+class WithoutOutputGate(Everything):
     def update(self, out: Tensor, open_: Tensor) -> Tensor:
-        update: Tensor = self.out(out.flatten(2).to(open_.dtype) * open_)
-        return update
+        return super().update(out, torch.ones_like(open_))
+
+
+class WithoutNorm(Everything):
+    def update(self, out: Tensor, open_: Tensor) -> Tensor:
+        return ForgettingMixer.update(self, out, open_)
 
 
 def keeping(heads: Callable[[int], int]) -> type[ForgettingMixer]:
-    """The form in which so many of the heads, of which it takes the number, forget nothing."""
+    """Everything, and so many of the heads, of which it takes the number, forget nothing."""
 
-    class Keeping(ForgettingMixer):
+    class Keeping(Everything):
         def __init__(self, config: ModelConfig) -> None:
             self.lasting = heads(config.heads)
             super().__init__(config)
@@ -95,14 +122,14 @@ def keeping(heads: Callable[[int], int]) -> type[ForgettingMixer]:
 
 
 def forgetting_at_most(rate: float) -> type[ForgettingMixer]:
-    class Bounded(ForgettingMixer):
+    class Bounded(Everything):
         def log_keep(self, keep: Tensor) -> Tensor:
             return super().log_keep(keep).clamp_min(-rate)
 
     return Bounded
 
 
-class ByComponent(ForgettingMixer):
+class ByComponent(Everything):
     """Each component of a head forgets at a rate of its own."""
 
     def __init__(self, config: ModelConfig) -> None:
@@ -122,14 +149,15 @@ class ByComponent(ForgettingMixer):
         self, x: Tensor, memory: Tensor, mass: Tensor, rows: Rows
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Of rows that are whole documents."""
-        (q, k, val), open_, gates = self.routed(x)
+        (q, k, val), open_, keep = self.routed(x)
         mixture, normalize = self.mixture.coefficients(), self.config.normalize_routing
+        log_keep, strength = self.log_keep(keep), self.written(x).float()
         with torch.autocast(x.device.type, enabled=False):
             there = rows.valid[:, None, :, None]
-            upto = in_blocks(gates.log_keep.transpose(1, 2).masked_fill(~there, 0.0)).cumsum(-2)
+            upto = in_blocks(log_keep.transpose(1, 2).masked_fill(~there, 0.0)).cumsum(-2)
             gamma_q = in_blocks(responsibilities(q, mixture, normalize=normalize)) * upto.exp()
             gamma_k = responsibilities(k, mixture, normalize=normalize)
-            gamma_k = (gamma_k * gates.strength.transpose(1, 2)[..., None]).masked_fill(~there, 0.0)
+            gamma_k = (gamma_k * strength.transpose(1, 2)[..., None]).masked_fill(~there, 0.0)
             gamma_k = in_blocks(gamma_k) * (-upto).exp()
             values = in_blocks(with_ones(val, gamma_k.dtype))
             sums = gamma_k.transpose(-1, -2) @ values
@@ -144,7 +172,7 @@ class ByComponent(ForgettingMixer):
         return self.update(out.to(x.dtype), open_), memory, mass
 
 
-class Convolved(ForgettingMixer):
+class Convolved(Everything):
     """Queries, keys and values are convolved, of rows that are whole documents."""
 
     def __init__(self, config: ModelConfig) -> None:
@@ -165,26 +193,28 @@ class Variant(NamedTuple):
     """A model: what is changed of the configuration, and its mixers."""
 
     changes: dict[str, Any]
-    mixer: type[ForgettingMixer] | None = ForgettingMixer
+    mixer: type[ForgettingMixer] | None = Everything
 
 
 VARIANTS = {
     "the form of the paper": Variant({"form": "paper"}, None),
-    "the forgetting form": Variant({}),
-    "nothing forgotten": Variant({}, WithoutForgetting),
-    "no write gate": Variant({}, WithoutWriteGate),
-    "no output gate": Variant({}, WithoutOutputGate),
-    "no norm": Variant({}, WithoutNorm),
-    "no convolution": Variant({"conv_kernel": 0}),
-    "queries, keys and values convolved instead": Variant({"conv_kernel": 0}, Convolved),
-    "queries, keys and values convolved as well": Variant({}, Convolved),
-    "every head forgets": Variant({}, keeping(lambda heads: 0)),
-    "half of the heads keep all": Variant({}, keeping(lambda heads: heads // 2)),
-    "decay by component": Variant({}, ByComponent),
-    "half-life of 5.5 tokens at least": Variant({}, forgetting_at_most(1 / 8)),
-    "half-life of 11 tokens at least": Variant({}, forgetting_at_most(1 / 16)),
-    **{f"K {n}": Variant({"num_components": n}) for n in (8, 16, 64, 128)},
+    "the forgetting form": Variant({}, ForgettingMixer),
+    "with norm and write gate": Variant({}),
+    "... nothing forgotten": Variant({}, WithoutForgetting),
+    "... no write gate": Variant({}, WithoutWriteGate),
+    "... no norm": Variant({}, WithoutNorm),
+    "... no output gate": Variant({}, WithoutOutputGate),
+    "... no convolution": Variant({"conv_kernel": 0}),
+    "... queries, keys and values convolved instead": Variant({"conv_kernel": 0}, Convolved),
+    "... queries, keys and values convolved as well": Variant({}, Convolved),
+    "... every head forgets": Variant({}, keeping(lambda heads: 0)),
+    "... half of the heads keep all": Variant({}, keeping(lambda heads: heads // 2)),
+    "... decay by component": Variant({}, ByComponent),
+    "... half-life of 5.5 tokens at least": Variant({}, forgetting_at_most(1 / 8)),
+    "... half-life of 11 tokens at least": Variant({}, forgetting_at_most(1 / 16)),
+    **{f"... K {n}": Variant({"num_components": n}) for n in (8, 16, 64, 128)},
 }
+"""Those with three dots are that with norm and write gate but for one thing."""
 
 
 def build(variant: Variant, tokenizer: Tokenizer, labels: tuple[str, ...]) -> Classifier:
@@ -373,7 +403,7 @@ def main() -> None:
         corpora.append(Crops(Corpus.load(kept), 0.0, device))
     for seed in args.seeds:
         for name in args.only:
-            file = args.out / f"{'-'.join(name.split())}-{seed}.json"
+            file = args.out / f"{'-'.join(name.strip('. ').split())}-{seed}.json"
             if file.exists():
                 continue
             progress(f"{name}, seed {seed}")

@@ -87,7 +87,7 @@ def products(
     inner = config.heads * config.value_dim
     projected = 2 * config.heads * config.routing_dim + inner
     if config.form == "forgetting":
-        projected += inner + -(-2 * config.heads // 16) * 16  # the gates, filled up
+        projected += inner + -(-config.heads // 16) * 16  # the decays, filled up
     shapes = (
         (config.width, projected),
         (inner, config.width),

@@ -222,7 +222,7 @@ CONTENDERS = (
     Contender(OURS, by_rows(fused), OPERATORS, tolerance=1e-2,
               note="`gma.model.ops.triton`"),
     Contender("GMA that forgets, ours", forgetting_rows, OPERATORS, tolerance=1e-2,
-              note="`gma.model.ops.triton`, with decays and write gates, given in float32"),
+              note="`gma.model.ops.triton`, with decays, given in float32"),
     Contender("GMA, PyTorch in chunks", by_rows(chunks), gpu=False, tolerance=1e-2,
               note="`gma.model.ops.chunked`, torch.compile"),
     Contender("GMA, cumulative sum", cumulative, gpu=False, tolerance=1e-2, longest=1 << 18,

@@ -15,7 +15,7 @@ from torch import Tensor
 from benchmarks import definitions
 from gma.model.ops import chunked, reference
 from gma.model.ops.chunked import Coefficients, Rows
-from gma.model.ops.forgetting import MOST_FORGOTTEN, Gates
+from gma.model.ops.forgetting import MOST_FORGOTTEN
 
 EPSILON = 1e-6
 ROW = 1024
@@ -117,22 +117,20 @@ def forgetting_rows(tokens: int, size: Size, device: torch.device) -> Problem:
     shape = *parts[0].shape[:2], size.heads
     rates = torch.logspace(-3.5, -0.8, size.heads, device=device)
     log_keep = -(torch.rand(shape, device=device) * 2 * rates).clamp(max=MOST_FORGOTTEN)
-    gates = Gates(log_keep, torch.rand(shape, device=device))
     mixture = given.mixture
 
     def run() -> tuple[Tensor, ...]:
-        out, memory, mass = causal(*parts, mixture, gates, rows, normalize=True, epsilon=EPSILON)
+        out, memory, mass = causal(*parts, mixture, log_keep, rows, normalize=True, epsilon=EPSILON)
         return out, memory[0], mass[0]
 
     def expected() -> tuple[Tensor, ...]:
         memory, mass = (x[0].double() for x in parts[3:])
-        kept, strength = (x.flatten(0, 1).double() for x in gates)
+        kept = log_keep.flatten(0, 1).double()
         return reference.forgetting(
-            *given.gammas(), given.val[0].double(), kept, strength, memory, mass, epsilon=EPSILON
+            *given.gammas(), given.val[0].double(), kept, memory, mass, epsilon=EPSILON
         )
 
-    grown = (x.view(1, tokens, size.heads) for x in gates)
-    return Problem(run, (*given[:3], *grown), expected)
+    return Problem(run, (*given[:3], log_keep.view(1, tokens, size.heads)), expected)
 
 
 def fused(*args: Any, device: torch.device, **options: Any) -> Any:

@@ -29,7 +29,7 @@ class ModelConfig(BaseModel):
     format_version: Annotated[Literal[1, 2], Field(description="1 has the paper's form alone")] = 2
     form: Annotated[
         Literal["paper", "forgetting"],
-        Field(description="of the mixer: the paper's, or with forgetting, gates and a norm"),
+        Field(description="of the mixer: the paper's, or one that forgets"),
     ] = "paper"
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
     labels: Annotated[tuple[str, ...], Field(min_length=2, strict=False)]

@@ -15,7 +15,7 @@ from torch.nn import functional
 from gma.model.config import ModelConfig
 from gma.model.ops.choice import CHUNKED
 from gma.model.ops.chunked import Coefficients, Rows
-from gma.model.ops.forgetting import MOST_FORGOTTEN, Gates
+from gma.model.ops.forgetting import MOST_FORGOTTEN
 
 INITIAL_VARIANCE = 8.0
 """A component's variance at first: narrow ones collapse to nearly one-hot responsibilities."""
@@ -82,8 +82,10 @@ class Mixer(nn.Module):
 
     def write(self, x: Tensor, rows: Rows) -> tuple[Tensor, Tensor]:
         """Return what rows x (R, C, W) add to memory (D, H, K, v) and mass (D, H, K)."""
-        _, k, val = self.parted(self.project(self.norm(x)))
-        return self.written(k, val, rows)
+        _, k, val = self.parted(self.project(self.norm(x))[..., : sum(self.widths)])
+        mixture, normalize = self.mixture.coefficients(), self.config.normalize_routing
+        with torch.autocast(x.device.type, enabled=False):
+            return self.operation.write(k, val, mixture, rows, normalize=normalize)
 
     def read(self, x: Tensor, memory: Tensor, mass: Tensor, rows: Rows) -> Tensor:
         """Let rows x (R, C, W) read their documents' finished memory: the update (R, C, W)."""
@@ -102,20 +104,6 @@ class Mixer(nn.Module):
         q, k, val = (part.view(*part.shape[:-1], self.config.heads, -1) for part in parts)
         return q, k, val
 
-    def written(
-        self, k: Tensor, val: Tensor, rows: Rows, strength: Tensor | None = None
-    ) -> tuple[Tensor, Tensor]:
-        """See `gma.model.ops.chunked.write`."""
-        with torch.autocast(k.device.type, enabled=False):
-            return self.operation.write(
-                k,
-                val,
-                self.mixture.coefficients(),
-                rows,
-                normalize=self.config.normalize_routing,
-                strength=strength,
-            )
-
     def found(self, q: Tensor, memory: Tensor, mass: Tensor, rows: Rows) -> Tensor:
         """See `gma.model.ops.chunked.read`."""
         with torch.autocast(q.device.type, enabled=False):
@@ -127,18 +115,18 @@ class Mixer(nn.Module):
 class ForgettingMixer(Mixer):
     """Gaussian Mixture Attention that forgets.
 
-    Each token says how much of the past its heads keep, how much it writes, and how much of what
-    it reads, normalised head by head, goes on.
+    Each token says how much of the past its heads keep, and how much of what it reads goes on.
     """
 
     lasting = LASTING
 
     def __init__(self, config: ModelConfig) -> None:
         heads = config.heads
-        read, forgetting = heads * config.value_dim, max(heads - self.lasting, 0)
-        super().__init__(config, others=read + heads + forgetting)
-        self.parts = [sum(self.widths), read, heads, forgetting]
-        self.write_bias = nn.Parameter(torch.zeros(heads))
+        read = heads * config.value_dim
+        # What is read only once it is finished forgets nothing.
+        forgetting = max(heads - self.lasting, 0) if config.causal else 0
+        super().__init__(config, others=read + forgetting)
+        self.parts = [sum(self.widths), read, forgetting]
         least, most = map(math.log, HALF_LIVES)
         rates = math.log(2.0) / torch.linspace(least, most, forgetting).exp()
         # softplus(x) = y  <=>  x = log(exp(y) - 1)
@@ -148,42 +136,33 @@ class ForgettingMixer(Mixer):
         self, x: Tensor, memory: Tensor, mass: Tensor, rows: Rows
     ) -> tuple[Tensor, Tensor, Tensor]:
         """See `Mixer.causal`."""
-        (q, k, val), open_, gates = self.routed(x)
+        (q, k, val), open_, keep = self.routed(x)
+        mixture, log_keep = self.mixture.coefficients(), self.log_keep(keep)
         with torch.autocast(x.device.type, enabled=False):
             out, memory, mass = self.operation.forgetting(
-                q, k, val, memory, mass, self.mixture.coefficients(), gates, rows, **self.settings
+                q, k, val, memory, mass, mixture, log_keep, rows, **self.settings
             )
         return self.update(out, open_), memory, mass
-
-    def write(self, x: Tensor, rows: Rows) -> tuple[Tensor, Tensor]:
-        """See `Mixer.write`: a memory that is read only once it is finished forgets nothing."""
-        (_, k, val), _, gates = self.routed(x)
-        return self.written(k, val, rows, gates.strength)
 
     def read(self, x: Tensor, memory: Tensor, mass: Tensor, rows: Rows) -> Tensor:
         """See `Mixer.read`."""
         (q, _, _), open_, _ = self.routed(x)
         return self.update(self.found(q, memory, mass, rows), open_)
 
-    def routed(self, x: Tensor) -> tuple[tuple[Tensor, Tensor, Tensor], Tensor, Gates]:
-        """Project x (R, C, W): q, k and val, the output's gate (R, C, H * v), and the memory's."""
-        routed, open_, strength, keep = self.project(self.norm(x)).split(self.parts, dim=-1)
-        gates = Gates(self.log_keep(keep), torch.sigmoid(_wide(strength) + self.write_bias))
-        return self.parted(routed), torch.sigmoid(open_), gates
+    def routed(self, x: Tensor) -> tuple[tuple[Tensor, Tensor, Tensor], Tensor, Tensor]:
+        """Project x (R, C, W): q, k and val, the output's gate (R, C, H * v), and of the heads that
+        forget how much they keep (R, C, H - lasting)."""
+        routed, open_, keep = self.project(self.norm(x)).split(self.parts, dim=-1)
+        return self.parted(routed), torch.sigmoid(open_), keep
 
     def log_keep(self, keep: Tensor) -> Tensor:
         """Return the logarithm of what heads keep, (R, C, H), of what is projected for those that
         forget, (R, C, H - lasting)."""
-        rates = functional.softplus(_wide(keep) + self.keep_bias).clamp_max(MOST_FORGOTTEN)
+        wide = keep.to(torch.promote_types(keep.dtype, torch.float32))
+        rates = functional.softplus(wide + self.keep_bias).clamp_max(MOST_FORGOTTEN)
         return functional.pad(-rates, (self.config.heads - rates.shape[-1], 0))
 
     def update(self, out: Tensor, open_: Tensor) -> Tensor:
         """Take the heads' outputs (R, C, H, v), through their gate (R, C, H * v), to an update."""
-        normal = functional.rms_norm(_wide(out), out.shape[-1:], eps=1e-6)
-        update: Tensor = self.out(normal.flatten(2).to(open_.dtype) * open_)
+        update: Tensor = self.out(out.flatten(2).to(open_.dtype) * open_)
         return update
-
-
-def _wide(x: Tensor) -> Tensor:
-    """x in at least float32."""
-    return x.to(torch.promote_types(x.dtype, torch.float32))

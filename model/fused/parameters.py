@@ -43,7 +43,7 @@ class LayerParameters(NamedTuple):
     up: Matrix
     down: Matrix
     mixture: Coefficients
-    gate_bias: tuple[Tensor, Tensor] | None  # (H,) and (H - lasting,) float32, see `tokens.gate`
+    keep_bias: Tensor | None  # (H - lasting,) float32, see `tokens.forget`
     taps: Tensor  # (4, W) bfloat16, times conv_norm
     tail_taps: Tensor  # (4, W) float32, zeros before the convolution's
     conv_norm: Tensor  # (W,) float32
@@ -55,9 +55,7 @@ class LayerParameters(NamedTuple):
         project = mixer.project.weight.float() * mixer.norm.weight.float()
         # Rows of zeros fill up 16 bytes of an output.
         project = functional.pad(project, (0, 0, 0, -len(project) % 16))
-        gate_bias = None
-        if isinstance(mixer, ForgettingMixer):
-            gate_bias = mixer.write_bias.float(), mixer.keep_bias.float()
+        keep_bias = mixer.keep_bias.float() if isinstance(mixer, ForgettingMixer) else None
         up = mlp.up.weight.float() * mlp.norm.weight.float()
         width, device = mixer.config.width, mixer.out.weight.device
         norm, taps = torch.ones(width), torch.zeros(TAPS, width)
@@ -70,7 +68,7 @@ class LayerParameters(NamedTuple):
             out=mixer.out.weight.to(torch.bfloat16),
             up=Matrix.of(up, precision),
             down=Matrix.of(mlp.down.weight.float(), precision),
-            gate_bias=gate_bias,
+            keep_bias=keep_bias,
             mixture=Coefficients(*(x.contiguous() for x in mixer.mixture.coefficients())),
             # As narrow as the rows: a warp then holds both alike.
             taps=(taps * norm).to(torch.bfloat16),

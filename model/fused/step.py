@@ -26,7 +26,7 @@ from gma.model.fused.products import multiply
 from gma.model.fused.tokens import STRIP
 from gma.model.grid import Grid
 from gma.model.ops.forgetting import MOST_FORGOTTEN
-from gma.model.ops.triton.launch import Cut, Kept, Launcher, Shape, Sums, Weights, at_most, launch
+from gma.model.ops.triton.launch import Cut, Kept, Launcher, Shape, Sums, Units, at_most, launch
 from gma.model.state import State
 
 NORM_EPSILON = 1e-6
@@ -106,8 +106,7 @@ class FusedStep:
             buffer(prod(sums.sums_shape[:2])) if self.config.form == "forgetting" else None,
         )
         heads = self.config.heads if self.config.form == "forgetting" else 0
-        self._weights = (
-            buffer(rows, heads, chunk),
+        self._units = (
             buffer(rows, heads, chunk),
             buffer(rows, heads, self._launchers[-1].blocks),
         )
@@ -216,38 +215,36 @@ class FusedStep:
             between.routed, [heads * routing, heads * routing, read, width - own], dim=-1
         )
         q, k, val = (part.view(rows, chunk, heads, -1) for part in tokens_)
-        weights, open_gate = Weights(), None
-        if parameters.gate_bias is not None:
+        units, open_gate = Units(), None
+        if parameters.keep_bias is not None:
             open_gate = others[:, :read].view(rows, chunk, heads, value)
-            weights = self._gate(parameters.gate_bias, inputs, between.routed, own + read)
+            units = self._forget(parameters.keep_bias, inputs, between.routed, own + read)
         mixture, lengths, kept = parameters.mixture, inputs.lengths, self._kept
         state = states.memory[:, index], states.mass[:, index]
         sums = self._sums
-        launcher.sum_segments(k, val, weights, mixture, lengths, sums, kept)
+        launcher.sum_segments(k, val, units, mixture, lengths, sums, kept)
         launcher.prefix(
             sums, state, state, inputs.first_row, inputs.row_count,
             slots=inputs.slots, fresh=inputs.fresh,
         )  # fmt: skip
         launcher.read_segments(
-            q, val, weights, mixture, lengths, sums.sums, kept, between.read,
+            q, val, units, mixture, lengths, sums.sums, kept, between.read,
             epsilon=self.config.epsilon, open_gate=open_gate,
         )  # fmt: skip
 
-    def _gate(
-        self, bias: tuple[Tensor, Tensor], inputs: Inputs, projected: Tensor, first: int
-    ) -> Weights:
-        """Compute the memory's gates of what is projected (N, .), from entry `first` on."""
+    def _forget(self, keep_bias: Tensor, inputs: Inputs, projected: Tensor, first: int) -> Units:
+        """Compute the units of blocks from what is projected (N, .), from entry `first` on."""
         rows, chunk = inputs.tokens.shape
         launcher = self._launchers[rows - 1]
-        weights = Weights(*(x[:rows] for x in self._weights))
+        units = Units(*(x[:rows] for x in self._units))
         launch(
-            tokens.gate, (rows * launcher.blocks,), projected=projected, write_bias=bias[0],
-            keep_bias=bias[1], lengths=inputs.lengths, **weights._asdict(), C=chunk,
-            width=projected.shape[1], most=MOST_FORGOTTEN, AT=first, H=self.config.heads,
-            LASTING=self.config.heads - len(bias[1]), BLOCK=launcher.cut.block,
+            tokens.forget, (rows * launcher.blocks,), projected=projected, keep_bias=keep_bias,
+            lengths=inputs.lengths, **units._asdict(), C=chunk, width=projected.shape[1],
+            most=MOST_FORGOTTEN, AT=first, H=self.config.heads,
+            LASTING=self.config.heads - len(keep_bias), BLOCK=launcher.cut.block,
             HEADS=triton.next_power_of_2(self.config.heads),
         )  # fmt: skip
-        return weights
+        return units
 
     def _pool(self, inputs: Inputs, deep: Tensor, states: State, outputs: Outputs) -> None:
         """Sum the tokens' scores to each row's evidence, and to each document's sums and logits."""

@@ -12,7 +12,7 @@ import triton
 import triton.language as tl
 
 from gma.model.ops.triton.device import INTERPRETED, backwards
-from gma.model.ops.triton.gates import store_weights
+from gma.model.ops.triton.units import store_units
 
 REGISTERS = 200
 """How many a thread of a convolution may have."""
@@ -38,33 +38,30 @@ def embed(tokens, table, x, width, count, WIDTH: tl.constexpr, TOKENS: tl.conste
 
 
 @triton.jit
-def gate(
-    projected, write_bias, keep_bias, lengths, times, grown, left, C, width, most,
+def forget(
+    projected, keep_bias, lengths, grown, left, C, width, most,
     AT: tl.constexpr, H: tl.constexpr, LASTING: tl.constexpr, HEADS: tl.constexpr,
     BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """What `gates.weigh` stores, of what is projected (N, width) from entry AT of a token's on.
+    """What `units.convert` stores, of what is projected (N, width) from entry AT of a token's on.
 
-    There it has the write gates (H), then the rates of the heads that forget, all but the first
-    LASTING. most: the largest rate. HEADS: the power of two from H.
+    There it has the rates of the heads that forget, all but the first LASTING. most: the largest
+    rate. HEADS: the power of two from H.
     """
     blocks = tl.cdiv(C, BLOCK)
     row = (tl.program_id(0) // blocks).to(tl.int64)
     block = tl.program_id(0) % blocks
     token = block * BLOCK + tl.arange(0, BLOCK)
     head = tl.arange(0, HEADS)
-    there = (token < tl.load(lengths + row))[:, None] & (head < H)[None, :]
-    own = projected + (row * C + token)[:, None] * width + AT + head[None, :]
-    strength = tl.load(own, mask=there, other=0.0).to(tl.float32)
-    strength += tl.load(write_bias + head, mask=head < H, other=0.0)[None, :]
-    strength = tl.where(there, tl.sigmoid(strength), 0.0)
     forgets = (head >= LASTING) & (head < H)
-    rate = tl.load(own + H - LASTING, mask=there & forgets[None, :], other=0.0).to(tl.float32)
+    there = (token < tl.load(lengths + row))[:, None] & forgets[None, :]
+    own = projected + (row * C + token)[:, None] * width + AT + head[None, :] - LASTING
+    rate = tl.load(own, mask=there, other=0.0).to(tl.float32)
     rate += tl.load(keep_bias + head - LASTING, mask=forgets, other=0.0)[None, :]
     # softplus, but for rates that are cut anyway
     rate = tl.minimum(tl.log(1.0 + tl.exp(tl.minimum(rate, 20.0))), most)
-    rate = tl.where(there & forgets[None, :], rate, 0.0)
-    store_weights(rate, strength, times, grown, left, row, block, C, H, HEADS, BLOCK)
+    rate = tl.where(there, rate, 0.0)
+    store_units(rate, grown, left, row, block, C, H, HEADS, BLOCK)
 
 
 @triton.jit

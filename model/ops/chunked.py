@@ -87,21 +87,13 @@ def with_ones(val: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 def write(
-    k: Tensor,
-    val: Tensor,
-    mixture: Coefficients,
-    rows: Rows,
-    *,
-    normalize: bool,
-    strength: Tensor | None = None,
+    k: Tensor, val: Tensor, mixture: Coefficients, rows: Rows, *, normalize: bool
 ) -> tuple[Tensor, Tensor]:
     """Return what each document's rows add to its memory (D, H, K, v) and mass (D, H, K).
 
-    k (R, C, H, r), val (R, C, H, v). A token writes strength (R, C, H) times, by default once.
+    k (R, C, H, r), val (R, C, H, v).
     """
     gamma = responsibilities(k, mixture, normalize=normalize)
-    if strength is not None:
-        gamma = gamma * strength.transpose(1, 2)[..., None].to(gamma.dtype)
     gamma = gamma.masked_fill(~rows.valid[:, None, :, None], 0.0)
     sums = gamma.transpose(-1, -2) @ with_ones(val, gamma.dtype)
     total = torch.einsum("dr,rhkv->dhkv", rows.belongs, sums)

@@ -1,8 +1,8 @@
 """Gaussian Mixture Attention that forgets, over the rows of a step, in PyTorch: exact, linear.
 
-A token multiplies what was written before it by a number of its head's, then writes as much as its
-gate says. Numerator and mass decay alike, so an output is still a weighted mean of values, and what
-a row does to a state is still a pair, its decay and its sums, that composes associatively.
+A token multiplies what was written before it by a number of its head's, then writes. Numerator and
+mass decay alike, so an output is still a weighted mean of values, and what a row does to a state is
+still a pair, its decay and its sums, that composes associatively.
 
 Shapes: as in `gma.model.ops.chunked`.
 """
@@ -30,13 +30,6 @@ MOST_FORGOTTEN = 0.25
 of a block stay above 1e-7, so that writes may be divided by them."""
 
 
-class Gates(NamedTuple):
-    """What each token does to the memory beside its write."""
-
-    log_keep: Tensor  # (R, C, H), from -MOST_FORGOTTEN to 0: exp of it is kept of the past
-    strength: Tensor  # (R, C, H): how many times the token is written
-
-
 def causal(
     q: Tensor,
     k: Tensor,
@@ -44,7 +37,7 @@ def causal(
     memory: Tensor,
     mass: Tensor,
     mixture: Coefficients,
-    gates: Gates,
+    log_keep: Tensor,
     rows: Rows,
     *,
     normalize: bool,
@@ -52,15 +45,14 @@ def causal(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Return each token's mean over what it and its document's earlier tokens wrote.
 
-    A write counts for less with every token after it. For shapes see
-    `gma.model.ops.chunked.causal`.
+    log_keep (R, C, H), from -MOST_FORGOTTEN to 0: exp of it is kept of the past. For the other
+    shapes see `gma.model.ops.chunked.causal`.
     """
     there = rows.valid[:, None, :, None]
     gamma_q = in_blocks(responsibilities(q, mixture, normalize=normalize))
     gamma_k = responsibilities(k, mixture, normalize=normalize)
-    strength = gates.strength.transpose(1, 2)[..., None].to(gamma_k.dtype)
-    gamma_k = in_blocks((gamma_k * strength).masked_fill(~there, 0.0))
-    log_keep = gates.log_keep.transpose(1, 2)[..., None].to(gamma_k.dtype)
+    gamma_k = in_blocks(gamma_k.masked_fill(~there, 0.0))
+    log_keep = log_keep.transpose(1, 2)[..., None].to(gamma_k.dtype)
     within = in_blocks(log_keep.masked_fill(~there, 0.0)).cumsum(-2)  # (R, H, blocks, B, 1)
     values = in_blocks(with_ones(val, gamma_k.dtype))
 

@@ -35,7 +35,6 @@ def forgetting(
     gamma_k: Tensor,
     val: Tensor,
     log_keep: Tensor,
-    strength: Tensor,
     memory: Tensor,
     mass: Tensor,
     *,
@@ -43,17 +42,14 @@ def forgetting(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Let every token read what it and the tokens before it wrote and later ones did not forget.
 
-    gammas (N, H, K), val (N, H, v), log_keep and strength (N, H): before a token writes, so many
-    times, the memory is multiplied by exp(log_keep). Incoming memory (H, K, v) and mass (H, K)
-    -> out (N, H, v) and the memory and mass after the last token.
+    gammas (N, H, K), val (N, H, v), log_keep (N, H): the memory is multiplied by exp(log_keep)
+    before a token writes. Incoming memory (H, K, v) and mass (H, K) -> out (N, H, v) and the memory
+    and mass after the last token.
     """
     out = []
-    for reads, writes, value, kept, times in zip(
-        gamma_q, gamma_k, val, log_keep.exp(), strength, strict=True
-    ):
-        written = times[:, None] * writes
-        memory = kept[:, None, None] * memory + written[..., None] * value[:, None]
-        mass = kept[:, None] * mass + written
+    for reads, writes, value, kept in zip(gamma_q, gamma_k, val, log_keep.exp(), strict=True):
+        memory = kept[:, None, None] * memory + writes[..., None] * value[:, None]
+        mass = kept[:, None] * mass + writes
         read = torch.einsum("hk,hkv->hv", reads, memory)
         out.append(read / (torch.einsum("hk,hk->h", reads, mass) + epsilon)[:, None])
     return torch.stack(out), memory, mass

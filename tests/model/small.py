@@ -76,11 +76,10 @@ def by_hand(classifier: Classifier, tokens: Tensor, state: State) -> ByHand:
         routed, *others = mixer.project(mixer.norm(x)).split(
             [sum(mixer.widths), mixer.project.out_features - sum(mixer.widths)], -1
         )
-        strength, log_keep = x.new_ones(len(x), config.heads), x.new_zeros(len(x), config.heads)
+        log_keep = x.new_zeros(len(x), config.heads)
         open_ = None
         if isinstance(mixer, ForgettingMixer):
-            open_, strength, keep = others[0].split(mixer.parts[1:], -1)
-            open_, strength = open_.sigmoid(), (strength + mixer.write_bias).sigmoid()
+            open_, keep = others[0].split(mixer.parts[1:], -1)
             rates = torch.log1p((keep + mixer.keep_bias).exp()).clamp(max=0.25)
             log_keep[:, config.heads - rates.shape[1] :] = -rates
         q, k, val = (
@@ -97,18 +96,15 @@ def by_hand(classifier: Classifier, tokens: Tensor, state: State) -> ByHand:
                 gamma_k,
                 val,
                 log_keep,
-                strength,
                 state.memory[0, index],
                 state.mass[0, index],
                 epsilon=config.epsilon,
             )
         else:
-            gamma_k = gamma_k * strength[..., None]
             out = reference.bidirectional(gamma_q, gamma_k, val, epsilon=config.epsilon)
             memory, mass = torch.einsum("nhk,nhv->hkv", gamma_k, val), gamma_k.sum(0)
         if open_ is not None:
-            out = out / (out.square().mean(-1, keepdim=True) + 1e-6).sqrt()
-            out = out * open_.unflatten(-1, (config.heads, -1))
+            out = out * open_.sigmoid().unflatten(-1, (config.heads, -1))
         x = x + mixer.out(out.flatten(1))
         x = x + layer.mlp(x)
         memories.append(memory)

@@ -9,7 +9,6 @@ import torch
 from torch import Tensor
 
 from gma.model.ops.chunked import Coefficients
-from gma.model.ops.forgetting import Gates
 from gma.model.ops.triton.device import INTERPRETED as INTERPRETED_CONSTANT
 from gma.model.ops.triton.limits import MIXTURE, SIZES
 
@@ -22,7 +21,6 @@ SHAPES = {
     "k": "RCHr",
     "val": "RCHv",
     "log_keep": "RCH",
-    "strength": "RCH",
     "memory": "DHKv",
     "mass": "DHK",
     "linear": "HKr",
@@ -36,9 +34,10 @@ SHAPES = {
 """The dimensions of each tensor, in the letters of this file's head."""
 
 
-def check(mixture: Coefficients, gates: Gates | None, **others: Tensor) -> None:
+def check(mixture: Coefficients, **others: Tensor | None) -> None:
     """Raise ValueError for what the kernels can't take."""
-    tensors = others | mixture._asdict() | (gates._asdict() if gates else {})
+    given = {name: x for name, x in others.items() if x is not None}
+    tensors = given | mixture._asdict()
     sizes: dict[str, int] = {}
     for name, x in tensors.items():
         expected = [sizes.setdefault(*pair) for pair in zip(SHAPES[name], x.shape, strict=False)]
@@ -52,9 +51,9 @@ def check(mixture: Coefficients, gates: Gates | None, **others: Tensor) -> None:
         raise ValueError(f"q, k and val must be of one dtype of {DTYPES}")
     if dtype == torch.float32 and sizes["r"] * sizes["K"] > MIXTURE:
         raise ValueError(f"in float32 r * K must be at most {MIXTURE}, not {sizes}")
-    wide = {"memory", "mass", *Gates._fields, *Coefficients._fields} & tensors.keys()
+    wide = {"memory", "mass", "log_keep", *Coefficients._fields} & tensors.keys()
     if any(tensors[name].dtype != torch.float32 for name in wide):
-        raise ValueError("memory, mass, gates and mixture must be float32")
+        raise ValueError("memory, mass, log_keep and mixture must be float32")
     if not all(x.is_contiguous() for x in tensors.values() if x.ndim == 1):
         raise ValueError("lengths, document, first and count must be contiguous")
     if any(x.device != device for x in tensors.values()):
@@ -69,18 +68,6 @@ def check(mixture: Coefficients, gates: Gates | None, **others: Tensor) -> None:
 def contiguous(linear: Tensor, quadratic: Tensor, bias: Tensor) -> Coefficients:
     """Return a mixture as kernels take it."""
     return Coefficients(linear.contiguous(), quadratic.contiguous(), bias.contiguous())
-
-
-def dense(log_keep: Tensor | None, strength: Tensor | None) -> Gates | None:
-    """Return gates as kernels take them, if there are any."""
-    if log_keep is None or strength is None:
-        return None
-    return Gates(log_keep.contiguous(), strength.contiguous())
-
-
-def lasting(strength: Tensor | None) -> Gates | None:
-    """Return gates that forget nothing, as kernels take them, if there is a strength."""
-    return None if strength is None else dense(torch.zeros_like(strength), strength)
 
 
 def unit_stride(*tensors: Tensor) -> tuple[Tensor, ...]:

@@ -59,7 +59,7 @@ def _of_scores(gamma, gradient):
 
 @triton.jit
 def query_gradients(
-    q, k, val, times, grown, left, linear, quadratic, bias, lengths, document, states, d_out,
+    q, k, val, grown, left, linear, quadratic, bias, lengths, document, states, d_out,
     d_scores, inverse, pull, sums,
     q_row, q_token, q_head, k_row, k_token, k_head, v_row, v_token, v_head, C, segments, epsilon,
     H: tl.constexpr, R: tl.constexpr, K: tl.constexpr, V: tl.constexpr,
@@ -72,7 +72,7 @@ def query_gradients(
     Causal: the states are those before the segments, and keys and values of the segment add to
     them. Otherwise they are the documents', and k and val are None. What stands where no token
     is stays as it was, but the sums of every segment are written. With FORGET, 1 / d and pull are
-    in a block's own units, see `gates.weigh`.
+    in a block's own units, see `units.convert`.
     """
     head, row, first, here, _ = locate(tl.program_id(0), lengths, segments, C, SEGMENT, H)
     token = tl.arange(0, BLOCK)
@@ -103,7 +103,7 @@ def query_gradients(
         d_out += at * V
         d_scores += at * K
         if FORGET:
-            gates_at = (row * H + head) * C + first + token
+            units_at = (row * H + head) * C + first + token
             lefts = left + (row * H + head) * tl.cdiv(C, BLOCK) + first // BLOCK
         kept = 1.0
         out_at = token[:, None] * (H * V) + value[None, :]
@@ -117,7 +117,8 @@ def query_gradients(
             read = _factor(reading, queries)
             weight = tl.sum(read.to(tl.float32) * mass[None, :], 1)
             if FORGET:
-                weight += epsilon * tl.load(grown + gates_at, mask=there, other=1.0)
+                units = tl.load(grown + units_at, mask=there, other=1.0)
+                weight += epsilon * units
             else:
                 weight += epsilon
             if CAUSAL:
@@ -125,7 +126,7 @@ def query_gradients(
                 values = _factor(tl.load(val + v_at, mask=there[:, None], other=0.0), queries)
                 writing = _responsibilities(keys, A, B, b, there, NORMALIZE, EPSILON)
                 if FORGET:
-                    writing *= tl.load(times + gates_at, mask=there, other=0.0)[:, None]
+                    writing *= units[:, None]
                 written = _factor(writing, queries)
                 affinity = tl.where(earlier, dot(read, tl.trans(written)), 0.0)
                 weight += tl.sum(affinity, 1)
@@ -154,7 +155,7 @@ def query_gradients(
                 memory *= share
                 mass *= share
                 kept *= share
-                gates_at += BLOCK
+                units_at += BLOCK
                 lefts += 1
             else:
                 d_memory = dot(tl.trans(d_read), read, d_memory)
@@ -175,8 +176,8 @@ def query_gradients(
 
 @triton.jit
 def key_gradients(
-    q, k, val, times, grown, left, linear, quadratic, bias, lengths, document, d_states, d_out,
-    inverse, pull, d_scores, d_val, d_upto, d_strength,
+    q, k, val, grown, left, linear, quadratic, bias, lengths, document, d_states, d_out,
+    inverse, pull, d_scores, d_val, d_upto,
     q_row, q_token, q_head, k_row, k_token, k_head, v_row, v_token, v_head, C, segments, epsilon,
     H: tl.constexpr, R: tl.constexpr, K: tl.constexpr, V: tl.constexpr,
     SEGMENT: tl.constexpr, BLOCK: tl.constexpr,
@@ -187,9 +188,8 @@ def key_gradients(
 
     Causal: the state gradients are those after the segments, and the segment's queries add to them.
     Otherwise they are the documents', and q, d_out, inverse and pull are None. Values where no
-    token is get zeros; scores there stay as they were. With FORGET also those of strength, and of
-    the logarithms of what is kept from the document's beginning to each token, d_upto, both
-    (R, H, C).
+    token is get zeros; scores there stay as they were. With FORGET also those of the logarithms of
+    what is kept from the document's beginning to each token, d_upto (R, H, C).
     """
     head, row, first, here, width = locate(tl.program_id(0), lengths, segments, C, SEGMENT, H)
     token = tl.arange(0, BLOCK)
@@ -220,7 +220,7 @@ def key_gradients(
             pull += at_last
             d_out += at_last * V
         if FORGET:
-            gates_at = (row * H + head) * C + first + last + token
+            units_at = (row * H + head) * C + first + last + token
             lefts = left + (row * H + head) * tl.cdiv(C, BLOCK) + first // BLOCK + blocks - 1
         d_scores += at_last * K
         d_values = d_val + at_last * V
@@ -233,8 +233,8 @@ def key_gradients(
             gamma = _responsibilities(keys, A, B, b, there, NORMALIZE, EPSILON)
             writing = gamma
             if FORGET:
-                weights = tl.load(times + gates_at, mask=there, other=0.0)
-                writing *= weights[:, None]
+                units = tl.load(grown + units_at, mask=there, other=0.0)
+                writing *= units[:, None]
                 share = tl.load(lefts)
                 d_memory *= share
                 d_mass *= share
@@ -262,15 +262,12 @@ def key_gradients(
                 pull -= BLOCK * H
                 d_out -= BLOCK * H * V
             if FORGET:
-                d_times = tl.sum(gamma * d_writing, 1)
-                more = tl.load(grown + gates_at, mask=there, other=0.0)
-                d_at = -weights * d_times
+                d_units = -tl.sum(gamma * d_writing, 1)
                 if CAUSAL:
-                    d_at += epsilon * more * pulled
-                tl.store(d_strength + gates_at, more * d_times, mask=there)
-                tl.store(d_upto + gates_at, d_at, mask=there)
-                d_writing *= weights[:, None]
-                gates_at -= BLOCK
+                    d_units += epsilon * pulled
+                tl.store(d_upto + units_at, units * d_units, mask=there)
+                d_writing *= units[:, None]
+                units_at -= BLOCK
                 lefts -= 1
             scores = _of_scores(gamma, d_writing).to(d_scores.dtype.element_ty)
             tl.store(d_scores + scores_at, scores, mask=there[:, None])

@@ -32,7 +32,7 @@ from gma.model.ops.triton.device import (
 
 @triton.jit
 def _sum_block(
-    keys, values, times, left, gammas, masses, memory, mass, kept, there, linear, quadratic, bias,
+    keys, values, grown, left, gammas, masses, memory, mass, kept, there, linear, quadratic, bias,
     NORMALIZE: tl.constexpr, EPSILON: tl.constexpr, KEEP: tl.constexpr, FORGET: tl.constexpr,
     ALL: tl.constexpr,
 ):  # fmt: skip
@@ -45,7 +45,7 @@ def _sum_block(
     if not ALL:
         inverse = tl.where(there, inverse, 0.0)
     if FORGET:
-        inverse *= one_each(times, there, ALL)
+        inverse *= one_each(grown, there, ALL)
     gamma = (weights * inverse[:, None]).to(val.dtype)
     if KEEP:
         store(gammas, gamma, there, ALL)
@@ -63,7 +63,7 @@ def _sum_block(
 
 @triton.jit
 def sum_segments(
-    k, val, times, left, linear, quadratic, bias, lengths, sums, decays, gammas, masses,
+    k, val, grown, left, linear, quadratic, bias, lengths, sums, decays, gammas, masses,
     k_row, k_token, k_head, v_row, v_token, v_head, C, segments,
     H: tl.constexpr, R: tl.constexpr, K: tl.constexpr, V: tl.constexpr,
     SEGMENT: tl.constexpr, BLOCK: tl.constexpr,
@@ -74,7 +74,7 @@ def sum_segments(
 
     With KEEP also what `read_segments` goes on from: the keys' responsibilities, gammas (R, H, C,
     K) in val's dtype, and the segment's mass before each block, masses (G, H, SEGMENT / BLOCK, K).
-    With FORGET, times and left are those of `gates.weigh`: sums are what is left at the segment's
+    With FORGET, grown and left are those of `units.convert`: sums are what is left at the segment's
     end, decays (G, H) what is left there of what the segment found, and gammas are in a block's own
     units.
     """
@@ -92,20 +92,20 @@ def sum_segments(
     gammas += ((row * H + head) * C + first) * K + token[:, None] * K + component[None, :]
     masses += segment * (SEGMENT // BLOCK) * K + component
     if FORGET:
-        times += (row * H + head) * C + first + token
+        grown += (row * H + head) * C + first + token
         left += (row * H + head) * tl.cdiv(C, BLOCK) + first // BLOCK
     memory = tl.zeros((V, K), tl.float32)
     mass = tl.zeros((K,), tl.float32)
     kept = 1.0
     for _block in tl.range(0, here // BLOCK, num_stages=STAGES):
         memory, mass, kept = _sum_block(
-            k, val, times, left, gammas, masses, memory, mass, kept, token, A, B, b,
+            k, val, grown, left, gammas, masses, memory, mass, kept, token, A, B, b,
             NORMALIZE, EPSILON, KEEP, FORGET, True,
         )  # fmt: skip
         k += BLOCK * k_token
         val += BLOCK * v_token
         if FORGET:
-            times += BLOCK
+            grown += BLOCK
             left += 1
         gammas += BLOCK * K
         masses += K
@@ -114,7 +114,7 @@ def sum_segments(
     for _tail in tl.range(0, tl.cdiv(here % BLOCK, BLOCK)):
         there = token < here % BLOCK
         memory, mass, kept = _sum_block(
-            k, val, times, left, gammas, masses, memory, mass, kept, there, A, B, b,
+            k, val, grown, left, gammas, masses, memory, mass, kept, there, A, B, b,
             NORMALIZE, EPSILON, KEEP, FORGET, False,
         )  # fmt: skip
     sums += segment * (V + 1) * K
@@ -167,9 +167,7 @@ def _read_block(
         inverse = tl.where(there, inverse, 0.0)
     read *= inverse[:, None]
     if OPEN:
-        open_gate = tl.sigmoid(load(open_gates, there, ALL).to(tl.float32))
-        root = tl.rsqrt(tl.sum(read * read, 1) / val.shape[1] + EPSILON)
-        read *= root[:, None] * open_gate
+        read *= tl.sigmoid(load(open_gates, there, ALL).to(tl.float32))
     store(out, read.to(out.dtype.element_ty), inside, ALL)
     memory = dot(tl.trans(val), gamma, memory)
     if FORGET:
@@ -191,8 +189,8 @@ def read_segments(
 ):  # fmt: skip
     """out (R, C, H, v), contiguous: each token's mean over what was written up to it.
 
-    gammas and masses are those that `sum_segments` kept. With OPEN, the means are divided by the
-    root of their mean square and multiplied by the sigmoid of open_gate (R, C, H, v).
+    gammas and masses are those that `sum_segments` kept. With OPEN, the means are multiplied by the
+    sigmoid of open_gate (R, C, H, v).
     """
     head, row, first, here, width = locate(tl.program_id(0), lengths, segments, C, SEGMENT, H)
     token = tl.arange(0, BLOCK)

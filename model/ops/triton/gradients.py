@@ -13,18 +13,15 @@ from torch import Tensor
 from torch.nn import functional
 
 from gma.model.ops.chunked import Coefficients
-from gma.model.ops.forgetting import Gates
 from gma.model.ops.triton import backward, scans
 from gma.model.ops.triton.arguments import (
     compact,
     contiguous,
-    dense,
-    lasting,
     packed,
     unit_stride,
     unpacked,
 )
-from gma.model.ops.triton.launch import ENOUGH, Launcher, Sums, Weights, launch
+from gma.model.ops.triton.launch import ENOUGH, Launcher, Sums, Units, launch
 
 
 @torch.library.custom_op("gma::causal_backward", mutates_args=())
@@ -41,7 +38,6 @@ def causal_backward(
     quadratic: Tensor,
     bias: Tensor,
     log_keep: Tensor | None,
-    strength: Tensor | None,
     lengths: Tensor,
     first: Tensor,
     count: Tensor,
@@ -49,45 +45,45 @@ def causal_backward(
     epsilon: float,
     cut: Sequence[int] | None,
 ) -> list[Tensor]:
-    """Return the gradients of q, k, val, memory, mass, the mixture and the gates.
+    """Return the gradients of q, k, val, memory, mass, the mixture and log_keep.
 
-    Without gates theirs are empty.
+    Without log_keep its is empty.
     """
-    mixture, gates = contiguous(linear, quadratic, bias), dense(log_keep, strength)
+    mixture = contiguous(linear, quadratic, bias)
+    log_keep = None if log_keep is None else log_keep.contiguous()
     q, k, val, memory, mass = unit_stride(q, k, val, memory, mass)
     d_out = d_out.contiguous()
     K, v = memory.shape[2:]
     # Summed again rather than kept from forward until now.
     forward = Launcher.of(q, K, v, normalize, cut)
     before, *after = forward.states_before(
-        k, val, forward.weights(gates, lengths), memory, mass, mixture, lengths, first, count
+        k, val, forward.units(log_keep, lengths), memory, mass, mixture, lengths, first, count
     )
     launcher = _launcher_of(q, K, v, normalize, cut)
-    weights = launcher.weights(gates, lengths)
+    units = launcher.units(log_keep, lengths)
     q_scores, inverse, pull, sums = _query_gradients(
-        launcher, q, k, val, weights, mixture, lengths, None, before.sums, d_out, epsilon
+        launcher, q, k, val, units, mixture, lengths, None, before.sums, d_out, epsilon
     )
     d_states = before._replace(sums=sums)
     d_before = _suffixes(launcher, d_states, packed(d_memory, d_mass), first, count)
-    k_scores, d_val, d_gates = _key_gradients(
-        launcher, q, k, val, weights, mixture, lengths, None, sums, d_out, inverse, pull, epsilon
+    k_scores, d_val, d_upto = _key_gradients(
+        launcher, q, k, val, units, mixture, lengths, None, sums, d_out, inverse, pull, epsilon
     )
     (d_q, d_k), d_mixture = _score_gradients(
         launcher, mixture, lengths, (q, q_scores), (k, k_scores)
     )
     d_memory, d_mass = unpacked(d_before)
-    if gates is not None:
-        d_gates = d_gates._replace(
-            log_keep=_kept_gradients(
-                launcher, d_gates.log_keep, before.sums, packed(*after), sums, lengths, first, count
-            )
+    d_log_keep = d_upto
+    if log_keep is not None:
+        d_log_keep = _kept_gradients(
+            launcher, d_upto, before.sums, packed(*after), sums, lengths, first, count
         )
-    return [d_q, d_k, d_val, d_memory, d_mass, *d_mixture, *d_gates]
+    return [d_q, d_k, d_val, d_memory, d_mass, *d_mixture, d_log_keep]
 
 
 @causal_backward.register_fake
 def _(d_out: Tensor, d_memory: Tensor, d_mass: Tensor, *saved: Any) -> list[Tensor]:
-    return _like(*saved[:10])
+    return _like(*saved[:9])
 
 
 @torch.library.custom_op("gma::write_backward", mutates_args=())
@@ -99,29 +95,27 @@ def write_backward(
     linear: Tensor,
     quadratic: Tensor,
     bias: Tensor,
-    strength: Tensor | None,
     lengths: Tensor,
     document: Tensor,
     normalize: bool,
     cut: Sequence[int] | None,
 ) -> list[Tensor]:
-    """Return the gradients of k, val, the mixture and the strength; without one, its is empty."""
-    mixture, gates = contiguous(linear, quadratic, bias), lasting(strength)
+    """Return the gradients of k, val and the mixture."""
+    mixture = contiguous(linear, quadratic, bias)
     k, val = unit_stride(k, val)
     K, v = d_memory.shape[2:]
     launcher = _launcher_of(k, K, v, normalize, cut)
     d_states = packed(d_memory, d_mass)
-    k_scores, d_val, d_gates = _key_gradients(
-        launcher, None, k, val, launcher.weights(gates, lengths), mixture, lengths, document,
-        d_states, None, None, None, 0.0,
-    )  # fmt: skip
+    k_scores, d_val, _ = _key_gradients(
+        launcher, None, k, val, Units(), mixture, lengths, document, d_states, None, None, None, 0.0
+    )
     (d_k,), d_mixture = _score_gradients(launcher, mixture, lengths, (k, k_scores))
-    return [d_k, d_val, *d_mixture, d_gates.strength]
+    return [d_k, d_val, *d_mixture]
 
 
 @write_backward.register_fake
 def _(d_memory: Tensor, d_mass: Tensor, *saved: Any) -> list[Tensor]:
-    return _like(*saved[:6])
+    return _like(*saved[:5])
 
 
 @torch.library.custom_op("gma::read_backward", mutates_args=())
@@ -148,7 +142,7 @@ def read_backward(
     launcher = _launcher_of(q, K, v, normalize, cut)
     states = packed(memory, mass)
     q_scores, _, _, sums = _query_gradients(
-        launcher, q, None, None, Weights(), mixture, lengths, document, states, d_out.contiguous(),
+        launcher, q, None, None, Units(), mixture, lengths, document, states, d_out.contiguous(),
         epsilon,
     )  # fmt: skip
     d_states = _suffixes(launcher, Sums(sums, None), torch.zeros_like(states), first, count)
@@ -193,7 +187,7 @@ def _query_gradients(
     q: Tensor,
     k: Tensor | None,
     val: Tensor | None,
-    weights: Weights,
+    units: Units,
     mixture: Coefficients,
     lengths: Tensor,
     document: Tensor | None,
@@ -206,10 +200,9 @@ def _query_gradients(
     inverse, pull = q.new_empty((2, *q.shape[:3]), dtype=torch.float32)
     sums = q.new_empty(launcher.sums_shape, dtype=torch.float32)
     launcher.over_segments(
-        backward.query_gradients, q=q, k=k, val=val, **weights._asdict(),
-        FORGET=weights.forget, **mixture._asdict(), lengths=lengths, document=document,
-        states=states, d_out=d_out, d_scores=d_scores, inverse=inverse, pull=pull, sums=sums,
-        epsilon=epsilon, CAUSAL=document is None,
+        backward.query_gradients, q=q, k=k, val=val, **units.arguments, **mixture._asdict(),
+        lengths=lengths, document=document, states=states, d_out=d_out, d_scores=d_scores,
+        inverse=inverse, pull=pull, sums=sums, epsilon=epsilon, CAUSAL=document is None,
     )  # fmt: skip
     return d_scores, inverse, pull, sums
 
@@ -231,7 +224,7 @@ def _key_gradients(
     q: Tensor | None,
     k: Tensor,
     val: Tensor,
-    weights: Weights,
+    units: Units,
     mixture: Coefficients,
     lengths: Tensor,
     document: Tensor | None,
@@ -240,20 +233,20 @@ def _key_gradients(
     inverse: Tensor | None,
     pull: Tensor | None,
     epsilon: float,
-) -> tuple[Tensor, Tensor, Gates]:
+) -> tuple[Tensor, Tensor, Tensor]:
     """Return what `backward.key_gradients` stores; it is causal if there is no document."""
     d_scores = _new_scores(launcher, k)
     d_val = val.new_empty(val.shape)
-    # Zeros where no token is; without gates, empty.
-    shape = (0, 0, 0) if weights.times is None else weights.times.shape
-    d_upto, d_strength = k.new_zeros((2, *shape), dtype=torch.float32).unbind()
+    # Zeros where no token is; if nothing is forgotten, empty.
+    shape = (0, 0, 0) if units.grown is None else units.grown.shape
+    d_upto = k.new_zeros(shape, dtype=torch.float32)
     launcher.over_segments(
-        backward.key_gradients, q=q, k=k, val=val, **weights._asdict(),
-        FORGET=weights.forget, **mixture._asdict(), lengths=lengths, document=document,
-        d_states=d_states, d_out=d_out, inverse=inverse, pull=pull, d_scores=d_scores, d_val=d_val,
-        d_upto=d_upto, d_strength=d_strength, epsilon=epsilon, CAUSAL=document is None,
+        backward.key_gradients, q=q, k=k, val=val, **units.arguments, **mixture._asdict(),
+        lengths=lengths, document=document, d_states=d_states, d_out=d_out, inverse=inverse,
+        pull=pull, d_scores=d_scores, d_val=d_val, d_upto=d_upto, epsilon=epsilon,
+        CAUSAL=document is None,
     )  # fmt: skip
-    return d_scores, d_val, Gates(*(compact(d.mT) for d in (d_upto, d_strength)))
+    return d_scores, d_val, compact(d_upto.mT)
 
 
 def _kept_gradients(

@@ -14,9 +14,8 @@ import triton
 from torch import Tensor
 
 from gma.model.ops.chunked import ROUTING_EPSILON, Coefficients
-from gma.model.ops.forgetting import Gates
 from gma.model.ops.triton import forward, scans
-from gma.model.ops.triton.gates import weigh
+from gma.model.ops.triton.units import convert
 
 ENOUGH = 8 * 132
 """Programs that keep a large device busy."""
@@ -127,17 +126,16 @@ class Sums(NamedTuple):
         return {**self._asdict(), "FORGET": self.decays is not None}
 
 
-class Weights(NamedTuple):
-    """Gates as kernels over blocks take them, see `gates.weigh`: float32, or None for none."""
+class Units(NamedTuple):
+    """What blocks are computed in, see `units.convert`: float32, None if nothing is forgotten."""
 
-    times: Tensor | None = None  # (R, H, C)
     grown: Tensor | None = None  # (R, H, C)
     left: Tensor | None = None  # (R, H, blocks)
 
     @property
-    def forget(self) -> bool:
-        """Whether there are any."""
-        return self.left is not None
+    def arguments(self) -> dict[str, Any]:
+        """Return them as kernels take them."""
+        return {**self._asdict(), "FORGET": self.left is not None}
 
 
 class Launcher(NamedTuple):
@@ -177,23 +175,22 @@ class Launcher(NamedTuple):
         """How many blocks a row has."""
         return -(-self.shape.C // self.cut.block)
 
-    def weights(self, gates: Gates | None, lengths: Tensor) -> Weights:
-        """Return the gates as kernels take them."""
-        if gates is None:
-            return Weights()
+    def units(self, log_keep: Tensor | None, lengths: Tensor) -> Units:
+        """Return the units of blocks whose tokens keep so much, (R, C, H), contiguous."""
+        if log_keep is None:
+            return Units()
         R, C, H, *_ = self.shape
-        times, grown = gates.strength.new_empty((2, R, H, C)).unbind()
-        weights = Weights(times, grown, times.new_empty((R, H, self.blocks)))
+        units = Units(log_keep.new_empty((R, H, C)), log_keep.new_empty((R, H, self.blocks)))
         launch(
-            weigh, (R * self.blocks,), **gates._asdict(), lengths=lengths, **weights._asdict(),
+            convert, (R * self.blocks,), log_keep=log_keep, lengths=lengths, **units._asdict(),
             C=C, H=H, HEADS=triton.next_power_of_2(H), BLOCK=self.cut.block,
         )  # fmt: skip
-        return weights
+        return units
 
-    def new_sums(self, weights: Weights, like: Tensor) -> Sums:
+    def new_sums(self, units: Units, like: Tensor) -> Sums:
         """Make room for the segments' sums, where a tensor is."""
         sums = like.new_empty(self.sums_shape, dtype=torch.float32)
-        return Sums(sums, sums.new_empty(self.sums_shape[:2]) if weights.forget else None)
+        return Sums(sums, None if units.left is None else sums.new_empty(self.sums_shape[:2]))
 
     @property
     def gammas_shape(self) -> tuple[int, int, int, int]:
@@ -239,7 +236,7 @@ class Launcher(NamedTuple):
         self,
         k: Tensor,
         val: Tensor,
-        weights: Weights,
+        units: Units,
         mixture: Coefficients,
         lengths: Tensor,
         sums: Sums,
@@ -248,10 +245,9 @@ class Launcher(NamedTuple):
         """Put what each segment writes into `sums`, what its outputs need of it into `kept`."""
         gammas, masses = kept or (sums.sums, sums.sums)
         self.over_segments(
-            forward.sum_segments, k=k, val=val, times=weights.times, left=weights.left,
-            FORGET=weights.forget, **mixture._asdict(), lengths=lengths, sums=sums.sums,
-            decays=sums.decays, gammas=gammas, masses=masses, KEEP=kept is not None,
-            **at_most(self.cut.sum_registers),
+            forward.sum_segments, k=k, val=val, **units.arguments, **mixture._asdict(),
+            lengths=lengths, sums=sums.sums, decays=sums.decays, gammas=gammas, masses=masses,
+            KEEP=kept is not None, **at_most(self.cut.sum_registers),
         )  # fmt: skip
 
     def prefix(
@@ -283,7 +279,7 @@ class Launcher(NamedTuple):
         self,
         k: Tensor,
         val: Tensor,
-        weights: Weights,
+        units: Units,
         memory: Tensor,
         mass: Tensor,
         mixture: Coefficients,
@@ -293,8 +289,8 @@ class Launcher(NamedTuple):
         kept: Kept | None = None,
     ) -> tuple[Sums, Tensor, Tensor]:
         """Return the states before the segments (G, H, v + 1, K), and memory and mass after all."""
-        sums = self.new_sums(weights, k)
-        self.sum_segments(k, val, weights, mixture, lengths, sums, kept)
+        sums = self.new_sums(units, k)
+        self.sum_segments(k, val, units, mixture, lengths, sums, kept)
         after = memory.new_empty(memory.shape), mass.new_empty(mass.shape)
         self.prefix(sums, (memory, mass), after, first, count)
         return sums, *after
@@ -303,7 +299,7 @@ class Launcher(NamedTuple):
         self,
         q: Tensor,
         val: Tensor,
-        weights: Weights,
+        units: Units,
         mixture: Coefficients,
         lengths: Tensor,
         before: Tensor,
@@ -315,11 +311,10 @@ class Launcher(NamedTuple):
     ) -> None:
         """Put each token's mean into `out` (R, C, H, v), from the states before the segments.
 
-        With open_gate (R, C, H, v) it is normalised, and goes through the gate.
+        With open_gate (R, C, H, v) it goes through the gate.
         """
         self.over_segments(
-            forward.read_segments, q=q, val=val, grown=weights.grown, left=weights.left,
-            FORGET=weights.forget, **mixture._asdict(), lengths=lengths, before=before,
-            **kept._asdict(), out=out, epsilon=epsilon, open_gate=open_gate,
-            OPEN=open_gate is not None, **at_most(self.cut.read_registers),
+            forward.read_segments, q=q, val=val, **units.arguments, **mixture._asdict(),
+            lengths=lengths, before=before, **kept._asdict(), out=out, epsilon=epsilon,
+            open_gate=open_gate, OPEN=open_gate is not None, **at_most(self.cut.read_registers),
         )  # fmt: skip

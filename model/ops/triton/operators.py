@@ -17,17 +17,14 @@ import torch
 from torch import Tensor
 
 from gma.model.ops.chunked import Coefficients, Rows
-from gma.model.ops.forgetting import Gates
 from gma.model.ops.triton import forward, gradients
 from gma.model.ops.triton.arguments import (
     check,
     contiguous,
-    dense,
-    lasting,
     packed,
     unit_stride,
 )
-from gma.model.ops.triton.launch import Cut, Kept, Launcher
+from gma.model.ops.triton.launch import Cut, Kept, Launcher, Units
 
 
 def causal(
@@ -45,7 +42,7 @@ def causal(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """See `gma.model.ops.chunked.causal`. Raises ValueError for what the kernels can't take."""
     out, memory, mass = _causal(
-        q, k, val, memory, mass, *mixture, None, None, rows.lengths, rows.first, rows.count,
+        q, k, val, memory, mass, *mixture, None, rows.lengths, rows.first, rows.count,
         normalize, epsilon, cut,
     )  # fmt: skip
     return out, memory, mass
@@ -58,7 +55,7 @@ def forgetting(
     memory: Tensor,
     mass: Tensor,
     mixture: Coefficients,
-    gates: Gates,
+    log_keep: Tensor,
     rows: Rows,
     *,
     normalize: bool,
@@ -67,7 +64,7 @@ def forgetting(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """See `gma.model.ops.forgetting.causal`. Raises ValueError for what the kernels can't take."""
     out, memory, mass = _causal(
-        q, k, val, memory, mass, *mixture, *gates, rows.lengths, rows.first, rows.count,
+        q, k, val, memory, mass, *mixture, log_keep, rows.lengths, rows.first, rows.count,
         normalize, epsilon, cut,
     )  # fmt: skip
     return out, memory, mass
@@ -80,13 +77,12 @@ def write(
     rows: Rows,
     *,
     normalize: bool,
-    strength: Tensor | None = None,
     cut: Cut | None = None,
 ) -> tuple[Tensor, Tensor]:
     """See `gma.model.ops.chunked.write`. Raises ValueError for what the kernels can't take."""
     memory, mass = _write(
-        k, val, *mixture, strength, rows.lengths, rows.document, rows.first, rows.count,
-        normalize, cut,
+        k, val, *mixture, rows.lengths, rows.document, rows.first, rows.count, normalize, cut
+
     )  # fmt: skip
     return memory, mass
 
@@ -121,7 +117,6 @@ def _causal(
     quadratic: Tensor,
     bias: Tensor,
     log_keep: Tensor | None,
-    strength: Tensor | None,
     lengths: Tensor,
     first: Tensor,
     count: Tensor,
@@ -129,25 +124,24 @@ def _causal(
     epsilon: float,
     cut: Sequence[int] | None,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    mixture, gates = contiguous(linear, quadratic, bias), dense(log_keep, strength)
+    mixture = contiguous(linear, quadratic, bias)
     check(
-        mixture, gates, q=q, k=k, val=val, memory=memory, mass=mass,
+        mixture, q=q, k=k, val=val, log_keep=log_keep, memory=memory, mass=mass,
         lengths=lengths, first=first, count=count,
     )  # fmt: skip
+    log_keep = None if log_keep is None else log_keep.contiguous()
     q, k, val, memory, mass = unit_stride(q, k, val, memory, mass)
     launcher = Launcher.of(q, bias.shape[1], val.shape[3], normalize, cut)
     kept = Kept(
         gammas=val.new_empty(launcher.gammas_shape),
         masses=val.new_empty(launcher.masses_shape, dtype=torch.float32),
     )
-    weights = launcher.weights(gates, lengths)
+    units = launcher.units(log_keep, lengths)
     before, memory, mass = launcher.states_before(
-        k, val, weights, memory, mass, mixture, lengths, first, count, kept
+        k, val, units, memory, mass, mixture, lengths, first, count, kept
     )
     out = val.new_empty(val.shape)
-    launcher.read_segments(
-        q, val, weights, mixture, lengths, before.sums, kept, out, epsilon=epsilon
-    )
+    launcher.read_segments(q, val, units, mixture, lengths, before.sums, kept, out, epsilon=epsilon)
     return out, memory, mass
 
 
@@ -165,7 +159,6 @@ def _write(
     linear: Tensor,
     quadratic: Tensor,
     bias: Tensor,
-    strength: Tensor | None,
     lengths: Tensor,
     document: Tensor,
     first: Tensor,
@@ -173,17 +166,15 @@ def _write(
     normalize: bool,
     cut: Sequence[int] | None,
 ) -> tuple[Tensor, Tensor]:
-    mixture, gates = contiguous(linear, quadratic, bias), lasting(strength)
-    check(
-        mixture, gates, k=k, val=val, lengths=lengths, document=document, first=first, count=count
-    )
+    mixture = contiguous(linear, quadratic, bias)
+    check(mixture, k=k, val=val, lengths=lengths, document=document, first=first, count=count)
     k, val = unit_stride(k, val)
     D, (H, K), v = len(first), bias.shape, val.shape[3]
     launcher = Launcher.of(k, K, v, normalize, cut)
     nothing = k.new_zeros(max(K, v), dtype=torch.float32)
     memory, mass = nothing[:v].expand(D, H, K, v), nothing[:K].expand(D, H, K)
     _, memory, mass = launcher.states_before(
-        k, val, launcher.weights(gates, lengths), memory, mass, mixture, lengths, first, count
+        k, val, Units(), memory, mass, mixture, lengths, first, count
     )
     return memory, mass
 
@@ -195,7 +186,6 @@ def _(
     linear: Tensor,
     quadratic: Tensor,
     bias: Tensor,
-    strength: Tensor | None,
     lengths: Tensor,
     document: Tensor,
     first: Tensor,
@@ -223,7 +213,7 @@ def _read(
 ) -> Tensor:
     mixture = contiguous(linear, quadratic, bias)
     check(
-        mixture, None, q=q, memory=memory, mass=mass,
+        mixture, q=q, memory=memory, mass=mass,
         lengths=lengths, document=document, first=first, count=count,
     )  # fmt: skip
     (q,) = unit_stride(q)
@@ -242,13 +232,13 @@ def _(q: Tensor, memory: Tensor, *_: object) -> Tensor:
 
 
 def _save_causal(ctx: Any, inputs: tuple[Any, ...], output: object) -> None:
-    ctx.save_for_backward(*inputs[:13])
-    ctx.settings = inputs[13:]
+    ctx.save_for_backward(*inputs[:12])
+    ctx.settings = inputs[12:]
 
 
 def _save_write(ctx: Any, inputs: tuple[Any, ...], output: object) -> None:
-    ctx.save_for_backward(*inputs[:8])
-    ctx.settings = inputs[10:]
+    ctx.save_for_backward(*inputs[:7])
+    ctx.settings = inputs[9:]
 
 
 def _save_read(ctx: Any, inputs: tuple[Any, ...], output: object) -> None:
@@ -268,6 +258,6 @@ def _backward_of(operator: Any, inputs: int) -> Callable[..., tuple[Tensor | Non
     return backward
 
 
-_causal.register_autograd(_backward_of(gradients.causal_backward, 16), setup_context=_save_causal)
-_write.register_autograd(_backward_of(gradients.write_backward, 12), setup_context=_save_write)
+_causal.register_autograd(_backward_of(gradients.causal_backward, 15), setup_context=_save_causal)
+_write.register_autograd(_backward_of(gradients.write_backward, 11), setup_context=_save_write)
 _read.register_autograd(_backward_of(gradients.read_backward, 13), setup_context=_save_read)

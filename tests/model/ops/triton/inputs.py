@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from gma.model.ops.chunked import Coefficients, Rows
-from gma.model.ops.forgetting import MOST_FORGOTTEN, Gates
+from gma.model.ops.forgetting import MOST_FORGOTTEN
 
 pytest.importorskip("triton")
 
@@ -18,12 +18,9 @@ from tests.interpreting import DEVICE
 EPSILON = 1e-6
 
 PAPER = ["causal", "write", "read"]
-GATED = ["forgetting", "strong write"]
-ALL_FORMS = pytest.mark.parametrize("form", [*PAPER, *GATED])
-# The gated forms are the same kernels with one factor more, and interpreted slowly.
-FORMS = pytest.mark.parametrize(
-    "form", [*PAPER, *(pytest.param(form, marks=pytest.mark.gpu) for form in GATED)]
-)
+ALL_FORMS = pytest.mark.parametrize("form", [*PAPER, "forgetting"])
+# Forgetting is the same kernels with one factor more, and interpreted slowly.
+FORMS = pytest.mark.parametrize("form", [*PAPER, pytest.param("forgetting", marks=pytest.mark.gpu)])
 
 
 class Input(NamedTuple):
@@ -38,7 +35,6 @@ class Input(NamedTuple):
     memory: Tensor  # (D, H, K, v)
     mass: Tensor  # (D, H, K)
     log_keep: Tensor  # (R, C, H)
-    strength: Tensor
 
     def to(self, dtype: torch.dtype) -> Input:
         """Tokens in this dtype; mixture and state in at least float32. Leaves of a new graph."""
@@ -81,7 +77,6 @@ def make(
         mass,
         # Tokens that forget as much as they may, a little, and nothing.
         -(normal(len(lengths), chunk, heads) * 0.2).clamp(0.0, MOST_FORGOTTEN),
-        torch.sigmoid(normal(len(lengths), chunk, heads)),
     )
     return x, Rows(*(part.to(DEVICE) for part in rows))
 
@@ -97,14 +92,11 @@ def outputs(
     if form == "causal":
         found = ops.causal(x.q, x.k, x.val, *state, mixture, rows, epsilon=EPSILON, **settings)
     elif form == "forgetting":
-        gates = Gates(x.log_keep, x.strength)
         found = ops.forgetting(
-            x.q, x.k, x.val, *state, mixture, gates, rows, epsilon=EPSILON, **settings
+            x.q, x.k, x.val, *state, mixture, x.log_keep, rows, epsilon=EPSILON, **settings
         )
     elif form == "write":
         found = ops.write(x.k, x.val, mixture, rows, **settings)
-    elif form == "strong write":
-        found = ops.write(x.k, x.val, mixture, rows, strength=x.strength, **settings)
     else:
         found = (ops.read(x.q, *state, mixture, rows, epsilon=EPSILON, **settings),)
     return tuple(found)

@@ -54,7 +54,7 @@ def exact(form: str, x: Input, *, normalize: bool) -> tuple[Tensor, ...]:
         found = reference.causal(gamma_q, gamma_k, x.val[0], *state, epsilon=EPSILON)
     else:
         found = reference.forgetting(
-            gamma_q, gamma_k, x.val[0], x.log_keep[0], x.strength[0], *state, epsilon=EPSILON
+            gamma_q, gamma_k, x.val[0], x.log_keep[0], *state, epsilon=EPSILON
         )
     return tuple(y[None] for y in found)
 
@@ -142,7 +142,7 @@ def test_documents_side_by_side(
     def poison(x: Input) -> Input:
         """NaN where no token is."""
         with torch.no_grad():
-            for y in (x.q, x.k, x.val, x.log_keep, x.strength):
+            for y in (x.q, x.k, x.val, x.log_keep):
                 y[~rows.valid] = torch.nan
         return x
 
@@ -242,24 +242,18 @@ def taken(form: str) -> tuple[Any, ...]:
         "write": [x.k, x.val],
         "read": [x.q, x.memory, x.mass],
     }
-    gates: dict[str, list[Tensor | None]] = {
-        "causal": [None, None],
-        "forgetting": [x.log_keep, x.strength],
-        "write": [None],
-        "strong write": [x.strength],
-        "read": [],
-    }
+    kept: dict[str, list[Tensor | None]] = {"causal": [None], "forgetting": [x.log_keep]}
     where = [rows.lengths, rows.document, rows.first, rows.count]
     operator = operator_of(form)
     if operator == "causal":
         del where[1]
     settings = [True] if operator == "write" else [True, EPSILON]
     cut = list(Cut(segment=32, block=16))
-    return (*tokens_and_state[operator], *mixture, *gates[form], *where, *settings, cut)
+    return (*tokens_and_state[operator], *mixture, *kept.get(form, []), *where, *settings, cut)
 
 
 def operator_of(form: str) -> str:
-    return {"forgetting": "causal", "strong write": "write"}.get(form, form)
+    return "causal" if form == "forgetting" else form
 
 
 @ALL_FORMS
@@ -287,7 +281,7 @@ def test_no_second_derivative(form: str) -> None:
     exact, rows = make([20], [0])
     x = exact.to(torch.float32)
     found = outputs(form, operators, x, rows, cut=SMALL)[0]
-    x = x._replace(q=x.k) if "write" in form else x
+    x = x._replace(q=x.k) if form == "write" else x
     (d_q,) = torch.autograd.grad(found.square().sum(), x.q, create_graph=True)
     with pytest.raises(RuntimeError, match="once"):
         torch.autograd.grad(d_q.sum(), x.q)
