@@ -66,8 +66,12 @@ def _exported(folder: Path) -> ModelConfig:
 def _checkpoint(checkpoint: Path) -> ModelConfig:
     file = checkpoint / "config.json"
     try:
-        return ModelConfig.model_validate_json(file.read_bytes())
+        config = ModelConfig.model_validate_json(file.read_bytes())
     except OSError as error:
         raise ValueError(f"{checkpoint} is not a checkpoint: {file}: {error.strerror}") from error
     except ValidationError as error:
         raise ValueError(f"{file}: {problems(error)}") from error
+    for name in ("model.safetensors", "tokenizer.json"):
+        if not (checkpoint / name).is_file():
+            raise ValueError(f"{checkpoint} is not a checkpoint: it has no {name}")
+    return config

@@ -182,6 +182,13 @@ class Settings(BaseSettings):
             self.grid(on_gpu=self.device == "cuda")
         return self
 
+    def check_device(self, *, on_gpu: bool) -> None:
+        """Raises ValueError for what such a device does not allow."""
+        if self.backend == "torch":
+            if not on_gpu and self.dtype not in ("auto", "float32"):
+                raise ValueError(f"GMA_DTYPE={self.dtype} needs a GPU: on the CPU it is float32")
+            self.grid(on_gpu=on_gpu)
+
     def grid(self, *, on_gpu: bool, fixed_chunk: int | None = None) -> tuple[int, int]:
         """Rows and tokens a row of the full step on such a device.
 

@@ -9,12 +9,14 @@ from __future__ import annotations
 import asyncio
 import os
 from collections.abc import Coroutine
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gma.service.app import autoscaling, process
 from gma.service.app.start import StartError, cannot_listen, check
 from gma.service.cores import cores
+from gma.service.errors import NotReady
 from gma.service.model_folder import ModelFolder
 from gma.service.observe import traces
 from gma.service.settings import Settings
@@ -114,8 +116,12 @@ class GatewayReplica:
         return create_app(self._gateway, stamp_ids=False)
 
     async def ready(self) -> None:
-        """Returns once this replica reaches a worker: the first call is slow. Raises NotReady."""
-        await self._gateway.info()
+        """Returns once this replica reaches a worker: the first call is slow, and on part of a core
+        very slow."""
+        while True:
+            with suppress(NotReady):
+                await self._gateway.info()
+                return
 
 
 class ListeningGatewayReplica(GatewayReplica):

@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any, Self
 
 from gma.service.app.deployments import APPLICATION, GATEWAY, build
 from gma.service.app.process import gateway_count
-from gma.service.app.ray import start_ray
-from gma.service.app.run import clear_dead, parent_folder, run_folder
+from gma.service.app.ray import count_gpus, start_ray
+from gma.service.app.run import clear_dead, end_processes, parent_folder, run_folder
 from gma.service.app.start import StartError, cannot_listen, check, in_one_line, reason
 from gma.service.app.stderr import STDERR, shared_stderr
 from gma.service.http.port import bound
@@ -28,6 +28,9 @@ STATUS_S = 0.1
 
 CLEARED_S = 5.0
 """How long what a dead run left may take to let go of its port."""
+
+REACHED_S = 300.0
+"""How long gateways that listen may take to reach a worker that is warm."""
 
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
@@ -66,25 +69,31 @@ def running(settings: Settings) -> Iterator[None]:
 
 def _start(settings: Settings, folder: Path, stack: ExitStack) -> None:
     """Start all of it in a private folder; `stack` is to end it."""
-    stack.enter_context(shared_stderr(folder / STDERR))
-    stack.callback(_stop_ray)
-    start_ray(gateway_count(settings) + settings.workers, folder)
-    from ray import serve
-
-    if settings.metrics_dir:
-        sharing.clear(settings.metrics_dir)
+    gpus = count_gpus()
     paths = {name: value for name, value in settings if isinstance(value, Path)}
+    metrics = (settings.metrics_dir or folder / "metrics").absolute()
     settings = settings.model_copy(
         update={
-            "device": _device(settings),
-            "metrics_dir": folder / "metrics",
+            "device": device_of(settings, gpus),
             # The processes are in another folder.
             **{name: path.absolute() for name, path in paths.items()},
+            "metrics_dir": metrics,
         }
     )
+    _clear_metrics(metrics)
+    stack.enter_context(shared_stderr(folder / STDERR))
+    # Ray leaves some of its processes to end when they notice.
+    stack.callback(end_processes, folder)
+    stack.callback(_stop_ray)
+    start_ray(gateway_count(settings) + settings.workers, gpus, folder)
+    from ray import serve
+
     serve.start(proxy_location="Disabled")
     deploy(settings, folder)
-    _gateways().broadcast("ready").results()
+    try:
+        _gateways().broadcast("ready").results(timeout_s=REACHED_S)
+    except TimeoutError:
+        raise StartError(f"no worker was reached within {REACHED_S:g} s") from None
 
 
 def deploy(settings: Settings, run: Path, *, name: str = APPLICATION) -> None:
@@ -127,16 +136,30 @@ def _stop_ray() -> None:
     ray.shutdown()
 
 
-def _device(settings: Settings) -> str:
-    """Where models are to run: cpu or cuda. Raises StartError with fewer GPUs than workers."""
-    import ray
+def device_of(settings: Settings, gpus: int) -> str:
+    """Where models are to run, cpu or cuda, on a machine with so many GPUs.
 
-    gpus = int(ray.cluster_resources().get("GPU", 0))  # type: ignore[no-untyped-call]
-    if settings.device == "cpu" or (settings.device == "auto" and not gpus):
-        return "cpu"
-    if gpus < settings.workers:
+    Raises StartError with fewer of them than workers, and for settings that are for the other.
+    """
+    on_gpu = settings.device == "cuda" or (settings.device == "auto" and gpus > 0)
+    if on_gpu and gpus < settings.workers:
         raise StartError(f"{settings.workers} workers on cuda need as many GPUs; there are {gpus}")
-    return "cuda"
+    try:
+        settings.check_device(on_gpu=on_gpu)
+    except ValueError as error:
+        raise StartError(str(error)) from error
+    return "cuda" if on_gpu else "cpu"
+
+
+def _clear_metrics(folder: Path) -> None:
+    """Raises StartError if metrics can't be shared there."""
+    try:
+        sharing.prepare(folder)
+    except OSError as error:
+        raise StartError(
+            f"can't keep metrics in {folder}: {error.strerror}. GMA_METRICS_DIR chooses another "
+            "folder"
+        ) from error
 
 
 def _check_port(host: str, port: int, *, patience_s: float) -> None:

@@ -16,6 +16,7 @@ from typing import Any
 
 from gma.service.app.run import MARK, SESSION
 from gma.service.app.start import StartError
+from gma.service.cores import cores
 
 LOOPBACK = "127.0.0.1"
 
@@ -38,6 +39,9 @@ ENVIRONMENT = {
     "RAY_worker_niceness": "0",
     # Processes that Ray starts ahead import, before they are needed, what all of ours need.
     "RAY_preload_python_modules": "ray.serve",
+    # On part of a core, processes that start at the same time take a minute and more to import it.
+    "RAY_worker_register_timeout_seconds": "600",
+    "RAY_agent_register_timeout_ms": "600000",
 }
 
 
@@ -49,8 +53,21 @@ def set_environment() -> None:
     os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
 
 
-def start_ray(processes: int, folder: Path) -> None:
-    """Start Ray, which is to run so many processes of ours, in a private folder.
+def count_gpus() -> int:
+    """The GPUs of this machine that this process may use, as Ray counts them."""
+    set_environment()
+    from ray._private.accelerators import get_accelerator_manager_for_resource
+
+    gpus = get_accelerator_manager_for_resource("GPU")
+    assert gpus  # there is one for each kind of which Ray knows, whether it is there or not
+    found: int = gpus.get_current_node_num_accelerators()
+    visible = gpus.get_current_process_visible_accelerator_ids()
+    return found if visible is None else min(found, len(visible))
+
+
+def start_ray(processes: int, gpus: int, folder: Path) -> None:
+    """Start Ray, which is to run so many processes of ours and has so many GPUs, in a private
+    folder.
 
     Raises StartError, or whatever Ray raises.
     """
@@ -60,8 +77,9 @@ def start_ray(processes: int, folder: Path) -> None:
     session = folder / SESSION
     session.mkdir()
     with ThreadPoolExecutor(1) as apart, _surroundings(folder):
-        # Meanwhile: Ray's start is mostly waiting for its processes.
-        apart.submit(import_module, "ray.serve")
+        if cores() > 1:
+            # Meanwhile: Ray's start is mostly waiting for its processes, 30 s at most.
+            apart.submit(import_module, "ray.serve")
         ray.init(
             address="local",
             _node_ip_address=LOOPBACK,
@@ -69,13 +87,14 @@ def start_ray(processes: int, folder: Path) -> None:
             # As many processes as Ray starts ahead, by default one a core: ours, Serve's controller
             # and one that Ray takes.
             num_cpus=processes + 2,
+            num_gpus=gpus,
             include_dashboard=False,
             object_store_memory=OBJECT_STORE_BYTES,
             logging_level=logging.CRITICAL,
             # Processes of ours have the terminal's own stderr; Ray would fold lines that are alike.
             log_to_driver=False,
         )
-    # Not before it is imported, which sets it.
+    import_module("ray.serve")  # which sets it
     logging.getLogger("ray.serve").setLevel(logging.WARNING)
     if (host := ray.util.get_node_ip_address()) != LOOPBACK:  # type: ignore[no-untyped-call]
         raise StartError(f"Ray listens on {host}: its environment was set too late, or otherwise")

@@ -30,6 +30,17 @@ KINDS = ("counter", "histogram")
 DAMAGED = (struct.error, RuntimeError, UnicodeDecodeError)
 
 
+def prepare(folder: Path) -> None:
+    """Make the folder if need be, and remove all metrics of it: nobody must share any through it.
+
+    Raises OSError if it can't be used.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    with alone(folder):
+        for file in _files(folder):
+            file.unlink()
+
+
 def join(folder: Path) -> None:
     """Share this process's metrics through a folder, which is made if need be.
 
@@ -54,12 +65,6 @@ def alone(folder: Path) -> Iterator[None]:
         yield
     finally:
         os.close(held)
-
-
-def clear(folder: Path) -> None:
-    """Remove all metrics of the folder: nobody must share any through it."""
-    for file in _files(folder):
-        file.unlink()
 
 
 def add_ended(folder: Path) -> None:

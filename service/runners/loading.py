@@ -79,10 +79,9 @@ def torch_runner(classifier: Classifier, settings: Settings) -> Runner:
     Raises ValueError for settings that the device or the model does not allow.
     """
     on_gpu = classifier.embedding.weight.is_cuda
+    settings.check_device(on_gpu=on_gpu)
     rows, chunk = settings.grid(on_gpu=on_gpu)
     if not on_gpu:
-        if settings.dtype not in ("auto", "float32"):
-            raise ValueError(f"GMA_DTYPE={settings.dtype} needs a GPU: on the CPU it is float32")
         return TorchRunner(classifier, slots=settings.slots, rows=rows, chunk=chunk)
     precision = settings.dtype
     if precision == "auto":

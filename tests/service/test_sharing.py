@@ -182,5 +182,5 @@ def test_clearing_leaves_what_is_not_ours(tmp_path: Path) -> None:
     told(tmp_path)
     count(tmp_path, 900_002, 1.0)
     (tmp_path / "notes.db").touch()
-    sharing.clear(tmp_path)
+    sharing.prepare(tmp_path)
     assert {file.name for file in tmp_path.iterdir()} == {"notes.db", "lock"}

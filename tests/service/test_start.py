@@ -19,6 +19,7 @@ import pytest
 
 from gma.service.app import local
 from gma.service.app.ray import LOOPBACK, start_ray
+from gma.service.app.run import MARK
 from gma.service.app.start import StartError, last_exception, reason
 from gma.service.settings import Settings
 from tests.service.asgi import save_checkpoint
@@ -27,6 +28,13 @@ from tests.service.running import free_port
 
 class TestBeforeRay:
     """What stops it before Ray is started."""
+
+    @pytest.fixture(autouse=True)
+    def without_ray(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        def start(*_: object) -> None:
+            raise AssertionError("Ray is started")
+
+        monkeypatch.setattr(local, "start_ray", start)
 
     def check(self, message: str, **settings: Any) -> None:
         with pytest.raises(StartError, match=message) as raised:
@@ -49,6 +57,40 @@ class TestBeforeRay:
         self.check("API keys can't be read: ", checkpoint=checkpoint, api_keys_file=file)
         file.touch()
         self.check("has no API keys", checkpoint=checkpoint, api_keys_file=file)
+
+    @pytest.mark.parametrize("name", ["model.safetensors", "tokenizer.json"])
+    def test_with_half_a_checkpoint(self, name: str, tmp_path: Path) -> None:
+        folder = save_checkpoint(tmp_path)
+        (folder / name).unlink()
+        self.check(f"is not a checkpoint: it has no {name}", checkpoint=folder)
+
+    @pytest.mark.parametrize(
+        ("settings", "gpus", "message"),
+        [
+            ({"device": "cuda"}, 0, "1 workers on cuda need as many GPUs; there are 0"),
+            ({"workers": 3}, 2, "3 workers on cuda need as many GPUs; there are 2"),
+            ({"dtype": "fp8"}, 0, "GMA_DTYPE=fp8 needs a GPU"),
+            ({"inbox_tokens": 300}, 1, "GMA_INBOX_TOKENS is less than GMA_CHUNK_TOKENS"),
+        ],
+    )
+    def test_with_settings_for_another_machine(
+        self,
+        settings: dict[str, Any],
+        gpus: int,
+        message: str,
+        checkpoint: Path,
+        monkeypatch: pytest.MonkeyPatch,
+    ) -> None:
+        monkeypatch.setattr(local, "count_gpus", lambda: gpus)
+        self.check(message, checkpoint=checkpoint, port=free_port(), **settings)
+
+    def test_with_metrics_that_cannot_be_kept(self, checkpoint: Path) -> None:
+        self.check(
+            "can't keep metrics in /proc/x: .*GMA_METRICS_DIR chooses",
+            checkpoint=checkpoint,
+            port=free_port(),
+            metrics_dir=Path("/proc/x"),
+        )
 
     def test_with_a_port_that_is_taken(self, checkpoint: Path) -> None:
         with socket.socket() as other:
@@ -153,6 +195,25 @@ def test_whatever_is_raised_at_the_start_is_one_line(
         local.serve_forever(settings)
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="processes are found in /proc")
+def test_an_interrupted_start_leaves_no_process(
+    checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    left: list[subprocess.Popen[bytes]] = []
+
+    def interrupted(processes: int, gpus: int, folder: Path) -> None:
+        left.append(subprocess.Popen(["sleep", "60"], env={**os.environ, MARK: str(folder)}))
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(local, "start_ray", interrupted)
+    settings = Settings.load(checkpoint=checkpoint, port=free_port())
+    with pytest.raises(KeyboardInterrupt), local.running(settings):
+        pass
+    ended = left[0].poll()
+    left[0].kill()
+    assert ended == -signal.SIGKILL
+
+
 class TestWhatRayInherits:
     @pytest.fixture
     def inherited(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
@@ -178,7 +239,7 @@ class TestWhatRayInherits:
         monkeypatch.chdir(tmp_path)
         run = tmp_path / "run"
         run.mkdir()
-        start_ray(3, run)
+        start_ray(3, 0, run)
         assert Path.cwd() == tmp_path
         assert os.environ["RAY_TMPDIR"] == "before"
         return found
@@ -205,7 +266,7 @@ def test_ray_that_others_reach_is_refused(tmp_path: Path, monkeypatch: pytest.Mo
     monkeypatch.setattr(ray, "init", lambda **_: None)
     monkeypatch.setattr(ray.util, "get_node_ip_address", lambda: "10.0.0.7")
     with pytest.raises(StartError, match=r"Ray listens on 10\.0\.0\.7"):
-        start_ray(3, tmp_path)
+        start_ray(3, 0, tmp_path)
 
 
 # What Serve says of a deployment whose constructor raised, with fewer of the frames.
