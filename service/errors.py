@@ -108,13 +108,14 @@ class MethodNotAllowed(ServiceError):
 
     status = 405
 
-    def __init__(self, message: str, allow: str):
-        """`allow`: the methods that the route has."""
-        super().__init__(message, allow)
+    def __init__(self, asked: str, allow: str):
+        """`asked`: the method and the path; `allow`: the methods that the route has."""
+        super().__init__(asked, allow)
+        self.asked = asked
         self.allow = allow
 
     def __str__(self) -> str:
-        return str(self.args[0])
+        return f"there is no {self.asked}: this route takes {self.allow}"
 
     @property
     def headers(self) -> dict[str, str]:
@@ -176,16 +177,9 @@ class Overloaded(ServiceError):
 
 
 class HeadTooLarge(ServiceError):
-    """A request's headers, or its trailers, are larger than the bound."""
+    """A request's headers, its trailers, or what stands before a chunk are more than the bound."""
 
     status = 431
-
-    def __init__(self, limit_bytes: int):
-        super().__init__(limit_bytes)
-        self.limit_bytes = limit_bytes
-
-    def __str__(self) -> str:
-        return f"the request's headers have more than {self.limit_bytes} bytes in all"
 
 
 class StepFailed(ServiceError):

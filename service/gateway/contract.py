@@ -4,14 +4,26 @@ Answers are plain dicts because evidence can hold fifty thousand of them. OpenAP
 both.
 """
 
+import re
 from typing import Annotated, Literal, NotRequired
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic_core import PydanticKnownError
 from typing_extensions import TypedDict  # pydantic needs this one before Python 3.12
 
 from gma.service.link.client import WorkerInfo
 
-Amount = Annotated[int, Field(ge=1, lt=2**31)]
+_DIGITS = re.compile(r"-?(?:0|[1-9][0-9]*)")
+
+
+def _digits(given: object) -> object:
+    """Of the query: pydantic alone takes whatever Python reads as an integer."""
+    if isinstance(given, str) and not _DIGITS.fullmatch(given):
+        raise PydanticKnownError("int_parsing")
+    return given
+
+
+Amount = Annotated[int, Field(ge=1, lt=2**31), BeforeValidator(_digits)]
 
 
 class Options(BaseModel):

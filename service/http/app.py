@@ -23,7 +23,7 @@ from gma.service.http.auth import Authorized
 from gma.service.http.documents import add_documents
 from gma.service.http.keys import Keys
 from gma.service.http.media import shown
-from gma.service.http.middleware import Requests
+from gma.service.http.middleware import Requests, asked
 from gma.service.http.openapi import UNREADY_RESPONSES, Described
 from gma.service.observe import metrics, traces
 
@@ -108,13 +108,13 @@ def add_operations(app: FastAPI, gateway: Gateway) -> None:
 
 async def _no_route(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
-    what = f"{shown(request.method)} {shown(request.url.path)}"
+    what = asked(request.scope)
     if error.status_code == 405:
-        methods = (error.headers or {})["Allow"].replace("GET", "GET, HEAD")
-        allow = f"{methods}, OPTIONS"
+        methods = (error.headers or {})["Allow"]
+        allow = f"{'GET, HEAD' if 'GET' in methods else methods}, OPTIONS"
         if request.method == "OPTIONS":
             return Response(status_code=204, headers={"allow": allow})
-        raise MethodNotAllowed(f"there is no {what}: this route takes {allow}", allow)
+        raise MethodNotAllowed(what, allow)
     raise NotFound(f"there is no {what}: /docs lists what there is")
 
 

@@ -7,10 +7,10 @@ from ipaddress import IPv6Address, IPv6Network, ip_address
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from gma.service.errors import Unauthorized
+from gma.service.errors import MethodNotAllowed, Unauthorized
 from gma.service.gateway.admission import Client
 from gma.service.http.keys import Keys
-from gma.service.http.middleware import PROBES
+from gma.service.http.middleware import PROBES, asked
 from gma.service.settings import Settings
 
 OPEN = {*PROBES, "/", "/docs", "/openapi.json"}
@@ -33,8 +33,11 @@ class Authorized:
         await self._app(scope, receive, send)
 
     def _check(self, scope: Scope) -> None:
-        """Raises Unauthorized. By default a route is closed: a new one must not be forgotten."""
-        if scope["method"] in ("GET", "OPTIONS") and scope["path"] in OPEN:
+        """Raises Unauthorized or MethodNotAllowed. By default a route is closed: a new one must not
+        be forgotten."""
+        if scope["path"] in OPEN:
+            if scope["method"] not in ("GET", "OPTIONS"):
+                raise MethodNotAllowed(asked(scope), "GET, HEAD, OPTIONS")
             return
         given = Headers(scope=scope).getlist("authorization")
         scheme, _, key = given[0].partition(" ") if len(given) == 1 else ("", "", "")

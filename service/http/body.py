@@ -82,13 +82,16 @@ class Body:
         ended = self._ended or time.monotonic()
         return Stage("receive", self._began, ended, ended - self._began)
 
+    async def chunk(self) -> None:
+        """Return when a chunk has come, or all."""
+        while not self._complete and self._admitted.received_bytes < self._first_bytes:
+            await self._more()
+
     async def pieces(self) -> AsyncGenerator[tuple[bytes, bool]]:
         """What has arrived since the last piece, at most PIECE_BYTES, and whether it is the last.
 
-        The first is large enough for a chunk, unless it is all. Only the last can be empty.
+        Only the last can be empty.
         """
-        while not self._complete and self._admitted.received_bytes < self._first_bytes:
-            await self._more()
         ended = False
         while not ended:
             if not self._arrived and not self._complete:
@@ -98,14 +101,6 @@ class Body:
             ended = self._complete and not self._arrived
             if piece or ended:
                 yield piece, ended
-
-    async def whole(self) -> bytes:
-        """All of the body, which is not kept here any longer."""
-        while not self._complete:
-            await self._more()
-        body = b"".join(self._arrived)
-        self._arrived.clear()
-        return body
 
     async def _more(self) -> None:
         self._news.clear()

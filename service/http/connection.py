@@ -7,20 +7,20 @@ import logging
 import os
 import socket
 import struct
-import uuid
 from collections.abc import Callable
 from dataclasses import dataclass
 from http import HTTPStatus
 from typing import Any
 
 import h11
+from starlette.datastructures import Headers
 from uvicorn.config import Config
 from uvicorn.protocols.http.h11_impl import H11Protocol
 from uvicorn.server import ServerState
 
 from gma.service.errors import ServiceError, Stalled
 from gma.service.http.media import JSON, encode
-from gma.service.http.middleware import REQUEST_ID, error_answer
+from gma.service.http.middleware import REQUEST_ID, error_answer, request_id
 from gma.service.http.room import Room
 from gma.service.http.wire import Wire
 from gma.service.observe import metrics
@@ -183,7 +183,7 @@ class Connection(H11Protocol):
 
     def _refuse(self, error: ServiceError) -> None:
         """Answer with an error, unless an answer has begun, and close."""
-        name = uuid.uuid4().hex
+        name = request_id(Headers(raw=self.conn.headers))
         cycle = self.cycle
         if not cycle or cycle.response_complete or not cycle.response_started:
             self._socket.write(refusal(error, name))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import uuid
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import Callable
 from functools import partial
 from typing import Annotated
 
@@ -14,7 +14,7 @@ from starlette.types import Receive, Scope, Send
 
 from gma.service.errors import Validation
 from gma.service.gateway.contract import Answer, ErrorEvent, Options, ResultEvent
-from gma.service.gateway.document import SMALL_BYTES, Document, Listener
+from gma.service.gateway.document import Document, Listener
 from gma.service.gateway.gateway import Gateway
 from gma.service.http.auth import clients_of
 from gma.service.http.body import Body, ClientGone
@@ -129,18 +129,12 @@ class DocumentResponse(Response):
     async def _classify(self, body: Body, record: Record, on_progress: Listener | None) -> Answer:
         pieces = body.pieces()
         if self._document_type == JSON:
-            pieces = await self._text_of(await body.whole())
+            self._options, text = await parsed(pieces, self._options)
+            pieces = text.pieces()
+        else:
+            await body.chunk()
         # Clients may give two requests one id.
         document = Document(self._gateway, f"{record.id}/{uuid.uuid4().hex}", self._options)
         return await document.classify(
             pieces, began=record.began, stages=record.stages, on_progress=on_progress
         )
-
-    async def _text_of(self, body: bytes) -> AsyncGenerator[tuple[bytes, bool]]:
-        """The text of a JSON request in pieces; its options are taken."""
-        reading = partial(parsed, body, self._options)
-        large = len(body) > SMALL_BYTES
-        self._options, text = (
-            await self._gateway.in_thread(reading, large=True) if large else reading()
-        )
-        return text.pieces()

@@ -1,4 +1,4 @@
-"""A document as a JSON object: its options are decoded at once, its text a piece at a time.
+"""A document as a JSON object, read while it comes: what is wrong with it is told at once.
 
 The text is most of a request and may be as long as the limit; as a Python string it could take four
 times its bytes. So the object's few members are found where they lie, and what they hold is decoded
@@ -7,9 +7,11 @@ by msgspec, the text when it is read.
 
 from __future__ import annotations
 
+import asyncio
+import json
 import re
+from collections import deque
 from collections.abc import AsyncGenerator
-from itertools import pairwise
 from typing import Any
 
 import msgspec
@@ -18,19 +20,20 @@ from pydantic import ValidationError
 from gma.model.config import LONGEST_INPUT, problems
 from gma.service.errors import NotJson, NotUtf8, Validation
 from gma.service.gateway.contract import DocumentRequest, Options
-from gma.service.gateway.document import PIECE_BYTES
+from gma.service.gateway.document import PIECE_BYTES, SMALL_BYTES, Pieces
 from gma.service.http.media import shown
 
-_SPACE = rb"[ \t\r\n]*+"
-_BEGIN = re.compile(rb"(?:\xef\xbb\xbf)?+" + _SPACE)  # a byte order mark is let pass
+_SPACE = re.compile(rb"[ \t\r\n]*+")
+_MARK = re.compile(rb"(?:\xef\xbb\xbf)?+")  # a byte order mark is let pass
 _OTHER_VALUE = re.compile(rb'["\[0-9tfn-]')
-_OPEN = re.compile(rb"\{" + _SPACE)
-_CLOSE = re.compile(_SPACE + rb"\}" + _SPACE)
-_COMMA = re.compile(_SPACE + rb"," + _SPACE)
-_KEY = re.compile(rb'"((?:[^"\\\x00-\x1f]|\\[^\x00-\x1f]){0,%d})' % LONGEST_INPUT)
-_COLON = re.compile(rb'"' + _SPACE + rb":" + _SPACE)
-_SCALAR = re.compile(rb"true|false|null|-?[0-9][-+.0-9eE]*+")
+_NESTED = re.compile(rb"[\[{]")
+_OPEN = re.compile(rb"\{")
+_CLOSE = re.compile(rb"\}")
+_COMMA = re.compile(rb",")
+_COLON = re.compile(rb":")
 _QUOTE = re.compile(rb'"')
+_BEGUN = re.compile(rb'"((?:[^"\\\x00-\x1f]|\\[^\x00-\x1f]){0,%d})("?)' % LONGEST_INPUT)
+_SCALAR = re.compile(rb"true|false|null|-?[0-9][-+.0-9eE]{0,%d}" % LONGEST_INPUT)
 # As much of a string as there is whole: no escape is cut, nor the two of one character. Groups are
 # not possessive: before Python 3.11.5 such a one keeps what it had of an iteration that fails.
 _STRING = re.compile(
@@ -39,140 +42,196 @@ _STRING = re.compile(
 )
 _CUT_CHARACTER = re.compile(rb"[\xc0-\xff][\x80-\xbf]*\Z")
 
+AT_ONCE = PIECE_BYTES // 8
+"""Bytes of a string that are looked at before others have their turn: a few milliseconds."""
+
+AHEAD = 12
+"""Bytes behind a place that settle what is there: an escape has up to so many."""
+
 
 class JsonText:
-    """A string within a JSON document, as it was sent."""
+    """A string within a JSON document, as it was sent. It is read once."""
 
-    def __init__(self, body: bytes, cuts: list[int]) -> None:
-        """It is what `body` has from the first of `cuts` to the last, and can be cut at each."""
-        self._body = body
-        self._cuts = cuts
+    def __init__(self) -> None:
+        self._pieces: deque[bytearray] = deque([bytearray()])  # each of whole characters
+
+    def append(self, more: bytes) -> None:
+        """Add what follows, cut between characters, at most PIECE_BYTES."""
+        if len(self._pieces[-1]) + len(more) > PIECE_BYTES:
+            self._pieces.append(bytearray())
+        self._pieces[-1] += more
 
     async def pieces(self) -> AsyncGenerator[tuple[bytes, bool]]:
-        """The text in UTF-8, in pieces of at most PIECE_BYTES, each with whether it is the last.
-
-        Raises NotUtf8.
-        """
-        for start, end in pairwise(self._cuts):
-            piece = self._body[start:end]
-            yield _decoded(piece) if b"\\" in piece else piece, end == self._cuts[-1]
-
-    def beginning(self) -> str:
-        """What a message may repeat of it."""
-        return shown(self._body[self._cuts[0] : self._cuts[-1]][: 2 * LONGEST_INPUT])
+        """The text in UTF-8, in pieces of at most PIECE_BYTES, each with whether it is the last."""
+        while self._pieces:
+            piece = bytes(self._pieces.popleft())
+            yield _decoded(piece) if b"\\" in piece else piece, not self._pieces
 
 
-def parsed(body: bytes, defaults: Options) -> tuple[Options, JsonText]:
-    """The options and the text of a JSON request; what it leaves out of the options is as in
-    `defaults`.
+async def parsed(pieces: Pieces, defaults: Options) -> tuple[Options, JsonText]:
+    """The options and the text of a JSON request that comes in `pieces`; what it leaves out of the
+    options is as in `defaults`.
 
-    Raises NotJson, NotUtf8 or Validation, for the first thing that is wrong.
+    Raises NotJson, NotUtf8 or Validation for the first thing that is wrong, as soon as it has come.
     """
-    members = _Cursor(body).members()
+    members = await _Cursor(pieces).members()
     if "text" not in members:
         raise Validation("text is missing")
     text = members.pop("text")
-    if not isinstance(text, JsonText):
-        raise Validation("text: input should be a valid string")
-    if not members:
-        return defaults, text
-    given = {
-        name: value.beginning() if isinstance(value, JsonText) else value
-        for name, value in members.items()
-    }
-    try:
-        options = defaults.model_dump(exclude_unset=True) | given
-        return Options.model_validate(options, strict=True), text
-    except ValidationError as error:
-        raise Validation(problems(error)) from None
+    return defaults.model_copy(update=members), text
 
 
 class _Cursor:
     """Reads an object from its beginning on, and goes no further than the first wrong thing."""
 
-    def __init__(self, body: bytes) -> None:
-        self._body = body
+    def __init__(self, pieces: Pieces) -> None:
+        self._pieces = pieces
+        self._held = b""  # what has come, but for earlier pieces that were read
         self._at = 0
+        self._before = 0  # bytes that are not held any more
+        self._ended = False
 
-    def members(self) -> dict[str, Any]:
-        """The members of the object that is the whole body; strings are JsonText."""
-        self._take(_BEGIN)
-        if _OTHER_VALUE.match(self._body, self._at):
+    async def members(self) -> dict[str, Any]:
+        """The members of the object that is the whole body: valid options, and JsonText."""
+        await self._take(_MARK)
+        if await self._sees(_OTHER_VALUE):
             raise Validation("input should be an object")
-        self._take(_OPEN)
+        await self._next(_OPEN)
         members: dict[str, Any] = {}
-        while not self._sees(_CLOSE):
+        while not await self._sees(_CLOSE):
             if members:
-                self._take(_COMMA)
-            name = self._name()
+                await self._next(_COMMA)
+            name = await self._name()
             if name in members:
                 raise Validation(f"{name} is given twice")
-            members[name] = self._value(name)
-        self._take(_CLOSE)
-        if self._at < len(self._body):
+            await self._next(_COLON)
+            members[name] = await (self._text() if name == "text" else self._option(name))
+        await self._next(_CLOSE)
+        await self._skip_space()
+        if self._at < len(self._held):
             raise self._not_json()
         return members
 
-    def _name(self) -> str:
-        raw = self._take(_KEY)[1]
-        if self._rest_of_string(12):  # an escape has up to twelve
+    async def _name(self) -> str:
+        raw, end = (await self._next(_BEGUN)).groups()
+        if not end and self._rest_of_string():
             raise Validation(f"{shown(raw)}... is unknown")
-        self._take(_COLON)
+        if not end:
+            raise self._not_json()
         name = _decoded(raw).decode()
         if name not in DocumentRequest.model_fields:
             raise Validation(f"{shown(name)} is unknown")
         return name
 
-    def _value(self, name: str) -> Any:
-        if self._sees(_QUOTE):
-            return self._string()
-        if self._body[self._at : self._at + 1] in (b"[", b"{"):
+    async def _option(self, name: str) -> Any:
+        # None is a string: its beginning is for the message.
+        value = (
+            shown((await self._next(_BEGUN))[1])
+            if await self._sees(_QUOTE)
+            else await self._scalar(name)
+        )
+        try:
+            return getattr(Options.model_validate({name: value}, strict=True), name)
+        except ValidationError as error:
+            raise Validation(problems(error)) from None
+
+    async def _scalar(self, name: str) -> Any:
+        if await self._sees(_NESTED):
             raise Validation(f"{name}: input should be neither a list nor an object")
-        scalar = self._take(_SCALAR)[0]
+        scalar = (await self._next(_SCALAR))[0].decode()
         if len(scalar) > LONGEST_INPUT:
             raise Validation(f"{name}: the number is too long")
         try:
-            value = msgspec.json.decode(scalar)
-        except msgspec.DecodeError:
+            value = json.loads(scalar)
+        except ValueError:
             raise self._not_json() from None
         # In JSON 1.0 is an integer too.
         return int(value) if isinstance(value, float) and value.is_integer() else value
 
-    def _string(self) -> JsonText:
-        self._take(_QUOTE)
-        cuts = [self._at]
-        while not self._sees(_QUOTE):
-            size = self._rest_of_string(PIECE_BYTES)
-            if not size:
+    async def _text(self) -> JsonText:
+        if not await self._sees(_QUOTE):
+            await self._scalar("text")
+            raise Validation("text: input should be a valid string")
+        await self._next(_QUOTE)
+        text = JsonText()
+        while not _QUOTE.match(self._held, self._at):
+            if run := self._rest_of_string():
+                text.append(run)
+                self._at += len(run)
+                await _rest(len(run))
+            elif self._settled():
                 raise self._not_json()
-            self._at += size
-            if size == PIECE_BYTES and (
-                cut := _CUT_CHARACTER.search(self._body, self._at - 3, self._at)
-            ):
-                self._at = cut.start()
-            cuts.append(self._at)
-        if len(cuts) == 1:
-            cuts.append(self._at)
-        self._take(_QUOTE)
-        return JsonText(self._body, cuts)
+            else:
+                await self._more()
+        self._at += 1
+        return text
 
-    def _rest_of_string(self, most: int) -> int:
-        """How many of the next `most` bytes belong to the string that was begun."""
-        found = _STRING.match(self._body, self._at, self._at + most)
-        return found.end() - self._at if found else 0
+    def _rest_of_string(self) -> bytes:
+        """What there is of the string that was begun, at most AT_ONCE of whole characters.
 
-    def _sees(self, pattern: re.Pattern[bytes]) -> bool:
-        return pattern.match(self._body, self._at) is not None
+        Raises NotUtf8.
+        """
+        found = _STRING.match(self._held, self._at, self._at + AT_ONCE)
+        end = found.end() if found else self._at
+        cut = _CUT_CHARACTER.search(self._held, max(self._at, end - 3), end)
+        # In front of a quote or an escape it is no cut one, but a wrong one.
+        if cut and (end - self._at == AT_ONCE or (end == len(self._held) and not self._ended)):
+            end = cut.start()
+        run = self._held[self._at : end]
+        try:
+            run.decode()
+        except UnicodeDecodeError:
+            raise NotUtf8 from None
+        return run
 
-    def _take(self, pattern: re.Pattern[bytes]) -> re.Match[bytes]:
-        found = pattern.match(self._body, self._at)
+    async def _next(self, pattern: re.Pattern[bytes]) -> re.Match[bytes]:
+        """What comes next after space, if any. Raises NotJson."""
+        await self._skip_space()
+        return await self._take(pattern)
+
+    async def _sees(self, pattern: re.Pattern[bytes]) -> bool:
+        """Whether the next byte after space, if any, is such a one."""
+        await self._skip_space()
+        return pattern.match(self._held, self._at) is not None
+
+    async def _take(self, pattern: re.Pattern[bytes]) -> re.Match[bytes]:
+        while True:
+            found = pattern.match(self._held, self._at)
+            if self._settled(found.end() if found else self._at):
+                break
+            await self._more()
         if not found:
             raise self._not_json()
         self._at = found.end()
         return found
 
+    async def _skip_space(self) -> None:
+        while True:
+            space = _SPACE.match(self._held, self._at)
+            self._at = space.end() if space else self._at
+            if self._at < len(self._held) or self._ended:
+                return
+            await self._more()
+
+    def _settled(self, end: int | None = None) -> bool:
+        """Whether what was found up to `end`, or here, is the same whatever is still to come."""
+        return self._ended or len(self._held) - (self._at if end is None else end) >= AHEAD
+
+    async def _more(self) -> None:
+        await _rest(self._at)
+        piece, self._ended = await anext(self._pieces)
+        self._before += self._at
+        self._held = self._held[self._at :] + piece
+        self._at = 0
+
     def _not_json(self) -> NotJson:
-        return NotJson(f"the body is not JSON, from byte {self._at} on")
+        return NotJson(f"the body is not JSON, from byte {self._before + self._at} on")
+
+
+async def _rest(done: int) -> None:
+    """Let others have their turn after many bytes: all of them may have come."""
+    if done > SMALL_BYTES:
+        await asyncio.sleep(0)
 
 
 def _decoded(piece: bytes) -> bytes:

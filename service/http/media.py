@@ -37,9 +37,11 @@ def document_type(headers: Headers) -> str:
     kind = types[0].partition(";")[0].strip().lower()
     if kind not in (TEXT, JSON):
         raise UnsupportedContent(f"Content-Type {shown(types[0])} is not read here: {send}")
-    charset = _CHARSET.search(types[0])
-    if charset and charset[1].lower() not in ("utf-8", "utf8", "us-ascii"):
-        raise UnsupportedContent(f"charset {shown(charset[1])} is not read here: send UTF-8")
+    charsets = _CHARSET.findall(types[0])
+    if len(charsets) > 1:
+        raise UnsupportedContent("the Content-Type has more than one charset: send UTF-8")
+    if charsets and charsets[0].lower() not in ("utf-8", "utf8", "us-ascii"):
+        raise UnsupportedContent(f"charset {shown(charsets[0])} is not read here: send UTF-8")
     coding = ", ".join(headers.getlist("content-encoding")) or "identity"
     if coding.lower() != "identity":
         raise UnsupportedContent(

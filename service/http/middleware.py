@@ -17,7 +17,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from gma.service.errors import ServiceError
 from gma.service.gateway.contract import ErrorAnswer, Usage
 from gma.service.http.body import ClientGone
-from gma.service.http.media import JSON, encode
+from gma.service.http.media import JSON, encode, shown
 from gma.service.observe import metrics, traces
 from gma.service.observe.traces import Stage
 
@@ -80,8 +80,7 @@ class Requests:
             "method": "GET" if headless else method,
             "path": path.removesuffix("/") or "/",
         }
-        given = Headers(scope=scope).get(REQUEST_ID, "")
-        record = Record(given if _REQUEST_ID.fullmatch(given) else uuid.uuid4().hex)
+        record = Record(request_id(Headers(scope=scope)))
         scope[RECORD] = record
         begun = False
 
@@ -121,6 +120,17 @@ def _forget_frames(error: BaseException | None) -> None:
     while error:
         error.__traceback__ = None
         error.__context__, error = None, error.__context__
+
+
+def request_id(headers: Headers) -> str:
+    """The client's for its request, or a new one."""
+    given = headers.get(REQUEST_ID, "")
+    return given if _REQUEST_ID.fullmatch(given) else uuid.uuid4().hex
+
+
+def asked(scope: Scope) -> str:
+    """Method and path of a request, as far as a message may repeat them."""
+    return f"{shown(scope['method'])} {shown(scope['path'])}"
 
 
 def error_answer(error: ServiceError) -> ErrorAnswer:

@@ -109,6 +109,16 @@ FRAMING = [
     ),
     refused("length below none", head("Content-Length: -1"), status=400, error="NotHttp"),
     refused("two lengths", head(SIZE, "Content-Length: 1"), status=400, error="NotHttp"),
+    refused("equal lengths", head(SIZE, SIZE) + DOCUMENT, status=400, error="NotHttp"),
+    refused("equal lengths in one line", head(f"{SIZE}, 81"), status=400, error="NotHttp"),
+    refused("a length that goes on", head(SIZE, " , 1"), status=400, error="NotHttp"),
+    Case("length within a value", (head(SIZE, "a: content-length: 1") + DOCUMENT,), (200,)),
+    refused(
+        "chunks of HTTP/1.0",
+        head(CHUNKED).replace(b"HTTP/1.1", b"HTTP/1.0") + CHUNKS + b"\r\n",
+        status=400,
+        error="NotHttp",
+    ),
     refused("length and chunks", head(SIZE, CHUNKED), status=400, error="NotHttp"),
     refused("chunk size that is none", head(CHUNKED) + b"z\r\n", status=400, error="NotHttp"),
     refused("chunk without its end", head(CHUNKED) + b"1\r\nab", status=400, error="NotHttp"),
@@ -183,6 +193,42 @@ TRAILERS = [
         (head(CHUNKED), CHUNKS + b"x-request-id: other\r\ncontent-type: a/b\r\n\r\n"),
         (200,),
     ),
+    *(
+        Case(f"trailer {trailer}", (head(CHUNKED), CHUNKS + f"{trailer}\r\n\r\n".encode()), (200,))
+        for trailer in (
+            "Transfer-Encoding: gzip",
+            "Transfer-Encoding: chunked",
+            "Content-Length: -1",
+            f"{SIZE}\r\nContent-Length: 1",
+            "Host: a\r\nHost: b",
+        )
+    ),
+    refused(
+        "trailer that is none",
+        head(CHUNKED) + CHUNKS + b"POST / HTTP/1.1\r\n\r\n",
+        status=400,
+        error="NotHttp",
+    ),
+]
+
+JSON_HEAD = head("Content-Length: 60000000").replace(b"text/plain", b"application/json")
+JSONS = [
+    refused(f"JSON with {what}", JSON_HEAD, body + b" " * 500, status=status, error=error)
+    for what, body, status, error in (
+        ("an unknown key", b'{"a": 1, ', 422, "Validation"),
+        ("a long key", b'{"' + b"a" * 99, 422, "Validation"),
+        ("a key twice", b'{"top_k": 1, "top_k": ', 422, "Validation"),
+        ("a text twice", b'{"text": "a", "text": "', 422, "Validation"),
+        ("an option of another type", b'{"top_k": "' + b"1" * 99, 422, "Validation"),
+        ("an option out of range", b'{"top_k": 0, "text": "a', 422, "Validation"),
+        ("a text that is a number", b'{"text": 1e400, ', 422, "Validation"),
+        ("a list for its text", b'{"text": [', 422, "Validation"),
+        ("a list for the object", b"[", 422, "Validation"),
+        ("a number without end", b'{"top_k": ' + b"1" * 99, 422, "Validation"),
+        ("an escape that is none", b'{"text": "abc\\x', 400, "NotJson"),
+        ("half a character", b'{"text": "abc\xc3"', 400, "NotUtf8"),
+        ("something behind it", b'{"text": "abc"} {', 400, "NotJson"),
+    )
 ]
 
 UNREAD = [
@@ -198,6 +244,15 @@ UNREAD = [
         ("before a large body", (f"Content-Length: {max(size, 2**23)}",), (MEGABYTE * 8,)),
     )
 ] + [
+    *(
+        Case(
+            f"{method} of a probe without a key",
+            (head(method=method, path="/health", key=False),),
+            (405,),
+            "MethodNotAllowed",
+        )
+        for method in ("POST", "DELETE")
+    ),
     Case("a body that was asked for", (head(SIZE, EXPECTS), DOCUMENT), (200,)),
 ]
 
@@ -240,4 +295,4 @@ SLOW = [
     ),
 ]
 
-CASES = [*SIZES, *FRAMING, *UPGRADES, *TRAILERS, *UNREAD, *HALF_CLOSED, *SLOW]
+CASES = [*SIZES, *FRAMING, *UPGRADES, *TRAILERS, *JSONS, *UNREAD, *HALF_CLOSED, *SLOW]

@@ -60,6 +60,48 @@ def test_an_answer_before_the_body_says_that_it_is_the_last(attacked: Target) ->
         assert client.reply() is None
 
 
+@pytest.mark.parametrize(
+    ("sent", "error"),
+    [
+        (head("a: " + "b" * 40_000), "the request's headers have more than 32768 bytes in all"),
+        (head(*["a: b"] * 101), "the request has more than 100 headers"),
+        (head(CHUNKED) + b"1;" + MEGABYTE, "the request's line before a chunk has more than"),
+        (head(CHUNKED) + b"0\r\na: " + MEGABYTE, "the request's trailers have more than"),
+        (head(CHUNKED) + b"0\r\n" + b"a: b\r\n" * 9000 + b"\r\n", "the request's trailers have"),
+    ],
+)
+def test_what_is_too_large_is_named(attacked: Target, sent: bytes, error: str) -> None:
+    with Raw(attacked.port()) as client:
+        client.send(sent)
+        assert check_answer(attacked, client.reply(), 431).json()["error"].startswith(error)
+
+
+@pytest.mark.parametrize(
+    "sent",
+    [
+        head("x-request-id: mine", "Content-Length: 1", "Content-Length: 1"),
+        head("x-request-id: mine", CHUNKED) + b"z\r\n",
+        head("x-request-id: mine", CHUNKED) + b"0\r\n?\r\n\r\n",
+        head("x-request-id: other", method="GET", path="/health")
+        + head("x-request-id: mine").replace(b"1.1", b"1.0").replace(b"HTTP/1.0", b"HTTP/0.9"),
+    ],
+)
+def test_a_refusal_has_the_requests_id(attacked: Target, sent: bytes) -> None:
+    with Raw(attacked.port()) as client:
+        client.send(sent)
+        replies = list(iter(client.reply, None))
+    assert replies[-1].status == 400
+    assert replies[-1].headers["x-request-id"] == "mine"
+
+
+def test_a_refusal_has_not_the_id_of_the_request_before(attacked: Target) -> None:
+    with Raw(attacked.port()) as client:
+        client.send(head("x-request-id: mine", method="GET", path="/health"))
+        check_answer(attacked, client.reply(), 200)
+        client.send(b"{}\r\n\r\n")
+        assert len(check_answer(attacked, client.reply(), 400).headers["x-request-id"]) == 32
+
+
 def test_many_connections_shut_nobody_out(attacked: Target) -> None:
     port = attacked.port(Limits(head_s=61), connections=8)
     with ExitStack() as stack:

@@ -57,6 +57,14 @@ class TestErrors:
             (JSON, "", b'{"text": "a", "top_k": true}', 422, "Validation"),
             (JSON, "", b'{"text": "a", "evidence": 1}', 422, "Validation"),
             (JSON, "", b'{"text": "a", "top_k": ' + b"1" * 5000 + b"}", 422, "Validation"),
+            (JSON, "", b'{"text": "a", "top_k": 1e400}', 422, "Validation"),
+            (JSON, "", b'{"text": "a", "max_tokens": -1e400}', 422, "Validation"),
+            (JSON, "", b'{"text": "a", "evidence": 1e400}', 422, "Validation"),
+            (JSON, "", b'{"text": 1e400}', 422, "Validation"),
+            (JSON, "", b'{"text": "a", "x": 1e400}', 422, "Validation"),
+            (JSON, "", b'{"text": "a", "top_k": 1e}', 400, "NotJson"),
+            (JSON, "", b'{"text": "a", "top_k": 1.}', 400, "NotJson"),
+            (JSON, "", b'{"text": "a", "top_k": 1-1}', 400, "NotJson"),
             (JSON, "", b'{"text": {"a": 1}}', 422, "Validation"),
             (JSON, "", b'{"text": null}', 422, "Validation"),
             (JSON, "", b'"text"', 422, "Validation"),
@@ -77,6 +85,11 @@ class TestErrors:
             (PLAIN, "?topk=1", b"a", 422, "Validation"),
             (PLAIN, "?top_k=0", b"a", 422, "Validation"),
             (PLAIN, "?top_k=x", b"a", 422, "Validation"),
+            *(
+                (PLAIN, f"?top_k={each}", b"a", 422, "Validation")
+                for each in ("1_0", "%2010", "10%20", "%2B10", "010", "1.0", "%D9%A1", "")
+            ),
+            (PLAIN, "?max_tokens=1_0", b"a", 422, "Validation"),
             (PLAIN, "?max_tokens=0", b"a", 422, "Validation"),
             (PLAIN, "?top_k=2147483648", b"a", 422, "Validation"),
             (PLAIN, "?evidence=perhaps", b"a", 422, "Validation"),
@@ -90,6 +103,13 @@ class TestErrors:
                 "UnsupportedContent",
             ),
             ({"content-type": "text/plain; charset=latin-1"}, "", b"a", 415, "UnsupportedContent"),
+            (
+                {"content-type": "text/plain; charset=utf-8; charset=latin-1"},
+                "",
+                b"a",
+                415,
+                "UnsupportedContent",
+            ),
             ({**PLAIN, "content-encoding": "gzip"}, "", b"a", 415, "UnsupportedContent"),
             ({**PLAIN, "content-length": "9" * 5001}, "", b"a", 413, "TooLarge"),
         ],
@@ -186,13 +206,13 @@ class TestErrors:
                 assert "100 bytes" in error["error"]
                 await exchange.finished()
 
-    @pytest.mark.parametrize("content_type", ["text/plain", "application/json"])
+    @pytest.mark.parametrize(("headers", "begin"), [(PLAIN, b""), (JSON, b'{"text": "')])
     async def test_too_large_as_soon_as_it_is_counted(
-        self, checkpoint: Path, content_type: str
+        self, checkpoint: Path, headers: dict[str, str], begin: bytes
     ) -> None:
         async with Service(checkpoint, max_document_bytes=100) as service:
-            async with Exchange(service.app, PATH, {"content-type": content_type}) as exchange:
-                exchange.send(b"a" * 100)
+            async with Exchange(service.app, PATH, headers) as exchange:
+                exchange.send(begin + b"a" * (100 - len(begin)))
                 exchange.send(b"a")
                 assert (await exchange.head())[0] == 413
                 await exchange.finished()

@@ -102,6 +102,12 @@ class TestAnswer:
             assert same(await exchange.json(), await service.classify(body))
 
 
+async def whole(body: bytes, size: int = PIECE_BYTES) -> AsyncIterator[tuple[bytes, bool]]:
+    """A body as it comes, so much at once."""
+    for start in range(0, len(body), size):
+        yield body[start : start + size], start + size >= len(body)
+
+
 class TestJson:
     @pytest.mark.parametrize("ascii_only", [False, True])
     @pytest.mark.parametrize("before", [b"", b"\xef\xbb\xbf", b" \r\n\t"])
@@ -134,12 +140,22 @@ class TestJson:
         """Where a piece would end there is each part of characters, and of their escapes."""
         text = "a" * (PIECE_BYTES - at) + "é漢🚢\\\n🚢" * 3 + "b" * PIECE_BYTES
         body = json.dumps({"text": text}, ensure_ascii=ascii_only).encode()
-        _, found = parsed(body, Options())
+        _, found = await parsed(whole(body), Options())
         pieces = [piece async for piece in found.pieces()]
         assert b"".join(piece for piece, _ in pieces) == text.encode()
         assert [last for _, last in pieces] == [False] * (len(pieces) - 1) + [True]
         assert all(len(piece) <= PIECE_BYTES for piece, _ in pieces)
         assert all(piece.decode() for piece, _ in pieces)
+
+    @pytest.mark.parametrize("ascii_only", [False, True])
+    @pytest.mark.parametrize("size", [1, 2, 3, 5, 7, 64])
+    async def test_may_come_in_any_pieces(self, ascii_only: bool, size: int) -> None:
+        text = 'a "quoted" \\ backslash / \b\f\n\r\té漢🚢é\\\n🚢' * 3
+        sent = {"max_tokens": None, "evidence": True, "text": text, "top_k": 20000000}
+        body = b"\xef\xbb\xbf" + json.dumps(sent, ensure_ascii=ascii_only, indent=20).encode()
+        options, found = await parsed(whole(body, size), Options())
+        assert options == Options(evidence=True, top_k=20000000)
+        assert b"".join([piece async for piece, _ in found.pieces()]) == text.encode()
 
 
 class TestPieces:

@@ -133,8 +133,6 @@ class TestRoutes:
         [
             ("GET", "/info"),
             ("GET", "/nowhere"),
-            ("POST", "/"),
-            ("POST", "/health"),
             ("OPTIONS", "/v1/documents"),
             ("HEAD", "/info/"),
             ("GET", "/docs/oauth2-redirect"),
@@ -142,6 +140,12 @@ class TestRoutes:
     )
     async def test_all_else_is_closed(self, closed: Service, method: str, path: str) -> None:
         assert (await closed.http.request(method, path)).status_code == 401
+
+    @pytest.mark.parametrize("path", ["/", "/health", "/metrics", "/docs", "/openapi.json"])
+    async def test_what_is_open_has_no_other_method(self, closed: Service, path: str) -> None:
+        response = await closed.http.post(path)
+        assert response.status_code == 405
+        assert response.headers["allow"] == "GET, HEAD, OPTIONS"
 
     async def test_every_route_that_takes_documents_says_that_it_is_closed(
         self, closed: Service
