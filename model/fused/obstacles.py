@@ -46,8 +46,6 @@ def _shape_obstacle(config: ModelConfig, precision: FusedPrecision) -> str | Non
     sizes = config.width, config.mlp_width, config.heads * config.value_dim
     if not config.causal:
         return "it is bidirectional"
-    if precision == "fp8" and config.form != "paper":
-        return f"fp8 is not accurate enough for the form {config.form}"
     if config.conv_kernel > TAPS:
         return f"conv_kernel must be at most {TAPS}, not {config.conv_kernel}"
     if any(size % each for size in sizes):

@@ -89,3 +89,30 @@ def assert_same(
             said = max(float(part.abs().sum(0).max()), share.tokens * each)
             assert float(difference) <= tolerance * said
             assert share.weight == share.tokens
+
+
+def assert_near(
+    classifier: Classifier, documents: list[Tensor], before: State, read: Read, tolerance: float
+) -> None:
+    """Hold the rows' shares, memories and masses to `tolerance`, each by the norm of all of them.
+
+    For what rounds so coarsely that one row's share, small by chance, says nothing.
+    """
+    found: list[list[Tensor]] = [[], [], []]
+    expected: list[list[Tensor]] = [[], [], []]
+    for index, document in enumerate(documents):
+        here = torch.tensor([index])
+        exact, after = one_shot(classifier, document, before.gather(here)), read.states.gather(here)
+        sizes = [share.tokens for share in read.shares[index]]
+        found[0] += [share.evidence for share in read.shares[index]]
+        expected[0] += [scores.sum(0) for scores in exact.scores.split(sizes)]
+        # What a document brings along is exact, and would hide what was added.
+        for part, mine, definition, old in (
+            (1, after.memory[0], exact.memory, before.memory[index]),
+            (2, after.mass[0], exact.mass, before.mass[index]),
+        ):
+            found[part].append(mine - old)
+            expected[part].append(definition - old)
+    for mine_, definition_ in zip(found, expected, strict=True):
+        a, b = (torch.cat([x.flatten().double() for x in y]) for y in (mine_, definition_))
+        assert float((a - b).norm() / b.norm()) <= tolerance

@@ -20,6 +20,10 @@ from gma.model.ops.triton.units import convert
 ENOUGH = 8 * 132
 """Programs that keep a large device busy."""
 
+GROUPLESS = {(16, 32), (32, 16), (64, 16), (64, 32), (128, 32)}
+"""r and K for which products of a whole group of warps read memory that is not theirs, in Triton
+3.6 with ptxas 12.8: they are left to two warps, which are no group."""
+
 TILE, DEPTH = 64, 32
 """Entries of a state, and segments, that a program sums at once."""
 
@@ -97,6 +101,8 @@ class Cut(NamedTuple):
         tokens = min(1024, max(64, triton.next_power_of_2(C)))
         while tokens > 64 and R * H * -(-C // tokens) < ENOUGH:
             tokens //= 2
+        if (r, K) in GROUPLESS:
+            return cls(tokens, warps=2, stages=1)
         # What a program has to hold.
         held = K * max(r, v)
         if held > 4096 or max(r, K, v) > 64:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 from typing import Any
 
@@ -181,6 +182,15 @@ def test_a_document_is_alone(form: str, dtype: torch.dtype) -> None:
 @FORMS
 def test_sizes(form: str, sizes: tuple[int, int, int]) -> None:
     compare(form, *make([40, 20], [0, 1], sizes=sizes), cut=Cut(segment=32, block=16))
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("sizes", itertools.product((16, 32, 64, 128), repeat=3))
+@ALL_FORMS
+def test_sizes_as_they_are_cut(form: str, sizes: tuple[int, int, int]) -> None:
+    """Whole blocks and a tail, in the tiles that a device multiplies by: interpreted it would be
+    slow, and say nothing."""
+    compare(form, *make([300, 133], [0, 1], sizes=sizes, heads=2), torch.bfloat16, 1e-2, 3e-2)
 
 
 @FORMS
