@@ -21,6 +21,7 @@ class Step(NamedTuple):
     evidence: Tensor  # (R, labels) float32: sum of weight * score over the row's tokens
     weight: Tensor  # (R,) float32: sum of the weights
     states: State
+    usage: Tensor | None = None  # (R, L, H, K) float32, if asked for: see `Mixer.usage`
 
 
 class Classifier(nn.Module):
@@ -73,32 +74,37 @@ class Classifier(nn.Module):
         device = self.embedding.weight.device
         return State.zeros(self.config, documents, device=device, dtype=self.dtype)
 
-    def hidden(self, x: Tensor, rows: Rows, states: State) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    def hidden(
+        self, x: Tensor, rows: Rows, states: State, usage: list[Tensor] | None = None
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Take embedded tokens (R, C, W) through causal layers.
 
-        Returns hidden (R, C, W), and the states' memory, mass and tail after them.
+        Returns hidden (R, C, W), and the states' memory, mass and tail after them. `usage` gets
+        each layer's, (R, H, K).
         """
         memories, masses, tails = [], [], []
         for index, layer in enumerate(self.layers):
-            x, memory, mass, tail = layer(
-                x, states.memory[:, index], states.mass[:, index], states.tail[:, index], rows
-            )
+            state = states.memory[:, index], states.mass[:, index], states.tail[:, index]
+            x, memory, mass, tail = layer(x, *state, rows, usage)
             memories.append(memory)
             masses.append(mass)
             tails.append(tail)
         return x, torch.stack(memories, 1), torch.stack(masses, 1), torch.stack(tails, 1)
 
     def hidden_bidirectional(
-        self, pieces: Sequence[Tensor], rows: Sequence[Rows]
-    ) -> tuple[list[Tensor], Tensor]:
+        self,
+        pieces: Sequence[Tensor],
+        rows: Sequence[Rows],
+        usage: list[Tensor] | None = None,
+    ) -> list[Tensor]:
         """Take whole embedded documents, in pieces (R, C, W), through bidirectional layers.
 
         Each layer first writes all pieces into its memory, then lets all pieces read it. Row r of
-        every piece is of document r. Returns the hidden pieces and the masses (R, L, H, K).
+        every piece is of document r. Returns the hidden pieces. `usage` gets each layer's of the
+        documents, (R, H, K) float64.
         """
         hidden = list(pieces)
         states = self.new_states(len(hidden[0]))
-        masses = []
         for index, layer in enumerate(self.layers):
             assert isinstance(layer, Layer)
             memory, mass = states.memory[:, index], states.mass[:, index]
@@ -107,19 +113,26 @@ class Classifier(nn.Module):
                 hidden[i], tail = layer.convolve(x, tail, rows[i])
                 more_memory, more_mass = layer.mixer.write(hidden[i], rows[i])
                 memory, mass = memory + more_memory, mass + more_mass
+            if usage is not None:
+                counts = map(layer.mixer.usage, hidden, rows)
+                usage.append(torch.stack([each.double() for each in counts]).sum(0))
             for i, x in enumerate(hidden):
                 hidden[i] = layer.recall(x, memory, mass, rows[i])
-            masses.append(mass)
-        return hidden, torch.stack(masses, 1)
+        return hidden
 
     def hidden_alone(self, x: Tensor, rows: Rows) -> Tensor:
         """Take embedded tokens (R, C, W) through all layers, each row a whole document."""
         if self.config.causal:
             return self.hidden(x, rows, self.new_states(len(x)))[0]
-        return self.hidden_bidirectional([x], [rows])[0][0]
+        return self.hidden_bidirectional([x], [rows])[0]
 
     def forward(
-        self, tokens: Tensor, lengths: Tensor, document_of_row: Tensor, states: State
+        self,
+        tokens: Tensor,
+        lengths: Tensor,
+        document_of_row: Tensor,
+        states: State,
+        count: bool = False,
     ) -> Step:
         """Do what ``step`` does, under the name that torch.compile and hooks want."""
         if not self.config.causal:
@@ -131,7 +144,8 @@ class Classifier(nn.Module):
         rows = Rows.of(lengths, document_of_row, tokens.shape[1], self.dtype)
         # Whatever stands where no token is: from here on it is token 0.
         tokens = tokens.masked_fill(~rows.valid, 0)
-        x, memory, mass, tail = self.hidden(self.embedding(tokens), rows, states)
+        usage: list[Tensor] | None = [] if count else None
+        x, memory, mass, tail = self.hidden(self.embedding(tokens), rows, states, usage)
         evidence, weight = self.pooled(x, tokens, rows)
         belongs = rows.belongs.double()
         return Step(
@@ -144,19 +158,28 @@ class Classifier(nn.Module):
                 evidence=states.evidence + belongs @ evidence.double(),
                 weight=states.weight + belongs @ weight.double(),
             ),
+            None if usage is None else torch.stack(usage, 1),
         )
 
-    def step(self, tokens: Tensor, lengths: Tensor, document_of_row: Tensor, states: State) -> Step:
+    def step(
+        self,
+        tokens: Tensor,
+        lengths: Tensor,
+        document_of_row: Tensor,
+        states: State,
+        *,
+        count: bool = False,
+    ) -> Step:
         """Read one chunk in each row: tokens (R, C) ids, lengths (R,), document_of_row (R,).
 
         Rows of one document stand together and in order, and all but its last are full. A row that
         is not used has length 0 and the index of a document that has no rows. ``states`` are those
         of R documents; those without rows pass unchanged. Any mix of documents and any chunking
-        give the same answer.
+        give the same answer. With `count` the rows' usage of components is told too.
 
         Raises ValueError for a bidirectional model, and if C < conv_kernel - 1.
         """
-        step: Step = self(tokens, lengths, document_of_row, states)
+        step: Step = self(tokens, lengths, document_of_row, states, count)
         return step
 
     def pooled(self, x: Tensor, tokens: Tensor, rows: Rows) -> tuple[Tensor, Tensor]:

@@ -98,10 +98,21 @@ class Layer(nn.Module):
         return self._add(x, self.mixer.read(x, memory, mass, rows))
 
     def forward(
-        self, x: Tensor, memory: Tensor, mass: Tensor, tail: Tensor, rows: Rows
+        self,
+        x: Tensor,
+        memory: Tensor,
+        mass: Tensor,
+        tail: Tensor,
+        rows: Rows,
+        usage: list[Tensor] | None = None,
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Do a causal layer: x (R, C, W) and the documents' states -> x and the states after."""
+        """Do a causal layer: x (R, C, W) and the documents' states -> x and the states after.
+
+        `usage` gets the rows' usage of its components, (R, H, K).
+        """
         x, tail = self.convolve(x, tail, rows)
+        if usage is not None:
+            usage.append(self.mixer.usage(x, rows))
         update, memory, mass = self.mixer.causal(x, memory, mass, rows)
         return self._add(x, update), memory, mass, tail
 

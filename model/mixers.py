@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from gma.model.config import ModelConfig
+from gma.model.ops import chunked
 from gma.model.ops.choice import CHUNKED
 from gma.model.ops.chunked import Coefficients, Rows
 from gma.model.ops.forgetting import MOST_FORGOTTEN
@@ -92,6 +93,17 @@ class Mixer(nn.Module):
         q, _, _ = self.parted(self.project(self.norm(x)))
         update: Tensor = self.out(self.found(q, memory, mass, rows).flatten(2).to(x.dtype))
         return update
+
+    def usage(self, x: Tensor, rows: Rows) -> Tensor:
+        """Return how much of rows x (R, C, W) each component takes, (R, H, K); see
+        `gma.model.ops.chunked.usage`."""
+        weight = self.project.weight[self.widths[0] :][: self.widths[1]]
+        k = functional.linear(self.norm(x), weight)
+        k = k.view(*x.shape[:-1], self.config.heads, -1)
+        with torch.autocast(x.device.type, enabled=False):
+            return chunked.usage(
+                k, self.mixture.coefficients(), rows, normalize=self.config.normalize_routing
+            )
 
     @property
     def settings(self) -> dict[str, Any]:

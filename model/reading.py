@@ -40,7 +40,7 @@ class Findings:
     logits: Tensor  # (labels,) float64
     evidence: Tensor  # (chunks, labels)
     weight: Tensor  # (chunks,)
-    mass: Tensor  # (L, H, K): how much was written to each component of each head
+    usage: Tensor  # (L, H, K) float64: see `Mixer.usage`
 
 
 @dataclass(frozen=True)
@@ -56,10 +56,16 @@ class Share:
 class Reader:
     """Reads one document, in memory that its length does not change if the model is causal."""
 
-    def __init__(self, checkpoint: Checkpoint, *, max_tokens: int | None = None) -> None:
-        """`max_tokens`: read no more than the first so many; by default nothing is truncated."""
+    def __init__(
+        self, checkpoint: Checkpoint, *, max_tokens: int | None = None, count: bool = False
+    ) -> None:
+        """`max_tokens`: read no more than the first so many; by default nothing is truncated.
+        `count`: tell the usage of components too."""
         self.truncated = False
         """Whether `max_tokens` cut something, once the document was read."""
+        self.usage: NDArray[np.float64] | None = None
+        """(L, H, K), of what was read so far, if it is counted: see `Mixer.usage`."""
+        self._count = count
         self._classifier = checkpoint.classifier
         self._tokenizer = checkpoint.tokenizer
         self._max_tokens = max_tokens
@@ -86,8 +92,10 @@ class Reader:
 
     def _causal(self, pieces: Iterable[Tokens]) -> Iterator[Share]:
         steps = ([Chunk(0, row) for row in _rows(whole)] for whole in _full(pieces, ROWS * CHUNK))
-        for chunks, step in _read_in_steps(self._classifier, 1, steps, CHUNK):
+        for chunks, step in _read_in_steps(self._classifier, 1, steps, CHUNK, count=self._count):
             rows = [chunk.tokens for chunk in chunks]
+            if step.usage is not None:
+                self._add(step.usage.double().sum(0))
             yield from self._shares(rows, step.evidence, step.weight)
 
     def _bidirectional(self, pieces: Iterable[Tokens]) -> Iterator[Share]:
@@ -95,7 +103,13 @@ class Reader:
         tokens = np.concatenate([np.empty(0, np.int32), *pieces])
         if len(tokens):
             (found,) = read(self._classifier, [torch.from_numpy(tokens)], chunk=CHUNK)
+            if self._count:
+                self._add(found.usage)
             yield from self._shares(_rows(tokens), found.evidence, found.weight)
+
+    def _add(self, usage: Tensor) -> None:
+        added = usage.cpu().numpy()
+        self.usage = added if self.usage is None else self.usage + added
 
     def _shares(self, rows: Sequence[Tensor], evidence: Tensor, weight: Tensor) -> Iterator[Share]:
         lengths = self._tokenizer.byte_lengths
@@ -159,18 +173,27 @@ def _read_causal(classifier: Classifier, documents: Sequence[Tensor], chunk: int
     labels = len(classifier.config.labels)
     evidence = torch.empty(*shape, labels, dtype=classifier.dtype, device=device)
     weight = torch.empty(shape, dtype=classifier.dtype, device=device)
-    for index, (_, step) in enumerate(_read_in_steps(classifier, len(documents), steps, chunk)):
+    usage = torch.zeros_like(classifier.new_states(len(documents)).mass, dtype=torch.float64)
+    read_in_steps = _read_in_steps(classifier, len(documents), steps, chunk, count=True)
+    for index, (_, step) in enumerate(read_in_steps):
         evidence[:, index] = step.evidence
         weight[:, index] = step.weight
+        assert step.usage is not None
+        usage += step.usage
     logits = classifier.logits(step.states.evidence, step.states.weight)
     return [
-        Findings(logits[row], evidence[row, :count], weight[row, :count], step.states.mass[row])
+        Findings(logits[row], evidence[row, :count], weight[row, :count], usage[row])
         for row, count in enumerate(counts)
     ]
 
 
 def _read_in_steps(
-    classifier: Classifier, documents: int, steps: Iterable[Sequence[Chunk]], chunk: int
+    classifier: Classifier,
+    documents: int,
+    steps: Iterable[Sequence[Chunk]],
+    chunk: int,
+    *,
+    count: bool,
 ) -> Iterator[tuple[Sequence[Chunk], Step]]:
     """Read new documents, in each step a row for each of its chunks, of up to `chunk` tokens.
 
@@ -188,6 +211,7 @@ def _read_in_steps(
             *_grid(classifier, [each.tokens for each in chunks], chunk),
             document,
             states.gather(torch.cat([own, copies])),
+            count=count,
         )
         states = step.states.gather(own)
         yield chunks, step._replace(states=states)
@@ -211,11 +235,12 @@ def _read_bidirectional(classifier: Classifier, document: Tensor, chunk: int) ->
         Rows.of(lengths, which, tokens.shape[1], classifier.dtype) for tokens, lengths in pieces
     ]
     embedded = [classifier.embedding(tokens) for tokens, _ in pieces]
-    hidden, mass = classifier.hidden_bidirectional(embedded, rows)
+    usage: list[Tensor] = []
+    hidden = classifier.hidden_bidirectional(embedded, rows, usage)
     pooled = [
         classifier.pooled(x, tokens, row)
         for x, (tokens, _), row in zip(hidden, pieces, rows, strict=True)
     ]
     evidence, weight = (torch.cat(parts) for parts in zip(*pooled, strict=True))
     logits = classifier.logits(evidence.double().sum(0), weight.double().sum())
-    return Findings(logits, evidence, weight, mass[0])
+    return Findings(logits, evidence, weight, torch.cat(usage))

@@ -140,6 +140,7 @@ class Worker:
             rows=grid.rows,
             chunk_tokens=grid.chunk,
             slots=self._runner.slots,
+            components=self._runner.counts,
             versions={
                 "service": version("gma-service"),
                 "python": ".".join(map(str, sys.version_info[:3])),

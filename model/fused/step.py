@@ -27,6 +27,7 @@ from gma.model.fused.tokens import STRIP
 from gma.model.grid import Grid
 from gma.model.ops.forgetting import MOST_FORGOTTEN
 from gma.model.ops.triton.launch import Cut, Kept, Launcher, Shape, Sums, Units, at_most, launch
+from gma.model.ops.triton.usage import count
 from gma.model.state import State
 
 NORM_EPSILON = 1e-6
@@ -117,9 +118,12 @@ class FusedStep:
         self._shares = buffer(rows * -(-chunk // self._scored), self._labels)
 
     @torch.no_grad()
-    def __call__(self, inputs: Inputs, states: State, outputs: Outputs) -> None:
+    def __call__(
+        self, inputs: Inputs, states: State, outputs: Outputs, usage: Tensor | None = None
+    ) -> None:
         """Read a step's rows on top of the states in their slots, and leave the new ones there.
 
+        `usage` (R, L, H, K) float32 gets that of the rows, see `gma.model.ops.chunked.usage`.
         Nothing is allocated and nothing waits for the device: it can be captured in a CUDA graph.
         Raises ValueError for a grid that the buffers were not made for.
         """
@@ -133,6 +137,8 @@ class FusedStep:
         self._embed(inputs, between.x)
         for index, layer in enumerate(self._parameters.layers):
             self._layer(layer, inputs, between, states, index)
+            if usage is not None:
+                self._count(layer, inputs, between, usage[:, index])
             between = between._replace(x=between.y, y=between.x)
         self._normalize(between.x, normal=between.last)
         self._multiply(between.last, Matrix(self._parameters.deep, 1.0), between.deep)
@@ -230,6 +236,19 @@ class FusedStep:
         launcher.read_segments(
             q, val, units, mixture, lengths, sums.sums, kept, between.read,
             epsilon=self.config.epsilon, open_gate=open_gate,
+        )  # fmt: skip
+
+    def _count(
+        self, parameters: LayerParameters, inputs: Inputs, between: Activations, usage: Tensor
+    ) -> None:
+        """Put what a layer's rows take of its components into usage (R, H, K)."""
+        rows, chunk = inputs.tokens.shape
+        heads, routing = self.config.heads, self.config.routing_dim
+        k = between.routed[:, heads * routing : 2 * heads * routing]
+        launch(
+            count, (rows * heads,), k=k.view(rows, chunk, heads, routing), usage=usage,
+            **parameters.mixture._asdict(), lengths=inputs.lengths, H=heads, R=routing,
+            K=self.config.num_components, **self._launchers[rows - 1].tuned,
         )  # fmt: skip
 
     def _forget(self, keep_bias: Tensor, inputs: Inputs, projected: Tensor, first: int) -> Units:

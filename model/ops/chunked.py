@@ -81,6 +81,16 @@ def responsibilities(x: Tensor, mixture: Coefficients, *, normalize: bool) -> Te
     return torch.softmax(scores + mixture.bias[:, None], dim=-1)
 
 
+def usage(k: Tensor, mixture: Coefficients, rows: Rows, *, normalize: bool) -> Tensor:
+    """Return how much of each row's tokens each component takes, (R, H, K).
+
+    These are sums of responsibilities of k (R, C, H, r), whatever is written of a token or
+    forgotten: over components they are the row's tokens, and over rows the document's.
+    """
+    gamma = responsibilities(k, mixture, normalize=normalize)
+    return gamma.masked_fill(~rows.valid[:, None, :, None], 0.0).sum(2)
+
+
 def with_ones(val: Tensor, dtype: torch.dtype) -> Tensor:
     """Append a one, whose memory is the mass, to each value: (R, C, H, v) -> (R, H, C, v + 1)."""
     return functional.pad(val.transpose(1, 2).to(dtype), (0, 1), value=1.0)

@@ -112,16 +112,16 @@ def measure(
         predicted[order] = best.cpu().numpy()
         accuracy, f1 = float(np.mean(predicted == labels)), macro_f1(predicted, labels)
         measured.append(View(prefix, accuracy, f1, scores.mean().item()))
-        components = components_in_use(torch.stack([each.mass for each in found]))
+        components = components_in_use(torch.stack([each.usage for each in found]))
     return Measured(len(labels), tuple(measured), components, classifier.config.num_components)
 
 
-def components_in_use(mass: Tensor) -> NDArray[np.float64]:
-    """Count components of masses (documents, L, H, K): exp of their mean share's entropy, (L, H).
+def components_in_use(usage: Tensor) -> NDArray[np.float64]:
+    """Count components of usage (documents, L, H, K): exp of their mean share's entropy, (L, H).
 
-    It is 1 if all tokens write to one component, K if to all alike.
+    It is 1 if all tokens take one component, K if all alike.
     """
-    share = (mass / mass.sum(-1, keepdim=True)).double().mean(0)
+    share = (usage / usage.sum(-1, keepdim=True)).double().mean(0)
     entropy = -(share * share.clamp_min(1e-12).log()).sum(-1)
     used: NDArray[np.float64] = entropy.exp().cpu().numpy()
     return used

@@ -38,6 +38,13 @@ def classify(
     evidence: Annotated[
         bool, typer.Option("--evidence", help="Also tell which part of a text speaks for what.")
     ] = False,
+    components: Annotated[
+        bool,
+        typer.Option(
+            "--components",
+            help="Also tell how much of a text each mixture component takes; needs --json.",
+        ),
+    ] = False,
     max_tokens: Annotated[
         int | None, typer.Option(min=1, help="Tokens of a text to read at most. [default: all]")
     ] = None,
@@ -55,6 +62,8 @@ def classify(
       gma classify --json *.txt | jq -r '[.file, .label] | @tsv'
       zcat book.txt.gz | gma classify -
     """
+    if components and not as_json:
+        raise typer.BadParameter("they are told with --json only", param_hint="--components")
     loaded = load(checkpoint, device)
     spans = SPANS_IN_JSON if as_json else SPANS_IN_TABLE
     top_k = top_k if as_json else top_k or LABELS_IN_TABLE
@@ -62,7 +71,13 @@ def classify(
     for file in files:
         try:
             finding = _read(
-                loaded, file, max_tokens=max_tokens, spans=spans, top_k=top_k, evidence=evidence
+                loaded,
+                file,
+                max_tokens=max_tokens,
+                spans=spans,
+                top_k=top_k,
+                evidence=evidence,
+                components=components,
             )
         except (OSError, ValueError) as error:
             complain(error if isinstance(error, OSError) else ValueError(f"{file}: {error}"))
@@ -83,17 +98,17 @@ def _read(
     spans: int,
     top_k: int | None,
     evidence: bool,
+    components: bool,
 ) -> Finding:
     """The HTTP service's answer, less its timing. Raises OSError, or ValueError."""
     import numpy as np
     import torch
 
     from gma.model.reading import Reader
-    from gma.service.gateway.answers import answered
-    from gma.service.gateway.contract import Usage
+    from gma.service.gateway.answers import answered, usage_of
     from gma.service.gateway.evidence import Evidence
 
-    reader = Reader(checkpoint, max_tokens=max_tokens)
+    reader = Reader(checkpoint, max_tokens=max_tokens, count=components)
     gathered = Evidence(spans)
     chunks = 0
     for chunk in reader.read(_pieces(file)):
@@ -107,10 +122,11 @@ def _read(
     return answered(
         checkpoint.config,
         checkpoint.classifier.logits(scores, weight).numpy(),
-        Usage(
-            bytes=sum(share.bytes for share in shares),
-            tokens=sum(share.tokens for share in shares),
-            chunks=chunks,
+        usage_of(
+            sum(share.bytes for share in shares),
+            sum(share.tokens for share in shares),
+            chunks,
+            reader.usage,
         ),
         shares,
         top_k=top_k,

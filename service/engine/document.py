@@ -82,6 +82,7 @@ class Document:
         self._owner = owner
         self._terms = terms
         self._evidence = opening.evidence
+        self.components = opening.components
         self._pause_s = terms.interval_s if opening.running else None
         self._error: ServiceError | None = None
         self._inbox: deque[Tokens] = deque()
@@ -89,6 +90,7 @@ class Document:
         self._chunks = 0
         self._wait_s = self._queue_s = self._compute_s = 0.0
         self._logits: NDArray[np.float64] = np.zeros(0)
+        self._usage: NDArray[np.float64] | None = None
         self._shares: list[RowShares] = []
         self._unread_rows = 0
         self._news = asyncio.Event()
@@ -169,6 +171,7 @@ class Document:
             self._queue_s,
             self._compute_s,
             self.done,
+            self._usage if self.done else None,
         )
 
     def _append(self, tokens: Tokens, last: bool) -> None:
@@ -246,6 +249,11 @@ class Document:
         if self.done:
             self.end()
         return self.done
+
+    def count(self, usage: NDArray[np.float32]) -> None:
+        """Add its own rows' usage of components, (r, L, H, K), of a step that it hears of next."""
+        added = usage.sum(0, dtype=np.float64)
+        self._usage = added if self._usage is None else self._usage + added
 
     def end_step(self, step: Heard) -> None:
         """Note that a step ended."""

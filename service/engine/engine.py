@@ -41,6 +41,7 @@ from gma.service.errors import (
     Stalled,
     StepFailed,
     UnknownDocument,
+    Validation,
 )
 
 logger = logging.getLogger(__name__)
@@ -150,13 +151,17 @@ class Engine:
     def open(self, opening: Opening) -> Document:
         """Take a document; it is read until it is closed.
 
-        Raises ShuttingDown, NotReady, Empty or Overloaded, and ValueError for what are no
-        tokens; nothing of it was read then.
+        Raises ShuttingDown, NotReady, Validation, Empty or Overloaded, and ValueError for what are
+        no tokens; nothing of it was read then.
         """
         if self._stopping:
             raise ShuttingDown("the service is stopping: send the document elsewhere")
         if not self.ready:
             raise NotReady("the service is warming up: try again")
+        if opening.components and not self._runner.counts:
+            raise Validation(
+                "components: the model as it runs here does not count them: leave the option out"
+            )
         document = Document(opening, self, self._terms, self._clock())
         seated = document.runnable and self._free
         if not seated and len(self._waiting) >= self._max_waiting:
@@ -226,7 +231,11 @@ class Engine:
         """Take the planned tokens out of the documents' inboxes."""
         self._steps += 1
         chunk, rows = self._grid.chunk, sum(self._rows(tokens) for _, tokens in plan)
-        batch = Batch.blank(fitting(self._runner.grids, rows), self._runner.slots)
+        batch = Batch.blank(
+            fitting(self._runner.grids, rows),
+            self._runner.slots,
+            count=any(document.components for document, _ in plan),
+        )
         for index, (document, tokens, own) in enumerate(self._placed(plan)):
             batch.slot_of_document[index] = document.slot
             batch.fresh[index] = document.fresh
@@ -263,6 +272,8 @@ class Engine:
                 document.end_step(heard)
                 self._release(document)
             elif certain[index] and finite[own].all():
+                if document.components and outcome.usage is not None:
+                    document.count(outcome.usage[own])
                 if document.hear(heard, outcome.logits[index], shares):
                     self._leave(document, "done")
             else:

@@ -29,3 +29,6 @@ class Opening(NamedTuple):
     running: bool
     """The answer so far is wanted as steps read the document. Without, little more than the final
     answer is told: every message costs its worker time."""
+
+    components: bool = False
+    """How much of the document each component takes is wanted, with the final answer."""

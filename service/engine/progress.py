@@ -55,3 +55,7 @@ class Progress(NamedTuple):
     """Seconds in which one was running."""
 
     done: bool
+
+    usage: NDArray[np.float64] | None = None
+    """(L, H, K): how much of the document each component took, once it is done, if it was asked
+    for."""

@@ -25,9 +25,10 @@ class Batch:
     document_of_row: NDArray[np.int64]  # (R,) index into the two below
     slot_of_document: NDArray[np.int64]  # (R,)
     fresh: NDArray[np.bool_]  # (R,) the document begins here, whatever lies in its slot
+    count: bool = False  # usage of components is wanted of the step
 
     @classmethod
-    def blank(cls, grid: Grid, scratch: int) -> Self:
+    def blank(cls, grid: Grid, scratch: int, *, count: bool = False) -> Self:
         """All rows unused: they belong to a last document, which always starts afresh in `scratch`.
 
         A step with an unused row has fewer documents than rows, so the last is nobody's.
@@ -39,6 +40,7 @@ class Batch:
             document_of_row=np.full(rows, rows - 1),
             slot_of_document=np.full(rows, scratch),
             fresh=np.ones(rows, np.bool_),
+            count=count,
         )
 
     def rows_of(self, document: int) -> NDArray[np.intp]:
@@ -52,6 +54,7 @@ class Outcome:
     evidence: NDArray[np.float32]  # (R, labels) sum of weight * score over the row's tokens
     weight: NDArray[np.float32]  # (R,) sum of the weights
     logits: NDArray[np.float64]  # (R, labels) of each document, over all that was read of it
+    usage: NDArray[np.float32] | None = None  # (R, L, H, K) of components, if it was wanted
 
     @property
     def finite(self) -> NDArray[np.bool_]:
@@ -111,6 +114,10 @@ class Runner(Protocol):
     @property
     def depth(self) -> int:
         """How many steps may be launched and not ended: 1 where a launch computes at once."""
+
+    @property
+    def counts(self) -> bool:
+        """Whether it can tell the usage of components."""
 
     @property
     def slots(self) -> int:

@@ -82,6 +82,14 @@ def answered(
     return finding
 
 
+def usage_of(size: int, tokens: int, chunks: int, components: NDArray[np.float64] | None) -> Usage:
+    """What was read, `size` bytes, and what (L, H, K) components took of it if that was counted."""
+    usage = Usage(bytes=size, tokens=tokens, chunks=chunks)
+    if components is not None:
+        usage["components"] = components.tolist()
+    return usage
+
+
 def softmax(logits: NDArray[np.float64]) -> NDArray[np.float64]:
     """Logits, (labels,), to probabilities, (labels,)."""
     exponentials = np.exp(logits - logits.max())

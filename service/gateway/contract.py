@@ -37,8 +37,16 @@ class Options(BaseModel):
     evidence: bool = False
     """Also tell which part of the document speaks for what."""
 
+    components: bool = False
+    """Also tell how much of the document each component of the model's mixtures takes."""
+
     max_tokens: Amount | None = None
     """Read no more than the first so many tokens. By default nothing is truncated."""
+
+    @property
+    def long(self) -> bool:
+        """Whether an answer with these may be long."""
+        return self.evidence or self.components
 
 
 class DocumentRequest(Options):
@@ -64,6 +72,15 @@ class Usage(TypedDict):
     bytes: Annotated[int, Field(description="of UTF-8 text")]
     tokens: int
     chunks: Annotated[int, Field(description="pieces in which the model read the document")]
+    components: NotRequired[
+        Annotated[
+            list[list[list[float]]],
+            Field(
+                description="tokens that each mixture component took, by layer and head, if asked "
+                "for: over components they sum to all that were read"
+            ),
+        ]
+    ]
 
 
 class Timing(TypedDict):

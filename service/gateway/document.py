@@ -16,8 +16,8 @@ from gma.model.tokenizer import TokenStream
 from gma.service.engine.opening import Opening, Tokens
 from gma.service.engine.progress import Progress
 from gma.service.errors import Empty, NotUtf8, UnknownDocument
-from gma.service.gateway.answers import answered, softmax
-from gma.service.gateway.contract import Answer, Options, ProgressEvent, Timing, Usage
+from gma.service.gateway.answers import answered, softmax, usage_of
+from gma.service.gateway.contract import Answer, Options, ProgressEvent, Timing
 from gma.service.gateway.evidence import Evidence, Ruler
 from gma.service.gateway.gateway import Gateway
 from gma.service.link.client import OpenDocument
@@ -85,13 +85,20 @@ class Document:
             stages += self._stages()
         self._measure()
         answer = partial(self._answer, began)
-        return await self._gateway.in_thread(answer) if self._options.evidence else answer()
+        return await self._gateway.in_thread(answer) if self._options.long else answer()
 
     async def _read(self, pieces: Pieces, on_progress: Listener | None) -> None:
         async with aclosing(self._tokenize(pieces)) as tokens:
             first, last = await anext(tokens)
             running = on_progress is not None
-            opening = Opening(self._name, first, last, self._options.evidence, running)
+            opening = Opening(
+                self._name,
+                first,
+                last,
+                self._options.evidence,
+                running,
+                self._options.components,
+            )
             with closing(await self._gateway.workers.open(opening)) as opened:
                 following = self._follow(opened, on_progress)
                 if last:
@@ -199,7 +206,7 @@ class Document:
         return answered(
             self._gateway.config,
             progress.logits,
-            Usage(bytes=self._bytes_read, tokens=progress.tokens, chunks=progress.chunks),
+            usage_of(self._bytes_read, progress.tokens, progress.chunks, progress.usage),
             self._evidence.shares,
             timing=Timing(
                 queue=_milliseconds(progress.queue_s),

@@ -112,8 +112,8 @@ class DocumentResponse(Response):
         return await self._encoded(partial(events.encoded, ResultEvent(event="result", **answer)))
 
     async def _encoded(self, encoded: Callable[[], bytes]) -> bytes:
-        """What `encoded` makes of an answer, which is long if it has evidence."""
-        return await self._gateway.in_thread(encoded) if self._options.evidence else encoded()
+        """What `encoded` makes of an answer."""
+        return await self._gateway.in_thread(encoded) if self._options.long else encoded()
 
     async def _read(
         self, body: Body, record: Record, on_progress: Listener | None = None
@@ -123,7 +123,8 @@ class DocumentResponse(Response):
             answer = await guarded(self._classify(body, record, on_progress), by=body.pump())
         finally:
             record.stages.append(body.stage())
-        record.usage = answer["usage"]
+        record.usage = answer["usage"].copy()
+        record.usage.pop("components", None)  # thousands of numbers, for the client alone
         return answer
 
     async def _classify(self, body: Body, record: Record, on_progress: Listener | None) -> Answer:

@@ -23,6 +23,7 @@ class WorkerInfo(TypedDict):
     rows: Annotated[int, Field(description="chunks that one step reads")]
     chunk_tokens: int
     slots: Annotated[int, Field(description="documents that a worker reads at the same time")]
+    components: Annotated[bool, Field(description="whether it can count what components take")]
     versions: dict[str, str]
 
 

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from gma.model.classifier import Classifier
 from gma.model.fused.buffers import Inputs, Outputs
@@ -27,7 +28,8 @@ logger = logging.getLogger(__name__)
 
 
 class FusedRunner:
-    """`FusedStep` on the device where the classifier's weights are, one graph a grid.
+    """`FusedStep` on the device where the classifier's weights are, two graphs a grid: the other
+    counts the usage of components too, and is replayed in steps of which that is wanted.
 
     States are read and written in their slots, documents meet nowhere in a step, and nothing is
     allocated or compiled once it is warm. While a step runs, the next can be launched.
@@ -35,6 +37,7 @@ class FusedRunner:
 
     backend = "torch"
     depth = 2
+    counts = True
     versions: Mapping[str, str] = TorchRunner.versions
 
     def __init__(
@@ -73,19 +76,31 @@ class FusedRunner:
             with self._current():
                 inputs = Inputs.empty(grid, self.device)
                 outputs = Outputs.empty(grid.rows, self._labels, self.device)
-                replay = self._captured(inputs, outputs)
-                self._places[grid] = _Place(inputs, outputs, replay, self._staged(grid))
+                usage = torch.zeros(self._usage_shape(grid), device=self.device)
+                self._places[grid] = _Place(
+                    inputs,
+                    outputs,
+                    usage,
+                    self._captured(inputs, outputs),
+                    self._captured(inputs, outputs, usage),
+                    self._staged(grid),
+                )
             warm_up(self, grid)
             logger.info(
                 "grid %d of %d, %d x %d tokens: ready in %.1f s",
                 index, len(self.grids), *grid, time.perf_counter() - began,
             )  # fmt: skip
 
-    def _captured(self, inputs: Inputs, outputs: Outputs) -> Callable[[], object]:
+    def _usage_shape(self, grid: Grid) -> tuple[int, ...]:
+        return grid.rows, *self.pool.states.mass.shape[1:]
+
+    def _captured(
+        self, inputs: Inputs, outputs: Outputs, usage: Tensor | None = None
+    ) -> Callable[[], object]:
         """Something that runs the step on what lies in these buffers."""
 
         def run() -> None:
-            self._step(inputs, self.pool.states, outputs)
+            self._step(inputs, self.pool.states, outputs, usage)
 
         if not self._on_gpu:
             return run
@@ -99,8 +114,9 @@ class FusedRunner:
 
     def _staged(self, grid: Grid) -> deque[_Staged]:
         """Buffers on the host for each of the steps in flight, the next step's first."""
+        usage = self._usage_shape(grid)
         return deque(
-            _Staged.empty(grid, self._labels, pinned=self._on_gpu) for _ in range(self.depth)
+            _Staged.empty(grid, self._labels, usage, pinned=self._on_gpu) for _ in range(self.depth)
         )
 
     @torch.inference_mode()
@@ -113,13 +129,17 @@ class FusedRunner:
         place.staged.rotate(-1)
         with self._current():
             place.inputs.whole.copy_(staged.inputs.whole, non_blocking=True)
-            place.replay()
+            if batch.count:
+                place.replay_and_count()
+                staged.usage.copy_(place.usage, non_blocking=True)
+            else:
+                place.replay()
             staged.outputs.whole.copy_(place.outputs.whole, non_blocking=True)
             ended = None
             if self._on_gpu:
                 ended = torch.cuda.Event(blocking=True)  # type: ignore[no-untyped-call]
                 ended.record(self._stream)
-        return _Running(staged, ended)
+        return _Running(staged, ended, batch.count)
 
     def step(self, batch: Batch) -> Outcome:
         """A step from its launch to its end."""
@@ -148,7 +168,9 @@ class _Place:
 
     inputs: Inputs
     outputs: Outputs
+    usage: Tensor  # (R, L, H, K)
     replay: Callable[[], object]
+    replay_and_count: Callable[[], object]
     staged: deque[_Staged]
 
 
@@ -158,12 +180,14 @@ class _Staged:
 
     inputs: Inputs
     outputs: Outputs
+    usage: Tensor  # (R, L, H, K)
 
     @classmethod
-    def empty(cls, grid: Grid, labels: int, *, pinned: bool) -> _Staged:
+    def empty(cls, grid: Grid, labels: int, usage: tuple[int, ...], *, pinned: bool) -> _Staged:
         return cls(
             Inputs.empty(grid, "cpu", pinned=pinned),
             Outputs.empty(grid.rows, labels, "cpu", pinned=pinned),
+            torch.zeros(usage, pin_memory=pinned),
         )
 
     def fill(self, batch: Batch) -> None:
@@ -190,6 +214,7 @@ class _Running:
 
     staged: _Staged
     ended: torch.cuda.Event | None
+    count: bool
 
     def outcome(self) -> Outcome:
         if self.ended is not None:
@@ -199,4 +224,5 @@ class _Running:
             self.staged.outputs.evidence.numpy().copy(),
             self.staged.inputs.lengths.numpy().astype(np.float32),
             self.staged.outputs.logits.numpy().copy(),
+            self.staged.usage.numpy().copy() if self.count else None,
         )

@@ -33,6 +33,9 @@ from gma.service.runners.onnx_pool import (
 
 PROVIDERS: dict[Device, str] = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
 
+USAGE = "usage"
+"""The output that a model has if it counts: of components, (R, L, H, K) float32."""
+
 Provider = tuple[str, dict[str, str]]
 
 
@@ -82,6 +85,8 @@ class OnnxRunner:
         self._session = _session(exported.model, device, library, threads, provider)
         self._runs: dict[tuple[int, ...], Run] = {}
         parts = parts_of(self._session)
+        self.counts = any(output.name == USAGE for output in self._session.get_outputs())
+        self._usage_shape = parts["mass"].shape  # (L, H, K)
         if resident is None:
             resident = device == "cuda"
         self.slots = slots
@@ -109,7 +114,8 @@ class OnnxRunner:
         self.pool.keep(documents)
         evidence, logits = (run.answers[name].numpy() for name in ("row_evidence", "logits"))
         weight = batch.lengths.astype(np.float32)
-        return Outcome(evidence.copy(), weight, logits[documents.place])
+        usage = run.answers[USAGE].numpy().copy() if batch.count else None
+        return Outcome(evidence.copy(), weight, logits[documents.place], usage)
 
     def _given(self, batch: Batch, documents: Documents) -> Arrays:
         return {
@@ -130,6 +136,9 @@ class OnnxRunner:
             evidence = np.empty((rows, labels), np.float32)
             logits = np.empty((len(documents.fresh), labels), np.float64)
             answers = values_of({"row_evidence": evidence, "logits": logits}, device)
+            if self.counts:
+                usage = np.empty((rows, *self._usage_shape), np.float32)
+                answers |= values_of({USAGE: usage}, device)
             binding, options = self._session.io_binding(), RunOptions()
             for name, value in {**given, **documents.states}.items():
                 binding.bind_ortvalue_input(name, value)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from functools import partial
+from typing import cast
 
 import numpy as np
 import torch
@@ -20,6 +22,7 @@ class TorchRunner:
 
     backend = "torch"
     depth = 1
+    counts = True
     versions: Mapping[str, str] = {}  # a worker tells torch's own
 
     def __init__(
@@ -46,7 +49,7 @@ class TorchRunner:
         self.slots = slots
         self.pool = StatePool(config, slots, device=weights.device, dtype=classifier.dtype)
         self._logits = classifier.logits
-        self._forward: Callable[..., Step] = classifier.eval()
+        self._eager = self._forward = cast("Callable[..., Step]", classifier.eval())
         self._warm_ups = 1
         if compile:
             self._compile(classifier)
@@ -73,7 +76,9 @@ class TorchRunner:
         """A step from its launch to its end."""
         slots = torch.from_numpy(batch.slot_of_document).to(self.device)
         fresh = torch.from_numpy(batch.fresh).to(self.device)
-        step = self._forward(
+        # Usage is counted without a graph: it is rare, and would be another compilation a grid.
+        forward = partial(self._eager, count=True) if batch.count else self._forward
+        step = forward(
             torch.from_numpy(batch.tokens).to(self.device),
             torch.from_numpy(batch.lengths).to(self.device),
             torch.from_numpy(batch.document_of_row).to(self.device),
@@ -92,6 +97,7 @@ class TorchRunner:
             step.evidence.float().cpu().numpy(),
             step.weight.float().cpu().numpy(),
             logits.cpu().numpy(),
+            None if step.usage is None else step.usage.float().cpu().numpy(),
         )
 
     def _step_apart(self, batch: Batch, documents: NDArray[np.int64]) -> Outcome:
@@ -101,15 +107,17 @@ class TorchRunner:
         runs again from its state before the step, which was not overwritten yet.
         """
         rows, labels = len(batch.lengths), self._labels
+        counted = self.pool.states.mass.shape[1:]
         together = Outcome(
             np.zeros((rows, labels), np.float32),
             np.zeros(rows, np.float32),
             np.zeros((rows, labels)),
+            np.zeros((rows, *counted), np.float32) if batch.count else None,
         )
         for document in documents:
             own = batch.rows_of(document)
             grid = fitting(self.grids, len(own))
-            alone = Batch.blank(grid, self.slots)
+            alone = Batch.blank(grid, self.slots, count=batch.count)
             alone.tokens[: len(own)] = batch.tokens[own]
             alone.lengths[: len(own)] = batch.lengths[own]
             alone.document_of_row[: len(own)] = 0
@@ -119,6 +127,8 @@ class TorchRunner:
             together.evidence[own] = outcome.evidence[: len(own)]
             together.weight[own] = outcome.weight[: len(own)]
             together.logits[document] = outcome.logits[0]
+            if together.usage is not None and outcome.usage is not None:
+                together.usage[own] = outcome.usage[: len(own)]
         return together
 
     @property

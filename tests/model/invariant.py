@@ -21,6 +21,7 @@ class Share(NamedTuple):
     tokens: int
     evidence: Tensor  # (labels,)
     weight: float
+    usage: Tensor | None = None  # (L, H, K), if it was counted
 
 
 class Read(NamedTuple):
@@ -89,6 +90,12 @@ def assert_same(
             said = max(float(part.abs().sum(0).max()), share.tokens * each)
             assert float(difference) <= tolerance * said
             assert share.weight == share.tokens
+        for share, gamma in zip(read.shares[index], expected.gamma.split(sizes, 1), strict=True):
+            if share.usage is not None:
+                assert error(share.usage, gamma.sum(1)) <= of_states
+                # However inexact keys are, every token is shared out to the last bit.
+                whole = share.usage.double().sum(-1)
+                assert (whole / share.tokens - 1).abs().max() <= 1e-6
 
 
 def assert_near(

@@ -57,13 +57,19 @@ class ByHand(NamedTuple):
     memory: Tensor  # (L, H, K, v)
     mass: Tensor  # (L, H, K)
     tail: Tensor  # (L, T, W)
+    gamma: Tensor  # (L, N, H, K), of the keys
+
+    @property
+    def usage(self) -> Tensor:
+        """(L, H, K)."""
+        return self.gamma.sum(1)
 
 
 def by_hand(classifier: Classifier, tokens: Tensor, state: State) -> ByHand:
     """One document in one piece, token by token where that matters, after the state of one."""
     config = classifier.config
     x = classifier.embedding(tokens)
-    memories, masses, tails = [], [], []
+    memories, masses, tails, gammas = [], [], [], []
     for index, layer in enumerate(classifier.layers):
         assert isinstance(layer, Layer)
         tail = state.tail[0, index]
@@ -90,6 +96,7 @@ def by_hand(classifier: Classifier, tokens: Tensor, state: State) -> ByHand:
         gamma_q, gamma_k = (
             reference.responsibilities(part, *mixer.mixture.distribution()) for part in (q, k)
         )
+        gammas.append(gamma_k)
         if config.causal:
             out, memory, mass = reference.forgetting(
                 gamma_q,
@@ -113,7 +120,8 @@ def by_hand(classifier: Classifier, tokens: Tensor, state: State) -> ByHand:
     scores = classifier.pooling(x[None], tokens[None])[0]
     silent = scores.new_zeros(int(config.prior_tokens), scores.shape[1])
     logits = torch.cat([silent, scores]).mean(0)
-    return ByHand(scores, logits, torch.stack(memories), torch.stack(masses), torch.stack(tails))
+    states = (torch.stack(parts) for parts in (memories, masses, tails, gammas))
+    return ByHand(scores, logits, *states)
 
 
 def error(found: Tensor, expected: Tensor) -> float:

@@ -13,9 +13,13 @@ from gma.model.reading import read
 from tests.model.small import SMALL, ByHand, by_hand, error, small
 
 
-@pytest.fixture(scope="module", params=[4, 0], ids=["convolution", "no convolution"])
+@pytest.fixture(
+    scope="module",
+    params=[{}, {"conv_kernel": 0}, {"form": "forgetting"}],
+    ids=["paper", "no convolution", "forgetting"],
+)
 def classifier(request: pytest.FixtureRequest) -> Classifier:
-    return small(causal=False, conv_kernel=request.param)
+    return small(causal=False, **request.param)
 
 
 def expected_of(classifier: Classifier, document: Tensor) -> ByHand:
@@ -35,7 +39,7 @@ def test_any_chunks_are_the_one_shot(classifier: Classifier, tokens: int, chunk:
     (found,) = read(classifier, [document], chunk=chunk)
     expected = expected_of(classifier, document)
     assert error(found.logits, expected.logits) <= 1e-5
-    assert error(found.mass, expected.mass) <= 1e-5
+    assert error(found.usage, expected.usage) <= 1e-5
     assert found.weight.tolist() == [len(piece) for piece in torch.split(document, chunk)]
     for share, part in zip(found.evidence, torch.split(expected.scores, chunk), strict=True):
         difference = (share.double() - part.sum(0)).abs().max()

@@ -79,9 +79,12 @@ def read_in_steps(
                 rows.append((row, document))
                 done[document] += size
                 row += 1
-        step = classifier.step(tokens, lengths, document_of_row, inside)
+        step = classifier.step(tokens, lengths, document_of_row, inside, count=True)
+        assert step.usage is not None
         for row, document in rows:
-            share = Share(int(lengths[row]), step.evidence[row], float(step.weight[row]))
+            share = Share(
+                int(lengths[row]), step.evidence[row], float(step.weight[row]), step.usage[row]
+            )
             shares[document].append(share)
         after = step.states.gather(torch.from_numpy(places[: len(chosen)]))
         states.scatter_(torch.from_numpy(chosen), after)
@@ -162,7 +165,7 @@ def test_read_of_several_is_each_alone(chunk: int) -> None:
         expected = one_shot(classifier, document, classifier.new_states(1))
         assert len(reading.evidence) == len(reading.weight) == -(-len(document) // chunk)
         assert error(reading.logits, expected.logits) <= 1e-5
-        assert error(reading.mass, expected.mass) <= 1e-5
+        assert error(reading.usage, expected.usage) <= 1e-5
 
 
 def step_of(classifier: Classifier, document: Tensor, chunk: int) -> Step:

@@ -223,7 +223,7 @@ class TestDefaultCheckpoint:
         checkpoint = weights.load(DEFAULT_CHECKPOINT)
         text = "".join(json.loads(line)["text"] for line in EXCERPTS.read_text().splitlines())
         reading = read(checkpoint.classifier, [torch.from_numpy(checkpoint.tokenizer.encode(text))])
-        share = reading[0].mass / reading[0].mass.sum(-1, keepdim=True)
+        share = reading[0].usage / reading[0].usage.sum(-1, keepdim=True)
         used = (-(share * share.clamp_min(1e-12).log()).sum(-1)).exp()
         assert (used >= 4).all()
 

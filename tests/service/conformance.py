@@ -13,7 +13,7 @@ import torch
 from numpy.typing import NDArray
 
 from gma.model.classifier import Classifier
-from gma.model.reading import read
+from gma.model.reading import Findings, read
 from gma.service.engine.engine import Engine
 from gma.service.engine.opening import Opening, Tokens
 from gma.service.engine.progress import Progress, RowShares
@@ -38,10 +38,15 @@ def tokens_of(runner: Tested, length: int, seed: int = 0) -> Tokens:
 
 def reference(classifier: Classifier, tokens: Tokens) -> NDArray[np.float64]:
     """The logits of a document read at once, in float64."""
+    return found(classifier, tokens).logits.numpy()
+
+
+def found(classifier: Classifier, tokens: Tokens) -> Findings:
+    """What a document says, read at once, in float64."""
     exact = copy.deepcopy(classifier).cpu().double()
     exact.choose_mixers()
-    (reading,) = read(exact, [torch.from_numpy(tokens)], chunk=len(tokens))
-    return reading.logits.numpy()
+    (findings,) = read(exact, [torch.from_numpy(tokens)], chunk=len(tokens))
+    return findings
 
 
 def assert_close(
@@ -81,12 +86,15 @@ def poison(runner: Tested) -> None:
 
 def read_all(runner: Tested, documents: Sequence[Tokens], seed: int = 0) -> list[Progress]:
     """All documents at once through an engine, fed in random pieces; the final answers, each with
-    all rows' shares."""
+    all rows' shares, and every other with the usage of components if the runner counts."""
 
-    async def read(engine: Engine, name: str, tokens: Tokens, rng: random.Random) -> Progress:
+    async def read(engine: Engine, index: int, tokens: Tokens, rng: random.Random) -> Progress:
         cuts = sorted(rng.choices(range(len(tokens) + 1), k=3))
         first, *others = np.split(tokens, cuts)
-        document = engine.open(Opening(name, first, last=False, evidence=True, running=True))
+        components = runner.counts and not index % 2
+        document = engine.open(
+            Opening(str(index), first, False, evidence=True, running=True, components=components)
+        )
         for i, piece in enumerate(others, 1):
             await document.feed(piece, last=i == len(others))
         told = [progress async for progress in document]
@@ -99,7 +107,7 @@ def read_all(runner: Tested, documents: Sequence[Tokens], seed: int = 0) -> list
         rng = random.Random(seed)
         try:
             return await asyncio.gather(
-                *(read(engine, str(i), tokens, rng) for i, tokens in enumerate(documents))
+                *(read(engine, i, tokens, rng) for i, tokens in enumerate(documents))
             )
         finally:
             await engine.stop()
@@ -124,11 +132,17 @@ def check_all(
         lengths = [1, chunk - 1, chunk, chunk + 1, 63, 1000, 2, rows * chunk]
     documents = [tokens_of(runner, length, seed) for length in lengths]
     prior_tokens = classifier.config.prior_tokens
-    for tokens, progress in zip(documents, read_all(runner, documents, seed), strict=True):
-        expected = reference(classifier, tokens)
+    answers = zip(documents, read_all(runner, documents, seed), strict=True)
+    for index, (tokens, progress) in enumerate(answers):
+        findings = found(classifier, tokens)
+        expected = findings.logits.numpy()
         assert_close(progress.logits, expected, tolerance)
         assert progress.shares
         evidence = progress.shares.evidence.sum(0, dtype=np.float64)
         weight = progress.shares.weight.sum()
         assert_close(evidence / (weight + prior_tokens), expected, tolerance)
         assert progress.shares.tokens.sum() == len(tokens)
+        assert (progress.usage is not None) == (runner.counts and not index % 2)
+        if progress.usage is not None:
+            assert_close(progress.usage, findings.usage.numpy(), tolerance)
+            assert np.abs(progress.usage.sum(-1) / len(tokens) - 1).max() <= 1e-6

@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, get_args
 
+import numpy as np
 import pytest
 import torch
 
@@ -128,6 +129,18 @@ class TestClassify:
         book.write_text(TEXT * 2000)
         result = gma("classify", "--evidence", "--top-k", 1, "--checkpoint", checkpoint, book)
         assert len(result.out.splitlines()) <= 4 + SPANS_IN_TABLE
+
+    def test_components_share_out_the_tokens(self, gma: Gma, checkpoint: Path, book: Path) -> None:
+        options = ["--components", "--checkpoint", checkpoint, book]
+        (answer,) = gma("classify", "--json", *options).json()
+        usage = answer["usage"]
+        components = np.array(usage["components"])
+        assert components.shape == (1, 2, 4)
+        np.testing.assert_allclose(components.sum(-1), usage["tokens"], rtol=1e-6)
+        assert np.ptp(components, axis=-1).min() > 1
+        refused = gma("classify", *options)
+        assert (refused.status, refused.out) == (2, "")
+        assert "--json only" in refused.err
 
     def test_reads_standard_input(
         self, gma: Gma, checkpoint: Path, book: Path, monkeypatch: pytest.MonkeyPatch

@@ -252,6 +252,7 @@ class TestDocs:
         assert {parameter["name"] for parameter in post["parameters"]} == {
             "top_k",
             "evidence",
+            "components",
             "max_tokens",
         }
         assert all(parameter["description"] for parameter in post["parameters"])

@@ -1,6 +1,7 @@
 """PyTorch's runner: any mix of documents, cut anyhow, gives the float64 model's answer."""
 
 import copy
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -97,8 +98,11 @@ def test_a_document_whose_numbers_overflow_spoils_no_other(
             (2, True, tokens_of(runner, CHUNK + 3)),
         ],
     )
-    outcome = runner.step(batch)
+    outcome = runner.step(replace(batch, count=True))
     assert outcome.finite[batch.lengths > 0].tolist() == [True, False, True, True]
+    assert outcome.usage is not None
+    counted = outcome.usage[batch.lengths > 0].sum(-1)
+    assert np.allclose(counted[[0, 2, 3]].T, [CHUNK, CHUNK, 3])
     assert_close(outcome.logits[0], reference(classifier, tokens), TOLERANCE)
     assert_close(outcome.logits[2], reference(classifier, tokens_of(runner, CHUNK + 3)), TOLERANCE)
     after = runner.step(batch_of(runner, [(0, False, tokens)])).logits[0]

@@ -43,6 +43,7 @@ STRIDES = {
         ("mass", "mass", ("document", "head")),
         ("memory_after", "after", ("document", "head", "component")),
         ("mass_after", "mass_after", ("document", "head")),
+        ("usage", "usage", ("row",)),
         ("tail", "tail", ("slot",)),
         ("deep", "deep", ("stride",)),
     )

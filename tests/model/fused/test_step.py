@@ -119,25 +119,29 @@ class Reader:
                 self.done[document] += length
                 taken.append((document, row))
                 row += 1
-        outputs = self._run(inputs, [int(self.slots[document]) for document in plan])
+        outputs, usage = self._run(inputs, [int(self.slots[document]) for document in plan])
         for document, row in taken:
             length = int(inputs.lengths[row])
-            self.shares[document].append(Share(length, outputs.evidence[row], float(length)))
+            share = Share(length, outputs.evidence[row], float(length), usage[row])
+            self.shares[document].append(share)
         for place, document in zip(places, plan, strict=False):
             self.logits[document] = outputs.logits[place]
 
-    def _run(self, inputs: Inputs, slots: list[int]) -> Outputs:
-        """Outputs on the CPU, of a step that must leave all other slots as they are."""
+    def _run(self, inputs: Inputs, slots: list[int]) -> tuple[Outputs, Tensor]:
+        """Outputs and usage on the CPU, of a step that must leave all other slots as they are."""
         before = self.states.gather(torch.arange(len(self.states.weight), device=DEVICE))
         there = Inputs.empty((len(inputs.lengths), self.chunk), DEVICE)
         there.whole.copy_(inputs.whole)
         outputs = Outputs.empty(len(inputs.lengths), len(self.classifier.config.labels), DEVICE)
         outputs.whole.fill_(255)  # the bytes of NaN
-        self.step(there, self.states, outputs)
+        usage = torch.full((len(inputs.lengths), *self.states.mass.shape[1:]), torch.nan)
+        usage = usage.to(DEVICE)
+        self.step(there, self.states, outputs, usage)
         others = [slot for slot in range(len(self.states.weight)) if slot not in slots]
         for (_, x), (_, y) in zip(before.tensors(), self.states.tensors(), strict=True):
             torch.testing.assert_close(y[others], x[others], rtol=0, atol=0, equal_nan=True)
-        return replace(outputs, evidence=outputs.evidence.cpu(), logits=outputs.logits.cpu())
+        outputs = replace(outputs, evidence=outputs.evidence.cpu(), logits=outputs.logits.cpu())
+        return outputs, usage.cpu()
 
     def move(self) -> None:
         """Each document's state to another slot; what it leaves behind is NaN."""

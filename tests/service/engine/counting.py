@@ -18,6 +18,7 @@ ROWS = 4
 FULL = ROWS * CHUNK
 RAISES = 998  # a token that makes its step raise
 OVERFLOWS = 999  # a token that makes its row NaN
+COMPONENTS = 3
 PATIENCE_S = 10
 
 
@@ -29,7 +30,8 @@ class Clock:
 
 
 class CountingRunner:
-    """Labels: the mean of the tokens, and a sum that depends on where each one stands.
+    """Labels: the mean of the tokens, and a sum that depends on where each one stands. Components,
+    of one head of one layer: ids that leave the same remainder.
 
     Checks what every runner relies on, and never clears a slot: what `fresh` does not reset stays.
     The numbers of an outcome are wrong as soon as a runner may overwrite them.
@@ -39,6 +41,7 @@ class CountingRunner:
     dtype, kernels = "int64", "none"
     versions: ClassVar[Mapping[str, str]] = {}
     depth = 1
+    counts = True
     state_bytes = 0
 
     def __init__(
@@ -80,7 +83,7 @@ class CountingRunner:
             raise RuntimeError("the device has had enough")
 
     def count(self, batch: Batch) -> Outcome:
-        outcome = self.blank(len(batch.lengths))
+        outcome = self.blank(len(batch.lengths), count=batch.count)
         sums = self.sums[batch.slot_of_document]
         sums[batch.fresh] = 0
         for row, (length, document) in enumerate(
@@ -91,6 +94,8 @@ class CountingRunner:
             share = np.array([length, tokens.sum(), (tokens * places).sum()])
             if OVERFLOWS in tokens:
                 share[1:] = np.nan
+            if outcome.usage is not None:
+                outcome.usage[row, 0, 0] = used(tokens)
             sums[document] += share
             outcome.evidence[row], outcome.weight[row] = share[1:], length
         self.sums[batch.slot_of_document] = sums
@@ -98,15 +103,19 @@ class CountingRunner:
             outcome.logits[:] = sums[:, 1:] / sums[:, :1]
         return outcome
 
-    def blank(self, rows: int) -> Outcome:
+    def blank(self, rows: int, *, count: bool) -> Outcome:
         """A step's answer to be filled. The one that was handed out longest ago is spoilt."""
         if len(self.outcomes) == self.depth:
             overwritten = self.outcomes.popleft()
-            for numbers in (overwritten.evidence, overwritten.weight, overwritten.logits):
-                numbers.fill(-1)
+            for numbers in vars(overwritten).values():
+                if numbers is not None:
+                    numbers.fill(-1)
         self.outcomes.append(
             Outcome(
-                np.zeros((rows, 2), np.float32), np.zeros(rows, np.float32), np.zeros((rows, 2))
+                np.zeros((rows, 2), np.float32),
+                np.zeros(rows, np.float32),
+                np.zeros((rows, 2)),
+                np.zeros((rows, 1, 1, COMPONENTS), np.float32) if count else None,
             )
         )
         return self.outcomes[-1]
@@ -204,6 +213,11 @@ def answer(tokens: Tokens) -> list[float]:
     """The logits of a document."""
     places = np.arange(len(tokens)) % 97 + 1
     return [tokens.sum() / len(tokens), (tokens * places).sum() / len(tokens)]
+
+
+def used(tokens: Tokens) -> list[int]:
+    """What each component takes of a document."""
+    return np.bincount(tokens % COMPONENTS, minlength=COMPONENTS).tolist()
 
 
 def marked(mark: int, chunks: int) -> Tokens:

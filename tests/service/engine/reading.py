@@ -89,8 +89,9 @@ def opening(
     name: str = "a",
     evidence: bool = True,
     running: bool = True,
+    components: bool = False,
 ) -> Opening:
-    return Opening(name, tokens, last, evidence, running)
+    return Opening(name, tokens, last, evidence, running, components)
 
 
 async def feed(document: Document, pieces: Sequence[Tokens]) -> None:

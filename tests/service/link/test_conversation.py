@@ -180,10 +180,10 @@ class TestReleasesThatDiffer:
             for codec in (messages.OPENING, messages.INFO):
                 encode = codec.encode
                 monkeypatch.setattr(codec, "encode", lambda x, e=encode: b"\x63" + e(x)[1:])
-            with pytest.raises(VersionMismatch, match="of version 99, this one reads version 1"):
+            with pytest.raises(VersionMismatch, match="of version 99, this one reads"):
                 async with service.open():
                     pass
-            with pytest.raises(VersionMismatch, match="of version 99, this one reads version 1"):
+            with pytest.raises(VersionMismatch, match="of version 99, this one reads"):
                 await service.remote.info()
             assert await service.metric("gma_slots_in_use") == 0
 
@@ -193,7 +193,7 @@ class TestReleasesThatDiffer:
     def test_a_worker_of_another(self, checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         async def test(service: Remote) -> None:
             monkeypatch.setattr("gma.service.link.remote.HELLO", b"\x07")
-            with pytest.raises(VersionMismatch, match="of version 7, this one reads version 1"):
+            with pytest.raises(VersionMismatch, match="of version 7, this one reads"):
                 async with service.open(last=False):
                     pass
             await service.until("gma_slots_in_use", 0)

@@ -42,7 +42,9 @@ def test_nothing_else_is_an_error(name: str) -> None:
 @pytest.mark.parametrize("tokens", [[], [0], [2**31 - 1, 5]])
 def test_openings_and_feeds(tokens: list[int], running: bool) -> None:
     ids = np.array(tokens, np.int32)
-    sent = Opening("ü/1", ids, last=not running, evidence=running, running=running)
+    sent = Opening(
+        "ü/1", ids, last=not running, evidence=running, running=running, components=running
+    )
     come = OPENING.decode(OPENING.encode(sent))
     assert come._replace(tokens=ids) == sent
     np.testing.assert_array_equal(come.tokens, ids)
@@ -70,9 +72,12 @@ def test_progress(
             rng.normal(size=len(lengths)),
             rng.normal(size=(len(lengths), labels)).astype(np.float32),
         )
-    sent = Progress(tokens, 3, rng.normal(size=labels), shares, seconds, 0.5, 1.5, done=True)
+    usage = rng.normal(size=(2, 3, labels)) if lengths else None
+    sent = Progress(tokens, 3, rng.normal(size=labels), shares, seconds, 0.5, 1.5, True, usage)
     come = PROGRESS.decode(PROGRESS.encode(sent))
-    assert come._replace(logits=sent.logits, shares=shares) == sent
+    assert come._replace(logits=sent.logits, shares=shares, usage=usage) == sent
+    assert (come.usage is None) == (usage is None)
+    np.testing.assert_array_equal(come.usage, usage)  # type: ignore[arg-type]  # None is None
     np.testing.assert_array_equal(come.logits, sent.logits)
     assert come.logits.dtype == np.float64
     assert (come.shares is None) == (shares is None)
