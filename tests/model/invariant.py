@@ -85,12 +85,12 @@ def assert_same(
         each = float(expected.scores.abs().mean(0).max()) if len(document) else 0.0
         sizes = [share.tokens for share in read.shares[index]]
         parts = torch.split(expected.scores, sizes)
-        for share, part in zip(read.shares[index], parts, strict=True):
+        gammas = torch.split(expected.gamma, sizes, 1)
+        for share, part, gamma in zip(read.shares[index], parts, gammas, strict=True):
             difference = (share.evidence.double() - part.sum(0)).abs().max()
             said = max(float(part.abs().sum(0).max()), share.tokens * each)
             assert float(difference) <= tolerance * said
             assert share.weight == share.tokens
-        for share, gamma in zip(read.shares[index], expected.gamma.split(sizes, 1), strict=True):
             if share.usage is not None:
                 assert error(share.usage, gamma.sum(1)) <= of_states
                 # However inexact keys are, every token is shared out to the last bit.

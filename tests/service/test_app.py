@@ -79,6 +79,18 @@ class TestRunning:
             response = httpx.get(service.url + path, headers=given, timeout=PATIENCE_S)
             assert response.headers.get_list("x-request-id") == ["mine-1"]
 
+    def test_tells_what_components_take(self, service: Running) -> None:
+        response = httpx.post(
+            f"{service.url}/v1/documents?components=true",
+            content=TEXT,
+            headers=PLAIN,
+            timeout=PATIENCE_S,
+        )
+        usage = response.json()["usage"]
+        heads = [head for layer in usage["components"] for head in layer]
+        assert len(heads) == 2 * 2
+        assert [sum(head) for head in heads] == pytest.approx([usage["tokens"]] * 4, rel=1e-6)
+
     def test_a_trace_goes_from_the_client_to_the_collector(
         self, service: Running, collector: Collector
     ) -> None:

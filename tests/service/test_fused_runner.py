@@ -268,6 +268,7 @@ def test_once_warm_it_neither_compiles_nor_allocates(
             tokens = [tokens_of(runner, n) for n in rng.integers(1, 2 * CHUNK + 1, len(documents))]
             fresh = rng.random(len(documents)) < 0.5
             batch = batch_of(runner, list(zip(documents, fresh, tokens, strict=True)))
+            batch = replace(batch, count=bool(rng.random() < 0.5))
             outcome = runner.launch(batch).outcome()
             assert outcome.finite[batch.lengths > 0].all()
             grids.add(batch.tokens.shape)

@@ -217,7 +217,7 @@ def answer(tokens: Tokens) -> list[float]:
 
 def used(tokens: Tokens) -> list[int]:
     """What each component takes of a document."""
-    return np.bincount(tokens % COMPONENTS, minlength=COMPONENTS).tolist()
+    return [int((tokens % COMPONENTS == component).sum()) for component in range(COMPONENTS)]
 
 
 def marked(mark: int, chunks: int) -> Tokens:

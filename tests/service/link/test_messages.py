@@ -77,7 +77,7 @@ def test_progress(
     come = PROGRESS.decode(PROGRESS.encode(sent))
     assert come._replace(logits=sent.logits, shares=shares, usage=usage) == sent
     assert (come.usage is None) == (usage is None)
-    np.testing.assert_array_equal(come.usage, usage)  # type: ignore[arg-type]  # None is None
+    np.testing.assert_array_equal(come.usage, usage)
     np.testing.assert_array_equal(come.logits, sent.logits)
     assert come.logits.dtype == np.float64
     assert (come.shares is None) == (shares is None)
