@@ -221,6 +221,7 @@ def test_a_model_that_does_not_fit_is_refused(changes: dict[str, object], reason
 def test_what_it_tells_of_itself(classifier: Classifier, precision: FusedPrecision) -> None:
     runner = make(classifier, precision=precision)
     assert (runner.backend, runner.dtype, runner.depth) == ("torch", precision, 2)
+    assert runner.counts
     assert runner.kernels == "fused Triton kernels, CUDA graphs"
     assert runner.device == str(classifier.embedding.weight.device)
     assert runner.vocab_size == CONFIG.vocab_size

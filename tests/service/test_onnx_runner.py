@@ -207,6 +207,7 @@ def test_what_it_tells_of_itself(
     assert runner.kernels == f"ONNX Runtime {onnxruntime.__version__} CPU, {runs}"
     assert (runner.backend, runner.device, runner.dtype) == ("onnx", "cpu", "float32")
     assert runner.vocab_size == artifact.config.vocab_size
+    assert not runner.counts  # nor does any model that was exported in the paper's form
     assert (runner.depth, runner.pool.count) == (1, SLOTS)
     memory = runner.memory()
     assert 0 < memory.resident <= memory.resident_peak

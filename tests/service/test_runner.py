@@ -149,7 +149,7 @@ def test_weights_that_are_no_numbers_fail_the_warm_up(classifier: Classifier) ->
 
 
 def test_what_it_tells_of_itself(runner: TorchRunner) -> None:
-    assert (runner.backend, runner.device) == ("torch", "cpu")
+    assert (runner.backend, runner.device, runner.counts) == ("torch", "cpu", True)
     assert runner.vocab_size == CONFIG.vocab_size
     memory = runner.memory()
     assert 0 < memory.resident <= memory.resident_peak
