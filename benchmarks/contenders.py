@@ -145,6 +145,46 @@ def gla(tokens: int, size: Size, device: torch.device) -> Problem:
     return Problem(run, (q, k, val, gate), expected)
 
 
+def gated_slots(tokens: int, size: Size, device: torch.device) -> Problem:
+    """Gated slot attention of fla, with as many slots as ours has components."""
+    chunk_gsa = import_module("fla.ops.gsa").chunk_gsa
+    q, k = (random(1, tokens, size.heads, size.routing, device=device) for _ in range(2))
+    val = random(1, tokens, size.heads, size.value, device=device)
+    gate = random(1, tokens, size.heads, size.components, device=device).float()
+    decay = functional.logsigmoid(gate) / 8  # as its layer does
+    strength = (1 - decay.exp()).to(q.dtype)
+
+    def run() -> tuple[Tensor, ...]:
+        out, _ = chunk_gsa(q, k, val, strength, decay, output_final_state=True)
+        return (out,)
+
+    def expected() -> tuple[Tensor, ...]:
+        return (definitions.gated_slots(q[0], k[0], val[0], strength[0], decay[0]),)
+
+    return Problem(run, (q, k, val, strength, decay), expected)
+
+
+def gated_delta(tokens: int, size: Size, device: torch.device) -> Problem:
+    """Gated DeltaNet of fla."""
+    rule = import_module("fla.ops.gated_delta_rule").chunk_gated_delta_rule
+    q, k = (
+        functional.normalize(random(1, tokens, size.heads, size.routing, device=device), dim=-1)
+        for _ in range(2)
+    )
+    val = random(1, tokens, size.heads, size.value, device=device)
+    decay = functional.logsigmoid(random(1, tokens, size.heads, device=device).float() + 3)
+    beta = torch.sigmoid(random(1, tokens, size.heads, device=device))
+
+    def run() -> tuple[Tensor, ...]:
+        out, _ = rule(q, k, val, decay, beta, scale=1.0, output_final_state=True)
+        return (out,)
+
+    def expected() -> tuple[Tensor, ...]:
+        return (definitions.gated_delta(q[0], k[0], val[0], decay[0], beta[0]),)
+
+    return Problem(run, (q, k, val, decay, beta), expected)
+
+
 MAMBA_STATE = 128
 
 
@@ -238,6 +278,10 @@ CONTENDERS = (
     Contender("fla linear attention + responsibilities", fla_linear(compute=True), FLA, "fla-core",
               tolerance=1e-2, note="the same, computing them by torch.compile; no division"),
     Contender("fla GLA", gla, FLA, "fla-core", note="`chunk_gla`, keys of 32, values of 64"),
+    Contender("fla GSA", gated_slots, FLA, "fla-core",
+              note="`chunk_gsa`, keys of 32, 32 slots, values of 64"),
+    Contender("fla Gated DeltaNet", gated_delta, FLA, "fla-core",
+              note="`chunk_gated_delta_rule`, keys of 32, values of 64"),
     Contender(SSD, mamba2, MAMBA + "ssd_combined", "mamba-ssm",
               note="twice the heads, of 64, state 128: a layer of the same width expands by 2"),
     Contender("Mamba-3 SISO", mamba3, MAMBA + "mamba3.mamba3_siso_combined", "mamba-ssm",

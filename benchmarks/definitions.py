@@ -71,6 +71,47 @@ def linear_attention(q: Tensor, k: Tensor, val: Tensor, decay: Tensor | None = N
     return out
 
 
+def gated_delta(q: Tensor, k: Tensor, val: Tensor, decay: Tensor, beta: Tensor) -> Tensor:
+    """q, k (N, H, r), val (N, H, v), decay and beta (N, H) -> each query's reading (N, H, v).
+
+    Of a memory that keeps exp(decay) of what it holds, and then replaces so much, beta, of what it
+    holds for a key by the value.
+    """
+    state = torch.zeros(*k.shape[1:], val.shape[-1], device=k.device, dtype=torch.float64)
+    out = torch.empty_like(val, dtype=torch.float64)
+    for place, (query, key, value, kept, share) in enumerate(
+        zip(*(x.double() for x in (q, k, val, decay.exp(), beta)), strict=True)
+    ):
+        state = kept[:, None, None] * state
+        new = share[:, None] * (value - (key[:, None] @ state)[:, 0])
+        state = state + key[..., None] * new[:, None]
+        out[place] = (query[:, None] @ state)[:, 0]
+    return out
+
+
+def gated_slots(q: Tensor, k: Tensor, val: Tensor, strength: Tensor, decay: Tensor) -> Tensor:
+    """q, k (N, H, r), val (N, H, v), strength and decay (N, H, slots) -> readings (N, H, v).
+
+    A slot's key and value are sums of those written to it, of which it keeps exp(decay); slots are
+    read by the softmax of their keys' products with the query, which is scaled.
+    """
+    heads, slots = strength.shape[1:]
+    keys, values = (
+        torch.zeros(heads, slots, x.shape[-1], device=x.device, dtype=torch.float64)
+        for x in (k, val)
+    )
+    out = torch.empty_like(val, dtype=torch.float64)
+    scale = q.shape[-1] ** -0.5
+    for place, (query, key, value, times, kept) in enumerate(
+        zip(*(x.double() for x in (q, k, val, strength, decay.exp())), strict=True)
+    ):
+        keys = kept[..., None] * keys + times[..., None] * key[:, None]
+        values = kept[..., None] * values + times[..., None] * value[:, None]
+        shares = torch.softmax((keys @ query[..., None])[..., 0] * scale, -1)
+        out[place] = (shares[:, None] @ values)[:, 0]
+    return out
+
+
 def rotated(x: Tensor, angle: Tensor) -> Tensor:
     """Turn pairs of neighbours in x (N, H, r), the first ones by angle (N, H, at most r / 2)."""
     x = x.double()

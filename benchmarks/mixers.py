@@ -2,6 +2,7 @@
 
     pip install '.[benchmarks]' fla-core mamba-ssm
     python -m benchmarks.mixers --out build/mixers
+    python -m benchmarks.mixers --backward --lengths 16384
 
 Each contender is checked first, against its definition in float64 and for causality; one that fails
 is not timed. Prints Markdown; writes mixers.json, .md and .svg. Every row of the tables is from
@@ -55,12 +56,15 @@ def leak(problem: Problem) -> float:
     tokens = problem.inputs[0].shape[1]
     part = tokens // 2 - 5  # on no block's edge
 
+    @torch.no_grad()
     def first_part() -> Tensor:
         return problem.run()[0].reshape(tokens, -1)[:part].float()
 
     before = first_part()
-    for x in problem.inputs:
-        x[:, part:] = x[:, part:].flip(1)
+    with torch.no_grad():
+        for x in problem.inputs:
+            whole = x.view(1, tokens, *x.shape[2:])
+            whole[:, part:] = whole[:, part:].flip(1)
     return float((first_part() - before).abs().max() / before.abs().max())
 
 
@@ -70,7 +74,8 @@ def checked(
     """Whether it may be timed, and what was found."""
     try:
         problem = contender.build(tokens, size, device)
-        pairs = list(zip(problem.run(), problem.expected(), strict=True))
+        with torch.no_grad():
+            pairs = list(zip(problem.run(), problem.expected(), strict=True))
         if not all(bool(found.isfinite().all()) for found, _ in pairs):
             return False, "not finite"
         errors = [relative_error(found, expected) for found, expected in pairs]
@@ -88,8 +93,11 @@ def checked(
 class Run:
     """The comparison on one device."""
 
-    def __init__(self, device: torch.device, size: Size, cap_s: float, budget_s: float) -> None:
+    def __init__(
+        self, device: torch.device, size: Size, cap_s: float, budget_s: float, *, backward: bool
+    ) -> None:
         self.device, self.size, self.cap_s, self.budget_s = device, size, cap_s, budget_s
+        self.backward = backward
         self.checks: list[dict[str, Any]] = []
         self.results: list[Result] = []
         self.skips: list[tuple[str, int, str]] = []
@@ -152,6 +160,8 @@ class Run:
         """The call to time, whether it is a graph's replay, and its bytes: extra, output, least."""
         progress(f"{tokens_name(tokens)} {contender.name}")
         problem = contender.build(tokens, self.size, self.device)
+        if self.backward:
+            problem = problem.with_gradients()
         outputs = problem.run()  # compiles and tunes
         output = sum(x.nbytes for x in outputs)
         least = sum(x.nbytes for x in problem.inputs) + outputs[0].nbytes
@@ -232,6 +242,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--only", nargs="+", help="contenders, by words in their names")
     parser.add_argument("--device", default="cuda")
     parser.add_argument("--cap", type=float, default=10.0, help="longest predicted call, seconds")
+    parser.add_argument("--backward", action="store_true", help="forward, and the gradients")
     parser.add_argument("--quick", action="store_true", help="tiny: shows that it runs, no more")
     arguments = parser.parse_args(argv)
     device = torch.device(arguments.device)
@@ -245,8 +256,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     torch.manual_seed(0)
     torch.set_float32_matmul_precision("high")
     torch._dynamo.config.recompile_limit = 64
-    with torch.inference_mode():
-        run = Run(device, size, arguments.cap, budget_s=0.05 if arguments.quick else 2.0)
+    with torch.set_grad_enabled(arguments.backward):
+        run = Run(
+            device, size, arguments.cap, 0.05 if arguments.quick else 2.0,
+            backward=arguments.backward,
+        )  # fmt: skip
         passing = run.check(contenders, lengths[-1] if arguments.quick else CHECKED)
         for tokens in lengths:
             run.measure(passing, tokens)

@@ -36,9 +36,26 @@ class Problem(NamedTuple):
     inputs: tuple[Tensor, ...]  # all that grow with N, tokens in dimension 1
     expected: Callable[[], tuple[Tensor, ...]]  # in float64; slow
 
+    def with_gradients(self) -> Problem:
+        """The same, whose call gives the gradients of its inputs too."""
+        wanted = [x for x in self.inputs if x.requires_grad]
+        d_out = torch.randn_like(self.run()[0])
+
+        def run() -> tuple[Tensor, ...]:
+            out = self.run()[0]
+            return out.detach(), *torch.autograd.grad(out, wanted, d_out)
+
+        return self._replace(run=run)
+
 
 def random(*shape: int, device: torch.device, dtype: torch.dtype = torch.bfloat16) -> Tensor:
-    return torch.randn(shape, device=device, dtype=dtype)
+    """Normal numbers, of which gradients are wanted where any are."""
+    return grown(torch.randn(shape, device=device, dtype=dtype))
+
+
+def grown(x: Tensor) -> Tensor:
+    """x as an input of its own."""
+    return x.detach().requires_grad_(torch.is_grad_enabled())
 
 
 def compiled(function: Callable[..., Any], device: torch.device) -> Callable[..., Any]:
@@ -57,10 +74,11 @@ class Ours(NamedTuple):
     @classmethod
     def of(cls, tokens: int, size: Size, device: torch.device) -> Ours:
         heads, r, K, v = size  # noqa: N806 (the paper's letters)
-        projected = random(1, tokens, heads * (2 * r + v), device=device)
+        projected = torch.randn(1, tokens, heads * (2 * r + v), device=device, dtype=torch.bfloat16)
         parts = torch.split(projected, [heads * r, heads * r, heads * v], -1)
         q, k, val = (part.view(1, tokens, heads, -1) for part in parts)
         val += 0.5  # so that means of many values do not vanish
+        q, k, val = grown(q), grown(k), grown(val)
         mu = torch.randn(heads, K, r, device=device)
         var = torch.rand(heads, K, r, device=device) * 2 + 0.5
         return cls(q, k, val, (mu, var, torch.randn(heads, K, device=device).log_softmax(-1)))
@@ -116,7 +134,7 @@ def forgetting_rows(tokens: int, size: Size, device: torch.device) -> Problem:
     causal = import_module("gma.model.ops.triton.operators").forgetting
     shape = *parts[0].shape[:2], size.heads
     rates = torch.logspace(-3.5, -0.8, size.heads, device=device)
-    log_keep = -(torch.rand(shape, device=device) * 2 * rates).clamp(max=MOST_FORGOTTEN)
+    log_keep = grown(-(torch.rand(shape, device=device) * 2 * rates).clamp(max=MOST_FORGOTTEN))
     mixture = given.mixture
 
     def run() -> tuple[Tensor, ...]:
@@ -130,7 +148,7 @@ def forgetting_rows(tokens: int, size: Size, device: torch.device) -> Problem:
             *given.gammas(), given.val[0].double(), kept, memory, mass, epsilon=EPSILON
         )
 
-    return Problem(run, (*given[:3], log_keep.view(1, tokens, size.heads)), expected)
+    return Problem(run, (*given[:3], log_keep), expected)
 
 
 def fused(*args: Any, device: torch.device, **options: Any) -> Any:
