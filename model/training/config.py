@@ -112,7 +112,8 @@ def read_config(file: Path) -> tuple[ModelConfig, TrainingConfig]:
     """Read the tables of a TOML file, ``[model]`` and ``[training]``.
 
     The data has the last word on the model: ``labels`` are stand-ins, and ``vocab_size`` is how
-    many tokens the tokenizer may have at most. Raises TrainingError that names what is wrong.
+    many tokens the tokenizer may have at most. A model is of the form that forgets unless it says
+    otherwise. Raises TrainingError that names what is wrong.
     """
     try:
         tables = tomllib.loads(file.read_bytes().decode())
@@ -127,7 +128,7 @@ def read_config(file: Path) -> tuple[ModelConfig, TrainingConfig]:
             raise TrainingError(f"{file}: [model] takes no {name}: they are {origin}")
     try:
         table = "model"
-        architecture = ModelConfig.model_validate({**model, "labels": ("a", "b")})
+        architecture = ModelConfig.model_validate({"form": "forgetting", **model, "labels": ("a", "b")})
         table = "training"
         return architecture, TrainingConfig.model_validate(training)
     except ValidationError as error:

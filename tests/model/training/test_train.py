@@ -57,9 +57,10 @@ class TestTraining:
         assert not checkpoint.config.causal
         assert evaluate(checkpoint, data, "valid").views[-1].accuracy == 1.0
 
-    def test_the_forgetting_form(self, run: Train, data: Path) -> None:
-        checkpoint = weights.load(run(model={"form": "forgetting"}))
-        assert (checkpoint.config.form, checkpoint.config.format_version) == ("forgetting", 2)
+    def test_the_paper_s_form(self, run: Train, data: Path) -> None:
+        assert weights.load(run("forgetting")).config.form == "forgetting"
+        checkpoint = weights.load(run(model={"form": "paper"}))
+        assert (checkpoint.config.form, checkpoint.config.format_version) == ("paper", 2)
         assert evaluate(checkpoint, data, "valid").views[-1].accuracy == 1.0
 
     def test_compressed_data_in_shards(self, run: Train, data: Path) -> None:
