@@ -179,8 +179,6 @@ def _model(checkpoint: Checkpoint, precision: Precision, chunk: int) -> onnx.Mod
     config, classifier = checkpoint.config, checkpoint.classifier
     if not config.causal:
         raise ArtifactError("a bidirectional model has no step to export: it reads whole documents")
-    if config.form != "paper":
-        raise ArtifactError(f"a model of the form {config.form} can't be exported yet")
     if not config.tail <= chunk <= LARGEST_CHUNK:
         least = max(config.tail, 1)
         raise ArtifactError(f"a row must hold {least} to {LARGEST_CHUNK} tokens, not {chunk}")

@@ -20,20 +20,20 @@ BLOCK = 64
 """Tokens whose affinities are formed explicitly, as in `gma.model.ops.chunked`."""
 
 
-def _present(op: Body, x: Value, lengths: Value) -> Value:
+def present(op: Body, x: Value, lengths: Value) -> Value:
     """Where x (R, C, ...) holds a token, (R, C, 1) bool; lengths (R,)."""
     return op.Unsqueeze(op.Range(0, op.count(x, 1), 1) < op.Unsqueeze(lengths, [1]), [2])
 
 
-def _normalized(op: Body, x: Value, epsilon: Value) -> Value:
+def normalized(op: Body, x: Value, epsilon: Value) -> Value:
     """Divide x (..., n) float32 by the root of its mean square."""
     square = op.ReduceMean(x * x, [-1], keepdims=1)
     return x / op.Sqrt(square + epsilon)
 
 
-def _responsibilities(op: Body, x: Value, linear: Value, quadratic: Value, bias: Value) -> Value:
+def responsibilities(op: Body, x: Value, linear: Value, quadratic: Value, bias: Value) -> Value:
     """Score x (..., H, C, r) -> (..., H, C, K), which is >= 0 and sums to 1 over K."""
-    normal = _normalized(op, x, op.attribute("routing_epsilon", "FLOAT"))
+    normal = normalized(op, x, op.attribute("routing_epsilon", "FLOAT"))
     normalize = op.Cast(op.attribute("normalize", "INT"), to=TensorProto.BOOL)
     x = op.Where(normalize, normal, x)
     both = op.Concat(x, x * x, axis=-1)
@@ -52,8 +52,8 @@ class Routed:
     @classmethod
     def of(cls, op: Body, routed: Value, lengths: Value, linear: Value, values: Value) -> Routed:
         """Part routed (R, C, H * (2r + v)); linear (H, K, r) and ``values``, v as (1,) int64."""
-        present = _present(op, routed, lengths)
-        wide = op.Where(present, op.Cast(routed, to=TensorProto.FLOAT), 0.0)
+        there = present(op, routed, lengths)
+        wide = op.Where(there, op.Cast(routed, to=TensorProto.FLOAT), 0.0)
         heads, routing = op.size(linear, 0), op.size(linear, 2)
         width = heads * routing
         sizes = op.Concat(width * 2, heads * values, axis=0)
@@ -63,28 +63,28 @@ class Routed:
         val = op.Reshape(val, op.Concat([0, 0], heads, values, axis=0))
         val = op.Transpose(val, perm=[0, 2, 1, 3])
         ones = op.Expand(1.0, op.Concat(op.Shape(val, end=3), [1], axis=0))
-        return cls(scored, op.Concat(val, ones, axis=3), present)
+        return cls(scored, op.Concat(val, ones, axis=3), there)
 
     def keys(self, op: Body, gamma: Value) -> Value:
         """Set responsibilities (R, H, C, K) to zero where no token is."""
         return gamma * op.Unsqueeze(op.Cast(self.present, to=TensorProto.FLOAT), [1])
 
 
-def _joined(op: Body, memory: Value, mass: Value) -> Value:
+def joined(op: Body, memory: Value, mass: Value) -> Value:
     """Join memory (..., K, v) and mass (..., K) to (..., K, v + 1)."""
     return op.Concat(memory, op.Unsqueeze(mass, [-1]), axis=-1)
 
 
-def _parted(op: Body, both: Value, values: Value) -> tuple[Value, Value]:
+def parted(op: Body, both: Value, values: Value) -> tuple[Value, Value]:
     """Part (..., v + 1) into (..., v) and (..., 1)."""
     return op.split(both, op.Concat(values, [1], axis=0), axis=-1)
 
 
-def _after(
+def after(
     op: Body, rows: Rows, both: Value, memory: Value, mass: Value, fresh: Value
 ) -> dict[str, Value]:
     """Pick the documents' states from those after each row, ``both`` (R, H, K, v + 1)."""
-    written, written_mass = _parted(op, both, op.size(memory, -1))
+    written, written_mass = parted(op, both, op.size(memory, -1))
     return {
         "memory_after": rows.after(op, written, memory, fresh),
         "mass_after": rows.after(op, op.Squeeze(written_mass, [-1]), mass, fresh),
@@ -93,7 +93,7 @@ def _after(
 
 def _read(op: Body, summed: Value, values: Value, chunk: Value) -> Value:
     """Divide sums (R, H, C', v + 1) by their last column, the mass -> means (R, C, H * v)."""
-    weighted, weight = _parted(op, summed, values)
+    weighted, weight = parted(op, summed, values)
     means = op.Transpose(weighted / (weight + op.attribute("epsilon", "FLOAT")), perm=[0, 2, 1, 3])
     return op.Slice(op.Reshape(means, [0, 0, -1]), [0], chunk, [1])
 
@@ -127,7 +127,7 @@ def causal(
     def split(x: Value) -> Value:  # (R, H, C', n) -> (R, H, blocks, B, n)
         return op.Reshape(x, op.Concat([0, 0], blocks, block, op.size(x, -1), axis=0))
 
-    gamma = _responsibilities(op, tokens.queries_and_keys, linear, quadratic, bias)
+    gamma = responsibilities(op, tokens.queries_and_keys, linear, quadratic, bias)
     gamma_q = split(op.Gather(gamma, 0))
     gamma_k = split(tokens.keys(op, op.Gather(gamma, 1)))
     written = split(tokens.values)
@@ -136,7 +136,7 @@ def causal(
     sums = keys @ written  # (R, H, blocks, K, v + 1)
     of_row = op.ReduceSum(sums, [2], keepdims=0)
     flat = rows.before(op, op.Reshape(of_row, [0, -1]))
-    before_row = op.Reshape(flat, op.Shape(of_row)) + _joined(
+    before_row = op.Reshape(flat, op.Shape(of_row)) + joined(
         op, rows.incoming(op, memory, fresh), rows.incoming(op, mass, fresh)
     )
     # Exclusive: no block reads its own write twice.
@@ -145,10 +145,10 @@ def causal(
     summed = affinity @ written + gamma_q @ before
     shape = op.Concat([0, 0], blocks * block, op.size(summed, -1), axis=0)
     out = _read(op, op.Reshape(summed, shape), values, chunk)
-    out = op.Where(_present(op, routed, lengths), out, 0.0)
+    out = op.Where(present(op, routed, lengths), out, 0.0)
     return {
         "out": op.CastLike(out, routed),
-        **_after(op, rows, before_row + of_row, memory, mass, fresh),
+        **after(op, rows, before_row + of_row, memory, mass, fresh),
     }
 
 
@@ -169,7 +169,7 @@ def convolve(
     rows = Rows.of(op, lengths, document_of_row, tail)
     epsilon = op.attribute("epsilon", "FLOAT")
     wide = op.Cast(x, to=TensorProto.FLOAT)
-    own = _normalized(op, wide, epsilon) * scale
+    own = normalized(op, wide, epsilon) * scale
     reach, chunk = op.count(tail, 1), op.count(x, 1)
     # A row is preceded by its document's previous row, which is full, or by its document's tail.
     ends = op.Slice(own, op.size(x, 1) - op.size(tail, 1), op.size(x, 1), [1])
@@ -180,7 +180,7 @@ def convolve(
     window = op.Unsqueeze(op.Range(0, chunk, 1), [1]) + op.Range(0, reach + 1, 1)
     update = op.ReduceSum(op.Gather(seen, window, axis=1) * taps, [2], keepdims=0)
     y = op.CastLike(wide + update, x)
-    normal = _normalized(op, op.Cast(y, to=TensorProto.FLOAT), epsilon)
+    normal = normalized(op, op.Cast(y, to=TensorProto.FLOAT), epsilon)
     # Token t of a row lies at t + T, so the last T of its first n tokens start at n.
     start = rows.index * (reach + chunk) + lengths
     at = op.Unsqueeze(start, [1]) + op.Range(0, reach, 1)
@@ -195,7 +195,7 @@ def convolve(
 def normalize(op: Body, x: Value) -> dict[str, Value]:
     """Divide x (..., n) by the root of its mean square; see ``Normalize``."""
     wide = op.Cast(x, to=TensorProto.FLOAT)
-    return {"normal": op.CastLike(_normalized(op, wide, op.attribute("epsilon", "FLOAT")), x)}
+    return {"normal": op.CastLike(normalized(op, wide, op.attribute("epsilon", "FLOAT")), x)}
 
 
 def multiply(op: Body, x: Value, weight: Value, residual: Value | None = None) -> dict[str, Value]:

@@ -20,7 +20,7 @@ from onnx.helper import tensor_dtype_to_np_dtype
 from gma.export.body import OPSET
 from gma.export.operators import DOMAIN, OPERATORS, VERSION, functions
 from gma.export.precision import Precision
-from gma.model.config import ModelConfig
+from gma.model.config import LASTING, ModelConfig
 
 LARGEST_FILE = 2 * 1024**3 - 1
 """Bytes of a model, at most, for it is a protocol buffer; weights apart from it don't count."""
@@ -48,6 +48,9 @@ FLOAT, DOUBLE, UINT8 = TensorProto.FLOAT, TensorProto.DOUBLE, TensorProto.UINT8
 TYPES = {"float16": TensorProto.FLOAT16, "bfloat16": TensorProto.BFLOAT16}
 """The type of activations and matrices in a precision, where it is not float32."""
 
+ALIGNED = 16
+"""What the numbers that are projected of a token with gates are filled up to a multiple of."""
+
 Shape = tuple[int | str, ...]
 Tensors = dict[str, tuple[int, Shape]]
 
@@ -71,11 +74,13 @@ def inputs(config: ModelConfig, chunk: int) -> Tensors:
 def outputs(config: ModelConfig) -> Tensors:
     """List the outputs of a step: type and shape by name, in order."""
     labels = len(config.labels)
+    usage: Tensors = {"usage": (FLOAT, ("R", config.layers, config.heads, config.num_components))}
     states = [item for item in inputs(config, 0).items() if item[1][1][0] == "D"][1:]
     return {
         "row_evidence": (FLOAT, ("R", labels)),
         "logits": (DOUBLE, ("D", labels)),
         **{f"{name}_after": tensor for name, tensor in states},
+        **(usage if config.form == "forgetting" else {}),
     }
 
 
@@ -85,13 +90,18 @@ def weights(config: ModelConfig, precision: Precision) -> Tensors:
     mixture = config.heads, config.num_components, config.routing_dim
     values = config.heads * config.value_dim
     routed = 2 * config.heads * config.routing_dim + values
+    others = {"linear": mixture, "quadratic": mixture, "bias": mixture[:2]}
+    if config.form == "forgetting":
+        forgetting = max(config.heads - LASTING, 0)
+        routed += values + config.heads + forgetting
+        routed += -routed % ALIGNED
+        others |= {"write_bias": mixture[:1], "keep_bias": (forgetting,)}
     products = {
         "project": (width, routed),
         "out": (values, width),
         "up": (width, hidden),
         "down": (hidden, width),
     }
-    others = {"linear": mixture, "quadratic": mixture, "bias": mixture[:2]}
     if config.tail:
         others |= {"scale": (width,), "taps": (config.conv_kernel, width)}
 

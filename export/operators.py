@@ -15,7 +15,7 @@ from typing import TypeAlias
 from onnx import FunctionProto
 from onnx.defs import OpSchema, has, register_schema
 
-from gma.export import bodies
+from gma.export import bodies, forgetting
 from gma.export.body import Body, Value
 
 DOMAIN = "ai.gma"
@@ -33,7 +33,14 @@ TYPES = {
 """What a tensor may be, by a letter; all of a node's T0 are the same."""
 
 INPUTS: Documented = {
-    "routed": ("T0", "(R, C, H * (2r + v)): every head's q, then every k, then every value"),
+    "routed": (
+        "T0",
+        (
+            "(R, C, H * (2r + v)): every head's q, then every k, then every value; where heads "
+            "forget, behind them (H * v) gates of the output, (H) of writing, and the rates of the "
+            "F heads that do, the last ones; what follows is passed over"
+        ),
+    ),
     "memory": ("F", "(D, H, K, v), the documents' sums of values"),
     "mass": ("F", "(D, H, K), the documents' sums of responsibilities"),
     "linear": ("F", "(H, K, r), the mixture's mu / var"),
@@ -45,6 +52,8 @@ INPUTS: Documented = {
         "(R,), 0 to D - 1. Rows of one document stand together, in order, all but its last full",
     ),
     "fresh": ("B", "(D,), whatever the document's state holds, NaN too, counts as zeros"),
+    "write_bias": ("F", "(H,), added to the gates of writing"),
+    "keep_bias": ("F", "(F,), added to the rates"),
     "x": ("T0", "(R, C, W)"),
     "tail": ("F", "(D, T, W), the convolution's last inputs"),
     "scale": ("F", "(W,), weight of the normalisation before the convolution"),
@@ -56,6 +65,7 @@ OUTPUTS: Documented = {
     "out": ("T0", "(R, C, H * v), 0 where no token is"),
     "memory_after": ("F", "(D, H, K, v)"),
     "mass_after": ("F", "(D, H, K)"),
+    "usage": ("F", "(R, H, K), sums of the responsibilities of the rows' keys"),
     "y": ("T0", "like x"),
     "normal": ("T0", "like x, of mean square one"),
     "tail_after": ("F", "(D, T, W)"),
@@ -63,7 +73,8 @@ OUTPUTS: Documented = {
 ATTRIBUTES: Documented = {
     "normalize": ("INT", "1: queries and keys are RMS-normalised before the mixture scores them"),
     "epsilon": ("FLOAT", "added to the mass, or to the mean square, that is divided by"),
-    "routing_epsilon": ("FLOAT", "added to the mean square of a query or key"),
+    "routing_epsilon": ("FLOAT", "added to the mean square of a query or key, or of a head's mean"),
+    "most_forgotten": ("FLOAT", "the largest rate, at most 1/4"),
     "activation": ("STRING", "of the product: none, or gelu in its tanh form"),
 }
 
@@ -135,27 +146,41 @@ class Operator:
         )
 
 
+MIXER = (
+    "routed",
+    "memory",
+    "mass",
+    "linear",
+    "quadratic",
+    "bias",
+    "lengths",
+    "document_of_row",
+    "fresh",
+)
+"""The inputs of every mixer, the first ones."""
+
 OPERATORS = {
     operator.name: operator
     for operator in (
         Operator(
             "CausalGMA",
-            (
-                "routed",
-                "memory",
-                "mass",
-                "linear",
-                "quadratic",
-                "bias",
-                "lengths",
-                "document_of_row",
-                "fresh",
-            ),
+            MIXER,
             ("out", "memory_after", "mass_after"),
             ("normalize", "epsilon", "routing_epsilon"),
             "Gaussian Mixture Attention: each token's mean over what it and its document's earlier "
             "tokens wrote, in this step and in its state.",
             bodies.causal,
+        ),
+        Operator(
+            "ForgettingGMA",
+            (*MIXER, "write_bias", "keep_bias"),
+            ("out", "memory_after", "mass_after", "usage"),
+            ("normalize", "epsilon", "routing_epsilon", "most_forgotten"),
+            "Gaussian Mixture Attention that forgets: exp(-min(softplus(rate), most_forgotten)) of "
+            "a head's memory is kept by each token, which writes as often as the sigmoid of its "
+            "gate says. The head's mean is divided by the root of its mean square, and multiplied "
+            "by the sigmoid of the output's gate.",
+            forgetting.forgetting,
         ),
         Operator(
             "ShortConvolution",

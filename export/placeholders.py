@@ -44,6 +44,18 @@ def _causal_shapes(
 
 
 @_placeholder(
+    "forgetting(Tensor routed, Tensor memory, Tensor mass, Tensor linear, Tensor quadratic, "
+    f"Tensor bias, {_ROWS}, Tensor write_bias, Tensor keep_bias, *, int normalize, float epsilon, "
+    "float routing_epsilon, float most_forgotten) -> (Tensor, Tensor, Tensor, Tensor)"
+)
+def _forgetting_shapes(
+    routed: Tensor, memory: Tensor, mass: Tensor, *_: Tensor, **__: float
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    usage = mass.new_empty(routed.shape[0], *mass.shape[1:])
+    return *_causal_shapes(routed, memory, mass), usage
+
+
+@_placeholder(
     "short_convolution(Tensor x, Tensor tail, Tensor scale, Tensor taps, "
     f"{_ROWS}, *, float epsilon) -> (Tensor, Tensor, Tensor)"
 )
@@ -72,6 +84,7 @@ def translations() -> dict[Callable[..., Any], Callable[..., Any]]:
     domain = Opset(DOMAIN, VERSION)
     return {
         placeholders.causal.default: domain.CausalGMA,
+        placeholders.forgetting.default: domain.ForgettingGMA,
         placeholders.short_convolution.default: domain.ShortConvolution,
         placeholders.normalize.default: domain.Normalize,
         placeholders.linear.default: domain.Linear,

@@ -63,3 +63,34 @@ class Rows:
         prefix = earlier @ op.Where(bad, 0.0, sums)
         after_bad = earlier @ op.Cast(bad, to=TensorProto.FLOAT) > 0.0
         return op.Where(after_bad, NAN, prefix)
+
+    def forgetting(
+        self, op: Body, sums: Value, forgotten: Value, incoming: Value
+    ) -> tuple[Value, Value]:
+        """Return the states before each row and after it, (R, H, X), where rows forget.
+
+        ``sums`` (R, H, X): what a row wrote and has not forgotten at its end. ``forgotten`` (R, H)
+        float64: exp(-forgotten) is left there of what it found. ``incoming`` (R, H, X).
+        """
+        # As in `before`: what is not finite is taken out of the products.
+        bad = op.Unsqueeze(op.IsNaN(op.ReduceSum(sums * 0.0, [1, 2], keepdims=0)), [1])
+        nothing = op.Cast(0.0, to=TensorProto.DOUBLE)
+        own = op.Where(bad, nothing, forgotten)
+        found = op.Cast(self.earlier, to=TensorProto.DOUBLE) @ own  # (R, H)
+        upto = op.Transpose(found + own, perm=[1, 0])
+        between = op.Unsqueeze(upto, [1]) - op.Unsqueeze(op.Transpose(found, perm=[1, 0]), [2])
+        left = op.Where(self.earlier, op.Cast(op.Exp(between), to=TensorProto.FLOAT), 0.0)
+        bad = op.Unsqueeze(bad, [2])
+        clean = op.Transpose(op.Where(bad, 0.0, sums), perm=[1, 0, 2])
+        before = op.Transpose(left @ clean, perm=[1, 0, 2])
+        before = before + _left(op, found) * incoming
+        earlier = op.Cast(self.earlier, to=TensorProto.FLOAT)
+        flat = op.Squeeze(op.Cast(bad, to=TensorProto.FLOAT), [2])
+        after_bad = op.Unsqueeze(earlier @ flat > 0.0, [2])
+        before = op.Where(after_bad, NAN, before)
+        return before, sums + _left(op, forgotten) * before
+
+
+def _left(op: Body, forgotten: Value) -> Value:
+    """What is left where so much was forgotten, (R, H) float64 -> (R, H, 1) float32."""
+    return op.Unsqueeze(op.Cast(op.Exp(op.Neg(forgotten)), to=TensorProto.FLOAT), [2])

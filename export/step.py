@@ -12,10 +12,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from gma.export.inspection import ALIGNED
 from gma.export.placeholders import placeholders
 from gma.model.classifier import Classifier
 from gma.model.layers import Layer
+from gma.model.mixers import ForgettingMixer
 from gma.model.ops.chunked import ROUTING_EPSILON
+from gma.model.ops.forgetting import MOST_FORGOTTEN
 
 EPSILON = 1e-6
 """What every RMSNorm in `gma.model.layers` adds to the mean square."""
@@ -36,7 +39,10 @@ class Inputs(NamedTuple):
 
 
 class Outputs(NamedTuple):
-    """The outputs of the exported model, in their order."""
+    """The outputs of the exported model, in their order.
+
+    Behind them a model that forgets tells the rows' usage of its components, (R, L, H, K) float32.
+    """
 
     row_evidence: Tensor  # (R, G) float32
     logits: Tensor  # (D, G) float64
@@ -63,7 +69,14 @@ class PreparedLayer(nn.Module):
         if convolution is not None:
             self.scale = _constant(convolution.norm.weight)
             self.taps = _constant(convolution.weight)
-        self.project = _constant((mixer.project.weight * mixer.norm.weight).T, dtype)
+        project = mixer.project.weight * mixer.norm.weight
+        self.forgets = isinstance(mixer, ForgettingMixer)
+        if isinstance(mixer, ForgettingMixer):
+            project = functional.pad(project, (0, 0, 0, -len(project) % ALIGNED))
+            self.write_bias = _constant(mixer.write_bias)
+            self.keep_bias = _constant(mixer.keep_bias)
+            self.routing["most_forgotten"] = MOST_FORGOTTEN
+        self.project = _constant(project.T, dtype)
         self.out = _constant(mixer.out.weight.T, dtype)
         self.up = _constant((mlp.up.weight * mlp.norm.weight).T, dtype)
         self.down = _constant(mlp.down.weight.T, dtype)
@@ -74,8 +87,8 @@ class PreparedLayer(nn.Module):
     def forward(self, x: Tensor, states: list[Tensor], rows: list[Tensor]) -> list[Tensor]:
         """Compute x (R, C, W) and the states after this layer, of those before it.
 
-        ``states`` and those returned behind x are memory, mass and tail; ``rows`` are the step's
-        lengths, document_of_row and fresh.
+        ``states`` and those returned behind x are memory, mass and tail, with the rows' usage
+        behind them where heads forget; ``rows`` are the step's lengths, document_of_row and fresh.
         """
         memory, mass, tail = states
         if self.convolves:
@@ -85,12 +98,16 @@ class PreparedLayer(nn.Module):
         else:
             y, normal = x, placeholders.normalize(x, epsilon=EPSILON)
         routed = _product(normal, self.project)
-        read, memory, mass = placeholders.causal(
-            routed, memory, mass, self.linear, self.quadratic, self.bias, *rows, **self.routing
-        )
+        mixed = [routed, memory, mass, self.linear, self.quadratic, self.bias, *rows]
+        usage: list[Tensor] = []
+        if self.forgets:
+            biases = self.write_bias, self.keep_bias
+            read, memory, mass, *usage = placeholders.forgetting(*mixed, *biases, **self.routing)
+        else:
+            read, memory, mass = placeholders.causal(*mixed, **self.routing)
         z = _product(read, self.out, residual=y)
         hidden = _product(placeholders.normalize(z, epsilon=EPSILON), self.up, activation="gelu")
-        return [_product(hidden, self.down, residual=z), memory, mass, tail]
+        return [_product(hidden, self.down, residual=z), memory, mass, tail, *usage]
 
 
 class PreparedStep(nn.Module):
@@ -122,7 +139,7 @@ class PreparedStep(nn.Module):
         tail: Tensor,
         evidence: Tensor,
         weight: Tensor,
-    ) -> Outputs:
+    ) -> tuple[Tensor, ...]:
         """Compute `Outputs` of `Inputs`."""
         valid = torch.arange(tokens.shape[1]) < lengths[:, None]
         tokens = tokens.masked_fill(~valid, 0)
@@ -141,9 +158,9 @@ class PreparedStep(nn.Module):
         added = added.masked_fill(belongs @ bad.double() > 0, torch.nan)
         evidence = evidence.masked_fill(fresh[:, None], 0.0) + added
         weight = weight.masked_fill(fresh, 0.0) + belongs @ lengths.double()
-        memory, mass, tail = (torch.stack(parts, 1) for parts in zip(*after, strict=True))
+        memory, mass, tail, *usage = (torch.stack(parts, 1) for parts in zip(*after, strict=True))
         logits = evidence / (weight[:, None] + self.prior)
-        return Outputs(row_evidence, logits, memory, mass, tail, evidence, weight)
+        return *Outputs(row_evidence, logits, memory, mass, tail, evidence, weight), *usage
 
     def _scores(self, x: Tensor, tokens: Tensor) -> Tensor:
         """Score every token (R, C, W) -> (R, C, G), in float32: `gma.model.layers.Pooling`."""

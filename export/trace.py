@@ -6,9 +6,10 @@ import onnx
 import torch
 
 from gma.export.body import OPSET
+from gma.export.inspection import outputs
 from gma.export.operators import DOMAIN, OPERATORS, functions, register
 from gma.export.placeholders import translations
-from gma.export.step import Inputs, Outputs, PreparedStep
+from gma.export.step import Inputs, PreparedStep
 from gma.model.classifier import Classifier
 from gma.model.state import State
 
@@ -45,7 +46,7 @@ def trace(classifier: Classifier, dtype: torch.dtype, chunk: int) -> onnx.ModelP
         opset_version=OPSET,
         custom_translation_table=translations(),
         input_names=Inputs._fields,
-        output_names=Outputs._fields,
+        output_names=list(outputs(classifier.config)),
         dynamic_shapes=(*[of_rows] * 3, *[of_documents] * (len(example) - 3)),
         verbose=False,
     )

@@ -11,6 +11,9 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 DEFAULT_CHECKPOINT = Path(__file__).parent / "checkpoints" / "books"
 """The checkpoint that comes with the package."""
 
+LASTING = 1
+"""Heads of the form that forgets which forget nothing: the first ones."""
+
 LONGEST_INPUT = 60
 """Characters of what was given in place of something valid, if a message is to repeat it."""
 

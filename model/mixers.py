@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from gma.model.config import ModelConfig
+from gma.model.config import LASTING, ModelConfig
 from gma.model.ops import chunked
 from gma.model.ops.choice import CHUNKED
 from gma.model.ops.chunked import Coefficients, Rows
@@ -23,9 +23,6 @@ INITIAL_VARIANCE = 8.0
 
 HALF_LIVES = 4.0, 2000.0
 """Tokens after which a head has forgotten half, at first: the first that forgets, and the last."""
-
-LASTING = 1
-"""Heads that forget nothing: the first ones."""
 
 
 class Mixture(nn.Module):

@@ -17,7 +17,8 @@ from torch.nn import functional
 
 from gma.export.body import OPSET
 from gma.export.operators import DOMAIN, INPUTS, OPERATORS, OUTPUTS, VERSION
-from gma.model.ops import chunked
+from gma.model.ops import chunked, forgetting
+from gma.model.ops.forgetting import MOST_FORGOTTEN, Gates
 
 Array = NDArray[Any]
 
@@ -25,6 +26,7 @@ SETTINGS: dict[str, Any] = {
     "normalize": 1,
     "epsilon": 1e-6,
     "routing_epsilon": chunked.ROUTING_EPSILON,
+    "most_forgotten": MOST_FORGOTTEN,
 }
 
 H, K, r, v, W, T = 2, 5, 3, 4, 6, 3
@@ -182,6 +184,28 @@ def mixture_inputs(rows: Rows, size: tuple[int, int, int, int] = SIZE) -> dict[s
     }
 
 
+def forgetting_inputs(
+    rows: Rows, size: tuple[int, int, int, int] = SIZE, *, keep_bias: float | None = None
+) -> dict[str, Array]:
+    """Make random inputs of ForgettingGMA in float64; what is passed over is NaN.
+
+    Heads forget at all rates there are, or as this bias says.
+    """
+    heads, _, _, value = size
+    inputs = mixture_inputs(rows, size)
+    rng = np.random.default_rng(3)
+    gates = rng.normal(size=(*inputs["routed"].shape[:2], heads * value + 2 * heads - 1))
+    used = inputs["routed"].shape[2] + gates.shape[2]
+    nothing = np.full((*gates.shape[:2], -used % 16), np.nan)
+    bounds = (-1.0, -9.0) if keep_bias is None else (keep_bias, keep_bias)
+    return {
+        **inputs,
+        "routed": np.concatenate([inputs["routed"], gates * 2.0, nothing], axis=2),
+        "write_bias": rng.normal(size=heads),
+        "keep_bias": np.linspace(*bounds, heads - 1),
+    }
+
+
 def convolution_inputs(rows: Rows, width: int = W) -> dict[str, Array]:
     """Make random inputs of ShortConvolution in float64."""
     rng = np.random.default_rng(2)
@@ -193,20 +217,40 @@ def convolution_inputs(rows: Rows, width: int = W) -> dict[str, Array]:
     }
 
 
-STATEFUL = ("CausalGMA", "ShortConvolution")
+STATEFUL = ("CausalGMA", "ForgettingGMA", "ShortConvolution")
 """The operators over rows and their documents' states."""
 
-TOKENS = {"CausalGMA": "routed", "ShortConvolution": "x"}
+MIXERS = STATEFUL[:2]
+
+TOKENS = {"CausalGMA": "routed", "ForgettingGMA": "routed", "ShortConvolution": "x"}
 """The input of each that holds tokens."""
 
-STATES = {"CausalGMA": ("memory", "mass"), "ShortConvolution": ("tail",)}
+STATES = {
+    "CausalGMA": ("memory", "mass"),
+    "ForgettingGMA": ("memory", "mass"),
+    "ShortConvolution": ("tail",),
+}
 """The inputs of each that hold states."""
 
 
 def inputs_of(name: str, rows: Rows, *size: Any) -> dict[str, Array]:
     """Make random inputs, in float64, of one of ``STATEFUL``; ``size`` as its own function has."""
-    make = mixture_inputs if name == "CausalGMA" else convolution_inputs
-    return make(rows, *size)
+    make = {
+        "CausalGMA": mixture_inputs,
+        "ForgettingGMA": forgetting_inputs,
+        "ShortConvolution": convolution_inputs,
+    }
+    return make[name](rows, *size)
+
+
+def reference_of(name: str, inputs: dict[str, Array], rows: Rows) -> dict[str, Tensor]:
+    """Compute the outputs of one of ``STATEFUL`` in float64."""
+    compute = {
+        "CausalGMA": mixture_reference,
+        "ForgettingGMA": forgetting_reference,
+        "ShortConvolution": convolution_reference,
+    }
+    return compute[name](inputs, rows)
 
 
 def single(inputs: dict[str, Array]) -> dict[str, Array]:
@@ -220,31 +264,72 @@ def _filled(x: Array, size: int) -> Tensor:
 
 def mixture_reference(inputs: dict[str, Array], rows: Rows) -> dict[str, Tensor]:
     """Compute CausalGMA's outputs with `gma.model.ops.chunked` in float64."""
-    (heads, _, routing), value = inputs["linear"].shape, inputs["memory"].shape[-1]
-    routed = _filled(inputs["routed"], rows.size)
-    q, k, val = (
-        part.reshape(*part.shape[:2], heads, -1)
-        for part in torch.split(routed, [heads * routing, heads * routing, heads * value], dim=-1)
-    )
-    memory, mass = (inputs[name].copy() for name in ("memory", "mass"))
-    memory[rows.fresh], mass[rows.fresh] = 0.0, 0.0
+    given = _Given.of(inputs, rows)
     out, memory_after, mass_after = chunked.causal(
-        q,
-        k,
-        val,
-        _filled(memory, rows.size),
-        _filled(mass, rows.size),
-        chunked.Coefficients(*(torch.tensor(inputs[n]) for n in chunked.Coefficients._fields)),
-        rows.reference(),
-        normalize=True,
-        epsilon=1e-6,
+        *given.tokens, *given.states, given.mixture, rows.reference(), normalize=True, epsilon=1e-6
     )
-    there = torch.tensor(rows.there())[..., None]
-    return {
-        "out": torch.where(there, out.flatten(2)[: len(rows.lengths)], 0.0),
-        "memory_after": memory_after[: rows.count],
-        "mass_after": mass_after[: rows.count],
-    }
+    return given.told(out.flatten(2), memory_after, mass_after)
+
+
+def forgetting_reference(inputs: dict[str, Array], rows: Rows) -> dict[str, Tensor]:
+    """Compute ForgettingGMA's outputs with `gma.model.ops.forgetting` in float64."""
+    given = _Given.of(inputs, rows)
+    heads, value = inputs["memory"].shape[1], inputs["memory"].shape[3]
+    opened, strength, rates, _ = torch.split(
+        given.others,
+        [heads * value, heads, heads - 1, given.others.shape[2] - heads * (value + 2) + 1],
+        dim=-1,
+    )
+    rates = functional.softplus(rates + torch.tensor(inputs["keep_bias"])).clamp_max(MOST_FORGOTTEN)
+    gates = Gates(
+        functional.pad(-rates, (1, 0)), torch.sigmoid(strength + torch.tensor(inputs["write_bias"]))
+    )
+    where = rows.reference()
+    out, memory_after, mass_after = forgetting.causal(
+        *given.tokens, *given.states, given.mixture, gates, where, normalize=True, epsilon=1e-6
+    )
+    out = functional.rms_norm(out, (value,), eps=1e-6).flatten(2) * torch.sigmoid(opened)
+    gamma = chunked.responsibilities(given.tokens[1], given.mixture, normalize=True)
+    gamma = gamma.masked_fill(~where.valid[:, None, :, None], 0.0)
+    usage = gamma.sum(2)[: len(rows.lengths)]
+    return {**given.told(out, memory_after, mass_after), "usage": usage}
+
+
+@dataclass
+class _Given:
+    """A mixer's inputs as `gma.model.ops` takes them."""
+
+    tokens: list[Tensor]  # q, k and val (R, C, H, .)
+    others: Tensor  # (R, C, .)
+    states: list[Tensor]
+    mixture: chunked.Coefficients
+    rows: Rows
+
+    @classmethod
+    def of(cls, inputs: dict[str, Array], rows: Rows) -> _Given:
+        (heads, _, routing), value = inputs["linear"].shape, inputs["memory"].shape[-1]
+        routed = _filled(inputs["routed"], rows.size)
+        widths = [heads * routing, heads * routing, heads * value]
+        *parts, others = torch.split(routed, [*widths, routed.shape[2] - sum(widths)], dim=-1)
+        states = [inputs[name].copy() for name in ("memory", "mass")]
+        for state in states:
+            state[rows.fresh] = 0.0
+        return cls(
+            [part.reshape(*part.shape[:2], heads, -1) for part in parts],
+            others,
+            [_filled(state, rows.size) for state in states],
+            chunked.Coefficients(*(torch.tensor(inputs[n]) for n in chunked.Coefficients._fields)),
+            rows,
+        )
+
+    def told(self, out: Tensor, memory_after: Tensor, mass_after: Tensor) -> dict[str, Tensor]:
+        """Name what an operator gives, with zeros where no token is."""
+        there = torch.tensor(self.rows.there())[..., None]
+        return {
+            "out": torch.where(there, out[: len(self.rows.lengths)], 0.0),
+            "memory_after": memory_after[: self.rows.count],
+            "mass_after": mass_after[: self.rows.count],
+        }
 
 
 def convolution_reference(inputs: dict[str, Array], rows: Rows) -> dict[str, Tensor]:

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 from onnx import TensorProto
-from onnxruntime.capi.onnxruntime_pybind11_state import InvalidArgument
+from onnxruntime.capi.onnxruntime_pybind11_state import InvalidArgument, RuntimeException
 from torch import Tensor
 from torch.nn import functional
 
@@ -36,23 +36,46 @@ TORCH: dict[int, torch.dtype] = {
 
 @pytest.mark.parametrize("size", SIZES)
 @pytest.mark.parametrize("chunk", CHUNKS)
-def test_mixture(library: Path, chunk: int, size: str) -> None:
+@pytest.mark.parametrize("name", operating.MIXERS)
+def test_mixture(library: Path, name: str, chunk: int, size: str) -> None:
     rows = hostile(chunk)
-    inputs = operating.mixture_inputs(rows, SIZES[size])
-    expected = operating.mixture_reference(inputs, rows)
+    inputs = operating.inputs_of(name, rows, SIZES[size])
+    expected = operating.reference_of(name, inputs, rows)
     inputs["routed"][~rows.there()] = np.nan
     for state in ("memory", "mass"):
         inputs[state][rows.fresh] = np.nan
-    _assert_close(_run("CausalGMA", inputs, rows, library), expected)
+    found = _run(name, inputs, rows, library)
+    assert found.keys() == expected.keys()
+    _assert_close(found, expected)
 
 
 @pytest.mark.parametrize("through", [TensorProto.FLOAT16, TensorProto.BFLOAT16])
-def test_mixture_in_half_precision(library: Path, through: int) -> None:
+@pytest.mark.parametrize("name", operating.MIXERS)
+def test_mixture_in_half_precision(library: Path, name: str, through: int) -> None:
     rows = hostile(65)
-    inputs = operating.mixture_inputs(rows, SIZES["round"])
+    inputs = operating.inputs_of(name, rows, SIZES["round"])
     inputs["routed"] = _rounded(inputs["routed"], through)
-    found = _run("CausalGMA", inputs, rows, library, through=through)
-    _assert_close(found, operating.mixture_reference(inputs, rows), through)
+    found = _run(name, inputs, rows, library, through=through)
+    _assert_close(found, operating.reference_of(name, inputs, rows), through)
+
+
+@pytest.mark.parametrize("keep_bias", [-1e4, -16.0, 1e4])
+def test_rates_at_their_bounds(library: Path, keep_bias: float) -> None:
+    """All is kept, nearly all, or as little as may be."""
+    rows = hostile(1000)
+    inputs = operating.forgetting_inputs(rows, SIZES["round"], keep_bias=keep_bias)
+    expected = operating.forgetting_reference(inputs, rows)
+    _assert_close(_run("ForgettingGMA", inputs, rows, library), expected)
+
+
+def test_states_that_underflow(library: Path) -> None:
+    """Nothing is written, and all that there was is forgotten."""
+    rows = Rows(1000, [1000] * 3, [0] * 3, 1, [False])
+    inputs = operating.forgetting_inputs(rows, SIZES["round"], keep_bias=1e4)
+    inputs["write_bias"][:] = -1e4
+    found = _run("ForgettingGMA", inputs, rows, library)
+    _assert_close(found, operating.forgetting_reference(inputs, rows))
+    assert not found["mass_after"][0, 1].any()
 
 
 @pytest.mark.parametrize("through", TYPES)
@@ -134,13 +157,13 @@ def test_nothing_crosses_documents(library: Path, name: str, where: str) -> None
         those = other[output.endswith("_after")]
         np.testing.assert_array_equal(found[output][those], x[those], err_msg=output)
         assert np.isfinite(x[those]).all()
-        if output in ("out", "y", "memory_after"):
+        if output in ("out", "y", "memory_after") or (output, where) == ("usage", "rows"):
             assert np.isnan(found[output][~those]).any(), f"{output} hides it"
 
 
 @pytest.mark.parametrize("name", operating.STATEFUL)
 def test_threads_change_nothing(library: Path, name: str) -> None:
-    rows = Rows(1000, [1000, 1000, 7, 1000], [1, 1, 1, 0], 2, [False, True])
+    rows = Rows(1001, [1001, 1001, 7, 1000], [1, 1, 1, 0], 2, [False, True])
     inputs = operating.inputs_of(name, rows)
     alone, together = (_run(name, inputs, rows, library, threads=n) for n in (1, 2))
     for output, x in alone.items():
@@ -148,35 +171,35 @@ def test_threads_change_nothing(library: Path, name: str) -> None:
 
 
 @pytest.mark.parametrize("steps", [1, 16])
-def test_state_does_not_drift(library: Path, steps: int) -> None:
+@pytest.mark.parametrize("name", operating.MIXERS)
+def test_state_does_not_drift(library: Path, name: str, steps: int) -> None:
     """Over 262,144 tokens, in one step or in many: a token-by-token float32 sum drifts 2e-4."""
     rows = Rows(4096, [4096] * 64, [0] * 64, 1, [True])
-    inputs = operating.mixture_inputs(rows, (1, 4, 2, 3))
-    inputs["routed"][..., -1] += 1.0  # so that sums grow, as the masses do
-    expected = operating.mixture_reference(inputs, rows)
-    expected.pop("out")
+    inputs = operating.inputs_of(name, rows, (2, 4, 2, 3))
+    inputs["routed"][..., 8:14] += 1.0  # values, so that sums grow as the masses do
+    if name == "ForgettingGMA":
+        inputs["keep_bias"][:] = -12.0  # a half-life of about 100,000 tokens
+    expected = operating.reference_of(name, inputs, rows)
     state: dict[str, Array] = {}
     for part in np.split(inputs["routed"], steps):
-        given = {
-            **inputs,
-            "routed": part,
-            **{n.removesuffix("_after"): x for n, x in state.items()},
-        }
         lengths = [4096] * len(part)
         found = _run(
-            "CausalGMA", given, Rows(4096, lengths, [0] * len(part), 1, [not state]), library
+            name,
+            {**inputs, "routed": part, **{n.removesuffix("_after"): x for n, x in state.items()}},
+            Rows(4096, lengths, [0] * len(part), 1, [not state]),
+            library,
         )
-        found.pop("out")
-        state = found
-    for output, x in expected.items():
-        assert error(torch.tensor(state[output]), x) < 1e-6, output
+        state = {n: x for n, x in found.items() if n.endswith("_after")}
+    for output, x in state.items():
+        assert error(torch.tensor(x), expected[output]) < 1e-6, output
 
 
-def test_a_long_document_is_cut_into_parts(library: Path) -> None:
-    rows = Rows(2048, [2048] * 7 + [77], [0] * 8, 1, [False])
-    inputs = operating.mixture_inputs(rows, (1, 4, 2, 3))
-    expected = operating.mixture_reference(inputs, rows)
-    _assert_close(_run("CausalGMA", inputs, rows, library), expected)
+@pytest.mark.parametrize("name", operating.MIXERS)
+def test_a_long_document_is_cut_into_parts(library: Path, name: str) -> None:
+    rows = Rows(2000, [2000] * 7 + [77], [0] * 8, 1, [False])
+    inputs = operating.inputs_of(name, rows, (1, 4, 2, 3))
+    expected = operating.reference_of(name, inputs, rows)
+    _assert_close(_run(name, inputs, rows, library), expected)
 
 
 @pytest.mark.parametrize("name", operating.STATEFUL)
@@ -209,7 +232,8 @@ def test_shapes_that_do_not_fit_are_refused(library: Path, name: str) -> None:
     given = {**operating.single(inputs), **rows.arrays()}
     for wrong in OPERATORS[name].inputs:
         shape = list(given[wrong].shape)
-        shape[-1] += 1
+        # What routed has too much of is passed over; how many heads forget is for keep_bias to say.
+        shape[-1] += {"routed": -12, "keep_bias": 2}.get(wrong, 1)
         more: dict[str, Array] = {wrong: np.zeros(shape, given[wrong].dtype)}
         with pytest.raises(InvalidArgument, match=f"{name}: "):
             _run(name, inputs, rows, library, more=more)
@@ -221,11 +245,22 @@ def test_linear_refuses_shapes_that_do_not_fit(library: Path) -> None:
         operating.run("Linear", {"x": x, "weight": weight}, library, activation="none")
 
 
-def test_nothing_to_do(library: Path) -> None:
+@pytest.mark.parametrize("most", [-0.1, 0.3, np.nan])
+def test_a_largest_rate_that_blocks_do_not_hold_is_refused(library: Path, most: float) -> None:
+    rows = Rows(8, [8], [0], 1, [False])
+    given = {**operating.single(operating.forgetting_inputs(rows)), **rows.arrays()}
+    attributes = operating.attributes("ForgettingGMA") | {"most_forgotten": most}
+    with pytest.raises(RuntimeException, match="ForgettingGMA: most_forgotten must be from 0"):
+        operating.run("ForgettingGMA", given, library, **attributes)
+
+
+@pytest.mark.parametrize("name", operating.MIXERS)
+def test_nothing_to_do(library: Path, name: str) -> None:
     rows = Rows(8, [0, 0], [0, 1], 2, [True, False])
-    inputs = operating.mixture_inputs(rows)
-    found = _run("CausalGMA", inputs, rows, library)
+    inputs = operating.inputs_of(name, rows)
+    found = _run(name, inputs, rows, library)
     assert not found["out"].any()
+    assert not found.get("usage", np.zeros(1)).any()
     assert not found["memory_after"][0].any()
     np.testing.assert_array_equal(found["memory_after"][1], inputs["memory"][1].astype(np.float32))
 

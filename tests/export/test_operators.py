@@ -17,11 +17,21 @@ CHUNKS = (1, 63, 64, 65, 130, 1000)
 
 
 @pytest.mark.parametrize("chunk", CHUNKS)
-def test_mixture_is_the_reference(chunk: int) -> None:
+@pytest.mark.parametrize("name", operating.MIXERS)
+def test_mixture_is_the_reference(name: str, chunk: int) -> None:
     rows = hostile(chunk)
-    inputs = operating.mixture_inputs(rows)
-    found = _run("CausalGMA", inputs, rows)
-    _assert_close(found, operating.mixture_reference(inputs, rows))
+    inputs = operating.inputs_of(name, rows)
+    found = _run(name, inputs, rows)
+    _assert_close(found, operating.reference_of(name, inputs, rows))
+
+
+@pytest.mark.parametrize("keep_bias", [-1e4, -16.0, 1e4])
+def test_rates_at_their_bounds(keep_bias: float) -> None:
+    """All is kept, nearly all, or as little as may be."""
+    rows = hostile(1000)
+    inputs = operating.forgetting_inputs(rows, keep_bias=keep_bias)
+    found = _run("ForgettingGMA", inputs, rows)
+    _assert_close(found, operating.forgetting_reference(inputs, rows))
 
 
 @pytest.mark.parametrize("chunk", [operating.T, *CHUNKS[1:]])
@@ -57,10 +67,12 @@ def test_nothing_crosses_documents(name: str, where: str, poison: float) -> None
     of_row = ~np.isin(rows.documents, list(hit))
     of_document = ~np.isin(np.arange(rows.count), list(hit))
     for output, x in before.items():
-        there = of_document if output.endswith("_after") else rows.there() & of_row[:, None]
+        there = rows.there() & of_row[:, None] if output in ("out", "y", "normal") else of_row
+        if output.endswith("_after"):
+            there = of_document
         np.testing.assert_array_equal(after[output][there], x[there], err_msg=output)
         assert np.isfinite(x[there]).all()
-    if where == "rows" and name == "CausalGMA":
+    if where == "rows" and name in operating.MIXERS:
         assert not np.isfinite(after["memory_after"][4]).all()
         assert np.isnan(after["out"][2, 0]).any(), "the document's later rows hide it"
 

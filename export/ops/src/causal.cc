@@ -1,55 +1,17 @@
 #include "causal.h"
 
 #include <algorithm>
-#include <cstring>
+#include <cmath>
 #include <vector>
 
 #include "documents.h"
 #include "kernels.h"
+#include "mixtures.h"
 #include "tensors.h"
 #include "work.h"
 
 namespace gma {
 namespace {
-
-// The mixture of every head, packed.
-class Mixtures {
- public:
-  Mixtures(const float* linear, const float* quadratic, const float* bias, const Shape& shape,
-           bool normalize, float epsilon)
-      : heads_(shape[0]),
-        one_{shape[1], shape[2], nullptr, nullptr, normalize, epsilon},
-        padded_(one_.padded()) {
-    const Index components = one_.components, routing = one_.routing;
-    packed_ = floats(heads_ * (2 * routing + 1) * padded_);
-    float* to = packed_.get();
-    std::memset(to, 0, sizeof(float) * static_cast<size_t>(heads_ * (2 * routing + 1) * padded_));
-    for (Index head = 0; head < heads_; ++head) {
-      for (const float* from : {linear, quadratic}) {
-        from += head * components * routing;
-        for (Index c = 0; c < components; ++c) {
-          for (Index m = 0; m < routing; ++m) to[m * padded_ + c] = from[c * routing + m];
-        }
-        to += routing * padded_;
-      }
-      std::memcpy(to, bias + head * components, sizeof(float) * static_cast<size_t>(components));
-      to += padded_;
-    }
-  }
-
-  Mixture operator[](Index head) const {
-    Mixture mixture = one_;
-    mixture.weights = packed_.get() + head * (2 * one_.routing + 1) * padded_;
-    mixture.bias = mixture.weights + 2 * one_.routing * padded_;
-    return mixture;
-  }
-
- private:
-  Index heads_;
-  Mixture one_;
-  Index padded_;
-  Floats packed_;
-};
 
 // A run of one head's tokens of one document that one thread goes through.
 struct Part {
@@ -96,12 +58,37 @@ struct Step {
   const bool* fresh;
   void* out;
   float *memory_after, *mass_after;
+
+  // In the form that forgets; elsewhere `usage` is null.
+  Index chunk, lasting;  // tokens of a row; heads that keep all
+  const float *write_bias, *keep_bias;
+  float most, norm_epsilon;
+  float* usage;  // (R, H, K)
+
+  Index state() const { return size + components + 1; }  // as a kernel takes it
 };
+
+// Of a part of a head, beginning with its first token; adds to `usage`, (rows, K) from its row on.
+Gates gates_of(const Step& step, const Part& part, float* usage) {
+  const Index gate = part.first * step.width + step.heads * (2 * step.routing + step.value);
+  const Index strength = gate + step.heads * step.value + part.head;
+  Gates gates{};
+  gates.open = at(step.routed, step.type, gate + part.head * step.value);
+  gates.strength = at(step.routed, step.type, strength);
+  gates.write_bias = step.write_bias[part.head];
+  if (const Index index = part.head - step.lasting; index >= 0) {
+    gates.rate = at(step.routed, step.type, strength + step.heads - step.lasting);
+    gates.keep_bias = step.keep_bias[index];
+  }
+  gates.most = step.most, gates.epsilon = step.norm_epsilon;
+  gates.usage = usage, gates.before = part.first % step.chunk, gates.chunk = step.chunk;
+  return gates;
+}
 
 using Scan = decltype(Kernels::causal);
 
-void scan(Scan kernel, const Step& step, const Mixtures& mixtures, const Part& part,
-          double* state) {
+void scan(Scan kernel, const Step& step, const Mixtures& mixtures, const Part& part, double* state,
+          float* usage = nullptr) {
   const Index q = part.first * step.width + part.head * step.routing;
   const Index k = q + step.heads * step.routing;
   const Index val = part.first * step.width + 2 * step.heads * step.routing +
@@ -118,6 +105,7 @@ void scan(Scan kernel, const Step& step, const Mixtures& mixtures, const Part& p
   tokens.count = part.count;
   tokens.value = step.value;
   tokens.epsilon = step.epsilon;
+  if (step.usage != nullptr) tokens.gates = gates_of(step, part, usage);
   const Scratch scratch(step.components, step.routing, step.value);
   const Floats work = floats(scratch.size);
   kernel(mixtures[part.head], tokens, state, work.get());
@@ -141,15 +129,37 @@ std::vector<std::vector<double>> sums_of(Ort::KernelContext& context, const Step
   }
   in_parallel(context, static_cast<Index>(leading.size()), [&](Index i) {
     const size_t index = leading[static_cast<size_t>(i)];
-    sums[index].assign(static_cast<size_t>(step.size + step.components), 0.0);
+    sums[index].assign(static_cast<size_t>(step.state()), 0.0);
     scan(kernels().write, step, mixtures, parts[index], sums[index].data());
   });
   return sums;
 }
 
+// What later parts of a document do to the state before them.
+void follow(std::vector<double>& state, const std::vector<double>& sums) {
+  const double left = std::exp(-sums.back());
+  for (size_t j = 0; j + 1 < state.size(); ++j) state[j] = state[j] * left + sums[j];
+}
+
+// Parts may share a row, so each has counted for itself; `counts` (rows, K) of each, by their order.
+void add_usage(const Step& step, const std::vector<Part>& parts,
+               const std::vector<std::vector<float>>& counts) {
+  for (size_t index = 0; index < parts.size(); ++index) {
+    if (counts[index].empty()) continue;
+    const Part& part = parts[index];
+    float* to = step.usage + (part.first / step.chunk * step.heads + part.head) * step.components;
+    for (size_t i = 0; i < counts[index].size(); ++i) {
+      const auto at = static_cast<Index>(i);
+      to[at / step.components * step.heads * step.components + at % step.components] +=
+          counts[index][i];
+    }
+  }
+}
+
 void run(Ort::KernelContext& context, const Step& step, const Mixtures& mixtures,
          const std::vector<Part>& parts) {
   const std::vector<std::vector<double>> sums = sums_of(context, step, mixtures, parts);
+  std::vector<std::vector<float>> counts(parts.size());
   in_parallel(context, static_cast<Index>(parts.size()), [&](Index i) {
     const auto index = static_cast<size_t>(i);
     const Part& part = parts[index];
@@ -162,32 +172,41 @@ void run(Ort::KernelContext& context, const Step& step, const Mixtures& mixtures
       carry(mass, fresh, step.components, step.mass_after + row * step.components);
       return;
     }
-    std::vector<double> state(static_cast<size_t>(step.size + step.components), 0.0);
+    std::vector<double> state(static_cast<size_t>(step.state()), 0.0);
     if (!fresh) {
       std::copy(mass, mass + step.components,
                 std::copy(memory, memory + step.size, state.begin()));
     }
     for (size_t earlier = index - static_cast<size_t>(part.before); earlier < index; ++earlier) {
-      for (size_t j = 0; j < state.size(); ++j) state[j] += sums[earlier][j];
+      follow(state, sums[earlier]);
     }
-    scan(kernels().causal, step, mixtures, part, state.data());
+    if (step.usage != nullptr) {
+      const Index rows = (part.first % step.chunk + part.count - 1) / step.chunk + 1;
+      counts[index].assign(static_cast<size_t>(rows * step.components), 0.0f);
+    }
+    scan(kernels().causal, step, mixtures, part, state.data(), counts[index].data());
     if (part.last) {
       const auto narrow = [](double x) { return static_cast<float>(x); };
-      const auto masses = state.begin() + step.size;
+      const auto masses = state.begin() + step.size, end = masses + step.components;
       std::transform(state.begin(), masses, step.memory_after + row * step.size, narrow);
-      std::transform(masses, state.end(), step.mass_after + row * step.components, narrow);
+      std::transform(masses, end, step.mass_after + row * step.components, narrow);
     }
   });
+  if (step.usage != nullptr) add_usage(step, parts, counts);
 }
 
 }  // namespace
 
-CausalGMA::CausalGMA(Ort::ConstKernelInfo info)
+Mixer::Mixer(Ort::ConstKernelInfo info, bool forgets)
     : normalize_(info.GetAttribute<int64_t>("normalize") != 0),
+      forgets_(forgets),
       routing_epsilon_(info.GetAttribute<float>("routing_epsilon")),
-      epsilon_(info.GetAttribute<float>("epsilon")) {}
+      epsilon_(info.GetAttribute<float>("epsilon")),
+      most_(forgets ? info.GetAttribute<float>("most_forgotten") : 0.0f) {
+  require(0.0f <= most_ && most_ <= kMostForgotten, "most_forgotten must be from 0 to 1/4");
+}
 
-void CausalGMA::compute(Ort::KernelContext& context) const {
+void Mixer::compute(Ort::KernelContext& context) const {
   const Input routed(context, 0, "routed"), memory(context, 1, "memory"), mass(context, 2, "mass"),
       linear(context, 3, "linear"), quadratic(context, 4, "quadratic"), bias(context, 5, "bias"),
       lengths(context, 6, "lengths"), document_of_row(context, 7, "document_of_row"),
@@ -196,9 +215,7 @@ void CausalGMA::compute(Ort::KernelContext& context) const {
   const int64_t heads = linear.has(3).shape()[0], components = linear.shape()[1];
   const int64_t routing = linear.shape()[2];
   const int64_t documents = memory.has(4).shape()[0], value = memory.shape()[3];
-  const int64_t width = heads * (2 * routing + value);
   require(heads > 0 && components > 0 && routing > 0 && value > 0, "a mixture without a size");
-  routed.is({rows, chunk, width});
   memory.is({documents, heads, components, value});
   mass.is({documents, heads, components});
   quadratic.is(linear.shape());
@@ -207,12 +224,29 @@ void CausalGMA::compute(Ort::KernelContext& context) const {
   document_of_row.is({rows});
   fresh.is({documents});
 
+  Step step{};
+  int64_t width = heads * (2 * routing + value);
+  if (forgets_) {
+    const Input write_bias(context, 9, "write_bias"), keep_bias(context, 10, "keep_bias");
+    const int64_t forgetting = keep_bias.has(1).shape()[0];
+    write_bias.is({heads});
+    require(forgetting <= heads, "keep_bias has more than heads");
+    width += heads * value + heads + forgetting;
+    require(routed.shape()[2] >= width, "routed has less than its parts");
+    width = routed.shape()[2];
+    step.chunk = chunk, step.lasting = heads - forgetting;
+    step.write_bias = write_bias.of<float>(), step.keep_bias = keep_bias.of<float>();
+    step.most = most_, step.norm_epsilon = routing_epsilon_;
+    step.usage = static_cast<float*>(output(context, 3, {rows, heads, components}));
+    std::fill_n(step.usage, rows * heads * components, 0.0f);
+  }
+  routed.is({rows, chunk, width});
+
   const Mixtures mixtures(linear.of<float>(), quadratic.of<float>(), bias.of<float>(),
                           linear.shape(), normalize_, routing_epsilon_);
   const std::vector<Document> found = documents_of(
       lengths.of<int64_t>(), document_of_row.of<int64_t>(), rows, chunk, documents);
 
-  Step step{};
   step.routed = routed.data(), step.type = routed.type(), step.width = width;
   step.heads = heads, step.routing = routing, step.value = value;
   step.memory = memory.of<float>(), step.mass = mass.of<float>(), step.fresh = fresh.of<bool>();

@@ -1,18 +1,26 @@
-// CausalGMA for the CPU: one scan over every head of every document.
+// CausalGMA and ForgettingGMA for the CPU: one scan over every head of every document.
 #pragma once
 
 #include "operator.h"
 
 namespace gma {
 
-class CausalGMA {
+class Mixer {
  public:
-  explicit CausalGMA(Ort::ConstKernelInfo info);
+  Mixer(Ort::ConstKernelInfo info, bool forgets);
   void compute(Ort::KernelContext& context) const;
 
  private:
-  bool normalize_;
-  float routing_epsilon_, epsilon_;
+  bool normalize_, forgets_;
+  float routing_epsilon_, epsilon_, most_;
+};
+
+struct CausalGMA : Mixer {
+  explicit CausalGMA(Ort::ConstKernelInfo info) : Mixer(info, false) {}
+};
+
+struct ForgettingGMA : Mixer {
+  explicit ForgettingGMA(Ort::ConstKernelInfo info) : Mixer(info, true) {}
 };
 
 }  // namespace gma

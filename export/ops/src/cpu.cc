@@ -152,6 +152,7 @@ std::vector<const OrtCustomOp*> cpu_operators() {
   kernels();  // throws here, at the start, if there are none
   std::vector<const OrtCustomOp*> operators;
   add<CausalGMA>(signatures::causal, operators);
+  add<ForgettingGMA>(signatures::forgetting, operators);
   add<ShortConvolution>(signatures::short_convolution, operators);
   add<Normalize>(signatures::normalize, operators);
   add<Linear>(signatures::linear, operators);

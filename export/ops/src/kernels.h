@@ -28,6 +28,9 @@ constexpr Index kBlock = 32;
 // the call lasts: rounding does not grow with the document.
 constexpr Index kSegment = 256;
 
+// The largest rate at which a token forgets: over a block it adds up to what exp can undo.
+constexpr float kMostForgotten = 0.25f;
+
 // Columns of a product that are computed together.
 constexpr Index kPanel = 128;
 
@@ -45,7 +48,20 @@ struct Mixture {
   GMA_INLINE Index padded() const { return rounded(components, 8); }
 };
 
-// One head of the tokens of a document, or of a part of it.
+// What each token of a head does beside its write, in the form that forgets.
+struct Gates {
+  const void* open;      // (count, v): sigmoids of it multiply what is read, or null in other forms
+  const void* strength;  // (count,): sigmoids of it say how often a token is written
+  const void* rate;      // (count,): softplus of it is the rate, or null if the head keeps all
+  float write_bias, keep_bias;
+  float most;     // the largest rate, at most kMostForgotten
+  float epsilon;  // added to the mean square of what is read
+  float* usage;   // (rows, K): each row's sums of responsibilities are added to it
+  Index before;   // tokens of the first row that lie before these
+  Index chunk;    // tokens of a row
+};
+
+// One head of the tokens of a document, or of a part of it. Those of Gates are `stride` apart too.
 struct Tokens {
   Type type;
   const void* q;    // (count, r)
@@ -57,6 +73,7 @@ struct Tokens {
   Index count;
   Index value;    // v
   float epsilon;  // added to the mass that is divided by
+  Gates gates;
 };
 
 // What a scan works in. It lies in one piece of `size` floats on a boundary of 64 bytes.
@@ -70,6 +87,9 @@ struct Scratch {
   Index mass;      // (K,) before the block
   Index added;     // (K,) what the segment has added to it
   Index inverse;   // (kBlock,)
+  Index weights;   // (kBlock,): what a token's write is multiplied by
+  Index grown;     // (kBlock,): one over what is kept from the block's beginning up to it
+  Index opened;    // (v,)
   Index size;
 
   GMA_INLINE Scratch(Index components, Index routing, Index value) {
@@ -83,7 +103,10 @@ struct Scratch {
     mass = segment + k * v;
     added = mass + k;
     inverse = added + k;
-    size = inverse + kBlock;
+    weights = inverse + kBlock;
+    grown = weights + kBlock;
+    opened = grown + kBlock;
+    size = opened + v;
   }
 };
 
@@ -121,7 +144,9 @@ struct Kernels {
   const char* instructions;
 
   // They go through the tokens; `state` (memory (K, v), then mass (K,)) is what came before them
-  // and becomes what follows. `write` reads nothing for the tokens: it has no queries and no `out`.
+  // and becomes what follows. The number behind it grows by what is forgotten: exp(-that) of what
+  // came before is left. `write` reads nothing for the tokens: it has no queries, no `out`, and
+  // adds to no `usage`.
   void (*causal)(const Mixture&, const Tokens&, double* state, float* work);
   void (*write)(const Mixture&, const Tokens&, double* state, float* work);
 

@@ -28,6 +28,11 @@ inline const Signature causal{
     {Element::activation, Element::real, Element::real, Element::real, Element::real, Element::real,
      Element::integer, Element::integer, Element::truth},
     {Element::activation, Element::real, Element::real}};
+inline const Signature forgetting{
+    "ForgettingGMA",
+    {Element::activation, Element::real, Element::real, Element::real, Element::real, Element::real,
+     Element::integer, Element::integer, Element::truth, Element::real, Element::real},
+    {Element::activation, Element::real, Element::real, Element::real}};
 inline const Signature short_convolution{
     "ShortConvolution",
     {Element::activation, Element::real, Element::real, Element::real, Element::integer,

@@ -2,73 +2,11 @@
 // into the anonymous namespace of its including file.
 #pragma once
 
+#include "routing.h"
 #include "tiles.h"
 
 namespace gma {
 namespace {
-
-// turned (r, kBlock) -> normalised, if the mixture says so, and its squares behind it.
-GMA_INLINE void square(const Mixture& mixture, Index lanes, float* turned) {
-  const Index routing = mixture.routing;
-  for (Index lane = 0; lane < lanes; lane += kLanes) {
-    Vector scale = all(1.0f);
-    if (mixture.normalize) {
-      Vector squares{};
-      for (Index m = 0; m < routing; ++m) {
-        const Vector x = load(turned + m * kBlock + lane);
-        squares += x * x;
-      }
-      scale = inverse_root(squares * (1.0f / static_cast<float>(routing)) + mixture.epsilon);
-    }
-    for (Index m = 0; m < routing; ++m) {
-      const Vector x = load(turned + m * kBlock + lane) * scale;
-      store(turned + m * kBlock + lane, x);
-      store(turned + (routing + m) * kBlock + lane, x * x);
-    }
-  }
-}
-
-// turned (2r, kBlock) -> gamma (K, kBlock). Zeros for components and tokens that are not there.
-GMA_INLINE void responsibilities(const Mixture& mixture, const float* turned, Index count,
-                                 float* gamma) {
-  const Index components = mixture.components, padded = mixture.padded();
-  const Index lanes = rounded(count, kLanes);
-  for (Index c = 0; c < padded; c += kRows) {
-    across(0, lanes, [&](auto vectors, Index lane) {
-      constexpr int n = decltype(vectors)::value;
-      Vector acc[kRows][n];
-      for (int i = 0; i < kRows; ++i) {
-        for (int j = 0; j < n; ++j) acc[i][j] = all(mixture.bias[c + i]);
-      }
-      accumulate<kRows, n>(acc, mixture.weights + c, 1, padded, turned + lane, kBlock,
-                           2 * mixture.routing);
-      for (int i = 0; i < kRows; ++i) {
-        for (int j = 0; j < n; ++j) store(gamma + (c + i) * kBlock + lane + j * kLanes, acc[i][j]);
-      }
-    });
-  }
-  for (Index lane = 0; lane < kBlock; lane += kLanes) {
-    float* column = gamma + lane;
-    if (lane >= count) {
-      for (Index c = 0; c < padded; ++c) store(column + c * kBlock, Vector{});
-      continue;
-    }
-    Vector top = load(column), total{};
-    for (Index c = 1; c < components; ++c) top = larger(top, load(column + c * kBlock));
-    for (Index c = 0; c < components; ++c) {
-      const Vector x = exponential(load(column + c * kBlock) - top);
-      total += x;
-      store(column + c * kBlock, x);
-    }
-    const Vector scale = 1.0f / total, there = lanes_from(lane);
-    const float end = static_cast<float>(count);
-    for (Index c = 0; c < components; ++c) {
-      const Vector x = load(column + c * kBlock) * scale;
-      store(column + c * kBlock, there < end ? x : Vector{});
-    }
-    for (Index c = components; c < padded; ++c) store(column + c * kBlock, Vector{});
-  }
-}
 
 // What each of the block's tokens reads of each that is not later: written and read (K, kBlock)
 // -> affinity (kBlock, kBlock), the token that wrote in each row.
@@ -102,6 +40,10 @@ GMA_INLINE void prefetch(const T* from, Index stride, Index count, Index width) 
 
 // One head's scan; its parts in the order of the chunked form. Every scan writes into the state; one
 // that reads too gives each token's mean.
+//
+// Where heads forget, all of a block is in units of what its first token finds: a write is divided
+// by what is kept from there up to it, what is read cancels the unit but for epsilon, and what
+// leaves the block is multiplied by all that it keeps.
 template <class T, bool reads>
 struct Scan {
   const Mixture& mixture;
@@ -109,7 +51,10 @@ struct Scan {
   double* state;
   const Index components, padded, routing, value, value_padded;
   float *turned, *rows, *written, *reading, *affinity, *memory, *values, *segment, *mass, *added,
-      *inverse;
+      *inverse, *weights, *grown, *opened;
+  const bool gated;
+  float left = 1.0f;       // of what the block finds, at its end
+  double forgotten = 0.0;  // in the segment
 
   GMA_INLINE Scan(const Mixture& mixture, const Tokens& tokens, double* state, float* work)
       : mixture(mixture),
@@ -119,7 +64,8 @@ struct Scan {
         padded(mixture.padded()),
         routing(mixture.routing),
         value(tokens.value),
-        value_padded(rounded(tokens.value, 16)) {
+        value_padded(rounded(tokens.value, 16)),
+        gated(tokens.gates.open != nullptr) {
     const Scratch at(components, routing, value);
     turned = work + at.turned;
     rows = work + at.rows;
@@ -132,7 +78,11 @@ struct Scan {
     mass = work + at.mass;
     added = work + at.added;
     inverse = work + at.inverse;
+    weights = work + at.weights;
+    grown = work + at.grown;
+    opened = work + at.opened;
     memset(memory, 0, sizeof(float) * (at.size - at.readable));
+    for (Index lane = 0; lane < kBlock; ++lane) grown[lane] = 1.0f;
     settle();
   }
 
@@ -151,13 +101,14 @@ struct Scan {
       prefetch(k + ahead, tokens.stride, next, routing);
       prefetch(val + ahead, tokens.stride, next, value);
       route(k, count, written);
+      if (gated) gate(token, count);
       for (Index i = 0; i < count; ++i) {
         load_row(val + i * tokens.stride, values + i * value_padded, value);
       }
       if constexpr (reads) {
         affinities(written, reading, components, count, affinity);
         divide(count);
-        read(static_cast<T*>(tokens.out) + token * tokens.out_stride, count);
+        read(static_cast<T*>(tokens.out) + token * tokens.out_stride, token, count);
       }
       write(count);
       if (left <= kBlock || (token + kBlock) % kSegment == 0) settle();
@@ -169,6 +120,58 @@ struct Scan {
     turn(from, tokens.stride, count, routing, rows, turned);
     square(mixture, rounded(count, kLanes), turned);
     responsibilities(mixture, turned, count, gamma);
+  }
+
+  // What the block's tokens forget and write; their usage of the components.
+  GMA_INLINE void gate(Index token, Index count) {
+    const Gates& gates = tokens.gates;
+    const auto each = [&](const void* from, float bias, float* to) {
+      const T* source = static_cast<const T*>(from) + token * tokens.stride;
+      for (Index i = 0; i < count; ++i) to[i] = widened(source[i * tokens.stride]) + bias;
+      for (Index i = count; i < kBlock; ++i) to[i] = 0.0f;
+    };
+    if constexpr (reads) {
+      for (Index first = 0; first < count;) {
+        const Index at = gates.before + token + first, end = first + gates.chunk - at % gates.chunk;
+        const Index last = end < count ? end : count;
+        count_usage(written, components, first, last, gates.usage + at / gates.chunk * components);
+        first = last;
+      }
+    }
+    if (gates.rate != nullptr) {
+      each(gates.rate, gates.keep_bias, grown);
+      for (Index lane = 0; lane < kBlock; lane += kLanes) {
+        store(grown + lane, softplus(load(grown + lane), gates.most));
+      }
+      float total = 0.0f;
+      for (Index i = 0; i < kBlock; ++i) {
+        if (i < count) total += grown[i];
+        grown[i] = total;
+      }
+      for (Index lane = 0; lane < kBlock; lane += kLanes) {
+        store(grown + lane, exponential(load(grown + lane)));
+      }
+      left = 1.0f / grown[kBlock - 1];
+      forgotten += static_cast<double>(total);
+    }
+    each(gates.strength, gates.write_bias, weights);
+    for (Index lane = 0; lane < count; lane += kLanes) {
+      const Vector times = sigmoid(load(weights + lane)) * load(grown + lane);
+      for (Index c = 0; c < components; ++c) {
+        float* of = written + c * kBlock + lane;
+        store(of, load(of) * times);
+      }
+    }
+  }
+
+  // A head's mean, of mean square one, through the output's gate.
+  GMA_INLINE void open(Index token, float* mean) {
+    const T* gate = static_cast<const T*>(tokens.gates.open) + token * tokens.stride;
+    load_row(gate, opened, value);
+    const float scale = inverse_rms(mean, value, tokens.gates.epsilon);
+    for (Index column = 0; column < value_padded; column += kLanes) {
+      store(mean + column, load(mean + column) * scale * sigmoid(load(opened + column)));
+    }
   }
 
   // One over the mass that each token of the block reads.
@@ -183,12 +186,13 @@ struct Scan {
       for (Index writer = 0; writer < last; ++writer) {
         total[writer % 2] += load(affinity + writer * kBlock + lane);
       }
-      store(inverse + lane, 1.0f / (total[0] + total[1] + tokens.epsilon));
+      const Vector epsilon = tokens.epsilon * load(grown + lane);
+      store(inverse + lane, 1.0f / (total[0] + total[1] + epsilon));
     }
   }
 
   // Memory and earlier tokens' values, in one product: they lie behind each other.
-  GMA_INLINE void read(T* out, Index count) {
+  GMA_INLINE void read(T* out, Index first, Index count) {
     for (Index token = 0; token < count; token += kRows) {
       const Index last = token + kRows < count ? token + kRows : count;
       across(0, value_padded, [&](auto vectors, Index column) {
@@ -204,7 +208,9 @@ struct Scan {
         }
       });
       for (Index i = token; i < last; ++i) {
-        store_row(rows + (i - token) * value_padded, out + i * tokens.out_stride, value);
+        float* mean = rows + (i - token) * value_padded;
+        if (gated) open(first + i, mean);
+        store_row(mean, out + i * tokens.out_stride, value);
       }
     }
   }
@@ -219,8 +225,8 @@ struct Scan {
         for (int i = 0; i < kRows; ++i) {
           for (int j = 0; j < n; ++j) {
             const Index at = (c + i) * value_padded + column + j * kLanes;
-            store(segment + at, load(segment + at) + acc[i][j]);
-            if constexpr (reads) store(memory + at, load(memory + at) + acc[i][j]);
+            store(segment + at, (load(segment + at) + acc[i][j]) * left);
+            if constexpr (reads) store(memory + at, (load(memory + at) + acc[i][j]) * left);
           }
         }
       });
@@ -229,22 +235,25 @@ struct Scan {
       Vector total{};
       for (Index lane = 0; lane < kBlock; lane += kLanes) total += load(written + c * kBlock + lane);
       const float sums = sum(total);
-      added[c] += sums;
-      mass[c] += sums;
+      added[c] = (added[c] + sums) * left;
+      mass[c] = (mass[c] + sums) * left;
     }
   }
 
-  // Adds the segment to the state, from which the next one starts.
+  // Adds the segment to what is left of the state, from which the next one starts.
   GMA_INLINE void settle() {
     double* masses = state + components * value;
+    const double kept = exp(-forgotten);
+    masses[components] += forgotten;
+    forgotten = 0.0;
     for (Index c = 0; c < components; ++c) {
       double* row = state + c * value;
       for (Index i = 0; i < value; ++i) {
-        row[i] += static_cast<double>(segment[c * value_padded + i]);
+        row[i] = row[i] * kept + static_cast<double>(segment[c * value_padded + i]);
         memory[c * value_padded + i] = static_cast<float>(row[i]);
         segment[c * value_padded + i] = 0.0f;
       }
-      masses[c] += static_cast<double>(added[c]);
+      masses[c] = masses[c] * kept + static_cast<double>(added[c]);
       mass[c] = static_cast<float>(masses[c]);
       added[c] = 0.0f;
     }
@@ -253,6 +262,7 @@ struct Scan {
 
 template <bool reads>
 void scan(const Mixture& mixture, const Tokens& tokens, double* state, float* work) {
+  const Flush flush(tokens.gates.open != nullptr);
   switch (tokens.type) {
     case Type::float32: return Scan<float, reads>(mixture, tokens, state, work).run();
     case Type::float16: return Scan<Half, reads>(mixture, tokens, state, work).run();

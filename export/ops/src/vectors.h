@@ -7,7 +7,7 @@
 #include <math.h>
 #include <stdint.h>
 #include <string.h>
-#if defined(__F16C__)
+#if defined(__SSE2__)
 #include <immintrin.h>
 #endif
 
@@ -83,6 +83,31 @@ GMA_INLINE Vector exponential(Vector x) {
   bits += exponent << 23;
   memcpy(&y, &bits, sizeof y);
   return y;
+}
+
+// softplus(x) where it is at most `most`, which is no more than 1/4, and that where it is more.
+// log(1 + y) is 2 artanh(y / (2 + y)), whose series needs few terms for so small a y.
+GMA_INLINE Vector softplus(Vector x, float most) {
+  x = x > -1.25f ? all(-1.25f) : x;
+  const Vector y = exponential(x), s = y / (2.0f + y), square = s * s;
+  Vector series = all(1.0f / 9.0f);
+  series = series * square + 1.0f / 7.0f;
+  series = series * square + 1.0f / 5.0f;
+  series = series * square + 1.0f / 3.0f;
+  series = series * square + 1.0f;
+  const Vector rate = 2.0f * s * series;
+  return rate > most ? all(most) : rate;
+}
+
+GMA_INLINE Vector sigmoid(Vector x) { return 1.0f / (1.0f + exponential(-x)); }
+
+GMA_INLINE float inverse_rms(const float* x, Index width, float epsilon) {
+  Vector squares{};
+  Index i = 0;
+  for (; i + kLanes <= width; i += kLanes) squares += load(x + i) * load(x + i);
+  float total = sum(squares);
+  for (; i < width; ++i) total += x[i] * x[i];
+  return 1.0f / __builtin_sqrtf(total / static_cast<float>(width) + epsilon);
 }
 
 struct Half {
@@ -212,6 +237,24 @@ GMA_INLINE void accumulate(Vector (&acc)[rows][vectors], const float* a, Index a
     }
   }
 }
+
+// While it lives, numbers too small to be normal count as zero: states decay towards them, and a
+// processor takes long for each.
+class Flush {
+#if defined(__SSE2__)
+ public:
+  GMA_INLINE explicit Flush(bool wanted) : before_(_mm_getcsr()) {
+    if (wanted) _mm_setcsr(before_ | _MM_FLUSH_ZERO_ON | 0x40);  // the other: denormals are zeros
+  }
+  GMA_INLINE ~Flush() { _mm_setcsr(before_); }
+
+ private:
+  unsigned before_;
+#else
+ public:
+  explicit Flush(bool) {}
+#endif
+};
 
 }  // namespace
 }  // namespace gma
