@@ -139,7 +139,7 @@ class Model:
         options = onnxruntime.SessionOptions()
         if library is not None:
             options.register_custom_ops_library(str(library))
-        self.chunk = artifact.manifest.chunk
+        self.chunk, self.config = artifact.manifest.chunk, artifact.config
         self._session = onnxruntime.InferenceSession(
             artifact.model, options, providers=["CPUExecutionProvider"]
         )

@@ -65,6 +65,12 @@ def exported(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Expo
     return of
 
 
+@pytest.fixture(scope="session")
+def forgetting(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A checkpoint of the form that forgets."""
+    return checkpoint_of(tmp_path_factory.mktemp("forgetting"), form="forgetting", layers=1)
+
+
 @pytest.fixture
 def folder(exported: Exported, tmp_path: Path) -> Path:
     """A copy of the float32 export, to change."""

@@ -4,16 +4,42 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import onnx
 import pytest
 import torch
 
 from gma.export import trace
 from gma.export.artifact import Artifact, ArtifactError, export
+from gma.export.verification import Model
 from gma.model import weights
+from gma.model.state import State
 from gma.model.tokenizer import Tokenizer
 from tests.export.conftest import CHUNK, Exported, checkpoint_of
 from tests.export.folders import weight_of
+
+BEFORE = Path(__file__).parents[1] / "data" / "exported"
+"""An exported model of the paper's form, as it was made when there was no other."""
+
+ANSWER = [-0.6845991081661649, 0.05912410153283013, -0.08398264778984918]
+"""What it answered then, of the document in the test."""
+
+
+@pytest.mark.parametrize("kernels", ["bodies", "library"])
+def test_what_was_exported_before_answers_as_it_did(
+    kernels: str, request: pytest.FixtureRequest
+) -> None:
+    artifact = Artifact.open(BEFORE)
+    assert artifact.config.form == "paper"
+    library = request.getfixturevalue("library") if kernels == "library" else None
+    model = Model(artifact, library)
+    tokens = np.random.default_rng(0).integers(0, artifact.config.vocab_size, 40)
+    states = {name: x.numpy() for name, x in State.zeros(artifact.config, 1).tensors()}
+    found = {}
+    for start in range(0, 40, 16):
+        found = model.step([(0, tokens[start : start + 16])], np.array([start == 0]), states)
+        states = {name: found[f"{name}_after"] for name in states}
+    np.testing.assert_allclose(found["logits"][0], ANSWER, rtol=1e-5)
 
 
 def test_tells_what_it_is(exported: Exported, checkpoint: Path) -> None:

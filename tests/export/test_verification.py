@@ -17,8 +17,9 @@ from gma.export.artifact import Artifact, export
 from gma.export.precision import PRECISIONS, Precision
 from gma.export.verification import TOLERANCES, Check, Model, verify
 from gma.model import weights
+from gma.model.state import State
 from gma.service.cli import main as cli
-from tests.export.conftest import Exported, checkpoint_of
+from tests.export.conftest import CHUNK, Exported, checkpoint_of
 
 
 @pytest.mark.parametrize("precision", PRECISIONS)
@@ -32,8 +33,34 @@ def test_every_precision_answers_as_the_checkpoint(
 
 
 @pytest.mark.parametrize(
+    "precision",
+    ["float32", *(pytest.param(each, marks=pytest.mark.long) for each in PRECISIONS[1:])],
+)
+def test_a_model_that_forgets_answers_as_the_checkpoint(
+    precision: Precision, forgetting: Path, library: Path, tmp_path: Path
+) -> None:
+    made = export(forgetting, tmp_path / "model", precision=precision, chunk=CHUNK)
+    checks = list(verify(made, weights.load(forgetting, dtype=torch.float64), library))
+    assert [check for check in checks if not check.holds] == []
+    _check_usage(Model(made), Model(made, library))
+
+
+def _check_usage(*models: Model) -> None:
+    """Each layer's heads tell of every token, and cuts change nothing of the sums."""
+    rng = np.random.default_rng(0)
+    states = {name: x.numpy() for name, x in State.zeros(models[0].config, 1).tensors()}
+    tokens = rng.integers(0, models[0].config.vocab_size, 2 * CHUNK)
+    whole = [(0, tokens[:CHUNK]), (0, tokens[CHUNK:])]
+    found = [model.step(whole, np.array([True]), states)["usage"] for model in models]
+    np.testing.assert_allclose(found[0].sum(-1)[:2], CHUNK, rtol=1e-5)
+    assert not found[0][2].any(), "a row that is not used"
+    np.testing.assert_allclose(found[1], found[0], rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize(
     "changes",
     [
+        {"form": "forgetting", "layers": 1, "heads": 1, "conv_kernel": 0},
         {"conv_kernel": 0, "layers": 1, "normalize_routing": False, "prior_tokens": 0.0},
         {"conv_kernel": 2, "layers": 1, "heads": 1, "num_components": 1, "labels": ("a", "b")},
     ],
