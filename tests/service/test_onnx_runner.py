@@ -191,11 +191,12 @@ def test_grids_double_up_to_the_full_one(artifact: Artifact, rows: int, grids: l
     assert [tuple(grid) for grid in runner.grids] == [(rows, CHUNK) for rows in grids]
 
 
-def test_a_model_without_a_convolution(tmp_path: Path) -> None:
-    folder = save_checkpoint(tmp_path / "checkpoint", conv_kernel=0)
+@pytest.mark.parametrize("changes", [{"conv_kernel": 0}, {"form": "forgetting"}], ids=str)
+def test_other_models(changes: dict[str, Any], library: Path, tmp_path: Path) -> None:
+    folder = save_checkpoint(tmp_path / "checkpoint", **changes)
     artifact = export(folder, tmp_path / "exported", chunk=CHUNK)
-    for resident in (False, True):
-        runner = make(artifact, resident=resident)
+    for resident, kernels in ((False, None), (True, None), (False, library)):
+        runner = make(artifact, resident=resident, library=kernels)
         poison(runner)
         check_all(runner, weights.load(folder).classifier, seed=0, tolerance=TOLERANCE)
 

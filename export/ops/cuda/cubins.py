@@ -42,13 +42,16 @@ LETTERS = {"u64": "p", "u32": "i", "f32": "f"}
 """How the launcher in C++ writes a parameter's type: pointer, int32, float. P is a pointer to a
 multiple of 16 bytes."""
 
-ACTIVATIONS = {"q", "k", "val", "gammas", "out", "x", "y", "normal", "taps", "scaled", "residual"}
+ACTIVATIONS = {
+    "q", "k", "val", "gammas", "open_gate", "projected", "out", "x", "y", "normal", "taps",
+    "scaled", "residual",
+}  # fmt: skip
 INTEGERS = {
     "lengths": "*i32", "document": "*i64", "first_row": "*i32", "row_count": "*i32",
     "slots": "*i32", "fresh": "*i8", "known_lengths": "*i32", "document_of_row": "*i64",
 }  # fmt: skip
-REALS = {"epsilon", "EPSILON"}
-STRIDES = {"q_row", "q_token", "q_head", "k_row", "k_token", "k_head", "v_row", "v_token", "v_head"}
+REALS = {"epsilon", "EPSILON", "most"}
+STRIDES = {f"{tensor}_{axis}" for tensor in "qkvo" for axis in ("row", "token", "head")}
 
 
 class Kernel(NamedTuple):
@@ -80,9 +83,19 @@ READ = {**LASTING, "grown": None, "open_gate": None, "OPEN": False}
 READ |= dict.fromkeys(("o_row", "o_token", "o_head"), 0)
 """Constants of kernels that forget nothing."""
 
+FORGETTING = {"FORGET": True}
+FORMS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
+    "": (SUM, READ),
+    " forgetting": ({**FORGETTING, "KEEP": True}, {**FORGETTING, "OPEN": True}),
+}
+"""What the kernels of a form sum and read with, by what is added to their names."""
+
+HEADS = 16, 64
+"""Powers of two that `gate` is compiled for: it takes as many heads at most."""
+
 
 def mixers(shape: tuple[int, int, int], type_: str) -> Iterator[Kernel]:
-    """Name the kernels of the mixer with this routing_dim, num_components and value_dim."""
+    """Name the kernels of the mixers with this routing_dim, num_components and value_dim."""
     routing, components, value = shape
     cut = Cut.of(Shape(1, 1, 1, *shape))
     if type_ == "float":
@@ -95,26 +108,27 @@ def mixers(shape: tuple[int, int, int], type_: str) -> Iterator[Kernel]:
             **sizes, "R": routing, "BLOCK": cut.block, "STAGES": cut.stages,
             "NORMALIZE": normalize,
         }  # fmt: skip
-        for name, function, more, registers in (
-            ("sum", forward.sum_segments, SUM, cut.sum_registers),
-            ("read", forward.read_segments, READ, cut.read_registers),
-        ):
-            options = {"num_warps": cut.warps}
-            if registers and capped:
-                options["maxnreg"] = registers
-            key = f"{name} {named} {'normalized' if normalize else 'plain'}"
-            yield Kernel(key, function, {**constants, **more}, options=options)
+        known = "normalized" if normalize else "plain"
+        for form, (sums, reads) in FORMS.items():
+            for name, function, more, registers in (
+                ("sum", forward.sum_segments, sums, cut.sum_registers),
+                ("read", forward.read_segments, reads, cut.read_registers),
+            ):
+                options = {"num_warps": cut.warps}
+                if registers and capped:
+                    options["maxnreg"] = registers
+                key = f"{name} {named} {known}{form}"
+                yield Kernel(key, function, {**constants, **more}, options=options)
+        count = {"R": routing, "K": components, "BLOCK": cut.block, "NORMALIZE": normalize}
+        yield Kernel(f"count {named} {known}", own.count, count, options={"num_warps": cut.warps})
 
 
-def prefix(components: int, value: int) -> Kernel:
-    """Name the kernel that finds the states before each segment."""
-    return Kernel(
-        f"prefix {components}x{value}", scans.prefix,
-        {
-            "K": components, "V": value, "TILE": TILE, "DEPTH": DEPTH,
-            "FRESH": True, "SLOTS": False, "FORGET": False, "decays": None,
-        },
-    )  # fmt: skip
+def prefix(components: int, value: int) -> Iterator[Kernel]:
+    """Name the kernels that find the states before each segment."""
+    cut = {"K": components, "V": value, "TILE": TILE, "DEPTH": DEPTH, "FRESH": True, "SLOTS": False}
+    key = f"prefix {components}x{value}"
+    yield Kernel(key, scans.prefix, {**cut, "FORGET": False, "decays": None})
+    yield Kernel(f"{key} forgetting", scans.prefix, {**cut, "FORGET": True})
 
 
 def rows(width: int, type_: str) -> Iterator[Kernel]:
@@ -150,13 +164,19 @@ def wanted(shapes: list[tuple[int, int, int]], widths: list[int]) -> Iterator[Ke
                 f"finish {type_}{' gelu' * gelu}{' add' * add}", own.finish,
                 {"BLOCK": ELEMENTS, "GELU": gelu, "ADD": add}, {"count": "i32"},
             )  # fmt: skip
+        for heads in HEADS:
+            yield Kernel(
+                f"gate {type_} {heads}", tokens.gate, {"HEADS": heads, "BLOCK": Cut(64).block}
+            )
         for shape in shapes:
             if type_ != "float" or shape[0] * shape[1] <= MIXTURE:
                 yield from mixers(shape, type_)
         for width in widths:
             yield from rows(width, type_)
     for components, value in sorted({shape[1:] for shape in shapes}):
-        yield prefix(components, value)
+        yield from prefix(components, value)
+    for components in sorted({shape[1] for shape in shapes}):
+        yield Kernel(f"add_counts {components}", own.add_counts, {"K": components})
 
 
 def type_of(name: str, kernel: Kernel, activation: str) -> str:
@@ -175,7 +195,10 @@ def type_of(name: str, kernel: Kernel, activation: str) -> str:
     return "i32" if scalar and name not in {"memory_after", "mass_after"} else "*fp32"
 
 
-SCALARS = {"C", "H", "T", "SEGMENT", "segments", "documents", "width", "count", "tail_slot"}
+SCALARS = {
+    "C", "H", "T", "SEGMENT", "segments", "documents", "width", "count", "tail_slot", "AT",
+    "LASTING",
+}  # fmt: skip
 UNALIGNED = {"tail_taps", "fresh"}
 """Pointers that may be any; the others are to multiples of 16 bytes."""
 
@@ -243,7 +266,7 @@ def cuts(widths: list[int]) -> str:
     """Write the numbers that launches are cut by, in C++."""
     numbers = {
         "enough": ENOUGH, "tile": TILE, "documents_at_once": DOCUMENTS, "strip": STRIP,
-        "rows_at_once": ROWS, "elements": ELEMENTS, "block": Cut(64).block, "taps_width": TAPS,
+        "rows_at_once": ROWS, "few_heads": HEADS[0], "most_heads": HEADS[1], "elements": ELEMENTS, "block": Cut(64).block, "taps_width": TAPS,
     }  # fmt: skip
     lines = [f"constexpr int {name} = {number};\n" for name, number in numbers.items()]
     powers = [width for width in widths if triton.next_power_of_2(width) == width]

@@ -1,12 +1,15 @@
 """Triton kernels that the library needs beside the model's own.
 
-Shapes: R rows of C tokens, D documents, W width, T tail.
+Shapes: R rows of C tokens, D documents, W width, T tail, H heads, r routing_dim, K components, G
+segments.
 """
 
 from __future__ import annotations
 
 import triton
 import triton.language as tl
+
+from gma.model.ops.triton.device import head_mixture, locate, posterior
 
 
 @triton.jit
@@ -37,6 +40,40 @@ def place(
         rows = tl.sum(count, 0)
         tl.store(first_row + program, tl.where(rows > 0, tl.min(first, 0), 0))
         tl.store(row_count + program, rows)
+
+
+@triton.jit
+def count(
+    k, linear, quadratic, bias, lengths, counts, k_row, k_token, k_head, C, segments,
+    H: tl.constexpr, R: tl.constexpr, K: tl.constexpr, SEGMENT: tl.constexpr, BLOCK: tl.constexpr,
+    NORMALIZE: tl.constexpr, EPSILON: tl.constexpr,
+):  # fmt: skip
+    """Sum the responsibilities of each segment's keys k (R, C, H, r): counts (G, H, K)."""
+    head, row, first, here, _ = locate(tl.program_id(0), lengths, segments, C, SEGMENT, H)
+    A, B, b = head_mixture(linear, quadratic, bias, head, K, R)
+    token = tl.arange(0, BLOCK)
+    k += row * k_row + first.to(tl.int64) * k_token + head * k_head
+    k += token[:, None] * k_token + tl.arange(0, R)[None, :]
+    total = tl.zeros((K,), tl.float32)
+    for start in range(0, here, BLOCK):
+        there = start + token < here
+        x = tl.load(k, mask=there[:, None], other=0.0)
+        weights, sums = posterior(x, A, B, b, NORMALIZE, EPSILON)
+        total += tl.sum(weights * tl.where(there, 1.0 / sums, 0.0)[:, None], 0)
+        k += BLOCK * k_token
+    tl.store(counts + tl.program_id(0).to(tl.int64) * K + tl.arange(0, K), total)
+
+
+@triton.jit
+def add_counts(counts, usage, segments, H: tl.constexpr, K: tl.constexpr):
+    """usage (R, H, K) is the sum of the counts (G, H, K) of each row's segments."""
+    row = (tl.program_id(0) // H).to(tl.int64)
+    head = tl.program_id(0) % H
+    component = tl.arange(0, K)
+    total = tl.zeros((K,), tl.float32)
+    for segment in range(0, segments):
+        total += tl.load(counts + ((row * segments + segment) * H + head) * K + component)
+    tl.store(usage + tl.program_id(0).to(tl.int64) * K + component, total)
 
 
 @triton.jit

@@ -171,6 +171,7 @@ void add(std::vector<const OrtCustomOp*>& all, const Signature& signature) {
 std::vector<const OrtCustomOp*> cuda_operators() {
   std::vector<const OrtCustomOp*> all;
   cuda::add<cuda::CausalGMA>(all, signatures::causal);
+  cuda::add<cuda::ForgettingGMA>(all, signatures::forgetting);
   cuda::add<cuda::ShortConvolution>(all, signatures::short_convolution);
   cuda::add<cuda::Normalize>(all, signatures::normalize);
   cuda::add<cuda::Linear>(all, signatures::linear);
