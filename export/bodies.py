@@ -25,7 +25,7 @@ def present(op: Body, x: Value, lengths: Value) -> Value:
     return op.Unsqueeze(op.Range(0, op.count(x, 1), 1) < op.Unsqueeze(lengths, [1]), [2])
 
 
-def normalized(op: Body, x: Value, epsilon: Value) -> Value:
+def _normalized(op: Body, x: Value, epsilon: Value) -> Value:
     """Divide x (..., n) float32 by the root of its mean square."""
     square = op.ReduceMean(x * x, [-1], keepdims=1)
     return x / op.Sqrt(square + epsilon)
@@ -33,7 +33,7 @@ def normalized(op: Body, x: Value, epsilon: Value) -> Value:
 
 def responsibilities(op: Body, x: Value, linear: Value, quadratic: Value, bias: Value) -> Value:
     """Score x (..., H, C, r) -> (..., H, C, K), which is >= 0 and sums to 1 over K."""
-    normal = normalized(op, x, op.attribute("routing_epsilon", "FLOAT"))
+    normal = _normalized(op, x, op.attribute("routing_epsilon", "FLOAT"))
     normalize = op.Cast(op.attribute("normalize", "INT"), to=TensorProto.BOOL)
     x = op.Where(normalize, normal, x)
     both = op.Concat(x, x * x, axis=-1)
@@ -169,7 +169,7 @@ def convolve(
     rows = Rows.of(op, lengths, document_of_row, tail)
     epsilon = op.attribute("epsilon", "FLOAT")
     wide = op.Cast(x, to=TensorProto.FLOAT)
-    own = normalized(op, wide, epsilon) * scale
+    own = _normalized(op, wide, epsilon) * scale
     reach, chunk = op.count(tail, 1), op.count(x, 1)
     # A row is preceded by its document's previous row, which is full, or by its document's tail.
     ends = op.Slice(own, op.size(x, 1) - op.size(tail, 1), op.size(x, 1), [1])
@@ -180,7 +180,7 @@ def convolve(
     window = op.Unsqueeze(op.Range(0, chunk, 1), [1]) + op.Range(0, reach + 1, 1)
     update = op.ReduceSum(op.Gather(seen, window, axis=1) * taps, [2], keepdims=0)
     y = op.CastLike(wide + update, x)
-    normal = normalized(op, op.Cast(y, to=TensorProto.FLOAT), epsilon)
+    normal = _normalized(op, op.Cast(y, to=TensorProto.FLOAT), epsilon)
     # Token t of a row lies at t + T, so the last T of its first n tokens start at n.
     start = rows.index * (reach + chunk) + lengths
     at = op.Unsqueeze(start, [1]) + op.Range(0, reach, 1)
@@ -195,7 +195,7 @@ def convolve(
 def normalize(op: Body, x: Value) -> dict[str, Value]:
     """Divide x (..., n) by the root of its mean square; see ``Normalize``."""
     wide = op.Cast(x, to=TensorProto.FLOAT)
-    return {"normal": op.CastLike(normalized(op, wide, op.attribute("epsilon", "FLOAT")), x)}
+    return {"normal": op.CastLike(_normalized(op, wide, op.attribute("epsilon", "FLOAT")), x)}
 
 
 def multiply(op: Body, x: Value, weight: Value, residual: Value | None = None) -> dict[str, Value]:

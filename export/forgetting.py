@@ -18,7 +18,6 @@ from gma.export.bodies import (
     Routed,
     after,
     joined,
-    normalized,
     parted,
     present,
     responsibilities,
@@ -29,36 +28,19 @@ from gma.export.rows import Rows
 DOUBLE, FLOAT = TensorProto.DOUBLE, TensorProto.FLOAT
 
 
-@dataclass(frozen=True)
-class Gates:
-    """What the rows' tokens say of memory and output."""
+def _rates(op: Body, projected: Value, there: Value, keep_bias: Value, heads: Value) -> Value:
+    """Compute the rates at which all heads forget, (R, H, C) float64, 0 where no token is.
 
-    opened: Value  # (R, C, H * v) float32
-    strength: Value  # (R, H, C) float32
-    rates: Value  # (R, H, C) float64: exp(-rate) is kept; 0 where no token is
-
-    @classmethod
-    def of(
-        cls, op: Body, projected: Value, there: Value, write_bias: Value, keep_bias: Value, v: Value
-    ) -> Gates:
-        """Part projected (R, C, H * v + H + forgetting heads, or more); there (R, C, 1) bool."""
-        heads, forgetting = op.size(write_bias, 0), op.size(keep_bias, 0)
-        wide = op.Where(there, op.Cast(projected, to=FLOAT), 0.0)
-        read, written = heads * v, heads * (v + 1)
-        opened = op.Slice(wide, [0], read, [2])
-        strength = op.Slice(wide, read, written, [2]) + write_bias
-        rates = op.Slice(wide, written, written + forgetting, [2]) + keep_bias
-        # The softplus, exact where it is tiny: it is cut long before it is linear.
-        grown = op.Exp(op.Cast(op.Min(rates, 0.0), to=DOUBLE)) + op.Cast(1.0, to=DOUBLE)
-        most = op.attribute("most_forgotten", "FLOAT")
-        rates = op.Min(op.Cast(op.Log(grown), to=FLOAT), most)
-        rates = op.Pad(rates, op.Concat([0, 0], heads - forgetting, [0, 0, 0], axis=0))
-        rates = op.Cast(op.Where(there, rates, 0.0), to=DOUBLE)
-        return cls(
-            op.Sigmoid(opened),
-            op.Transpose(op.Sigmoid(strength), perm=[0, 2, 1]),
-            op.Transpose(rates, perm=[0, 2, 1]),
-        )
+    Projected (R, C, F) of those that do, the last ones; there (R, C, 1) bool.
+    """
+    # The softplus, exact where it is tiny: it is cut long before it is linear.
+    least = op.Cast(op.Min(projected + keep_bias, 0.0), to=DOUBLE)
+    exact = op.Log(op.Exp(least) + op.Cast(1.0, to=DOUBLE))
+    rates = op.Min(op.Cast(exact, to=FLOAT), op.attribute("most_forgotten", "FLOAT"))
+    lasting = heads - op.size(keep_bias, 0)
+    rates = op.Pad(rates, op.Concat([0, 0], lasting, [0, 0, 0], axis=0))
+    rates = op.Cast(op.Where(there, rates, 0.0), to=DOUBLE)
+    return op.Transpose(rates, perm=[0, 2, 1])
 
 
 def forgetting(
@@ -72,10 +54,9 @@ def forgetting(
     lengths: Value,
     document_of_row: Value,
     fresh: Value,
-    write_bias: Value,
     keep_bias: Value,
 ) -> dict[str, Value]:
-    """Let each token forget, write, and read what was written up to it, through the output's gate.
+    """Let each token forget, write, and read what is left of all up to it, through its gate.
 
     Inputs, outputs and attributes are those of ``ForgettingGMA`` in `gma.export.operators`.
     """
@@ -89,7 +70,12 @@ def forgetting(
     width = op.size(linear, 0) * (op.size(linear, 2) * 2 + values)
     own, others = op.split(filled, op.Concat(width, op.size(routed, 2) - width, axis=0), axis=2)
     tokens = Routed.of(op, own, lengths, linear, values)
-    gates = Gates.of(op, others, tokens.present, write_bias, keep_bias, values)
+    others = op.Where(tokens.present, others, 0.0)
+    heads = op.size(linear, 0)
+    read = heads * values
+    opened = op.Sigmoid(op.Slice(others, [0], read, [2]))
+    rates = op.Slice(others, read, read + op.size(keep_bias, 0), [2])
+    rates = _rates(op, rates, tokens.present, keep_bias, heads)
 
     def split(x: Value) -> Value:  # (R, H, C', ...) -> (R, H, blocks, B, ...)
         return op.Reshape(x, op.Concat([0, 0], blocks, block, op.Shape(x, start=3), axis=0))
@@ -97,11 +83,10 @@ def forgetting(
     gamma = responsibilities(op, tokens.queries_and_keys, linear, quadratic, bias)
     gamma_k = tokens.keys(op, op.Gather(gamma, 1))
     usage = op.ReduceSum(gamma_k, [2], keepdims=0)
-    rates = split(gates.rates)
+    rates = split(rates)
     grown = op.Unsqueeze(op.Cast(op.Exp(op.CumSum(rates, 3)), to=FLOAT), [4])
-    weights = op.Unsqueeze(split(gates.strength), [4]) * grown
     gamma_q, written = split(op.Gather(gamma, 0)), split(tokens.values)
-    keys = op.Transpose(split(gamma_k) * weights, perm=[0, 1, 2, 4, 3])
+    keys = op.Transpose(split(gamma_k) * grown, perm=[0, 1, 2, 4, 3])
 
     forgotten = op.ReduceSum(rates, [3], keepdims=0)  # (R, H, blocks)
     left = op.Cast(op.Exp(op.Neg(forgotten)), to=FLOAT)
@@ -118,9 +103,8 @@ def forgetting(
     affinity = op.Trilu(gamma_q @ keys, upper=0)
     weighted, weight = parted(op, affinity @ written + gamma_q @ before, values)
     means = weighted / (weight + grown * op.attribute("epsilon", "FLOAT"))
-    normal = normalized(op, means, op.attribute("routing_epsilon", "FLOAT"))
-    normal = op.Reshape(normal, op.Concat([0, 0], blocks * block, values, axis=0))
-    out = op.Reshape(op.Transpose(normal, perm=[0, 2, 1, 3]), [0, 0, -1]) * gates.opened
+    means = op.Reshape(means, op.Concat([0, 0], blocks * block, values, axis=0))
+    out = op.Reshape(op.Transpose(means, perm=[0, 2, 1, 3]), [0, 0, -1]) * opened
     out = op.Slice(out, [0], chunk, [1])
     return {
         "out": op.CastLike(op.Where(present(op, routed, lengths), out, 0.0), routed),

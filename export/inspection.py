@@ -93,9 +93,9 @@ def weights(config: ModelConfig, precision: Precision) -> Tensors:
     others = {"linear": mixture, "quadratic": mixture, "bias": mixture[:2]}
     if config.form == "forgetting":
         forgetting = max(config.heads - LASTING, 0)
-        routed += values + config.heads + forgetting
+        routed += values + forgetting
         routed += -routed % ALIGNED
-        others |= {"write_bias": mixture[:1], "keep_bias": (forgetting,)}
+        others["keep_bias"] = (forgetting,)
     products = {
         "project": (width, routed),
         "out": (values, width),

@@ -37,8 +37,8 @@ INPUTS: Documented = {
         "T0",
         (
             "(R, C, H * (2r + v)): every head's q, then every k, then every value; where heads "
-            "forget, behind them (H * v) gates of the output, (H) of writing, and the rates of the "
-            "F heads that do, the last ones; what follows is passed over"
+            "forget, behind them (H * v) gates of the output, and the rates of the F heads that "
+            "do, the last ones; what follows is passed over"
         ),
     ),
     "memory": ("F", "(D, H, K, v), the documents' sums of values"),
@@ -52,7 +52,6 @@ INPUTS: Documented = {
         "(R,), 0 to D - 1. Rows of one document stand together, in order, all but its last full",
     ),
     "fresh": ("B", "(D,), whatever the document's state holds, NaN too, counts as zeros"),
-    "write_bias": ("F", "(H,), added to the gates of writing"),
     "keep_bias": ("F", "(F,), added to the rates"),
     "x": ("T0", "(R, C, W)"),
     "tail": ("F", "(D, T, W), the convolution's last inputs"),
@@ -73,7 +72,7 @@ OUTPUTS: Documented = {
 ATTRIBUTES: Documented = {
     "normalize": ("INT", "1: queries and keys are RMS-normalised before the mixture scores them"),
     "epsilon": ("FLOAT", "added to the mass, or to the mean square, that is divided by"),
-    "routing_epsilon": ("FLOAT", "added to the mean square of a query or key, or of a head's mean"),
+    "routing_epsilon": ("FLOAT", "added to the mean square of a query or key"),
     "most_forgotten": ("FLOAT", "the largest rate, at most 1/4"),
     "activation": ("STRING", "of the product: none, or gelu in its tanh form"),
 }
@@ -173,13 +172,12 @@ OPERATORS = {
         ),
         Operator(
             "ForgettingGMA",
-            (*MIXER, "write_bias", "keep_bias"),
+            (*MIXER, "keep_bias"),
             ("out", "memory_after", "mass_after", "usage"),
             ("normalize", "epsilon", "routing_epsilon", "most_forgotten"),
             "Gaussian Mixture Attention that forgets: exp(-min(softplus(rate), most_forgotten)) of "
-            "a head's memory is kept by each token, which writes as often as the sigmoid of its "
-            "gate says. The head's mean is divided by the root of its mean square, and multiplied "
-            "by the sigmoid of the output's gate.",
+            "a head's memory is kept by each token. What it reads is multiplied by the sigmoid of "
+            "the output's gate.",
             forgetting.forgetting,
         ),
         Operator(

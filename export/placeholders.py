@@ -45,7 +45,7 @@ def _causal_shapes(
 
 @_placeholder(
     "forgetting(Tensor routed, Tensor memory, Tensor mass, Tensor linear, Tensor quadratic, "
-    f"Tensor bias, {_ROWS}, Tensor write_bias, Tensor keep_bias, *, int normalize, float epsilon, "
+    f"Tensor bias, {_ROWS}, Tensor keep_bias, *, int normalize, float epsilon, "
     "float routing_epsilon, float most_forgotten) -> (Tensor, Tensor, Tensor, Tensor)"
 )
 def _forgetting_shapes(

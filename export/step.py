@@ -73,7 +73,6 @@ class PreparedLayer(nn.Module):
         self.forgets = isinstance(mixer, ForgettingMixer)
         if isinstance(mixer, ForgettingMixer):
             project = functional.pad(project, (0, 0, 0, -len(project) % ALIGNED))
-            self.write_bias = _constant(mixer.write_bias)
             self.keep_bias = _constant(mixer.keep_bias)
             self.routing["most_forgotten"] = MOST_FORGOTTEN
         self.project = _constant(project.T, dtype)
@@ -101,8 +100,9 @@ class PreparedLayer(nn.Module):
         mixed = [routed, memory, mass, self.linear, self.quadratic, self.bias, *rows]
         usage: list[Tensor] = []
         if self.forgets:
-            biases = self.write_bias, self.keep_bias
-            read, memory, mass, *usage = placeholders.forgetting(*mixed, *biases, **self.routing)
+            read, memory, mass, *usage = placeholders.forgetting(
+                *mixed, self.keep_bias, **self.routing
+            )
         else:
             read, memory, mass = placeholders.causal(*mixed, **self.routing)
         z = _product(read, self.out, residual=y)

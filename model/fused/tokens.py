@@ -58,8 +58,12 @@ def forget(
     own = projected + (row * C + token)[:, None] * width + AT + head[None, :] - LASTING
     rate = tl.load(own, mask=there, other=0.0).to(tl.float32)
     rate += tl.load(keep_bias + head - LASTING, mask=forgets, other=0.0)[None, :]
-    # softplus, but for rates that are cut anyway
-    rate = tl.minimum(tl.log(1.0 + tl.exp(tl.minimum(rate, 20.0))), most)
+    # softplus, but for rates that are cut anyway; log(1 + y) as a series, exact where y is tiny
+    y = tl.exp(tl.minimum(rate, -1.25))
+    s = y / (2.0 + y)
+    t = s * s
+    rate = 2.0 * s * (1.0 + t * (1.0 / 3 + t * (1.0 / 5 + t * (1.0 / 7 + t * (1.0 / 9)))))
+    rate = tl.minimum(rate, most)
     rate = tl.where(there, rate, 0.0)
     store_units(rate, grown, left, row, block, C, H, HEADS, BLOCK)
 

@@ -18,7 +18,7 @@ from torch.nn import functional
 from gma.export.body import OPSET
 from gma.export.operators import DOMAIN, INPUTS, OPERATORS, OUTPUTS, VERSION
 from gma.model.ops import chunked, forgetting
-from gma.model.ops.forgetting import MOST_FORGOTTEN, Gates
+from gma.model.ops.forgetting import MOST_FORGOTTEN
 
 Array = NDArray[Any]
 
@@ -194,14 +194,13 @@ def forgetting_inputs(
     heads, _, _, value = size
     inputs = mixture_inputs(rows, size)
     rng = np.random.default_rng(3)
-    gates = rng.normal(size=(*inputs["routed"].shape[:2], heads * value + 2 * heads - 1))
+    gates = rng.normal(size=(*inputs["routed"].shape[:2], heads * value + heads - 1))
     used = inputs["routed"].shape[2] + gates.shape[2]
     nothing = np.full((*gates.shape[:2], -used % 16), np.nan)
     bounds = (-1.0, -9.0) if keep_bias is None else (keep_bias, keep_bias)
     return {
         **inputs,
         "routed": np.concatenate([inputs["routed"], gates * 2.0, nothing], axis=2),
-        "write_bias": rng.normal(size=heads),
         "keep_bias": np.linspace(*bounds, heads - 1),
     }
 
@@ -275,20 +274,16 @@ def forgetting_reference(inputs: dict[str, Array], rows: Rows) -> dict[str, Tens
     """Compute ForgettingGMA's outputs with `gma.model.ops.forgetting` in float64."""
     given = _Given.of(inputs, rows)
     heads, value = inputs["memory"].shape[1], inputs["memory"].shape[3]
-    opened, strength, rates, _ = torch.split(
-        given.others,
-        [heads * value, heads, heads - 1, given.others.shape[2] - heads * (value + 2) + 1],
-        dim=-1,
-    )
+    widths = [heads * value, heads - 1]
+    rest = given.others.shape[2] - sum(widths)
+    opened, rates, _ = torch.split(given.others, [*widths, rest], dim=-1)
     rates = functional.softplus(rates + torch.tensor(inputs["keep_bias"])).clamp_max(MOST_FORGOTTEN)
-    gates = Gates(
-        functional.pad(-rates, (1, 0)), torch.sigmoid(strength + torch.tensor(inputs["write_bias"]))
-    )
+    log_keep = functional.pad(-rates, (1, 0))
     where = rows.reference()
     out, memory_after, mass_after = forgetting.causal(
-        *given.tokens, *given.states, given.mixture, gates, where, normalize=True, epsilon=1e-6
+        *given.tokens, *given.states, given.mixture, log_keep, where, normalize=True, epsilon=1e-6
     )
-    out = functional.rms_norm(out, (value,), eps=1e-6).flatten(2) * torch.sigmoid(opened)
+    out = out.flatten(2) * torch.sigmoid(opened)
     gamma = chunked.responsibilities(given.tokens[1], given.mixture, normalize=True)
     gamma = gamma.masked_fill(~where.valid[:, None, :, None], 0.0)
     usage = gamma.sum(2)[: len(rows.lengths)]

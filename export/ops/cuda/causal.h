@@ -64,24 +64,19 @@ struct Mixed {
   }
 };
 
-// The gates of ForgettingGMA: its last inputs, and where a token's lie in routed.
+// The last input of ForgettingGMA, and where a token's numbers for it lie in routed.
 struct Gated {
-  Tensor write_bias, keep_bias;
-  int64_t lasting, blocks;
-  int64_t open, strength;  // numbers before the output's gates, and before those of writing
+  Tensor keep_bias;
+  int64_t lasting;
+  int64_t open, rates;  // numbers before the output's gates, and before the rates
 
   Gated(const Ort::KernelContext& context, const Mixed& mixed)
-      : write_bias(context, 9),
-        keep_bias(context, 10),
-        blocks(parts(mixed.step.C, block)),
-        open(mixed.tokens()),
-        strength(open + mixed.H * mixed.v) {
-    require(write_bias.is({mixed.H}), "write_bias must be (H,)");
+      : keep_bias(context, 9), open(mixed.tokens()), rates(open + mixed.H * mixed.v) {
     require(keep_bias.shape.size() == 1 && keep_bias.shape[0] <= mixed.H,
             "keep_bias must be (F,), of at most H heads");
     lasting = mixed.H - keep_bias.shape[0];
-    require(mixed.token >= strength + 2 * mixed.H - lasting, "routed has less than its parts");
-    require(mixed.token % 16 == 0, "the kernels for CUDA take routed of a width that is a multiple of 16");
+    require(mixed.token >= rates + mixed.H - lasting, "routed has less than its parts");
+    require(mixed.token % 16 == 0, "routed must be of a width that is a multiple of 16");
     require(mixed.H <= most_heads, "the kernels for CUDA take fewer heads that forget");
   }
 };
@@ -104,23 +99,23 @@ class Mixer {
     const Step& step = mixed.step;
     const char* fresh = fresh_of(context, 8, step.D);
     const CUstream stream = stream_of(context);
-    const int64_t of_gates = forgets ? step.R * mixed.H : 0;
+    const int64_t heads = forgets ? step.R * mixed.H : 0;  // of all rows
     const size_t of_documents = step.D * sizeof(int32_t);
     const Scratch scratch(
         arena_, context,
         {step.R * sizeof(int32_t), of_documents, of_documents,
          mixed.programs() * (mixed.v + 1) * mixed.K * sizeof(float),
          static_cast<size_t>(step.R * mixed.H * step.C * mixed.K * size_of(type)),
-         mixed.programs() * (mixed.segment / block) * mixed.K * sizeof(float),
-         forgets ? mixed.programs() * sizeof(float) : 0, of_gates * step.C * sizeof(float),
-         of_gates * step.C * sizeof(float), of_gates * parts(step.C, block) * sizeof(float),
+         mixed.programs() * (mixed.segment / of_block) * mixed.K * sizeof(float),
+         forgets ? mixed.programs() * sizeof(float) : 0, heads * step.C * sizeof(float),
+         heads * parts(step.C, of_block) * sizeof(float),
          forgets ? mixed.programs() * mixed.K * sizeof(float) : 0});
     const Work work{scratch[0], scratch[1], scratch[2], scratch[3], scratch[4], scratch[5],
-                    scratch[6], scratch[7], scratch[8], scratch[9], scratch[10]};
+                    scratch[6], scratch[7], scratch[8], scratch[9]};
     step.place(work.lengths, work.first_row, work.row_count, stream);
     if constexpr (forgets) {
       const Gated gated(context, mixed);
-      gate(mixed, gated, work, stream);
+      forget(mixed, gated, work, stream);
       count(context, mixed, work, stream);
       sum(mixed, work, stream);
       prefix(context, mixed, work, fresh, stream);
@@ -135,19 +130,21 @@ class Mixer {
 
  private:
   // What kernels leave for each other; gammas and masses are what `read` goes on from `sum` with,
-  // decays, times, grown and left what the gates come to, counts each segment's usage.
+  // decays, grown and left what is forgotten, counts each segment's usage.
   struct Work {
-    void *lengths, *first_row, *row_count, *sums, *gammas, *masses, *decays, *times, *grown, *left,
-        *counts;
+    void *lengths, *first_row, *row_count, *sums, *gammas, *masses, *decays, *grown, *left, *counts;
   };
+
+  // Tokens. In units of a longer block's beginning, a float16 does not hold what is written.
+  static constexpr int64_t of_block =
+      forgets && type == ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT16 ? short_block : block;
+  static constexpr const char* form = forgets ? " forgetting" : "";
 
   Function kernel(const char* name, const Mixed& mixed, const char* form) const {
     return function(std::string(name) + " " + name_of(type) + " " + mixed.shape +
                         (normalize_ ? " normalized" : " plain") + form,
                     name_shapes);
   }
-  static constexpr const char* form = forgets ? " forgetting" : "";
-
   static const char* keys(const Mixed& mixed) {
     return mixed.routed.data + mixed.H * mixed.r * size_of(type);
   }
@@ -155,14 +152,14 @@ class Mixer {
     return mixed.routed.data + 2 * mixed.H * mixed.r * size_of(type);
   }
 
-  // times and grown (R, H, C), left (R, H, blocks).
-  void gate(const Mixed& mixed, const Gated& gated, const Work& work, CUstream stream) const {
+  // grown (R, H, C), left (R, H, blocks).
+  void forget(const Mixed& mixed, const Gated& gated, const Work& work, CUstream stream) const {
     const int heads = mixed.H <= few_heads ? few_heads : most_heads;
-    launch(function(std::string("gate ") + name_of(type) + " " + std::to_string(heads), name_shapes),
-           {mixed.step.R * gated.blocks}, stream, mixed.routed.data, gated.write_bias.data,
-           gated.keep_bias.data, work.lengths, work.times, work.grown, work.left,
-           narrow(mixed.step.C), narrow(mixed.token), most_, narrow(gated.strength),
-           narrow(mixed.H), narrow(gated.lasting));
+    const std::string key = std::string("forget ") + name_of(type) + " " + std::to_string(heads);
+    launch(function(key, name_shapes), {mixed.step.R * parts(mixed.step.C, of_block)}, stream,
+           mixed.routed.data, gated.keep_bias.data, work.lengths, work.grown, work.left,
+           narrow(mixed.step.C), narrow(mixed.token), most_, narrow(gated.rates), narrow(mixed.H),
+           narrow(gated.lasting));
   }
 
   // usage (R, H, K), the operator's last output.
@@ -185,7 +182,7 @@ class Mixer {
     const int32_t H = narrow(mixed.H);
     const Grid grid{mixed.programs()};
     if constexpr (forgets) {
-      launch(sum, grid, stream, keys(mixed), values(mixed), work.times, work.left,
+      launch(sum, grid, stream, keys(mixed), values(mixed), work.grown, work.left,
              mixed.linear.data, mixed.quadratic.data, mixed.bias.data, work.lengths, work.sums,
              work.decays, work.gammas, work.masses, row, token, r, row, token, v, C, mixed.segments,
              H, mixed.segment, routing_epsilon_);

@@ -78,7 +78,7 @@ class Binary(NamedTuple):
 
 
 LASTING: dict[str, Any] = {"FORGET": False, "left": None}
-SUM = {**LASTING, "KEEP": True, "times": None, "decays": None}
+SUM = {**LASTING, "KEEP": True, "grown": None, "decays": None}
 READ = {**LASTING, "grown": None, "open_gate": None, "OPEN": False}
 READ |= dict.fromkeys(("o_row", "o_token", "o_head"), 0)
 """Constants of kernels that forget nothing."""
@@ -90,8 +90,12 @@ FORMS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
 }
 """What the kernels of a form sum and read with, by what is added to their names."""
 
+SHORT = 32
+"""Tokens of a block in float16, where heads forget: what is written in a longer one's units, up to
+exp(block / 4), is more than a float16 holds."""
+
 HEADS = 16, 64
-"""Powers of two that `gate` is compiled for: it takes as many heads at most."""
+"""Powers of two that `forget` is compiled for: it takes as many heads at most."""
 
 
 def mixers(shape: tuple[int, int, int], type_: str) -> Iterator[Kernel]:
@@ -117,10 +121,16 @@ def mixers(shape: tuple[int, int, int], type_: str) -> Iterator[Kernel]:
                 options = {"num_warps": cut.warps}
                 if registers and capped:
                     options["maxnreg"] = registers
+                block = {"BLOCK": block_of(type_, form)}
                 key = f"{name} {named} {known}{form}"
-                yield Kernel(key, function, {**constants, **more}, options=options)
+                yield Kernel(key, function, {**constants, **more, **block}, options=options)
         count = {"R": routing, "K": components, "BLOCK": cut.block, "NORMALIZE": normalize}
         yield Kernel(f"count {named} {known}", own.count, count, options={"num_warps": cut.warps})
+
+
+def block_of(type_: str, form: str) -> int:
+    """Tell how many tokens a block of kernels of this form has."""
+    return SHORT if form and type_ == "float16" else Cut(64).block
 
 
 def prefix(components: int, value: int) -> Iterator[Kernel]:
@@ -165,9 +175,8 @@ def wanted(shapes: list[tuple[int, int, int]], widths: list[int]) -> Iterator[Ke
                 {"BLOCK": ELEMENTS, "GELU": gelu, "ADD": add}, {"count": "i32"},
             )  # fmt: skip
         for heads in HEADS:
-            yield Kernel(
-                f"gate {type_} {heads}", tokens.gate, {"HEADS": heads, "BLOCK": Cut(64).block}
-            )
+            cut = {"HEADS": heads, "BLOCK": block_of(type_, " forgetting")}
+            yield Kernel(f"forget {type_} {heads}", tokens.forget, cut)
         for shape in shapes:
             if type_ != "float" or shape[0] * shape[1] <= MIXTURE:
                 yield from mixers(shape, type_)
@@ -266,7 +275,8 @@ def cuts(widths: list[int]) -> str:
     """Write the numbers that launches are cut by, in C++."""
     numbers = {
         "enough": ENOUGH, "tile": TILE, "documents_at_once": DOCUMENTS, "strip": STRIP,
-        "rows_at_once": ROWS, "few_heads": HEADS[0], "most_heads": HEADS[1], "elements": ELEMENTS, "block": Cut(64).block, "taps_width": TAPS,
+        "rows_at_once": ROWS, "few_heads": HEADS[0], "most_heads": HEADS[1], "elements": ELEMENTS,
+        "block": Cut(64).block, "short_block": SHORT, "taps_width": TAPS,
     }  # fmt: skip
     lines = [f"constexpr int {name} = {number};\n" for name, number in numbers.items()]
     powers = [width for width in widths if triton.next_power_of_2(width) == width]

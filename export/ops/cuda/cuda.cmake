@@ -8,7 +8,7 @@ set(GMA_ARCHITECTURES "90" CACHE STRING "Compute capabilities of the GPUs, times
 
 get_filename_component(repository "${CMAKE_CURRENT_LIST_DIR}/../../.." ABSOLUTE)
 set(of_kernels ${CMAKE_CURRENT_LIST_DIR}/cubins.py ${CMAKE_CURRENT_LIST_DIR}/kernels.py)
-foreach(file fused/tokens ops/triton/device ops/triton/forward ops/triton/gates ops/triton/scans ops/triton/launch ops/triton/limits)
+foreach(file fused/tokens ops/triton/device ops/triton/forward ops/triton/units ops/triton/scans ops/triton/launch ops/triton/limits)
   list(APPEND of_kernels ${repository}/model/${file}.py)
 endforeach()
 

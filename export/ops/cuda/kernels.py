@@ -50,7 +50,7 @@ def count(
 ):  # fmt: skip
     """Sum the responsibilities of each segment's keys k (R, C, H, r): counts (G, H, K)."""
     head, row, first, here, _ = locate(tl.program_id(0), lengths, segments, C, SEGMENT, H)
-    A, B, b = head_mixture(linear, quadratic, bias, head, K, R)
+    mixture = head_mixture(linear, quadratic, bias, head, K, R)
     token = tl.arange(0, BLOCK)
     k += row * k_row + first.to(tl.int64) * k_token + head * k_head
     k += token[:, None] * k_token + tl.arange(0, R)[None, :]
@@ -58,7 +58,7 @@ def count(
     for start in range(0, here, BLOCK):
         there = start + token < here
         x = tl.load(k, mask=there[:, None], other=0.0)
-        weights, sums = posterior(x, A, B, b, NORMALIZE, EPSILON)
+        weights, sums = posterior(x, mixture[0], mixture[1], mixture[2], NORMALIZE, EPSILON)
         total += tl.sum(weights * tl.where(there, 1.0 / sums, 0.0)[:, None], 0)
         k += BLOCK * k_token
     tl.store(counts + tl.program_id(0).to(tl.int64) * K + tl.arange(0, K), total)
@@ -71,7 +71,7 @@ def add_counts(counts, usage, segments, H: tl.constexpr, K: tl.constexpr):
     head = tl.program_id(0) % H
     component = tl.arange(0, K)
     total = tl.zeros((K,), tl.float32)
-    for segment in range(0, segments):
+    for segment in range(segments):
         total += tl.load(counts + ((row * segments + segment) * H + head) * K + component)
     tl.store(usage + tl.program_id(0).to(tl.int64) * K + component, total)
 

@@ -61,8 +61,8 @@ struct Step {
 
   // In the form that forgets; elsewhere `usage` is null.
   Index chunk, lasting;  // tokens of a row; heads that keep all
-  const float *write_bias, *keep_bias;
-  float most, norm_epsilon;
+  const float* keep_bias;
+  float most;
   float* usage;  // (R, H, K)
 
   Index state() const { return size + components + 1; }  // as a kernel takes it
@@ -71,16 +71,13 @@ struct Step {
 // Of a part of a head, beginning with its first token; adds to `usage`, (rows, K) from its row on.
 Gates gates_of(const Step& step, const Part& part, float* usage) {
   const Index gate = part.first * step.width + step.heads * (2 * step.routing + step.value);
-  const Index strength = gate + step.heads * step.value + part.head;
   Gates gates{};
   gates.open = at(step.routed, step.type, gate + part.head * step.value);
-  gates.strength = at(step.routed, step.type, strength);
-  gates.write_bias = step.write_bias[part.head];
   if (const Index index = part.head - step.lasting; index >= 0) {
-    gates.rate = at(step.routed, step.type, strength + step.heads - step.lasting);
+    gates.rate = at(step.routed, step.type, gate + step.heads * step.value + index);
     gates.keep_bias = step.keep_bias[index];
   }
-  gates.most = step.most, gates.epsilon = step.norm_epsilon;
+  gates.most = step.most;
   gates.usage = usage, gates.before = part.first % step.chunk, gates.chunk = step.chunk;
   return gates;
 }
@@ -227,16 +224,14 @@ void Mixer::compute(Ort::KernelContext& context) const {
   Step step{};
   int64_t width = heads * (2 * routing + value);
   if (forgets_) {
-    const Input write_bias(context, 9, "write_bias"), keep_bias(context, 10, "keep_bias");
+    const Input keep_bias(context, 9, "keep_bias");
     const int64_t forgetting = keep_bias.has(1).shape()[0];
-    write_bias.is({heads});
     require(forgetting <= heads, "keep_bias has more than heads");
-    width += heads * value + heads + forgetting;
+    width += heads * value + forgetting;
     require(routed.shape()[2] >= width, "routed has less than its parts");
     width = routed.shape()[2];
     step.chunk = chunk, step.lasting = heads - forgetting;
-    step.write_bias = write_bias.of<float>(), step.keep_bias = keep_bias.of<float>();
-    step.most = most_, step.norm_epsilon = routing_epsilon_;
+    step.keep_bias = keep_bias.of<float>(), step.most = most_;
     step.usage = static_cast<float*>(output(context, 3, {rows, heads, components}));
     std::fill_n(step.usage, rows * heads * components, 0.0f);
   }

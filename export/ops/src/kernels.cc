@@ -64,6 +64,15 @@ void product(const Product& p, Index first, Index last, Index column, float* wor
   }
 }
 
+GMA_INLINE float inverse_rms(const float* x, Index width, float epsilon) {
+  Vector squares{};
+  Index i = 0;
+  for (; i + kLanes <= width; i += kLanes) squares += load(x + i) * load(x + i);
+  float total = sum(squares);
+  for (; i < width; ++i) total += x[i] * x[i];
+  return 1.0f / __builtin_sqrtf(total / static_cast<float>(width) + epsilon);
+}
+
 template <class T>
 GMA_INLINE void convolve_of(const Convolution& c, Index first, Index last, float* work) {
   const Index width = c.width, length = c.length, seen = length + 1;

@@ -50,12 +50,10 @@ struct Mixture {
 
 // What each token of a head does beside its write, in the form that forgets.
 struct Gates {
-  const void* open;      // (count, v): sigmoids of it multiply what is read, or null in other forms
-  const void* strength;  // (count,): sigmoids of it say how often a token is written
-  const void* rate;      // (count,): softplus of it is the rate, or null if the head keeps all
-  float write_bias, keep_bias;
+  const void* open;  // (count, v): sigmoids of it multiply what is read, or null in other forms
+  const void* rate;  // (count,): softplus of it is the rate, or null if the head keeps all
+  float keep_bias;
   float most;     // the largest rate, at most kMostForgotten
-  float epsilon;  // added to the mean square of what is read
   float* usage;   // (rows, K): each row's sums of responsibilities are added to it
   Index before;   // tokens of the first row that lie before these
   Index chunk;    // tokens of a row
@@ -87,8 +85,7 @@ struct Scratch {
   Index mass;      // (K,) before the block
   Index added;     // (K,) what the segment has added to it
   Index inverse;   // (kBlock,)
-  Index weights;   // (kBlock,): what a token's write is multiplied by
-  Index grown;     // (kBlock,): one over what is kept from the block's beginning up to it
+  Index grown;     // (kBlock,): one over what is kept from the block's beginning up to a token
   Index opened;    // (v,)
   Index size;
 
@@ -103,8 +100,7 @@ struct Scratch {
     mass = segment + k * v;
     added = mass + k;
     inverse = added + k;
-    weights = inverse + kBlock;
-    grown = weights + kBlock;
+    grown = inverse + kBlock;
     opened = grown + kBlock;
     size = opened + v;
   }

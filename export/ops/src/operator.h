@@ -31,7 +31,7 @@ inline const Signature causal{
 inline const Signature forgetting{
     "ForgettingGMA",
     {Element::activation, Element::real, Element::real, Element::real, Element::real, Element::real,
-     Element::integer, Element::integer, Element::truth, Element::real, Element::real},
+     Element::integer, Element::integer, Element::truth, Element::real},
     {Element::activation, Element::real, Element::real, Element::real}};
 inline const Signature short_convolution{
     "ShortConvolution",

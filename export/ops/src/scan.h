@@ -51,7 +51,7 @@ struct Scan {
   double* state;
   const Index components, padded, routing, value, value_padded;
   float *turned, *rows, *written, *reading, *affinity, *memory, *values, *segment, *mass, *added,
-      *inverse, *weights, *grown, *opened;
+      *inverse, *grown, *opened;
   const bool gated;
   float left = 1.0f;       // of what the block finds, at its end
   double forgotten = 0.0;  // in the segment
@@ -78,7 +78,6 @@ struct Scan {
     mass = work + at.mass;
     added = work + at.added;
     inverse = work + at.inverse;
-    weights = work + at.weights;
     grown = work + at.grown;
     opened = work + at.opened;
     memset(memory, 0, sizeof(float) * (at.size - at.readable));
@@ -122,15 +121,10 @@ struct Scan {
     responsibilities(mixture, turned, count, gamma);
   }
 
-  // What the block's tokens forget and write; their usage of the components.
+  // What the block's tokens forget, and their usage of the components.
   GMA_INLINE void gate(Index token, Index count) {
-    const Gates& gates = tokens.gates;
-    const auto each = [&](const void* from, float bias, float* to) {
-      const T* source = static_cast<const T*>(from) + token * tokens.stride;
-      for (Index i = 0; i < count; ++i) to[i] = widened(source[i * tokens.stride]) + bias;
-      for (Index i = count; i < kBlock; ++i) to[i] = 0.0f;
-    };
     if constexpr (reads) {
+      const Gates& gates = tokens.gates;
       for (Index first = 0; first < count;) {
         const Index at = gates.before + token + first, end = first + gates.chunk - at % gates.chunk;
         const Index last = end < count ? end : count;
@@ -138,25 +132,28 @@ struct Scan {
         first = last;
       }
     }
-    if (gates.rate != nullptr) {
-      each(gates.rate, gates.keep_bias, grown);
-      for (Index lane = 0; lane < kBlock; lane += kLanes) {
-        store(grown + lane, softplus(load(grown + lane), gates.most));
-      }
-      float total = 0.0f;
-      for (Index i = 0; i < kBlock; ++i) {
-        if (i < count) total += grown[i];
-        grown[i] = total;
-      }
-      for (Index lane = 0; lane < kBlock; lane += kLanes) {
-        store(grown + lane, exponential(load(grown + lane)));
-      }
-      left = 1.0f / grown[kBlock - 1];
-      forgotten += static_cast<double>(total);
+    if (tokens.gates.rate != nullptr) forget(token, count);
+  }
+
+  GMA_INLINE void forget(Index token, Index count) {
+    const T* rate = static_cast<const T*>(tokens.gates.rate) + token * tokens.stride;
+    for (Index i = 0; i < kBlock; ++i) {
+      grown[i] = i < count ? widened(rate[i * tokens.stride]) + tokens.gates.keep_bias : 0.0f;
     }
-    each(gates.strength, gates.write_bias, weights);
-    for (Index lane = 0; lane < count; lane += kLanes) {
-      const Vector times = sigmoid(load(weights + lane)) * load(grown + lane);
+    for (Index lane = 0; lane < kBlock; lane += kLanes) {
+      store(grown + lane, softplus(load(grown + lane), tokens.gates.most));
+    }
+    float total = 0.0f;
+    for (Index i = 0; i < kBlock; ++i) {
+      if (i < count) total += grown[i];
+      grown[i] = total;
+    }
+    left = static_cast<float>(exp(-static_cast<double>(total)));
+    forgotten += static_cast<double>(total);
+    for (Index lane = 0; lane < kBlock; lane += kLanes) {
+      const Vector times = exponential(load(grown + lane));
+      store(grown + lane, times);
+      if (lane >= count) continue;
       for (Index c = 0; c < components; ++c) {
         float* of = written + c * kBlock + lane;
         store(of, load(of) * times);
@@ -164,13 +161,12 @@ struct Scan {
     }
   }
 
-  // A head's mean, of mean square one, through the output's gate.
+  // A head's mean, through the output's gate.
   GMA_INLINE void open(Index token, float* mean) {
     const T* gate = static_cast<const T*>(tokens.gates.open) + token * tokens.stride;
     load_row(gate, opened, value);
-    const float scale = inverse_rms(mean, value, tokens.gates.epsilon);
     for (Index column = 0; column < value_padded; column += kLanes) {
-      store(mean + column, load(mean + column) * scale * sigmoid(load(opened + column)));
+      store(mean + column, load(mean + column) * sigmoid(load(opened + column)));
     }
   }
 

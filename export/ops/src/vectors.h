@@ -101,15 +101,6 @@ GMA_INLINE Vector softplus(Vector x, float most) {
 
 GMA_INLINE Vector sigmoid(Vector x) { return 1.0f / (1.0f + exponential(-x)); }
 
-GMA_INLINE float inverse_rms(const float* x, Index width, float epsilon) {
-  Vector squares{};
-  Index i = 0;
-  for (; i + kLanes <= width; i += kLanes) squares += load(x + i) * load(x + i);
-  float total = sum(squares);
-  for (; i < width; ++i) total += x[i] * x[i];
-  return 1.0f / __builtin_sqrtf(total / static_cast<float>(width) + epsilon);
-}
-
 struct Half {
   uint16_t bits;
 };
