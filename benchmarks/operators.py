@@ -1,7 +1,8 @@
-"""The library's CausalGMA beside its function body in ONNX Runtime and the same in PyTorch.
+"""The library's mixer beside its function body in ONNX Runtime and the same in PyTorch.
 
     make ops
     python -m benchmarks.operators --out build/operators
+    python -m benchmarks.operators --form forgetting --out build/operators-forgetting
     python -m benchmarks.operators --provider CUDAExecutionProvider --precision bfloat16 --heads 12
 
 All is from one run in which the contenders take turns, on one document; on a GPU the kernels of
@@ -14,7 +15,7 @@ from __future__ import annotations
 
 import argparse
 import gc
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from importlib import import_module
 from pathlib import Path
 from typing import NamedTuple
@@ -24,12 +25,20 @@ import torch
 from onnx import TensorProto
 
 from benchmarks import timing
-from benchmarks.causal import CUDA, Build, Call, Document, in_runtime, in_torch
+from benchmarks.causal import (
+    CUDA,
+    Build,
+    Call,
+    Document,
+    forgetting_in_torch,
+    forgetting_in_triton,
+    in_runtime,
+    in_torch,
+)
 from benchmarks.definitions import relative_error
 from benchmarks.mixtures import Size
 from benchmarks.timing import digits, markdown, progress, tokens_name
-from gma.model.ops import chunked
-from gma.model.ops.chunked import Rows
+from gma.model.ops import chunked, forgetting
 
 HEADS = 8
 LENGTHS = (4096, 16384)
@@ -60,15 +69,13 @@ class Checked(NamedTuple):
 
 
 def check(
-    contenders: dict[str, Build], device: torch.device, size: Size, precision: str
+    contenders: dict[str, Build], exact: Build, document: Document, tolerance: float
 ) -> list[Checked]:
     """Hold the contenders to float64, from a state that is not zero."""
-    dtype, _, tolerance = PRECISIONS[precision]
-    document = Document.of(1024, size, device, dtype)
     document = document._replace(
         memory=torch.randn_like(document.memory), mass=torch.rand_like(document.mass) * 9
     )
-    expected = in_torch(chunked.causal)(document.double(), 1024)()
+    expected = exact(document.double(), 1024)()
     found = []
     for name, build in contenders.items():
         progress(f"check {name}")
@@ -109,27 +116,29 @@ def measure(
 
 
 def drift(
-    contenders: dict[str, Build], tokens: int, device: torch.device, size: Size, dtype: torch.dtype
+    contenders: dict[str, Build], exact: Build, tokens: int, make: Callable[[int], Document]
 ) -> dict[str, float]:
-    """The relative error of memory or mass, whichever is larger, after one document's steps."""
+    """The relative error of memory or mass, whichever is larger, after one document's steps.
+
+    ``make`` makes a document of so many tokens.
+    """
     step = min(STEP, tokens)
-    first = Document.of(step, size, device, dtype)
+    first = make(step)
     states = dict.fromkeys(contenders, (first.memory, first.mass))
-    exact = first.memory.double(), first.mass.double()
+    wide = first.double()
+    expected = wide.memory, wide.mass
     for _ in range(0, tokens, step):
-        document = Document.of(step, size, device, dtype)._replace(mixture=first.mixture)
+        document = make(step)._replace(mixture=first.mixture)
         for name, build in contenders.items():
             memory, mass = states[name]
             _, memory, mass = build(document._replace(memory=memory, mass=mass), 256)()
             states[name] = memory.clone(), mass.clone()
-        wide = document.double()
-        _, k, val = wide.parts(step)
-        rows = Rows.of(torch.tensor([step]), torch.tensor([0]), step, torch.float64)
-        rows = Rows(*(x.to(device) for x in rows))
-        added = chunked.write(k, val, wide.mixture, rows, normalize=True)
-        exact = exact[0] + added[0], exact[1] + added[1]
+        memory, mass = expected
+        wide = document.double()._replace(memory=memory, mass=mass)
+        _, *found = exact(wide, 256)()
+        expected = found[0], found[1]
     return {
-        name: max(relative_error(*pair) for pair in zip(found, exact, strict=True))
+        name: max(relative_error(*pair) for pair in zip(found, expected, strict=True))
         for name, found in states.items()
     }
 
@@ -170,6 +179,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--out", type=Path, default=Path("build/operators"))
     parser.add_argument("--provider", default="CPUExecutionProvider", help="ONNX Runtime's")
     parser.add_argument("--precision", choices=PRECISIONS, default="float32", help="of tokens")
+    parser.add_argument("--form", choices=("paper", "forgetting"), default="paper")
     parser.add_argument("--heads", type=int, default=HEADS)
     parser.add_argument("--library", type=Path, help="another than the one installed")
     parser.add_argument("--lengths", type=int, nargs="+", default=LENGTHS)
@@ -190,33 +200,42 @@ def main(argv: Sequence[str] | None = None) -> None:
 def run(arguments: argparse.Namespace, device: torch.device) -> None:
     """Check, time and print, on one device."""
     library = arguments.library or import_module("gma_ops").library()
-    dtype, tokens, _ = PRECISIONS[arguments.precision]
-    size = Size(heads=arguments.heads)
+    dtype, tokens, tolerance = PRECISIONS[arguments.precision]
+    size, forgets = Size(heads=arguments.heads), arguments.form == "forgetting"
+    name = "ForgettingGMA" if forgets else "CausalGMA"
+    build = forgetting_in_torch if forgets else in_torch
+    causal = forgetting.causal if forgets else chunked.causal
+    exact = build(causal)
     contenders = {
-        LIBRARY: in_runtime(arguments.provider, library, tokens),
-        BODY: in_runtime(arguments.provider, None, tokens),
-        COMPILED: in_torch(torch.compile(chunked.causal, dynamic=False)),
-        EAGER: in_torch(chunked.causal),
+        LIBRARY: in_runtime(name, arguments.provider, library, tokens),
+        BODY: in_runtime(name, arguments.provider, None, tokens),
+        COMPILED: build(torch.compile(causal, dynamic=False)),
+        EAGER: exact,
     }
     if device.type == "cuda":
-        contenders[TRITON] = in_torch(import_module("gma.model.ops.triton.operators").causal)
+        triton = import_module("gma.model.ops.triton.operators").causal
+        contenders[TRITON] = forgetting_in_triton if forgets else in_torch(triton)
+
+    def make(length: int) -> Document:
+        return Document.of(length, size, device, dtype, forgets=forgets)
+
     results: list[Result] = []
     with torch.inference_mode():
-        checks = check(contenders, device, size, arguments.precision)
+        checks = check(contenders, exact, make(1024), tolerance)
         passing = {each.contender: contenders[each.contender] for each in checks if each.passed}
         for length in arguments.lengths:
-            document = Document.of(length, size, device, dtype)
-            results += measure(passing, document, device, arguments.rows)
+            results += measure(passing, make(length), device, arguments.rows)
         progress("the long document")
-        drifts = drift(passing, arguments.long, device, size, dtype)
+        drifts = drift(passing, exact, arguments.long, make)
     heading = timing.machine_line(device) + f"onnxruntime {onnxruntime.__version__}; "
     heading += ", ".join(f"{name} {n}" for name, n in size._asdict().items())
-    heading += f"; {arguments.precision}\n\n"
+    heading += f"; {arguments.precision}; {name}\n\n"
     text = table(heading, checks, results, drifts, arguments.long)
     found = {
         "machine": timing.machine(device),
         "size": size._asdict(),
         "precision": arguments.precision,
+        "operator": name,
         "checks": [each._asdict() for each in checks],
         "results": [result._asdict() for result in results],
         "drift": drifts,

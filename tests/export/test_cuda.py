@@ -59,20 +59,26 @@ def test_rows_that_are_not_of_the_step_are_not_used() -> None:
 
 
 @pytest.mark.parametrize(
-    ("chunk", "dtype"),
+    ("name", "chunk", "dtype"),
     matrix(
+        operating.MIXERS,
         (1, 65, 110),  # no whole block; a segment and one token; one whose end is half a block
         list(TYPES),
-        always=[(1, torch.float16), (110, torch.float32), (65, torch.bfloat16)],
+        always=[
+            ("CausalGMA", 1, torch.float16),
+            ("CausalGMA", 110, torch.float32),
+            ("CausalGMA", 65, torch.bfloat16),
+            ("ForgettingGMA", 1, torch.float16),
+        ],
     ),
 )
-def test_mixture(chunk: int, dtype: torch.dtype) -> None:
+def test_mixture(name: str, chunk: int, dtype: torch.dtype) -> None:
     rows = hostile(chunk)
-    inputs = operating.mixture_inputs(rows, SIZE)
+    inputs = operating.inputs_of(name, rows, SIZE)
     given = {n: torch.tensor(x, dtype=torch.float32, device=DEVICE) for n, x in inputs.items()}
     routed = given["routed"].to(dtype)
     inputs["routed"] = routed.double().cpu().numpy()
-    expected = operating.mixture_reference(inputs, rows)
+    expected = operating.reference_of(name, inputs, rows)
     fresh = torch.tensor(rows.fresh, device=DEVICE)
     given["memory"][fresh], given["mass"][fresh] = torch.nan, torch.nan
     routed[~torch.tensor(rows.there(), device=DEVICE)] = torch.nan
@@ -87,30 +93,52 @@ def test_mixture(chunk: int, dtype: torch.dtype) -> None:
             ((R, C, H * v), dtype),
         )
     )
+    width, read = H * (2 * r + v), H * v
     q, k, val = (
-        x.view(*x.shape[:2], H, -1) for x in torch.split(routed, [H * r, H * r, H * v], -1)
+        x.view(R, C, H, -1) for x in torch.split(routed[..., :width], [H * r, H * r, H * v], -1)
     )
     mixture = given["linear"], given["quadratic"], given["bias"]
     cut = {
         "R": r, "SEGMENT": SEGMENT, "BLOCK": BLOCK, "STAGES": 1, "NORMALIZE": True,
         "EPSILON": 1e-6, "H": H, "K": K, "V": v,
     }  # fmt: skip
+    forgets = name == "ForgettingGMA"
+    grown = left = decays = opened = usage = None
+    if forgets:
+        blocks = -(-C // BLOCK)
+        grown, left, decays, counts, usage = (
+            torch.full(shape, torch.nan, device=DEVICE)
+            for shape in (
+                (R, H, C), (R, H, blocks), (R * segments, H), (R * segments, H, K), (R, H, K)
+            )
+        )  # fmt: skip
+        tokens.forget[(R * blocks,)](
+            routed, given["keep_bias"], lengths, grown, left, C, routed.shape[2], 0.25,
+            AT=width + read, H=H, LASTING=1, HEADS=16, BLOCK=BLOCK,
+        )  # fmt: skip
+        sizes = {n: x for n, x in cut.items() if n not in ("STAGES", "V")}
+        own.count[(R * segments * H,)](
+            k, *mixture, lengths, counts, *k.stride()[:3], C, segments, **sizes
+        )
+        own.add_counts[(R * H,)](counts, usage, segments, H=H, K=K)
+        opened = routed[..., width : width + read].view(R, C, H, v)
     forward.sum_segments[(R * segments * H,)](
-        k, val, None, None, *mixture, lengths, sums, None, gammas, masses, *k.stride()[:3],
-        *val.stride()[:3], C, segments, KEEP=True, FORGET=False, **cut,
+        k, val, grown, left, *mixture, lengths, sums, decays, gammas, masses, *k.stride()[:3],
+        *val.stride()[:3], C, segments, KEEP=True, FORGET=forgets, **cut,
     )  # fmt: skip
     memory, mass = given["memory"], given["mass"]
     after, mass_after = torch.full_like(memory, torch.nan), torch.full_like(mass, torch.nan)
     scans.prefix[(-(-(v + 1) * K // 64), H, 3)](
-        sums, None, memory, mass, after, mass_after, first, count, first, fresh, rows.count,
+        sums, decays, memory, mass, after, mass_after, first, count, first, fresh, rows.count,
         *memory.stride()[:3], *mass.stride()[:2], *memory.stride()[:3], *mass.stride()[:2],
-        segments, H=H, K=K, V=v, TILE=64, DEPTH=4, FRESH=True, SLOTS=False, FORGET=False,
+        segments, H=H, K=K, V=v, TILE=64, DEPTH=4, FRESH=True, SLOTS=False, FORGET=forgets,
     )  # fmt: skip
     forward.read_segments[(R * segments * H,)](
-        q, gammas, masses, val, None, None, None, *mixture, lengths, sums, out, *q.stride()[:3],
-        *val.stride()[:3], 0, 0, 0, C, segments, 1e-6, FORGET=False, OPEN=False, **cut,
+        q, gammas, masses, val, grown, left, opened, *mixture, lengths, sums, out, *q.stride()[:3],
+        *val.stride()[:3], *(opened.stride()[:3] if forgets else (0, 0, 0)), C, segments, 1e-6,
+        FORGET=forgets, OPEN=forgets, **cut,
     )  # fmt: skip
-    found = {"out": out, "memory_after": after, "mass_after": mass_after}
+    found = {"out": out, "memory_after": after, "mass_after": mass_after, "usage": usage}
     for name, x in expected.items():
         assert error(found[name].cpu(), x) < TYPES[dtype], name
 
@@ -167,7 +195,7 @@ def test_each_compiles_for_a_gpu(tmp_path: Path) -> None:
     each = """
 from gma.export.ops.cuda.cubins import compiled, wanted
 kernels = [kernel for kernel in wanted([(16, 16, 32)], [32]) if " float" not in kernel.key]
-for kernel in {kernel.function: kernel for kernel in kernels}.values():
+for kernel in {(x.function, "forgetting" in x.key): x for x in kernels}.values():
     print(compiled(kernel, 90).key)
 """
     compiling(tmp_path, "-c", each)
@@ -179,6 +207,11 @@ def test_all_compile_for_a_gpu(tmp_path: Path) -> None:
     sizes = ["--shapes", "16x16x32", "--widths", "32", "192", "--architectures", "90"]
     compiling(tmp_path, "-m", "gma.export.ops.cuda.cubins", str(tmp_path), *sizes)
     table = (tmp_path / "cubins.inc").read_text()
-    for key in ("convolve {} 192 exact", "normalize {} 32 any", "read {} 16x16x32 plain"):
+    for key in (
+        "convolve {} 192 exact",
+        "normalize {} 32 any",
+        "read {} 16x16x32 plain",
+        "read {} 16x16x32 plain forgetting",
+    ):
         for type_ in ("float", "float16", "bfloat16"):
             assert f'"{key.format(type_)}"' in table

@@ -38,7 +38,7 @@ pytestmark = [
 ]
 
 SIZES = [(3, 32, 32, 64), (2, 16, 16, 32)]  # H, K, r, v, as the library is built for
-SIZE = {"CausalGMA": SIZES[0], "ShortConvolution": 192}
+SIZE = {"CausalGMA": SIZES[0], "ForgettingGMA": SIZES[0], "ShortConvolution": 192}
 CHUNKS = (1, 63, 64, 65, 130, 1000, 1025)
 WIDTHS = (24, 192, 768, 1030)
 TORCH: dict[int, torch.dtype] = {
@@ -110,26 +110,41 @@ def _given(name: str, inputs: dict[str, Array], rows: Rows) -> dict[str, Array]:
 @types
 @pytest.mark.parametrize("size", SIZES, ids=str)
 @pytest.mark.parametrize("chunk", CHUNKS)
-def test_mixture(library: Path, chunk: int, size: tuple[int, int, int, int], through: int) -> None:
+@pytest.mark.parametrize("name", operating.MIXERS)
+def test_mixture(
+    library: Path, name: str, chunk: int, size: tuple[int, int, int, int], through: int
+) -> None:
     rows = hostile(chunk)
-    inputs = operating.mixture_inputs(rows, size)
+    inputs = operating.inputs_of(name, rows, size)
     inputs["routed"] = _rounded(inputs["routed"], through)
-    expected = operating.mixture_reference(inputs, rows)
+    expected = operating.reference_of(name, inputs, rows)
     inputs["routed"][~rows.there()] = np.nan
     for state in ("memory", "mass"):
         inputs[state][rows.fresh] = np.nan
-    _assert_close(run(library, "CausalGMA", inputs, rows, through), expected, through)
+    _assert_close(run(library, name, inputs, rows, through), expected, through)
 
 
 @types
-def test_what_a_long_document_wrote_is_read(library: Path, through: int) -> None:
+@pytest.mark.parametrize("keep_bias", [-1e4, -16.0, 1e4])
+def test_rates_at_their_bounds(library: Path, keep_bias: float, through: int) -> None:
+    """All is kept, nearly all, or as little as may be."""
+    rows = hostile(1000)
+    inputs = operating.forgetting_inputs(rows, SIZES[0], keep_bias=keep_bias)
+    inputs["routed"] = _rounded(inputs["routed"], through)
+    expected = operating.forgetting_reference(inputs, rows)
+    _assert_close(run(library, "ForgettingGMA", inputs, rows, through), expected, through)
+
+
+@types
+@pytest.mark.parametrize("name", operating.MIXERS)
+def test_what_a_long_document_wrote_is_read(library: Path, name: str, through: int) -> None:
     rows = Rows(64, [64], [0], 1, [False])
-    inputs = operating.mixture_inputs(rows, SIZES[0])
+    inputs = operating.inputs_of(name, rows, SIZES[0])
     inputs["routed"] = _rounded(inputs["routed"], through)
     for state in ("memory", "mass"):
         inputs[state] = (torch.tensor(inputs[state]) * 1e6).numpy()
-    expected = operating.mixture_reference(inputs, rows)
-    _assert_close(run(library, "CausalGMA", inputs, rows, through), expected, through)
+    expected = operating.reference_of(name, inputs, rows)
+    _assert_close(run(library, name, inputs, rows, through), expected, through)
 
 
 @types
@@ -187,7 +202,9 @@ def test_nothing_crosses_documents(
     hit = [4, 1] if where == "state" else [4]
     of_row, of_document = ~np.isin(rows.documents, hit), ~np.isin(np.arange(rows.count), hit)
     for output, x in before.items():
-        there = of_document if output.endswith("_after") else rows.there() & of_row[:, None]
+        there = rows.there() & of_row[:, None] if output in ("out", "y", "normal") else of_row
+        if output.endswith("_after"):
+            there = of_document
         np.testing.assert_array_equal(after[output][there], x[there], err_msg=output)
         assert np.isfinite(x[there]).all()
 
@@ -206,7 +223,7 @@ def test_hostile_rows_stay_in_their_tensors(library: Path, name: str) -> None:
     again = run(library, name, inputs, rows, TensorProto.FLOAT)
     there = rows.there()
     for output, x in again.items():
-        kept = slice(None) if output.endswith("_after") else there
+        kept = there if output in ("out", "y", "normal") else slice(None)
         np.testing.assert_array_equal(found[output][kept], x[kept], err_msg=output)
 
 
@@ -252,11 +269,25 @@ def test_normalize(library: Path, width: int, through: int) -> None:
     _assert_close(found, {"normal": normal}, through)
 
 
-def test_a_shape_without_kernels_is_refused(library: Path) -> None:
+@pytest.mark.parametrize("name", operating.MIXERS)
+def test_a_shape_without_kernels_is_refused(library: Path, name: str) -> None:
     rows = hostile(3)
-    inputs = operating.mixture_inputs(rows, (2, 5, 3, 4))
+    inputs = operating.inputs_of(name, rows, (2, 5, 3, 4))
     with pytest.raises(Exception, match="GMA_SHAPES"):
-        run(library, "CausalGMA", inputs, rows, TensorProto.FLOAT)
+        run(library, name, inputs, rows, TensorProto.FLOAT)
+
+
+@pytest.mark.parametrize(
+    ("heads", "width", "message"), [(65, 0, "fewer heads"), (3, -1, "multiple of 16")]
+)
+def test_what_its_kernels_do_not_take_is_refused(
+    library: Path, heads: int, width: int, message: str
+) -> None:
+    rows = hostile(3)
+    inputs = operating.forgetting_inputs(rows, (heads, 16, 16, 32))
+    inputs["routed"] = inputs["routed"][..., : width or None]
+    with pytest.raises(Exception, match=message):
+        run(library, "ForgettingGMA", inputs, rows, TensorProto.FLOAT)
 
 
 def _rounded(x: Array, through: int) -> Array:
