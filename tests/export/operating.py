@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -234,7 +234,7 @@ STATES = {
 
 def inputs_of(name: str, rows: Rows, *size: Any) -> dict[str, Array]:
     """Make random inputs, in float64, of one of ``STATEFUL``; ``size`` as its own function has."""
-    make = {
+    make: dict[str, Callable[..., dict[str, Array]]] = {
         "CausalGMA": mixture_inputs,
         "ForgettingGMA": forgetting_inputs,
         "ShortConvolution": convolution_inputs,
@@ -294,9 +294,9 @@ def forgetting_reference(inputs: dict[str, Array], rows: Rows) -> dict[str, Tens
 class _Given:
     """A mixer's inputs as `gma.model.ops` takes them."""
 
-    tokens: list[Tensor]  # q, k and val (R, C, H, .)
+    tokens: tuple[Tensor, Tensor, Tensor]  # q, k and val (R, C, H, .)
     others: Tensor  # (R, C, .)
-    states: list[Tensor]
+    states: tuple[Tensor, Tensor]
     mixture: chunked.Coefficients
     rows: Rows
 
@@ -305,14 +305,18 @@ class _Given:
         (heads, _, routing), value = inputs["linear"].shape, inputs["memory"].shape[-1]
         routed = _filled(inputs["routed"], rows.size)
         widths = [heads * routing, heads * routing, heads * value]
-        *parts, others = torch.split(routed, [*widths, routed.shape[2] - sum(widths)], dim=-1)
-        states = [inputs[name].copy() for name in ("memory", "mass")]
-        for state in states:
-            state[rows.fresh] = 0.0
+        rest = routed.shape[2] - sum(widths)
+        q, k, val, others = torch.split(routed, [*widths, rest], dim=-1)
+        memory, mass = inputs["memory"].copy(), inputs["mass"].copy()
+        memory[rows.fresh], mass[rows.fresh] = 0.0, 0.0
         return cls(
-            [part.reshape(*part.shape[:2], heads, -1) for part in parts],
+            (
+                q.unflatten(2, (heads, -1)),
+                k.unflatten(2, (heads, -1)),
+                val.unflatten(2, (heads, -1)),
+            ),
             others,
-            [_filled(state, rows.size) for state in states],
+            (_filled(memory, rows.size), _filled(mass, rows.size)),
             chunked.Coefficients(*(torch.tensor(inputs[n]) for n in chunked.Coefficients._fields)),
             rows,
         )
