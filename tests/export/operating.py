@@ -307,14 +307,11 @@ class _Given:
         widths = [heads * routing, heads * routing, heads * value]
         rest = routed.shape[2] - sum(widths)
         q, k, val, others = torch.split(routed, [*widths, rest], dim=-1)
+        shape = *routed.shape[:2], heads, -1
         memory, mass = inputs["memory"].copy(), inputs["mass"].copy()
         memory[rows.fresh], mass[rows.fresh] = 0.0, 0.0
         return cls(
-            (
-                q.unflatten(2, (heads, -1)),
-                k.unflatten(2, (heads, -1)),
-                val.unflatten(2, (heads, -1)),
-            ),
+            (q.reshape(shape), k.reshape(shape), val.reshape(shape)),
             others,
             (_filled(memory, rows.size), _filled(mass, rows.size)),
             chunked.Coefficients(*(torch.tensor(inputs[n]) for n in chunked.Coefficients._fields)),
