@@ -128,7 +128,9 @@ def read_config(file: Path) -> tuple[ModelConfig, TrainingConfig]:
             raise TrainingError(f"{file}: [model] takes no {name}: they are {origin}")
     try:
         table = "model"
-        architecture = ModelConfig.model_validate({"form": "forgetting", **model, "labels": ("a", "b")})
+        architecture = ModelConfig.model_validate(
+            {"form": "forgetting", **model, "labels": ("a", "b")}
+        )
         table = "training"
         return architecture, TrainingConfig.model_validate(training)
     except ValidationError as error:
