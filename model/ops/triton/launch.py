@@ -20,7 +20,7 @@ from gma.model.ops.triton.units import convert
 ENOUGH = 8 * 132
 """Programs that keep a large device busy."""
 
-GROUPLESS = {(16, 32), (32, 16), (64, 16), (64, 32), (128, 32)}
+GROUPLESS = {(16, 32), (32, 16), (64, 16), (64, 32), (128, 16), (128, 32)}
 """r and K for which products of a whole group of warps read memory that is not theirs, in Triton
 3.6 with ptxas 12.8: they are left to two warps, which are no group."""
 
@@ -107,7 +107,8 @@ class Cut(NamedTuple):
         # What a program has to hold.
         held = K * max(r, v)
         if held > 4096 or max(r, K, v) > 64:
-            return cls(tokens, warps=8, stages=1)
+            # All three of 128 leave no room for 64 tokens.
+            return cls(tokens, block=32 if min(r, K, v) > 64 else 64, warps=8, stages=1)
         if held > 2048:
             return cls(tokens, warps=8, stages=2)
         # One more program on a multiprocessor, four and three, hides more of the others' waits.
