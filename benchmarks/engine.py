@@ -69,7 +69,7 @@ class Steps(Observer):
         self.seconds: list[float] = []
         self.steady = asyncio.Event()
 
-    def stepped(self, rows: int, grid_rows: int, tokens: int, seconds: float) -> None:
+    def stepped(self, rows: int, grid_rows: int, tokens: float, seconds: float) -> None:
         self.rows = max(self.rows, grid_rows)
         if rows == self.rows:
             self.seconds.append(seconds)

@@ -1,8 +1,8 @@
-"""The classifier: one step over a fixed grid of rows, or whole documents layer by layer."""
+"""The classifier: one step over a fixed grid of rows, or one in a pass over whole documents."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from dataclasses import replace
 from typing import NamedTuple
 
 import torch
@@ -22,6 +22,16 @@ class Step(NamedTuple):
     weight: Tensor  # (R,) float32: sum of the weights
     states: State
     usage: Tensor | None = None  # (R, L, H, K) float32, if asked for: see `Mixer.usage`
+
+
+class PassStep(NamedTuple):
+    """What a step of R rows in one pass answers. Evidence is all zeros before the last pass."""
+
+    hidden: Tensor  # (R, C, W): what the next pass reads of these rows
+    evidence: Tensor  # (R, labels) float32
+    weight: Tensor  # (R,) float32
+    states: State
+    usage: Tensor | None = None  # (R, H, K) float32 of the layer that was written, if asked for
 
 
 class Classifier(nn.Module):
@@ -46,9 +56,7 @@ class Classifier(nn.Module):
     @property
     def mixers(self) -> str:
         """The name of the operation that the layers use, see `gma.model.ops.choice`."""
-        layer = self.layers[0]
-        assert isinstance(layer, Layer)
-        return layer.mixer.operation.name
+        return self._layer(0).mixer.operation.name
 
     def choose_mixers(self) -> None:
         """Use the fastest implementation where the weights are, in their dtype."""
@@ -91,40 +99,41 @@ class Classifier(nn.Module):
             tails.append(tail)
         return x, torch.stack(memories, 1), torch.stack(masses, 1), torch.stack(tails, 1)
 
-    def hidden_bidirectional(
-        self,
-        pieces: Sequence[Tensor],
-        rows: Sequence[Rows],
-        usage: list[Tensor] | None = None,
-    ) -> list[Tensor]:
-        """Take whole embedded documents, in pieces (R, C, W), through bidirectional layers.
+    def hidden_in_pass(
+        self, number: int, x: Tensor, rows: Rows, states: State
+    ) -> tuple[Tensor, State]:
+        """Take x (R, C, W) through pass `number`, of 0 to L, of a bidirectional model.
 
-        Each layer first writes all pieces into its memory, then lets all pieces read it. Row r of
-        every piece is of document r. Returns the hidden pieces. `usage` gets each layer's of the
-        documents, (R, H, K) float64.
+        The first takes embedded tokens, each other what the one before it gave. It reads the memory
+        that the pass before wrote, all of it, and writes the next layer's; the last only reads.
         """
-        hidden = list(pieces)
-        states = self.new_states(len(hidden[0]))
-        for index, layer in enumerate(self.layers):
-            assert isinstance(layer, Layer)
-            memory, mass = states.memory[:, index], states.mass[:, index]
-            tail = states.tail[:, index]
-            for i, x in enumerate(hidden):
-                hidden[i], tail = layer.convolve(x, tail, rows[i])
-                more_memory, more_mass = layer.mixer.write(hidden[i], rows[i])
-                memory, mass = memory + more_memory, mass + more_mass
-            if usage is not None:
-                counts = map(layer.mixer.usage, hidden, rows)
-                usage.append(torch.stack([each.double() for each in counts]).sum(0))
-            for i, x in enumerate(hidden):
-                hidden[i] = layer.recall(x, memory, mass, rows[i])
-        return hidden
+        if number > 0:
+            x = self._layer(number - 1).recall(x, states.memory[:, 0], states.mass[:, 0], rows)
+        if number == self.config.layers:
+            return x, states
+        layer = self._layer(number)
+        x, tail = layer.convolve(x, states.tail[:, 1], rows)
+        memory, mass = layer.mixer.write(x, rows)
+        return x, replace(
+            states,
+            memory=torch.stack([states.memory[:, 0], states.memory[:, 1] + memory], 1),
+            mass=torch.stack([states.mass[:, 0], states.mass[:, 1] + mass], 1),
+            tail=torch.stack([states.tail[:, 0], tail], 1),
+        )
+
+    def _layer(self, index: int) -> Layer:
+        layer = self.layers[index]
+        assert isinstance(layer, Layer)
+        return layer
 
     def hidden_alone(self, x: Tensor, rows: Rows) -> Tensor:
         """Take embedded tokens (R, C, W) through all layers, each row a whole document."""
         if self.config.causal:
             return self.hidden(x, rows, self.new_states(len(x)))[0]
-        return self.hidden_bidirectional([x], [rows])[0]
+        states, all_begin = self.new_states(len(x)), rows.lengths.new_ones(len(x)).bool()
+        for number in range(self.config.passes):
+            x, states = self.hidden_in_pass(number, x, rows, states.turned(all_begin))
+        return x
 
     def forward(
         self,
@@ -147,18 +156,17 @@ class Classifier(nn.Module):
         usage: list[Tensor] | None = [] if count else None
         x, memory, mass, tail = self.hidden(self.embedding(tokens), rows, states, usage)
         evidence, weight = self.pooled(x, tokens, rows)
+        states = replace(states, memory=memory, mass=mass, tail=tail)
+        states = self._pool(states, evidence, weight, rows)
+        return Step(evidence, weight, states, None if usage is None else torch.stack(usage, 1))
+
+    def _pool(self, states: State, evidence: Tensor, weight: Tensor, rows: Rows) -> State:
+        """Add what the rows say to what their documents do."""
         belongs = rows.belongs.double()
-        return Step(
-            evidence,
-            weight,
-            State(
-                memory=memory,
-                mass=mass,
-                tail=tail,
-                evidence=states.evidence + belongs @ evidence.double(),
-                weight=states.weight + belongs @ weight.double(),
-            ),
-            None if usage is None else torch.stack(usage, 1),
+        return replace(
+            states,
+            evidence=states.evidence + belongs @ evidence.double(),
+            weight=states.weight + belongs @ weight.double(),
         )
 
     def step(
@@ -181,6 +189,36 @@ class Classifier(nn.Module):
         """
         step: Step = self(tokens, lengths, document_of_row, states, count)
         return step
+
+    def step_in_pass(
+        self,
+        number: int,
+        tokens: Tensor,
+        hidden: Tensor,
+        lengths: Tensor,
+        document_of_row: Tensor,
+        begins: Tensor,
+        states: State,
+        *,
+        count: bool = False,
+    ) -> PassStep:
+        """Read one chunk in each row, in pass `number` of ``passes`` of a bidirectional model.
+
+        As `step`, but `hidden` (R, C, W) is what the pass before answered for these rows, and in
+        the first the embedded tokens; `begins` (R,) bool tells documents whose pass begins here.
+        A document's pass ends before its next begins.
+        """
+        rows = Rows.of(lengths, document_of_row, tokens.shape[1], self.dtype)
+        tokens = tokens.masked_fill(~rows.valid, 0)
+        # Zeros where no token is: what lies there is multiplied by zero later, and may be NaN.
+        x = hidden.masked_fill(~rows.valid[..., None], 0)
+        x, states = self.hidden_in_pass(number, x, rows, states.turned(begins))
+        if number < self.config.layers:
+            evidence = states.mass.new_zeros(len(tokens), len(self.config.labels))
+            usage = self._layer(number).mixer.usage(x, rows) if count else None
+            return PassStep(x, evidence, evidence[:, 0], states, usage)
+        evidence, weight = self.pooled(x, tokens, rows)
+        return PassStep(x, evidence, weight, self._pool(states, evidence, weight, rows))
 
     def pooled(self, x: Tensor, tokens: Tensor, rows: Rows) -> tuple[Tensor, Tensor]:
         """Sum the scores of each row's tokens, of which each weighs one.

@@ -78,6 +78,18 @@ class ModelConfig(BaseModel):
         """Tokens of the past that the short convolution looks at."""
         return max(self.conv_kernel - 1, 0)
 
+    @property
+    def passes(self) -> int:
+        """How often a document is read over: once as it comes, or once for each layer's memory and
+        once more, each time whole."""
+        return 1 if self.causal else self.layers + 1
+
+    @property
+    def memories(self) -> int:
+        """Layers whose memory a document's state holds: all, or the one that a pass reads and the
+        one that it writes."""
+        return self.layers if self.causal else 2
+
 
 class SupportsErrors(Protocol):
     """A ValidationError of pydantic's, or of a library that validates with it."""

@@ -6,6 +6,8 @@ Shapes: R rows of C tokens, D documents, W width, H heads, r routing_dim, K comp
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
+from itertools import accumulate, pairwise
 from typing import Any
 
 import torch
@@ -59,6 +61,7 @@ class Mixer(nn.Module):
         self.operation = CHUNKED
         heads, routing, value = config.heads, config.routing_dim, config.value_dim
         self.widths = [heads * routing, heads * routing, heads * value]
+        self.queries, *self.keyed = _slices(self.widths)
         self.norm = nn.RMSNorm(config.width, eps=1e-6)
         self.project = nn.Linear(config.width, sum(self.widths) + others, bias=False)
         self.mixture = Mixture(config)
@@ -80,23 +83,21 @@ class Mixer(nn.Module):
 
     def write(self, x: Tensor, rows: Rows) -> tuple[Tensor, Tensor]:
         """Return what rows x (R, C, W) add to memory (D, H, K, v) and mass (D, H, K)."""
-        _, k, val = self.parted(self.project(self.norm(x))[..., : sum(self.widths)])
+        k, val = self.projected(x, *self.keyed)
         mixture, normalize = self.mixture.coefficients(), self.config.normalize_routing
         with torch.autocast(x.device.type, enabled=False):
             return self.operation.write(k, val, mixture, rows, normalize=normalize)
 
     def read(self, x: Tensor, memory: Tensor, mass: Tensor, rows: Rows) -> Tensor:
         """Let rows x (R, C, W) read their documents' finished memory: the update (R, C, W)."""
-        q, _, _ = self.parted(self.project(self.norm(x)))
+        (q,) = self.projected(x, self.queries)
         update: Tensor = self.out(self.found(q, memory, mass, rows).flatten(2).to(x.dtype))
         return update
 
     def usage(self, x: Tensor, rows: Rows) -> Tensor:
         """Return how much of rows x (R, C, W) each component takes, (R, H, K); see
         `gma.model.ops.chunked.usage`."""
-        weight = self.project.weight[self.widths[0] :][: self.widths[1]]
-        k = functional.linear(self.norm(x), weight)
-        k = k.view(*x.shape[:-1], self.config.heads, -1)
+        (k,) = self.projected(x, self.keyed[0])
         with torch.autocast(x.device.type, enabled=False):
             return chunked.usage(
                 k, self.mixture.coefficients(), rows, normalize=self.config.normalize_routing
@@ -106,6 +107,12 @@ class Mixer(nn.Module):
     def settings(self) -> dict[str, Any]:
         """What an operation that reads takes beside tensors."""
         return {"normalize": self.config.normalize_routing, "epsilon": self.config.epsilon}
+
+    def projected(self, x: Tensor, *parts: slice) -> list[Tensor]:
+        """Project x (R, C, W) to some parts of what `project` gives, each (R, C, H, n)."""
+        normal = self.norm(x)
+        some = (functional.linear(normal, self.project.weight[part]) for part in parts)
+        return [part.view(*part.shape[:-1], self.config.heads, -1) for part in some]
 
     def parted(self, routed: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Part what is projected to q and k (R, C, H, r) and val (R, C, H, v)."""
@@ -136,6 +143,7 @@ class ForgettingMixer(Mixer):
         forgetting = max(heads - self.lasting, 0) if config.causal else 0
         super().__init__(config, others=read + forgetting)
         self.parts = [sum(self.widths), read, forgetting]
+        _, self.opening, _ = _slices(self.parts)
         least, most = map(math.log, HALF_LIVES)
         rates = math.log(2.0) / torch.linspace(least, most, forgetting).exp()
         # softplus(x) = y  <=>  x = log(exp(y) - 1)
@@ -155,8 +163,8 @@ class ForgettingMixer(Mixer):
 
     def read(self, x: Tensor, memory: Tensor, mass: Tensor, rows: Rows) -> Tensor:
         """See `Mixer.read`."""
-        (q, _, _), open_, _ = self.routed(x)
-        return self.update(self.found(q, memory, mass, rows), open_)
+        q, open_ = self.projected(x, self.queries, self.opening)
+        return self.update(self.found(q, memory, mass, rows), torch.sigmoid(open_.flatten(2)))
 
     def routed(self, x: Tensor) -> tuple[tuple[Tensor, Tensor, Tensor], Tensor, Tensor]:
         """Project x (R, C, W): q, k and val, the output's gate (R, C, H * v), and of the heads that
@@ -175,3 +183,9 @@ class ForgettingMixer(Mixer):
         """Take the heads' outputs (R, C, H, v), through their gate (R, C, H * v), to an update."""
         update: Tensor = self.out(out.flatten(2).to(open_.dtype) * open_)
         return update
+
+
+def _slices(widths: Sequence[int]) -> list[slice]:
+    """Where parts of these widths lie that stand side by side."""
+    ends = list(accumulate(widths, initial=0))
+    return [slice(*each) for each in pairwise(ends)]

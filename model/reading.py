@@ -15,7 +15,6 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from gma.model.classifier import Classifier, Step
-from gma.model.ops.chunked import Rows
 from gma.model.tokenizer import Tokenizer, Tokens
 from gma.model.weights import Checkpoint
 
@@ -155,7 +154,7 @@ def read(
     if any(len(document) == 0 for document in documents):
         raise ValueError("an empty document has no answer")
     if not classifier.config.causal:
-        return [_read_bidirectional(classifier, document, chunk) for document in documents]
+        return [_read_bidirectional(classifier, document, chunk, rows) for document in documents]
     found: list[Findings] = []
     for first in range(0, len(documents), rows):
         found += _read_causal(classifier, documents[first : first + rows], chunk)
@@ -228,19 +227,33 @@ def _grid(classifier: Classifier, rows: Sequence[Tensor], chunk: int) -> tuple[T
     return tokens.to(device), lengths.to(device)
 
 
-def _read_bidirectional(classifier: Classifier, document: Tensor, chunk: int) -> Findings:
-    which = torch.zeros(1, dtype=torch.long, device=classifier.embedding.weight.device)
-    pieces = [_grid(classifier, [piece], chunk) for piece in torch.split(document, chunk)]
-    rows = [
-        Rows.of(lengths, which, tokens.shape[1], classifier.dtype) for tokens, lengths in pieces
+def _read_bidirectional(
+    classifier: Classifier, document: Tensor, chunk: int, rows: int
+) -> Findings:
+    """Read a document over and over, each time in steps of up to `rows` of its chunks."""
+    config = classifier.config
+    # Rows wider than the chunks are not full, and so only one can be in a step.
+    rows = rows if chunk >= config.tail else 1
+    steps = [
+        _grid(classifier, torch.split(several, chunk), chunk)
+        for several in torch.split(document, rows * chunk)
     ]
-    embedded = [classifier.embedding(tokens) for tokens, _ in pieces]
-    usage: list[Tensor] = []
-    hidden = classifier.hidden_bidirectional(embedded, rows, usage)
-    pooled = [
-        classifier.pooled(x, tokens, row)
-        for x, (tokens, _), row in zip(hidden, pieces, rows, strict=True)
-    ]
-    evidence, weight = (torch.cat(parts) for parts in zip(*pooled, strict=True))
-    logits = classifier.logits(evidence.double().sum(0), weight.double().sum())
-    return Findings(logits, evidence, weight, torch.cat(usage))
+    hidden = [classifier.embedding(tokens) for tokens, _ in steps]
+    states = classifier.new_states(1)
+    usage = states.mass.new_zeros(config.layers, *states.mass.shape[2:], dtype=torch.float64)
+    shares: list[tuple[Tensor, Tensor]] = []
+    for number in range(config.passes):
+        for index, (tokens, lengths) in enumerate(steps):
+            own = lengths.new_zeros(len(lengths))  # a step takes as many states as rows
+            begins = torch.full_like(own, index == 0).bool()
+            step = classifier.step_in_pass(
+                number, tokens, hidden[index], lengths, own, begins, states.gather(own), count=True
+            )
+            hidden[index], states = step.hidden, step.states.gather(own[:1])
+            if step.usage is not None:
+                usage[number] += step.usage.double().sum(0)
+            if number == config.layers:
+                shares.append((step.evidence, step.weight))
+    evidence, weight = (torch.cat(parts) for parts in zip(*shares, strict=True))
+    logits = classifier.logits(states.evidence, states.weight)[0]
+    return Findings(logits, evidence, weight, usage)

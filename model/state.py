@@ -15,9 +15,11 @@ from gma.model.config import ModelConfig
 class State:
     """The states of D documents; their size does not depend on how much was read.
 
-    D documents, L layers, H heads, K components, v value_dim, T tail (``conv_kernel - 1``),
+    D documents, L ``memories``, H heads, K components, v value_dim, T tail (``conv_kernel - 1``),
     W width. What is float32 here is float64 where the weights are. The pooled sums are always
     float64, so that ten million tokens add up to what their chunks say.
+
+    A bidirectional model's are those of one pass: memory 0 is read, memory 1 is written.
     """
 
     memory: Tensor  # (D, L, H, K, v) float32
@@ -36,7 +38,7 @@ class State:
         dtype: torch.dtype = torch.float32,
     ) -> State:
         """Make states of documents of which nothing was read yet."""
-        layers, heads, components = config.layers, config.heads, config.num_components
+        layers, heads, components = config.memories, config.heads, config.num_components
 
         def zeros(*shape: int, dtype: torch.dtype = dtype) -> Tensor:
             return torch.zeros(documents, *shape, device=device, dtype=dtype)
@@ -67,6 +69,25 @@ class State:
         """Overwrite the states at these distinct indices, (n,) int64, in place."""
         for name, mine in self.tensors():
             mine.index_copy_(0, documents, getattr(states, name))
+
+    def turned(self, begins: Tensor) -> State:
+        """Begin a pass of some documents, `begins` (D,) bool, of a bidirectional model.
+
+        What was written is read from now on, and nothing is written or pooled yet.
+        """
+
+        def turn(x: Tensor) -> Tensor:
+            # Chosen, not multiplied: what another document left behind may hold NaN.
+            after = torch.cat([x[:, 1:], torch.zeros_like(x[:, :1])], 1)
+            return torch.where(begins.view(-1, *[1] * (x.dim() - 1)), after, x)
+
+        return State(
+            memory=turn(self.memory),
+            mass=turn(self.mass),
+            tail=turn(self.tail),
+            evidence=self.evidence.masked_fill(begins[:, None], 0),
+            weight=self.weight.masked_fill(begins, 0),
+        )
 
     def to(self, device: torch.device | str) -> State:
         """Copy the states to another device, or return them if they are there."""

@@ -16,6 +16,7 @@ processes (a worker raises, a gateway answers), so every argument of a construct
     ├── MethodNotAllowed      405
     ├── Stalled               408   the client stopped sending
     ├── TooLarge              413
+    ├── TooLong               413   in tokens
     ├── TargetTooLong         414
     ├── UnsupportedContent    415
     ├── Validation            422   well-formed, but not what the contract allows
@@ -141,6 +142,23 @@ class TooLarge(ServiceError):
         return (
             f"the body is larger than the limit of {self.limit_bytes} bytes: split the text, "
             "or raise GMA_MAX_DOCUMENT_BYTES where the service runs"
+        )
+
+
+class TooLong(ServiceError):
+    """The document has more tokens than a worker keeps of a whole one."""
+
+    status = 413
+
+    def __init__(self, limit_tokens: int):
+        super().__init__(limit_tokens)
+        self.limit_tokens = limit_tokens
+
+    def __str__(self) -> str:
+        return (
+            f"the document has more than {self.limit_tokens} tokens, and this model reads whole "
+            "documents alone: split the text, ask for less with max_tokens, or raise "
+            "GMA_PAGE_MEMORY where the service runs"
         )
 
 

@@ -16,9 +16,10 @@ class Meter(Observer):
 
         self._largest: dict[tuple[str, str], int] = {}
 
-    def occupancy(self, waiting: int, slots: int) -> None:
+    def occupancy(self, waiting: int, slots: int, pages: int) -> None:
         metrics.DOCUMENTS_WAITING.set(waiting)
         metrics.SLOTS_IN_USE.set(slots)
+        metrics.PAGES_IN_USE.set(pages)
 
     def refused(self) -> None:
         metrics.REFUSALS.labels("waiting").inc()
@@ -26,7 +27,7 @@ class Meter(Observer):
     def admitted(self, seconds: float) -> None:
         metrics.SLOT_WAIT_SECONDS.observe(seconds)
 
-    def stepped(self, rows: int, grid_rows: int, tokens: int, seconds: float) -> None:
+    def stepped(self, rows: int, grid_rows: int, tokens: float, seconds: float) -> None:
         metrics.STEP_SECONDS.observe(seconds)
         metrics.STEP_ROWS.inc(rows)
         metrics.STEP_GRID_ROWS.inc(grid_rows)

@@ -23,8 +23,7 @@ class ModelFolder(NamedTuple):
     def of(cls, settings: Settings) -> Self:
         """Read the folder of the model that the settings' backend is to run.
 
-        Raises ValueError if it is neither, if another backend runs it, and if the model reads no
-        streams.
+        Raises ValueError if it is neither, and if another backend runs it.
         """
         folder = settings.checkpoint
         exported, stored = (
@@ -41,8 +40,6 @@ class ModelFolder(NamedTuple):
                 "let GMA_CHECKPOINT name that, or set GMA_BACKEND=torch"
             )
         config = _checkpoint(folder) if settings.backend == "torch" else _exported(folder)
-        if not config.causal:
-            raise ValueError(f"{folder} is bidirectional: it reads whole documents, not streams")
         return cls(config, folder / "tokenizer.json")
 
 

@@ -96,11 +96,17 @@ class Settings(BaseSettings):
     """Documents that a worker reads at the same time. With more of them than a step has rows, a
     short one need not wait for the end of a long one."""
 
+    page_memory: Bytes = ByteSize(4 * GIB)
+    """Memory of a worker's pages, in which a bidirectional model keeps whole documents while it
+    reads them: a token takes four bytes for each of the model's width. A document of more than
+    seven eighths is answered with 413; those that find no room wait. Takes units."""
+
     max_waiting_documents: Annotated[int, Field(ge=0)] = 256
     """Documents that may wait for a slot of a worker; more are answered with 429."""
 
     inbox_tokens: Count = 65536
-    """Tokens of one document that a worker holds unread before it lets the gateway wait."""
+    """Tokens of one document that a worker holds unread before it lets the gateway wait. Whole
+    documents, of a bidirectional model, are held as they come."""
 
     max_document_bytes: Bytes = ByteSize(64 * MIB)
     """Largest request body; larger ones are answered with 413. Takes units: 64MiB."""

@@ -73,6 +73,7 @@ class Worker:
         self._kernels.record()
         runner = self._runner
         metrics.SLOTS.set(runner.slots)
+        metrics.PAGES.set(runner.pages)
         metrics.STATE_BYTES.set(runner.state_bytes)
         metrics.WORKERS.labels(runner.backend, runner.device, runner.dtype).set(1)
         self._watching = asyncio.create_task(
@@ -141,6 +142,7 @@ class Worker:
             chunk_tokens=grid.chunk,
             slots=self._runner.slots,
             components=self._runner.counts,
+            max_document_tokens=self.engine.most_tokens,
             versions={
                 "service": version("gma-service"),
                 "python": ".".join(map(str, sys.version_info[:3])),

@@ -32,6 +32,7 @@ SERVICE = (
     "tests/deploy/test_image.py",
     "tests/deploy/test_monitoring.py",
     "tests/service/test_app.py",
+    "tests/service/test_app_both_ways.py",
     "tests/service/test_serve.py",
 )
 

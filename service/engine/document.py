@@ -11,12 +11,12 @@ from typing import NamedTuple, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from gma.service.engine.observer import Ending
 from gma.service.engine.opening import Opening, Tokens
+from gma.service.engine.places import NO_SLOT
 from gma.service.engine.progress import Progress, RowShares
 from gma.service.engine.scheduler import chunks_ready
-from gma.service.errors import Empty, ServiceError
-
-NO_SLOT = -1
+from gma.service.errors import Empty, ServiceError, TooLong, UnknownDocument
 
 
 class Terms(NamedTuple):
@@ -26,8 +26,12 @@ class Terms(NamedTuple):
     chunk: int
     """Tokens of a row."""
 
+    passes: int
+    """How often a document is read over: if more than once, it is kept whole."""
+
     inbox_tokens: int
-    """Tokens that a document may have queued before `feed` waits."""
+    """Tokens that a document may have queued before `feed` waits, or all that one kept whole may
+    have."""
 
     max_unread_rows: int
     """Rows of evidence that may lie unread before their document is held."""
@@ -44,6 +48,8 @@ class Heard(NamedTuple):
 
     began: float
     now: float
+    last_pass: bool
+    """It was of the pass that answers."""
 
 
 class Owner(Protocol):
@@ -52,8 +58,8 @@ class Owner(Protocol):
     def changed(self, document: Document) -> None:
         """Its client did something: there may be a chunk ready now, or nothing left to do."""
 
-    def abort(self, document: Document) -> None:
-        """The document's client wants no more of it."""
+    def close(self, document: Document, how: Ending, error: ServiceError) -> None:
+        """The document's client wants no more of it, or can't have it read."""
 
 
 class Document:
@@ -65,19 +71,20 @@ class Document:
     """
 
     def __init__(self, opening: Opening, owner: Owner, terms: Terms, now: float) -> None:
-        """Raises Empty, and ValueError for what are no tokens."""
+        """Raises Empty or TooLong, and ValueError for what are no tokens."""
         self.name = opening.name
         self.slot = NO_SLOT
-        self.fresh = True  # no step with rows of it was launched: what is in its slot is another's
+        self.pages: list[int] = []
+        self.pass_number = 0
+        self.fresh = True  # no step of its pass was launched: its slot shows another's past
         self.served = 0
         self.stepping = 0  # rows of it in the steps in flight
         self.closed = False
         self.touched_at = 0.0  # when its client or a step last did something for it
 
         self.fed = 0
-        self.queued = 0
+        self.queued = 0  # of what was fed, in no step of its pass
         self.complete = False
-        self.read = 0
 
         self._owner = owner
         self._terms = terms
@@ -86,6 +93,7 @@ class Document:
         self._pause_s = terms.interval_s if opening.running else None
         self._error: ServiceError | None = None
         self._inbox: deque[Tokens] = deque()
+        self._heard = 0  # tokens of all passes together
         self._ready_at: float | None = None
         self._chunks = 0
         self._wait_s = self._queue_s = self._compute_s = 0.0
@@ -106,11 +114,16 @@ class Document:
     async def feed(self, tokens: Tokens, last: bool) -> None:
         """Add tokens, (n,) ids. They are taken at once; then the call lasts while too many wait.
 
-        Raises what closed the document, and ValueError for what are no tokens or follow the last.
+        Raises what closed the document, TooLong, which closes it, and ValueError for what are no
+        tokens or follow the last.
         """
         if self._error:
             raise self._error
-        self._append(tokens, last)
+        try:
+            self._append(tokens, last)
+        except TooLong as error:
+            self._owner.close(self, "failed", error)
+            raise
         self._owner.changed(self)
         while self.queued > self._terms.inbox_tokens and not self.closed:
             self._room.clear()
@@ -141,8 +154,7 @@ class Document:
 
     def close(self) -> None:
         """Read it no further. Nothing happens if it is closed already."""
-        if not self.closed:
-            self._owner.abort(self)
+        self._owner.close(self, "aborted", UnknownDocument(f"{self.name} was aborted"))
 
     async def _until_news(self, pause_s: float | None) -> None:
         """Nothing that happens within `pause_s` wakes who waits, unless it is urgent: with many
@@ -183,6 +195,8 @@ class Document:
             # One id out of range would fail all documents of its step.
             if not 0 <= tokens.min() <= tokens.max() < self._terms.vocab_size:
                 raise ValueError(f"tokens must be ids below {self._terms.vocab_size}")
+            if self._whole and self.fed + len(tokens) > self._terms.inbox_tokens:
+                raise TooLong(self._terms.inbox_tokens)
             self._inbox.append(tokens.astype(np.int32))
         self.fed += len(tokens)
         self.queued += len(tokens)
@@ -195,8 +209,22 @@ class Document:
         return self.slot != NO_SLOT
 
     @property
+    def needs(self) -> int:
+        """Pages that it lies in, by what was fed."""
+        return -(-self.fed // self._terms.chunk) if self._whole else 0
+
+    @property
+    def read(self) -> int:
+        """Tokens that were read; of one kept whole, what all passes so far amount to."""
+        return self._heard // self._terms.passes
+
+    @property
     def done(self) -> bool:
         return self.complete and self.read == self.fed
+
+    @property
+    def _whole(self) -> bool:
+        return self._terms.passes > 1
 
     @property
     def runnable(self) -> bool:
@@ -204,7 +232,9 @@ class Document:
         # What is in flight will lie unread too.
         unread = self._unread_rows + self.stepping
         held = self._evidence and unread >= self._terms.max_unread_rows
-        return not (self.closed or held) and chunks_ready(self, self._terms.chunk) > 0
+        if self.closed or held or (self._whole and not self.complete):
+            return False
+        return chunks_ready(self, self._terms.chunk) > 0
 
     def touch(self, now: float) -> None:
         """Its client or a step did something: it is not idle; a chunk may be ready from now on."""
@@ -216,9 +246,15 @@ class Document:
         """Seconds that a chunk had been ready, and in no running step, by `now`."""
         return 0.0 if self._ready_at is None else now - self._ready_at
 
+    def next_pages(self, rows: int) -> list[int]:
+        """The pages of its next rows; none if it is not kept whole."""
+        first = (self.fed - self.queued) // self._terms.chunk
+        return self.pages[first : first + rows]
+
     def take(self, rows: Tokens, tokens: int, step: int) -> None:
         """Move its next `tokens` into `rows`, (r, C), of the step with this number."""
         row, taken = rows.reshape(-1), 0
+        again = self.pass_number < self._terms.passes - 1
         while taken < tokens:
             piece = self._inbox.popleft()
             now = piece[: tokens - taken]
@@ -226,24 +262,30 @@ class Document:
             taken += len(now)
             if len(now) < len(piece):
                 self._inbox.appendleft(piece[len(now) :])
+            if again:
+                self._inbox.append(now)  # behind all others: for the next pass
         self.queued -= tokens
         self.stepping += len(rows)
         self.served = step
-        self.fresh = False
+        self.fresh = again and not self.queued
+        if self.fresh:
+            self.pass_number += 1
+            self.queued = self.fed
         self._room.set()
 
     def hear(self, step: Heard, logits: NDArray[np.float64], shares: RowShares) -> bool:
         """Note that a step ended, and what it said: `logits`, (labels,), of all that was read, and
         among the step's `shares` those of its own rows. Returns whether that was its end."""
         rows = step.rows
-        self.read += int(shares.tokens[rows].sum())
-        self._chunks += rows.stop - rows.start
-        self._logits = logits.copy()
-        if self._evidence:
-            self._shares.append(shares.copied(rows))
-            self._unread_rows += rows.stop - rows.start
-            if 2 * self._unread_rows >= self._terms.max_unread_rows:
-                self._urgent.set()  # before the document is held for them
+        self._heard += int(shares.tokens[rows].sum())
+        if step.last_pass:
+            self._chunks += rows.stop - rows.start
+            self._logits = logits.copy()
+            if self._evidence:
+                self._shares.append(shares.copied(rows))
+                self._unread_rows += rows.stop - rows.start
+                if 2 * self._unread_rows >= self._terms.max_unread_rows:
+                    self._urgent.set()  # before the document is held for them
         self._news.set()
         self.end_step(step)
         if self.done:

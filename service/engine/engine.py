@@ -24,11 +24,12 @@ from typing import NamedTuple, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from gma.service.engine.document import NO_SLOT, Document, Heard, Terms
+from gma.service.engine.document import Document, Heard, Terms
 from gma.service.engine.observer import Ending, Observer, Queue
 from gma.service.engine.opening import Opening
 from gma.service.engine.pace import Pace
 from gma.service.engine.patience import Patience
+from gma.service.engine.places import Places
 from gma.service.engine.progress import RowShares
 from gma.service.engine.scheduler import schedule
 from gma.service.engine.step import Batch, Outcome, Runner, fitting
@@ -40,7 +41,6 @@ from gma.service.errors import (
     ShuttingDown,
     Stalled,
     StepFailed,
-    UnknownDocument,
     Validation,
 )
 
@@ -82,7 +82,8 @@ class Engine:
         """
         max_waiting: documents that may be open without a slot; more are Overloaded.
         inbox_tokens: what a document may have queued before `feed` waits. At least a chunk; two
-            full grids let a document that is alone fill every step.
+            full grids let a document that is alone fill every step. Where documents are read
+            several times they are kept whole, as long as there are pages.
         idle_timeout_s: how long the engine waits for a client that neither feeds nor listens.
         interval_s: least time between two Progress of one document.
         max_unread_rows: evidence that may lie unread before its document is held.
@@ -96,13 +97,15 @@ class Engine:
             raise ValueError("max_unread_rows must be at least 1, or nothing could be read")
         self._runner = runner
         self._max_waiting = max_waiting
-        self._terms = Terms(
-            runner.vocab_size, self._grid.chunk, inbox_tokens, max_unread_rows, interval_s
-        )
+        self._places = Places(runner.slots, runner.pages)
+        chunk, passes = self._grid.chunk, runner.passes
+        self.most_tokens = self._places.longest * chunk if passes > 1 else None
+        """Of a document; None if it is not kept whole."""
+        inbox = self.most_tokens or inbox_tokens
+        self._terms = Terms(runner.vocab_size, chunk, passes, inbox, max_unread_rows, interval_s)
         self._observer = observer or Observer()
         self._clock = clock
 
-        self._free = list(range(runner.slots))[::-1]
         # As ordered sets.
         self._waiting: dict[Document, None] = {}  # without a slot, in order of arrival
         self._resident: dict[Document, None] = {}  # with a slot, in order of admission
@@ -151,8 +154,8 @@ class Engine:
     def open(self, opening: Opening) -> Document:
         """Take a document; it is read until it is closed.
 
-        Raises ShuttingDown, NotReady, Validation, Empty or Overloaded, and ValueError for what are
-        no tokens; nothing of it was read then.
+        Raises ShuttingDown, NotReady, Validation, Empty, TooLong or Overloaded, and ValueError for
+        what are no tokens; nothing of it was read then.
         """
         if self._stopping:
             raise ShuttingDown("the service is stopping: send the document elsewhere")
@@ -163,15 +166,13 @@ class Engine:
                 "components: the model as it runs here does not count them: leave the option out"
             )
         document = Document(opening, self, self._terms, self._clock())
-        seated = document.runnable and self._free
-        if not seated and len(self._waiting) >= self._max_waiting:
-            self._observer.refused()
-            raise Overloaded(f"{len(self._waiting)} documents are waiting: try again later")
         self._waiting[document] = None
-        if seated:
-            self._seat(document)
-        else:
+        self._seat()
+        if len(self._waiting) > self._max_waiting and not document.resident:
+            del self._waiting[document]
             self._observe_occupancy()
+            self._observer.refused()
+            raise Overloaded(f"{self._max_waiting} documents are waiting: try again later")
         return document
 
     # The loop: schedule, launch, finish.
@@ -194,7 +195,7 @@ class Engine:
             self._stopping = True
             for document in self._open_documents():
                 error = ShuttingDown("the service is stopping: send the document again")
-                self._close(document, "failed", error)
+                self.close(document, "failed", error)
 
     def _schedule(self) -> Plan:
         """What to launch now, if anything.
@@ -239,6 +240,9 @@ class Engine:
         for index, (document, tokens, own) in enumerate(self._placed(plan)):
             batch.slot_of_document[index] = document.slot
             batch.fresh[index] = document.fresh
+            batch.pass_of_document[index] = document.pass_number
+            if document.pages:
+                batch.page_of_row[own] = document.next_pages(own.stop - own.start)
             batch.document_of_row[own] = index
             batch.lengths[own] = chunk
             batch.lengths[own.stop - 1] = tokens - (own.stop - own.start - 1) * chunk
@@ -257,7 +261,7 @@ class Engine:
         self._pace.learn(step.rows, now - began)
         self._hand_out(step, outcome, began, now)
         used, tokens = np.count_nonzero(step.batch.lengths), step.batch.lengths.sum()
-        self._observer.stepped(int(used), step.rows, int(tokens), now - began)
+        self._observer.stepped(int(used), step.rows, tokens / self._runner.passes, now - began)
 
     def _hand_out(self, step: StepInFlight, outcome: Outcome, began: float, now: float) -> None:
         """Give each document of the step what it said."""
@@ -266,8 +270,9 @@ class Engine:
         shares = RowShares(lengths, outcome.weight.astype(np.float64), outcome.evidence)
         finite: NDArray[np.bool_] = outcome.finite
         certain: NDArray[np.bool_] = np.all(np.isfinite(outcome.logits), axis=1)
+        last_pass = step.batch.pass_of_document == self._runner.passes - 1
         for index, (document, _, own) in enumerate(self._placed(step.plan)):
-            heard = Heard(own, began, now)
+            heard = Heard(own, began, now, bool(last_pass[index]))
             if document.closed:
                 document.end_step(heard)
                 self._release(document)
@@ -280,7 +285,7 @@ class Engine:
                 document.end_step(heard)
                 error = StepFailed("reading the document gave numbers that are not finite")
                 self._observer.not_finite()
-                self._close(document, "failed", error)
+                self.close(document, "failed", error)
 
     def _fail(self, step: StepInFlight, error: Exception, began: float, now: float) -> None:
         """Close the documents of a step that raised: nobody knows what is in their slots."""
@@ -290,12 +295,12 @@ class Engine:
         self.failed_steps += 1
         self._observer.step_failed()
         for document, _, own in self._placed(step.plan):
-            document.end_step(Heard(own, began, now))
+            document.end_step(Heard(own, began, now, last_pass=False))
             if document.closed:
                 self._release(document)
             else:
                 failure = StepFailed("reading the document failed: send it again")
-                self._close(document, "failed", failure)
+                self.close(document, "failed", failure)
 
     async def _idle(self) -> None:
         """Wait until a client does something, a step ends, or it is time for another, or to see who
@@ -313,9 +318,9 @@ class Engine:
             return
         for document in self._patience.stalled(self._open_documents(), now):
             error = Stalled(f"the client did nothing for {self._patience.timeout_s:g} s")
-            self._close(document, "failed", error)
+            self.close(document, "failed", error)
 
-    # Documents and their slots. A slot is free only while no document that waits has a chunk ready.
+    # Documents and their slots.
 
     def changed(self, document: Document) -> None:
         """See `Owner.changed`."""
@@ -323,28 +328,27 @@ class Engine:
             return
         document.touch(self._clock())
         if document.runnable:
-            if not document.resident and self._free:
-                self._seat(document)
+            if not document.resident:
+                self._seat()
             self._wake.set()
         elif document.complete and not document.fed:
-            self._close(document, "failed", Empty())
+            self.close(document, "failed", Empty())
         elif document.done:
-            self._close(document, "done")
+            self.close(document, "done")
 
-    def abort(self, document: Document) -> None:
-        """See `Owner.abort`."""
-        self._close(document, "aborted", UnknownDocument(f"{document.name} was aborted"))
-
-    def _seat(self, document: Document) -> None:
-        del self._waiting[document]
-        self._resident[document] = None
-        document.slot = self._free.pop()
-        document.served = self._steps - 1
-        self._observer.admitted(document.ready_for(self._clock()))
-        self._wake.set()
+    def _seat(self) -> None:
+        """Give what is free to those that wait with a chunk ready."""
+        ready = (each for each in self._waiting if each.runnable and not self._stopping)
+        for document in list(self._places.admit(ready)):
+            del self._waiting[document]
+            self._resident[document] = None
+            document.served = self._steps - 1
+            self._observer.admitted(document.ready_for(self._clock()))
+            self._wake.set()
         self._observe_occupancy()
 
-    def _close(self, document: Document, how: Ending, error: ServiceError | None = None) -> None:
+    def close(self, document: Document, how: Ending, error: ServiceError | None = None) -> None:
+        """See `Owner.close`."""
         if not document.closed:
             document.end(error)
             self._leave(document, how)
@@ -357,24 +361,20 @@ class Engine:
         self._observe_occupancy()
 
     def _release(self, document: Document) -> None:
-        """Give a closed document's slot to the first that waits with a chunk ready.
+        """Give a closed document's place to those that wait.
 
         Under a step in flight with rows of the document it stays: the step's end calls again.
         """
         if not document.resident or document.stepping:
             return
-        self._free.append(document.slot)
-        document.slot = NO_SLOT
-        following = next((other for other in self._waiting if other.runnable), None)
-        if following and not self._stopping:
-            self._seat(following)
-        self._observe_occupancy()
+        self._places.leave(document)
+        self._seat()
 
     def _open_documents(self) -> list[Document]:
         return [*self._waiting, *self._resident]
 
     def _observe_occupancy(self) -> None:
-        self._observer.occupancy(len(self._waiting), self._runner.slots - len(self._free))
+        self._observer.occupancy(len(self._waiting), *self._places.in_use)
 
     def _placed(self, plan: Plan) -> Iterator[tuple[Document, int, slice]]:
         """A step's documents, how many tokens of each, and which rows of the step they fill."""

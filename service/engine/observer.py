@@ -20,8 +20,8 @@ class Queue(NamedTuple):
 class Observer:
     """Every method is called on the event loop's thread, and does nothing unless overridden."""
 
-    def occupancy(self, waiting: int, slots: int) -> None:
-        """So many documents are open without a slot, and so many slots are in use."""
+    def occupancy(self, waiting: int, slots: int, pages: int) -> None:
+        """So many documents are open without a slot, and so many slots and pages are in use."""
 
     def refused(self) -> None:
         """A document was Overloaded."""
@@ -29,8 +29,9 @@ class Observer:
     def admitted(self, seconds: float) -> None:
         """A document took a slot, so long after its first chunk was ready."""
 
-    def stepped(self, rows: int, grid_rows: int, tokens: int, seconds: float) -> None:
-        """A step read `tokens` in `rows` of the `grid_rows` rows that it paid for.
+    def stepped(self, rows: int, grid_rows: int, tokens: float, seconds: float) -> None:
+        """A step read `tokens` in `rows` of the `grid_rows` rows that it paid for. A token that is
+        read in several passes counts in each for its part.
 
         `seconds` are its own: from its launch or the end of the step before, whichever came later.
         """

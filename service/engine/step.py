@@ -24,7 +24,9 @@ class Batch:
     lengths: NDArray[np.int64]  # (R,) tokens of each row; 0 for an unused one
     document_of_row: NDArray[np.int64]  # (R,) index into the two below
     slot_of_document: NDArray[np.int64]  # (R,)
-    fresh: NDArray[np.bool_]  # (R,) the document begins here, whatever lies in its slot
+    fresh: NDArray[np.bool_]  # (R,) its pass begins here: in the first, whatever lies in its slot
+    pass_of_document: NDArray[np.int64]  # (R,) of `Runner.passes`
+    page_of_row: NDArray[np.int64]  # (R,) where the row lies between passes, if there are several
     count: bool = False  # usage of components is wanted of the step
 
     @classmethod
@@ -40,6 +42,8 @@ class Batch:
             document_of_row=np.full(rows, rows - 1),
             slot_of_document=np.full(rows, scratch),
             fresh=np.ones(rows, np.bool_),
+            pass_of_document=np.zeros(rows, np.int64),
+            page_of_row=np.zeros(rows, np.int64),
             count=count,
         )
 
@@ -55,6 +59,16 @@ class Outcome:
     weight: NDArray[np.float32]  # (R,) sum of the weights
     logits: NDArray[np.float64]  # (R, labels) of each document, over all that was read of it
     usage: NDArray[np.float32] | None = None  # (R, L, H, K) of components, if it was wanted
+
+    @classmethod
+    def blank(cls, rows: int, labels: int, counted: Sequence[int] | None = None) -> Self:
+        """All zeros, the usage of `counted`, (L, H, K), components too if it is wanted."""
+        return cls(
+            np.zeros((rows, labels), np.float32),
+            np.zeros(rows, np.float32),
+            np.zeros((rows, labels)),
+            None if counted is None else np.zeros((rows, *counted), np.float32),
+        )
 
     @property
     def finite(self) -> NDArray[np.bool_]:
@@ -122,6 +136,15 @@ class Runner(Protocol):
     @property
     def slots(self) -> int:
         """How many documents' states it holds. One more slot, the scratch, is for unused rows."""
+
+    @property
+    def passes(self) -> int:
+        """How often it reads a document over: once, as it comes, or several times, whole. All
+        shares are zeros before the last pass; logits then only tell whether they are numbers."""
+
+    @property
+    def pages(self) -> int:
+        """Chunks of whole documents that it holds between passes; 0 if it reads them once."""
 
     @property
     def state_bytes(self) -> int:

@@ -136,13 +136,19 @@ class Answer(Finding):
 
 
 class ProgressEvent(TypedDict):
-    """How far the document has been read, and what it looks like so far."""
+    """How far the document has been read, and what it looks like so far.
+
+    A bidirectional model reads a whole document several times: the numbers are what the passes so
+    far amount to.
+    """
 
     event: Literal["progress"]
     bytes: int
     tokens: int
-    label: str
-    score: float
+    label: NotRequired[
+        Annotated[str, Field(description="absent with a bidirectional model, as the score is")]
+    ]
+    score: NotRequired[float]
 
 
 class ResultEvent(Answer):
@@ -186,5 +192,12 @@ class Info(WorkerInfo):
 
     model: str
     labels: list[str]
+    causal: Annotated[
+        bool,
+        Field(
+            description="documents are read as they come; if false the model is bidirectional: "
+            "they are kept whole, and there is no running answer"
+        ),
+    ]
     workers: Annotated[int, Field(description="that this gateway knows of now")]
     limits: Limits

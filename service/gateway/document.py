@@ -52,7 +52,7 @@ class Document:
         self._name = name
         self._options = options
         self._stream = gateway.tokenizer.stream()
-        self._ruler = Ruler(gateway.tokenizer.byte_lengths)
+        self._ruler, self._row_ruler = Ruler(), Ruler()  # rows are told later than read
         self._evidence = Evidence(gateway.settings.max_evidence_spans)
         self._progress = Progress(0, 0, np.zeros(0), None, 0.0, 0.0, 0.0, done=False)
         self._empty = True
@@ -138,7 +138,10 @@ class Document:
             if len(tokens) or last:
                 self._handed_at = self._handed_at or time.monotonic()
                 self._tokens += len(tokens)
-                self._ruler.extend(tokens)
+                sizes = self._gateway.token_bytes[tokens]
+                self._ruler.extend(sizes)
+                if self._options.evidence:
+                    self._row_ruler.extend(sizes)
                 yield tokens, last
             if last:
                 return
@@ -150,6 +153,7 @@ class Document:
             piece = piece[len(BOM_UTF8) :]
             self._mark = len(BOM_UTF8)
             self._ruler.skip(self._mark)
+            self._row_ruler.skip(self._mark)
         self._empty = self._empty and not piece
         if last and self._empty:
             raise Empty
@@ -178,28 +182,24 @@ class Document:
 
     def _add(self, progress: Progress) -> None:
         self._told_at = time.monotonic()
-        ahead = progress.tokens - self._progress.tokens
+        self._bytes_read += self._ruler.advance(progress.tokens - self._progress.tokens)
         self._progress = progress
         if progress.shares:
             counts, weights, evidence = progress.shares
             rows = zip(counts.tolist(), weights.tolist(), evidence, strict=True)
             for tokens, weight, share in rows:
-                size = self._ruler.advance(tokens)
-                self._evidence.add(tokens, size, weight, share)
-                self._bytes_read += size
-                ahead -= tokens
-        self._bytes_read += self._ruler.advance(ahead)
+                self._evidence.add(tokens, self._row_ruler.advance(tokens), weight, share)
 
     def _event(self) -> ProgressEvent:
-        scores = softmax(self._progress.logits)
-        best = int(scores.argmax())
-        return ProgressEvent(
-            event="progress",
-            bytes=self._bytes_read,
-            tokens=self._progress.tokens,
-            label=self._gateway.config.labels[best],
-            score=float(scores[best]),
+        event = ProgressEvent(
+            event="progress", bytes=self._bytes_read, tokens=self._progress.tokens
         )
+        if self._gateway.config.causal:
+            scores = softmax(self._progress.logits)
+            best = int(scores.argmax())
+            event["label"] = self._gateway.config.labels[best]
+            event["score"] = float(scores[best])
+        return event
 
     def _answer(self, began: float) -> Answer:
         progress = self._progress

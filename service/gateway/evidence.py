@@ -13,19 +13,17 @@ from numpy.typing import NDArray
 class Ruler:
     """Measures in bytes what a worker counts in tokens. It holds only the tokens not yet passed."""
 
-    def __init__(self, byte_lengths: NDArray[np.int32]) -> None:
-        """`byte_lengths`, (vocab_size,), has the bytes of each token."""
-        self._byte_lengths = byte_lengths
-        self._ahead: deque[NDArray[np.int32]] = deque()
+    def __init__(self) -> None:
+        self._ahead: deque[NDArray[np.unsignedinteger]] = deque()
         self._skipped = 0
 
     def skip(self, size: int) -> None:
         """The document begins with `size` bytes of no token: they count with the first."""
         self._skipped = size
 
-    def extend(self, tokens: NDArray[np.int32]) -> None:
-        """The document goes on with `tokens`, (n,) ids."""
-        self._ahead.append(self._byte_lengths[tokens])
+    def extend(self, sizes: NDArray[np.unsignedinteger]) -> None:
+        """The document goes on with tokens of so many bytes, (n,)."""
+        self._ahead.append(sizes)
 
     def advance(self, tokens: int) -> int:
         """Pass the next `tokens` tokens, and return their bytes."""

@@ -10,6 +10,8 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
+import numpy as np
+
 from gma.model.config import ModelConfig
 from gma.model.tokenizer import Tokenizer
 from gma.service.cores import cores
@@ -39,6 +41,10 @@ class Gateway:
         self.settings = settings
         self.config = config
         self.tokenizer = tokenizer
+        lengths = tokenizer.byte_lengths
+        # As narrow as they may be: they are kept for each token of a whole document.
+        self.token_bytes = lengths.astype(np.min_scalar_type(int(lengths.max())))
+        """(vocab_size,): the bytes of each token."""
         self.workers = workers
         self.admission = Admission(settings)
         self._threads = ThreadPoolExecutor(cores(), thread_name_prefix="small")
@@ -51,6 +57,7 @@ class Gateway:
         return Info(
             model=self.config.name,
             labels=list(self.config.labels),
+            causal=self.config.causal,
             workers=self.workers.count,
             limits=Limits(
                 max_document_bytes=settings.max_document_bytes,

@@ -54,7 +54,9 @@ def add_documents(app: FastAPI, gateway: Gateway) -> None:
         beside its text, and count before those of the query.
 
         With `Accept: application/x-ndjson` or `text/event-stream`, events tell the progress: at
-        most ten a second of `progress`, then one `result` (the answer) or `error`.
+        most ten a second of `progress`, then one `result` (the answer) or `error`. With a
+        bidirectional model, which reads a document once it has come whole, `progress` tells how
+        much of the reading is done and no label.
         """
         return DocumentResponse(gateway, request, options)
 

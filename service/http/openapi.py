@@ -13,7 +13,7 @@ from gma.service.http.media import JSON, NDJSON, SSE, TEXT
 ERRORS = {
     400: "Not UTF-8, not JSON, or empty.",
     408: "The body came too slowly, or stopped.",
-    413: "Larger than the limit.",
+    413: "Larger than the limit, or longer than a bidirectional model keeps of a document.",
     415: "Neither text/plain nor application/json.",
     422: "A field or parameter is unknown or out of range.",
     429: "Too much in flight: nothing of the request was processed. See Retry-After.",

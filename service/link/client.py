@@ -24,6 +24,9 @@ class WorkerInfo(TypedDict):
     chunk_tokens: int
     slots: Annotated[int, Field(description="documents that a worker reads at the same time")]
     components: Annotated[bool, Field(description="whether it can count what components take")]
+    max_document_tokens: Annotated[
+        int | None, Field(description="of a document that is kept whole; null if none is")
+    ]
     versions: dict[str, str]
 
 

@@ -149,6 +149,12 @@ QUEUE_HEAD_SECONDS = CATALOGUE.gauge(
 )
 SLOTS = CATALOGUE.gauge("gma_slots", "Slots of all workers.")
 SLOTS_IN_USE = CATALOGUE.gauge("gma_slots_in_use", "Slots that hold a document.")
+PAGES = CATALOGUE.gauge(
+    "gma_pages",
+    "Pages of all workers, each for a chunk of a document that is kept whole; 0 with a causal "
+    "model.",
+)
+PAGES_IN_USE = CATALOGUE.gauge("gma_pages_in_use", "Pages that a document holds.")
 STATE_BYTES = CATALOGUE.gauge(
     "gma_state_bytes",
     "Memory of all slots, and of one more in each worker for the unused rows of steps; it never "

@@ -38,6 +38,7 @@ class FusedRunner:
     backend = "torch"
     depth = 2
     counts = True
+    passes, pages = 1, 0
     versions: Mapping[str, str] = TorchRunner.versions
 
     def __init__(

@@ -16,6 +16,7 @@ from gma.model.fused.obstacles import FusedPrecision, obstacle
 from gma.service.cores import cores
 from gma.service.engine.step import Runner
 from gma.service.model_folder import needing_onnx
+from gma.service.runners.passes import PassRunner
 from gma.service.runners.torch import TorchRunner
 from gma.service.settings import Settings
 
@@ -81,6 +82,18 @@ def torch_runner(classifier: Classifier, settings: Settings) -> Runner:
     on_gpu = classifier.embedding.weight.is_cuda
     settings.check_device(on_gpu=on_gpu)
     rows, chunk = settings.grid(on_gpu=on_gpu)
+    if not classifier.config.causal:
+        if settings.dtype not in ("auto", "float32"):
+            raise ValueError(
+                f"GMA_DTYPE is {settings.dtype}, but a bidirectional model is read in float32"
+            )
+        return PassRunner(
+            classifier,
+            slots=settings.slots,
+            page_memory=settings.page_memory,
+            rows=rows,
+            chunk=chunk,
+        )
     if not on_gpu:
         return TorchRunner(classifier, slots=settings.slots, rows=rows, chunk=chunk)
     precision = settings.dtype

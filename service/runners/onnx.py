@@ -45,6 +45,7 @@ class OnnxRunner:
 
     backend = "onnx"
     depth = 1
+    passes, pages = 1, 0
 
     def __init__(
         self,

@@ -23,6 +23,7 @@ class TorchRunner:
     backend = "torch"
     depth = 1
     counts = True
+    passes, pages = 1, 0
     versions: Mapping[str, str] = {}  # a worker tells torch's own
 
     def __init__(
@@ -39,6 +40,8 @@ class TorchRunner:
         `compile` is for a GPU; the warm-up then compiles a grid after the other.
         """
         config = classifier.config
+        if not config.causal:
+            raise ValueError(f"{config.name} is bidirectional: it is read in passes")
         self.grids = grids_up_to(rows, chunk, config)
         weights = classifier.embedding.weight
         self.device = str(weights.device)
@@ -106,14 +109,8 @@ class TorchRunner:
         The products that combine rows spread one document's NaN to all (0 * NaN is NaN), so each
         runs again from its state before the step, which was not overwritten yet.
         """
-        rows, labels = len(batch.lengths), self._labels
-        counted = self.pool.states.mass.shape[1:]
-        together = Outcome(
-            np.zeros((rows, labels), np.float32),
-            np.zeros(rows, np.float32),
-            np.zeros((rows, labels)),
-            np.zeros((rows, *counted), np.float32) if batch.count else None,
-        )
+        counted = self.pool.states.mass.shape[1:] if batch.count else None
+        together = Outcome.blank(len(batch.lengths), self._labels, counted)
         for document in documents:
             own = batch.rows_of(document)
             grid = fitting(self.grids, len(own))

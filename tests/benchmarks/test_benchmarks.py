@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from importlib.util import find_spec
 from itertools import pairwise
@@ -14,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from benchmarks import definitions, figure, mixers, models
+from benchmarks import definitions, directions, figure, mixers, models
 from benchmarks.contenders import CONTENDERS
 from benchmarks.mixtures import Size
 from benchmarks.timing import markdown, tokens_name
@@ -52,6 +53,14 @@ def test_command(
         assert tokens_name(result["tokens"]) in printed
     if find_spec("matplotlib"):
         assert "<svg" in (tmp_path / f"{name}.svg").read_text()
+
+
+def test_both_directions_are_measured_at_every_length(capsys: pytest.CaptureFixture[str]) -> None:
+    options = ["--rows", "2", "--chunk", "64", "--longest", "16384", "--shorts", "2"]
+    directions.main(["--tiny", *options])
+    printed = capsys.readouterr().out
+    assert printed.count("| 4k | 16k |") == 3
+    assert len(re.findall(r"^\| (causal|bidirectional) \|", printed, re.MULTILINE)) == 8
 
 
 class TestChecks:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import json
 import threading
-from collections.abc import Mapping
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any, Self
 
@@ -22,6 +23,7 @@ from gma.service.engine.step import Batch, Launched
 from gma.service.gateway.gateway import Gateway
 from gma.service.http.app import create_app
 from gma.service.link.client import OpenDocument
+from gma.service.model_folder import ModelFolder
 from gma.service.runners.torch import TorchRunner
 from gma.service.settings import Settings
 from gma.service.worker import Worker
@@ -164,6 +166,25 @@ class Service:
         async with asyncio.timeout(PATIENCE_S):
             while await self.metric(name) != value:
                 pass
+
+
+@asynccontextmanager
+async def serving(settings: Settings) -> AsyncIterator[httpx.AsyncClient]:
+    """The service in this process, made of its settings as its own processes are."""
+    worker = Worker.load(settings)
+    folder = ModelFolder.of(settings)
+    gateway = Gateway(
+        settings, folder.config, Tokenizer.load(folder.tokenizer), LocalWorkers(worker)
+    )
+    transport = httpx.ASGITransport(create_app(gateway))
+    await worker.start()
+    try:
+        async with httpx.AsyncClient(
+            transport=transport, base_url="http://service", timeout=PATIENCE_S
+        ) as client:
+            yield client
+    finally:
+        await worker.stop()
 
 
 class Exchange:

@@ -18,6 +18,7 @@ from gma.service.engine.engine import Engine
 from gma.service.engine.opening import Opening, Tokens
 from gma.service.engine.progress import Progress, RowShares
 from gma.service.engine.step import Batch, fitting
+from gma.service.runners.passes import PassRunner
 from gma.service.runners.pool import StatePool
 from gma.service.runners.torch import TorchRunner
 
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
     from gma.service.runners.fused import FusedRunner  # Triton is not installed everywhere
     from gma.service.runners.onnx import OnnxRunner  # nor is ONNX Runtime
 
-Tested: TypeAlias = "TorchRunner | FusedRunner | OnnxRunner"
+Tested: TypeAlias = "TorchRunner | PassRunner | FusedRunner | OnnxRunner"
 
 PATIENCE_S = 300  # for seconds of work, and kernels that are compiled or interpreted
 
@@ -74,12 +75,14 @@ def batch_of(runner: Tested, documents: Sequence[tuple[int, bool, Tokens]]) -> B
 
 
 def poison(runner: Tested) -> None:
-    """Let every slot, the unused rows' too, hold NaN."""
+    """Let every slot, the unused rows' too, and every page hold NaN."""
     if not isinstance(runner.pool, StatePool):
         runner.pool.fill(float("nan"))
         return
     for _, tensor in runner.pool.states.tensors():
         tensor.fill_(float("nan"))
+    if isinstance(runner, PassRunner):
+        runner.hidden.fill_(float("nan"))
     if runner.pool.states.weight.is_cuda:
         torch.cuda.synchronize()  # steps may run on another stream
 

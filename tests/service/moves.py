@@ -35,12 +35,13 @@ OBSERVED = {"settings", "errors", "meter", "cores", "tasks"} | {
 }
 """Files that are no part of the way."""
 
-VALUES = {"messages", "media", "scheduler", "evidence", "answers", "pool", "pace", "step", "auth"}
+VALUES = {"messages", "media", "scheduler", "evidence", "answers", "pool", "places"}
+VALUES |= {"pace", "step", "auth"}
 """Files of values."""
 
 TOLD = {"ready", "runnable", "resident", "done", "queued", "ready_for", "_rows", "_placed"}
 TOLD |= {"finite", "blank", "occupancy", "_observe_occupancy", "_too_early", "_launch_at"}
-TOLD |= {"__init__", "<lambda>", "<genexpr>", "stage", "count", "touch"}
+TOLD |= {"__init__", "<lambda>", "<genexpr>", "stage", "count", "touch", "needs"}
 """Functions of values in other files."""
 
 SUSPENDED = 4

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import logging
 import sys
-from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager
+from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -18,16 +17,12 @@ pytest.importorskip("onnxruntime")
 
 import onnxruntime
 
-from gma.model.tokenizer import Tokenizer
 from gma.service.app import local
 from gma.service.app.start import StartError
-from gma.service.gateway.gateway import Gateway
-from gma.service.http.app import create_app
-from gma.service.model_folder import ModelFolder
 from gma.service.runners import loading
 from gma.service.settings import Settings
 from gma.service.worker import Worker
-from tests.service.asgi import PATIENCE_S, TEXT, LocalWorkers
+from tests.service.asgi import TEXT, serving
 
 CHUNK = 16
 
@@ -46,25 +41,6 @@ def settings(folder: Path, backend: str = "onnx", **others: Any) -> Settings:
         backend=backend,
         **{"device": "cpu", "threads": 1, "rows": 2, "slots": 3, **others},
     )
-
-
-@asynccontextmanager
-async def serving(settings: Settings) -> AsyncIterator[httpx.AsyncClient]:
-    """The service in this process, made of its settings as its own processes are."""
-    worker = Worker.load(settings)
-    folder = ModelFolder.of(settings)
-    gateway = Gateway(
-        settings, folder.config, Tokenizer.load(folder.tokenizer), LocalWorkers(worker)
-    )
-    transport = httpx.ASGITransport(create_app(gateway))
-    await worker.start()
-    try:
-        async with httpx.AsyncClient(
-            transport=transport, base_url="http://service", timeout=PATIENCE_S
-        ) as client:
-            yield client
-    finally:
-        await worker.stop()
 
 
 async def answer(client: httpx.AsyncClient, text: str) -> dict[str, Any]:

@@ -137,7 +137,7 @@ def test_a_grid_that_cannot_work_is_refused(classifier: Classifier, rows: int, c
 
 def test_a_bidirectional_model_is_refused() -> None:
     classifier = Classifier(CONFIG.model_copy(update={"causal": False}))
-    with pytest.raises(ValueError, match="only a causal model"):
+    with pytest.raises(ValueError, match="it is read in passes"):
         TorchRunner(classifier, slots=1)
 
 

@@ -48,10 +48,6 @@ class TestBeforeRay:
         (tmp_path / "config.json").write_text('{"name": "x"}')
         self.check(r"config\.json: labels is missing", checkpoint=tmp_path)
 
-    def test_with_a_bidirectional_checkpoint(self, tmp_path: Path) -> None:
-        folder = save_checkpoint(tmp_path, causal=False, conv_kernel=0)
-        self.check("is bidirectional", checkpoint=folder)
-
     def test_with_keys_that_cannot_be_used(self, checkpoint: Path, tmp_path: Path) -> None:
         file = tmp_path / "keys"
         self.check("API keys can't be read: ", checkpoint=checkpoint, api_keys_file=file)

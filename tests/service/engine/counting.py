@@ -42,6 +42,7 @@ class CountingRunner:
     versions: ClassVar[Mapping[str, str]] = {}
     depth = 1
     counts = True
+    passes, pages = 1, 0
     state_bytes = 0
 
     def __init__(
@@ -129,6 +130,39 @@ class CountingRunner:
 
     def resume(self) -> None:
         self.go.set()
+
+
+class PassingRunner(CountingRunner):
+    """Reads whole documents several times, and says nothing before the last.
+
+    Checks what every such runner relies on: each pass finds every chunk of a document in the page
+    where the pass before left it, so that no page is another's meanwhile.
+    """
+
+    passes = 3
+
+    def __init__(self, *, pages: int, **options: Any) -> None:
+        super().__init__(**options)
+        self.pages = pages
+        self.left: dict[int, tuple[int, int, bytes]] = {}  # by page: slot, pass, tokens
+
+    def count(self, batch: Batch) -> Outcome:
+        outcome = super().count(batch)
+        for row in np.flatnonzero(batch.lengths):
+            document = batch.document_of_row[row]
+            slot, number = (
+                int(each[document]) for each in (batch.slot_of_document, batch.pass_of_document)
+            )
+            page, tokens = int(batch.page_of_row[row]), batch.tokens[row].tobytes()
+            if number:
+                assert self.left[page] == (slot, number - 1, tokens)
+            self.left[page] = slot, number, tokens
+            if number < self.passes - 1:
+                outcome.evidence[row], outcome.weight[row] = 0, 0
+                outcome.logits[document] = np.where(
+                    np.isfinite(outcome.logits[document]), 0, np.nan
+                )
+        return outcome
 
 
 class DeviceRunner(CountingRunner):

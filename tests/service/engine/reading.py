@@ -25,16 +25,16 @@ class Witness(Observer):
     """Remembers what the engine told."""
 
     def __init__(self) -> None:
-        self.waiting = self.slots = 0
+        self.waiting = self.slots = self.pages = 0
         self.refusals = self.failures = self.spoilt = 0
-        self.rows = self.paid = self.tokens = 0
-        self.seconds = 0.0
+        self.rows = self.paid = 0
+        self.tokens = self.seconds = 0.0
         self.admissions: list[float] = []
         self.ended: list[tuple[Ending, int]] = []
         self._steps = asyncio.Semaphore(0)
 
-    def occupancy(self, waiting: int, slots: int) -> None:
-        self.waiting, self.slots = waiting, slots
+    def occupancy(self, waiting: int, slots: int, pages: int) -> None:
+        self.waiting, self.slots, self.pages = waiting, slots, pages
 
     def refused(self) -> None:
         self.refusals += 1
@@ -42,7 +42,7 @@ class Witness(Observer):
     def admitted(self, seconds: float) -> None:
         self.admissions.append(seconds)
 
-    def stepped(self, rows: int, grid_rows: int, tokens: int, seconds: float) -> None:
+    def stepped(self, rows: int, grid_rows: int, tokens: float, seconds: float) -> None:
         self.rows += rows
         self.paid += grid_rows
         self.tokens += tokens
@@ -68,7 +68,7 @@ class Witness(Observer):
 async def running(
     runner: CountingRunner, witness: Witness | None = None, **options: Any
 ) -> AsyncIterator[Engine]:
-    """An engine, stopped at the end; then every slot must have come back."""
+    """An engine, stopped at the end; then every slot and page must have come back."""
     witness = witness or Witness()
     options = {"max_waiting": 64, "inbox_tokens": 64, "idle_timeout_s": 1e6, **options}
     engine = Engine(runner, observer=witness, **options)
@@ -79,7 +79,7 @@ async def running(
         finally:
             runner.resume()
             await engine.stop()
-    assert (witness.waiting, witness.slots) == (0, 0), "every slot came back"
+    assert (witness.waiting, witness.slots, witness.pages) == (0, 0, 0), "every place came back"
 
 
 def opening(

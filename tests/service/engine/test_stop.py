@@ -54,7 +54,7 @@ async def test_a_failed_warm_up_is_not_served() -> None:
 
 async def test_an_observer_that_raises_ends_the_engine_and_nobody_waits_for_ever() -> None:
     class Broken(Observer):
-        def stepped(self, rows: int, grid_rows: int, tokens: int, seconds: float) -> None:
+        def stepped(self, rows: int, grid_rows: int, tokens: float, seconds: float) -> None:
             raise ZeroDivisionError
 
     engine = Engine(

@@ -1,0 +1,211 @@
+"""Whole documents, read several times."""
+
+import asyncio
+import random
+
+import numpy as np
+import pytest
+
+from gma.service.engine.places import SHORT_SHARE
+from gma.service.errors import Overloaded, StepFailed, TooLong, UnknownDocument
+from tests.service.engine.counting import (
+    CHUNK,
+    FULL,
+    NO_TOKENS,
+    OVERFLOWS,
+    RAISES,
+    ROWS,
+    PassingRunner,
+    marked,
+    marks,
+    tokens_of,
+)
+from tests.service.engine.reading import (
+    Witness,
+    check,
+    cut,
+    exchange,
+    opening,
+    read,
+    rest,
+    running,
+    settle,
+)
+
+pytestmark = pytest.mark.anyio
+
+PASSES = PassingRunner.passes
+
+
+@pytest.mark.parametrize("seed", range(5))
+async def test_any_documents_beside_any_others(seed: int) -> None:
+    """More than fit into the pages at the same time, of lengths around those of chunk and step."""
+    rng = random.Random(seed)
+    lengths = [
+        1,
+        CHUNK - 1,
+        CHUNK,
+        CHUNK + 1,
+        FULL,
+        FULL + 1,
+        *(rng.randrange(1, 200) for _ in "many"),
+    ]
+    documents = [tokens_of(length, seed) for length in lengths]
+    witness = Witness()
+    async with running(PassingRunner(pages=50, slots=5), witness) as engine:
+        told = await asyncio.gather(*(read(engine, *cut(each, rng)) for each in documents))
+    for progress, tokens in zip(told, documents, strict=True):
+        check(progress, tokens)
+    assert witness.tokens == pytest.approx(sum(lengths))
+
+
+async def test_nothing_is_read_before_the_end_has_come() -> None:
+    runner, witness = PassingRunner(pages=9), Witness()
+    async with running(runner, witness) as engine:
+        document = engine.open(opening(tokens_of(2 * CHUNK), last=False))
+        await document.feed(tokens_of(CHUNK), last=False)
+        await settle()
+        assert not runner.steps
+        assert (witness.waiting, witness.slots, witness.pages) == (1, 0, 0)
+        await document.feed(NO_TOKENS, last=True)
+        check(await rest(document), np.concatenate([tokens_of(2 * CHUNK), tokens_of(CHUNK)]))
+
+
+async def test_a_document_takes_a_page_for_each_chunk_and_one_slot() -> None:
+    for length in (1, CHUNK, CHUNK + 1, 10 * CHUNK, 40 * CHUNK - 1):
+        runner, witness = PassingRunner(pages=50), Witness()
+        async with running(runner, witness) as engine:
+            runner.pause()
+            document = engine.open(opening(tokens_of(length)))
+            assert (witness.slots, witness.pages) == (1, -(-length // CHUNK))
+            runner.resume()
+            check(await rest(document), tokens_of(length))
+
+
+async def test_progress_is_what_the_passes_amount_to_and_says_nothing_before_the_last() -> None:
+    async with running(PassingRunner(pages=9)) as engine:
+        progress = await read(engine, tokens_of(2 * FULL))
+    assert [each.tokens for each in progress] == [
+        step * FULL // PASSES for step in range(1, 2 * PASSES + 1)
+    ]
+    assert [each.shares is None for each in progress] == [True] * 4 + [False] * 2
+    assert [each.logits.size for each in progress] == [0] * 4 + [2] * 2
+    check(progress, tokens_of(2 * FULL))
+
+
+async def test_a_short_document_has_its_rows_in_the_steps_that_follow() -> None:
+    runner = PassingRunner(pages=2 * SHORT_SHARE)
+    async with running(runner) as engine:
+        runner.pause()
+        long = engine.open(opening(marked(1, 100)))
+        await runner.until_in_step()
+        short = engine.open(opening(marked(2, 1)))
+        runner.resume()
+        await rest(short)
+        long.close()
+    of_short = [2 in marks(batch) for batch in runner.steps]
+    assert of_short[: PASSES + 1] == [False] + [True] * PASSES
+    assert [int(batch.pass_of_document[1]) for batch in list(runner.steps)[1 : PASSES + 1]] == [
+        0,
+        1,
+        2,
+    ]
+
+
+async def test_short_documents_pass_one_that_waits_for_pages_which_gets_them() -> None:
+    runner, witness = PassingRunner(pages=2 * SHORT_SHARE, slots=8), Witness()
+    async with running(runner, witness) as engine:
+        runner.pause()
+        first = engine.open(opening(tokens_of(150 * CHUNK)))
+        second = engine.open(opening(tokens_of(151 * CHUNK)))
+        third = engine.open(opening(tokens_of(100 * CHUNK)))
+        short = engine.open(opening(tokens_of(2)))
+        assert (witness.waiting, witness.slots, witness.pages) == (2, 2, 151)
+        runner.resume()
+        check(await rest(short), tokens_of(2))
+        for document, chunks in ((first, 150), (second, 151), (third, 100)):
+            check(await rest(document), tokens_of(chunks * CHUNK))
+
+
+async def test_what_never_fits_is_refused_as_soon_as_that_is_known() -> None:
+    witness = Witness()
+    async with running(PassingRunner(pages=9), witness) as engine:
+        assert engine.most_tokens == 9 * CHUNK
+        with pytest.raises(TooLong, match=f"more than {9 * CHUNK} tokens"):
+            engine.open(opening(tokens_of(9 * CHUNK + 1)))
+        document = engine.open(opening(tokens_of(9 * CHUNK), last=False))
+        with pytest.raises(TooLong):
+            await document.feed(tokens_of(1), last=False)
+        with pytest.raises(TooLong):
+            await rest(document)
+        with pytest.raises(TooLong):
+            await document.feed(tokens_of(1), last=True)
+        assert (witness.waiting, witness.ended) == (0, [("failed", 0)])
+        check(await read(engine, tokens_of(9 * CHUNK)), tokens_of(9 * CHUNK))
+
+
+async def test_those_that_find_no_pages_wait_and_too_many_are_turned_away() -> None:
+    runner, witness = PassingRunner(pages=9), Witness()
+    async with running(runner, witness, max_waiting=1) as engine:
+        runner.pause()
+        documents = [engine.open(opening(tokens_of(9 * CHUNK, i))) for i in range(2)]
+        with pytest.raises(Overloaded):
+            engine.open(opening(tokens_of(1)))
+        assert (witness.waiting, witness.slots, witness.pages) == (1, 1, 9)
+        runner.resume()
+        for i, document in enumerate(documents):
+            check(await rest(document), tokens_of(9 * CHUNK, i))
+
+
+@pytest.mark.parametrize("steps", range(1, 2 * PASSES))
+async def test_closed_in_any_pass_it_keeps_its_place_until_the_step_ends(steps: int) -> None:
+    runner, witness = PassingRunner(pages=2 * ROWS, slots=1), Witness()
+    async with running(runner, witness) as engine:
+        document = engine.open(opening(tokens_of(2 * FULL)))
+        for _ in range(steps - 1):
+            await witness.step_ended()
+        runner.pause()
+        await runner.until_in_step()
+        following = engine.open(opening(tokens_of(2 * FULL, 1)))
+        document.close()
+        assert (witness.waiting, witness.slots, witness.pages) == (1, 1, 2 * ROWS)
+        runner.resume()
+        check(await rest(following), tokens_of(2 * FULL, 1))
+        with pytest.raises(UnknownDocument):
+            await rest(document)
+    assert {how for how, _ in witness.ended} == {"aborted", "done"}
+
+
+async def test_one_that_is_no_number_fails_alone_and_in_its_first_pass() -> None:
+    runner, witness = PassingRunner(pages=60), Witness()
+    bad = tokens_of(3 * FULL)
+    bad[5] = OVERFLOWS
+    async with running(runner, witness) as engine:
+        results = await asyncio.gather(
+            read(engine, tokens_of(99)), read(engine, bad), return_exceptions=True
+        )
+        assert isinstance(results[1], StepFailed)
+        assert not isinstance(results[0], BaseException)
+        check(results[0], tokens_of(99))
+        assert witness.spoilt == 1
+        check(await read(engine, tokens_of(200)), tokens_of(200))
+
+
+async def test_a_step_that_raises_gives_all_places_back() -> None:
+    witness = Witness()
+    async with running(PassingRunner(pages=60), witness) as engine:
+        with pytest.raises(StepFailed):
+            await read(engine, np.full(30, RAISES, np.int32))
+        assert (witness.slots, witness.pages, witness.failures) == (0, 0, 1)
+        check(await read(engine, tokens_of(200)), tokens_of(200))
+
+
+async def test_one_whose_evidence_is_not_taken_is_held_in_its_last_pass() -> None:
+    runner, witness = PassingRunner(pages=60), Witness()
+    async with running(runner, witness, max_unread_rows=ROWS) as engine:
+        document = engine.open(opening(tokens_of(3 * FULL)))
+        for _ in range(3 * (PASSES - 1) + 1):
+            await witness.step_ended()
+        await settle()
+        check(await read(engine, tokens_of(9)), tokens_of(9))
+        check(await exchange(document, []), tokens_of(3 * FULL))

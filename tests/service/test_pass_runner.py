@@ -1,0 +1,183 @@
+"""The runner of bidirectional models: any mix, cut anyhow, gives the float64 model's answer."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+
+import numpy as np
+import pytest
+import torch
+
+from gma.model.classifier import Classifier
+from gma.service.engine.opening import Tokens
+from gma.service.engine.step import Batch, Outcome
+from gma.service.runners.passes import PassRunner
+from tests.model.small import small
+from tests.service.conformance import (
+    assert_close,
+    batch_of,
+    check_all,
+    poison,
+    read_all,
+    reference,
+    tokens_of,
+)
+
+ROWS, CHUNK, SLOTS, PAGES = 5, 16, 6, 150
+TOLERANCE = 1e-5  # relative, in float32
+
+
+@pytest.fixture(scope="module", params=["paper", "forgetting"])
+def classifier(request: pytest.FixtureRequest) -> Classifier:
+    return small(causal=False, layers=3, form=request.param)
+
+
+@pytest.fixture
+def runner(classifier: Classifier) -> PassRunner:
+    return runner_of(classifier)
+
+
+def runner_of(classifier: Classifier, *, pages: int = PAGES, rows: int = ROWS) -> PassRunner:
+    page = CHUNK * classifier.config.width * classifier.embedding.weight.element_size()
+    return PassRunner(classifier, slots=SLOTS, page_memory=pages * page, rows=rows, chunk=CHUNK)
+
+
+def in_pass(
+    runner: PassRunner, documents: Sequence[tuple[int, int, Sequence[int], Tokens]]
+) -> Batch:
+    """One step of documents: slot, pass, pages, and all tokens."""
+    batch = batch_of(runner, [(slot, True, tokens) for slot, _, _, tokens in documents])
+    row = 0
+    for index, (_, number, pages, _) in enumerate(documents):
+        batch.pass_of_document[index] = number
+        batch.page_of_row[row : row + len(pages)] = pages
+        row += len(pages)
+    return batch
+
+
+SEEDS = [0, pytest.param(1, marks=pytest.mark.long), pytest.param(2, marks=pytest.mark.long)]
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_any_mix_and_any_cut_give_the_exact_answer(
+    runner: PassRunner, classifier: Classifier, seed: int
+) -> None:
+    """Nothing of the past is left in a slot or a page: each holds NaN before."""
+    runner.warm_up()
+    poison(runner)
+    check_all(runner, classifier, seed, tolerance=TOLERANCE)
+
+
+@pytest.mark.parametrize("rows", [1, 3])
+def test_many_documents_that_fit_beside_few_others(classifier: Classifier, rows: int) -> None:
+    runner = runner_of(classifier, pages=20, rows=rows)
+    poison(runner)
+    lengths = [20 * CHUNK, 1, 2, CHUNK + 1, 5 * CHUNK, 20 * CHUNK - 1, CHUNK, 7, 3 * CHUNK + 3]
+    check_all(runner, classifier, 0, tolerance=TOLERANCE, lengths=lengths)
+
+
+def test_documents_in_different_passes_of_one_step(
+    runner: PassRunner, classifier: Classifier
+) -> None:
+    poison(runner)
+    tokens = [tokens_of(runner, length) for length in (CHUNK + 3, CHUNK - 1, 2 * CHUNK)]
+    places = [(4, [7, 3]), (0, [5]), (2, [0, 9])]
+    outcomes: list[Outcome] = []
+    for step in range(runner.passes + 2):
+        documents = [
+            (slot, step - late, pages, own)
+            for late, ((slot, pages), own) in enumerate(zip(places, tokens, strict=True))
+            if 0 <= step - late < runner.passes
+        ]
+        outcomes.append(runner.step(in_pass(runner, documents)))
+        last = [number == runner.passes - 1 for _, number, _, _ in documents]
+        assert (outcomes[-1].logits[: len(last)] != 0).any(1).tolist() == last
+    for late, own in enumerate(tokens):
+        # Those before it are done by then.
+        assert_close(
+            outcomes[runner.passes - 1 + late].logits[0], reference(classifier, own), TOLERANCE
+        )
+
+
+def test_a_step_touches_the_slots_and_pages_of_its_documents_only(runner: PassRunner) -> None:
+    poison(runner)
+    runner.step(
+        in_pass(
+            runner,
+            [(2, 0, [8, 1], tokens_of(runner, 20)), (4, 0, [0], tokens_of(runner, 3))],
+        )
+    )
+    written = [
+        bool(torch.isfinite(runner.pool.snapshot(slot).mass[0, 1]).all()) for slot in range(SLOTS)
+    ]
+    assert written == [False, False, True, False, True, False]
+    finite = runner.hidden.isfinite().flatten(1).all(1).nonzero().flatten().tolist()
+    assert finite == [0, 1, 8]
+
+
+def test_a_document_whose_numbers_overflow_spoils_no_other(
+    runner: PassRunner, classifier: Classifier
+) -> None:
+    """In whichever pass it happens: its page is spoilt before each."""
+    tokens = [tokens_of(runner, length) for length in (CHUNK + 3, 2 * CHUNK, 5)]
+    places = [(0, [0, 1]), (1, [2, 3]), (2, [4])]
+    for spoilt in range(1, runner.passes):
+        poison(runner)
+        for number in range(runner.passes):
+            if number == spoilt:
+                runner.hidden[3] = float("nan")
+            outcome = runner.step(
+                in_pass(
+                    runner,
+                    [(s, number, p, own) for (s, p), own in zip(places, tokens, strict=True)],
+                )
+            )
+            numbers = np.isfinite(outcome.logits[:3]).all(1).tolist()
+            assert numbers == [True, number < spoilt, True]
+        assert outcome.finite[[0, 1, 4]].all()
+        for document in (0, 2):
+            expected = reference(classifier, tokens[document])
+            assert_close(outcome.logits[document], expected, TOLERANCE)
+
+
+def test_its_memory_is_a_page_a_chunk_and_its_states_do_not_grow_with_layers() -> None:
+    shallow, deep = (runner_of(small(causal=False, layers=layers), pages=50) for layers in (1, 5))
+    assert (shallow.pages, deep.pages) == (50, 50)
+    assert shallow.hidden.nbytes == deep.hidden.nbytes
+    assert shallow.state_bytes == deep.state_bytes
+
+
+def test_memory_for_less_than_a_page_is_refused(classifier: Classifier) -> None:
+    with pytest.raises(ValueError, match="GMA_PAGE_MEMORY is 100 bytes"):
+        PassRunner(classifier, slots=1, page_memory=100, rows=1, chunk=CHUNK)
+
+
+@pytest.mark.parametrize("where", ["embedding.weight", "layers.2.mlp.up.weight"])
+def test_weights_that_are_no_numbers_fail_the_warm_up(classifier: Classifier, where: str) -> None:
+    broken = copy.deepcopy(classifier)
+    broken.get_parameter(where)[3, 3] = float("nan")
+    with pytest.raises(RuntimeError, match="not finite"):
+        runner_of(broken).warm_up()
+
+
+def test_a_document_of_many_pages_in_one_piece(runner: PassRunner, classifier: Classifier) -> None:
+    tokens = tokens_of(runner, PAGES * CHUNK - 16 * CHUNK)
+    (progress,) = read_all(runner, [tokens])
+    assert_close(progress.logits, reference(classifier, tokens), TOLERANCE)
+
+
+def test_what_a_pass_says_that_is_not_the_last(runner: PassRunner) -> None:
+    outcome = runner.step(in_pass(runner, [(0, 0, [0], tokens_of(runner, 5))]))
+    blank = Outcome.blank(len(outcome.weight), 3)
+    assert np.array_equal(outcome.evidence, blank.evidence)
+    assert np.array_equal(outcome.logits, blank.logits)
+
+
+@pytest.mark.gpu
+def test_on_a_gpu(classifier: Classifier) -> None:
+    runner = runner_of(copy.deepcopy(classifier).cuda())
+    runner.warm_up()
+    poison(runner)
+    check_all(runner, classifier, seed=0, tolerance=TOLERANCE)
+    assert runner.memory().device >= runner.hidden.nbytes
