@@ -16,7 +16,6 @@ from gma.model import weights
 from gma.model.reading import read
 from gma.service.gateway.contract import Info, ProgressEvent, ResultEvent
 from gma.service.settings import Settings
-from gma.service.worker import Worker
 from tests.service.answers import JSON, NDJSON, PATH, PLAIN, check_evidence, logits, same
 from tests.service.asgi import LABELS, TEXT, save_checkpoint, serving
 
@@ -152,8 +151,3 @@ async def test_a_document_beyond_the_pages_is_told_the_limit_and_harms_no_other(
         cut = await client.post(f"{PATH}?max_tokens={100 * CHUNK}", content=text, headers=PLAIN)
         assert cut.json()["truncated"]
         assert cut.json()["usage"]["tokens"] == 100 * CHUNK
-
-
-async def test_a_precision_that_it_does_not_have_is_refused(both_ways: Path) -> None:
-    with pytest.raises(ValueError, match="GMA_DTYPE is bfloat16, but a bidirectional model"):
-        Worker.load(settings(both_ways, dtype="bfloat16"))
