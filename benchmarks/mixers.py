@@ -94,7 +94,13 @@ class Run:
     """The comparison on one device."""
 
     def __init__(
-        self, device: torch.device, size: Size, cap_s: float, budget_s: float, *, backward: bool
+        self,
+        device: torch.device,
+        size: Size,
+        cap_s: float,
+        budget_s: float,
+        *,
+        backward: bool = False,
     ) -> None:
         self.device, self.size, self.cap_s, self.budget_s = device, size, cap_s, budget_s
         self.backward = backward
