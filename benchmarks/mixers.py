@@ -175,7 +175,8 @@ class Run:
         before = timing.allocated(self.device)
         extra = timing.peak(problem.run, self.device) - before
         graph = None
-        if self.device.type == "cuda" and tokens <= GRAPHS_UP_TO:
+        # A backward is not captured: its threads' streams are not the capture's.
+        if self.device.type == "cuda" and tokens <= GRAPHS_UP_TO and not self.backward:
             graph = timing.captured(problem.run)
         return graph or problem.run, graph is not None, max(extra, 0), output, least
 
