@@ -58,7 +58,7 @@ ORDER: dict[str, tuple[set[str], ...]] = {
         {"link"},
         {"engine"},
         {"observe"},
-        {"model_folder", "cores"},
+        {"model_folder", "cores", "heap"},
         {"settings", "errors", "tasks"},
     ),
     "gma.model": (

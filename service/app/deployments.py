@@ -13,6 +13,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from gma.service import heap
 from gma.service.app import autoscaling, process
 from gma.service.app.start import StartError, cannot_listen, check
 from gma.service.cores import cores
@@ -90,7 +91,7 @@ class GatewayReplica:
         self, settings: Settings, worker: DeploymentHandle[Any], run: Path | None = None
     ) -> None:
         process.set_up(settings, run)
-        process.give_back_memory()
+        heap.set_up()
         # All gateways together tokenize on as many threads as there are cores: beside more, what
         # is short, here and in the worker, would wait for a core.
         threads = max(2, cores() // process.gateway_count(settings))

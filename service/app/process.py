@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import sys
 from contextlib import suppress
 from pathlib import Path
@@ -17,8 +16,6 @@ from gma.service.settings import Settings
 # How long a thread may keep the interpreter from the event loop's: by default 5 ms, and whoever
 # tokenizes takes its turn again and again.
 SWITCH_S = 0.0005
-
-M_MMAP_THRESHOLD, MMAP_BYTES = -3, 2**17
 
 # Gateways, unless settings say how many. Never one alone: nobody would listen until it is replaced.
 LEAST_GATEWAYS, MOST_GATEWAYS, CORES_OF_GATEWAY = 2, 8, 2
@@ -41,15 +38,6 @@ def set_up(settings: Settings, run: Path | None = None) -> None:
         sharing.join(settings.metrics_dir)
     if settings.compile_cache:
         kernel_cache.use(settings.compile_cache)
-
-
-def give_back_memory() -> None:
-    """Have memory of freed bodies go back to the system, where the C library is glibc.
-
-    By itself it would raise the size from which it does that to 32 MB once such a piece was freed.
-    """
-    with suppress(OSError, AttributeError):
-        ctypes.CDLL(None).mallopt(M_MMAP_THRESHOLD, MMAP_BYTES)
 
 
 def gateway_count(settings: Settings) -> int:

@@ -36,6 +36,8 @@ class Admission:
         self.max_document_bytes = settings.max_document_bytes
         self.documents = 0
         self.bytes = 0
+        self.received_bytes = 0
+        """Of all documents since the start."""
         self.draining = False
         self._documents_of: Counter[Client] = Counter()
         self._bytes_of: Counter[Client] = Counter()
@@ -165,6 +167,7 @@ class Admitted:
     def count(self, size: int) -> None:
         """So many more bytes have come. Raises TooLarge or Overloaded if they are too many."""
         self.received_bytes += size
+        self._admission.received_bytes += size
         metrics.RECEIVED_BYTES.inc(size)
         if self.received_bytes > self._admission.max_document_bytes:
             metrics.REFUSALS.labels("size").inc()

@@ -14,6 +14,7 @@ import numpy as np
 
 from gma.model.config import ModelConfig
 from gma.model.tokenizer import Tokenizer
+from gma.service import heap
 from gma.service.cores import cores
 from gma.service.gateway.admission import Admission
 from gma.service.gateway.contract import Info, Limits
@@ -23,6 +24,8 @@ from gma.service.observe.memory import Memory, resident_memory
 from gma.service.settings import Settings
 
 T = TypeVar("T")
+
+LARGE_BYTES, GIVE_BACK_S = 2**24, 5.0
 
 
 class Gateway:
@@ -76,5 +79,19 @@ class Gateway:
         return await asyncio.get_running_loop().run_in_executor(threads, function)
 
     async def watch_memory(self) -> None:
-        """Report this process's memory for as long as this runs."""
-        await metrics.watch(lambda: metrics.report_memory("gateway", Memory(*resident_memory())))
+        """Report this process's memory for as long as this runs, and give back what bodies left."""
+        reporting = metrics.watch(
+            lambda: metrics.report_memory("gateway", Memory(*resident_memory()))
+        )
+        await asyncio.gather(reporting, self._give_back())
+
+    async def _give_back(self) -> None:
+        heap.settle()
+        seen = 0
+        while True:
+            await asyncio.sleep(GIVE_BACK_S)
+            idle, received = not self.admission.documents, self.admission.received_bytes
+            if received - seen >= LARGE_BYTES:
+                await self.in_thread(heap.give_back)
+                # Those that are still read may leave something too.
+                seen = received if idle else seen
