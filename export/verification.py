@@ -221,12 +221,18 @@ def _order(error: float) -> tuple[bool, float]:
 
 
 def _worst(found: Array, expected: Array) -> float:
-    """Find the largest difference relative to its document's largest value; nan if one is nan."""
+    """Find the largest difference relative to its document's largest value.
+
+    It is nan if something is found to be nan, but where it should be: without a prior, the mean of
+    no tokens is 0 / 0.
+    """
     flat = expected.reshape(len(expected), -1)
     if not flat.size:
         return 0.0
-    difference = np.abs(found[: len(expected)].reshape(flat.shape) - flat).max(1)
-    return float((difference / np.maximum(np.abs(flat).max(1), 1e-30)).max())
+    mine, unanswered = found[: len(expected)].reshape(flat.shape), np.isnan(flat)
+    difference = np.where(unanswered & np.isnan(mine), 0.0, np.abs(mine - flat)).max(1)
+    largest = np.where(unanswered, 0.0, np.abs(flat)).max(1)
+    return float((difference / np.maximum(largest, 1e-30)).max())
 
 
 def _read(classifier: Classifier, documents: Sequence[Array], states: State) -> State:

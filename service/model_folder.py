@@ -5,12 +5,15 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import NamedTuple, Self
+from typing import TYPE_CHECKING, NamedTuple, Self
 
 from pydantic import ValidationError
 
 from gma.model.config import ModelConfig, problems
 from gma.service.settings import Settings
+
+if TYPE_CHECKING:
+    from gma.export.artifact import Artifact
 
 
 class ModelFolder(NamedTuple):
@@ -39,7 +42,9 @@ class ModelFolder(NamedTuple):
                 f"{folder} is a checkpoint, not an exported model: make one with `gma export` and "
                 "let GMA_CHECKPOINT name that, or set GMA_BACKEND=torch"
             )
-        config = _checkpoint(folder) if settings.backend == "torch" else _exported(folder)
+        config = (
+            _checkpoint(folder) if settings.backend == "torch" else exported_for(settings).config
+        )
         return cls(config, folder / "tokenizer.json")
 
 
@@ -54,10 +59,19 @@ def needing_onnx() -> Iterator[None]:
         ) from error
 
 
-def _exported(folder: Path) -> ModelConfig:
+def exported_for(settings: Settings) -> Artifact:
+    """The exported model that the settings name. Raises ValueError if they ask for another."""
     with needing_onnx():
         from gma.export.artifact import Artifact
-    return Artifact.open(folder).config
+    exported = Artifact.open(settings.checkpoint)
+    manifest = exported.manifest
+    if settings.dtype not in ("auto", manifest.precision):
+        raise ValueError(
+            f"GMA_DTYPE is {settings.dtype}, but {settings.checkpoint} is in {manifest.precision}: "
+            "leave it out, or export the checkpoint again"
+        )
+    settings.grid(on_gpu=False, fixed_chunk=manifest.chunk)
+    return exported
 
 
 def _checkpoint(checkpoint: Path) -> ModelConfig:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -58,7 +59,10 @@ def export(
     library = library or verification.installed_library()
     source = weights.load(checkpoint, dtype=torch.float64)
     if off := _print_checks(verification.verify(exported, source, library)):
-        raise ValueError(f"{out} is not the checkpoint's model: {off} checks are off")
+        shutil.rmtree(out)
+        raise ValueError(
+            f"{off} checks are off: it was not the checkpoint's model, and was deleted"
+        )
     typer.echo(f"verified, {f'with {library} too' if library else 'without a library of kernels'}")
 
 

@@ -40,6 +40,17 @@ _STRING = re.compile(
     rb'(?:[^"\\\x00-\x1f]++|\\(?:["\\/bfnrt]|u(?:(?![dD][89a-fA-F])[0-9a-fA-F]{4}|'
     rb"[dD][89abAB][0-9a-fA-F]{2}\\u[dD][c-fC-F][0-9a-fA-F]{2})))*"
 )
+# What may be the beginning of what is looked for, if nothing follows yet; of other patterns, which
+# are one byte, nothing is.
+_UNDECIDED = {
+    _MARK: re.compile(rb"|\xef|\xef\xbb"),
+    _BEGUN: re.compile(rb'"(?:[^"\\\x00-\x1f]|\\[^\x00-\x1f])*\\?'),
+    _SCALAR: re.compile(rb"-?[0-9][-+.0-9eE]*|-|t(?:ru?)?|f(?:a|als?)?|n(?:ul?)?"),
+}
+_CUT_IN_STRING = re.compile(
+    rb"(?:[\xc0-\xff][\x80-\xbf]*|\\(?:u(?:[0-9a-fA-F]{0,3}|[dD][89abAB][0-9a-fA-F]{2}"
+    rb"(?:\\(?:u[0-9a-fA-F]{0,3})?)?)?)?)?"
+)
 _CUT_CHARACTER = re.compile(rb"[\xc0-\xff][\x80-\xbf]*\Z")
 
 AT_ONCE = PIECE_BYTES // 8
@@ -159,7 +170,7 @@ class _Cursor:
                 text.append(run)
                 self._at += len(run)
                 await _rest(len(run))
-            elif self._settled():
+            elif self._ended or not _CUT_IN_STRING.fullmatch(self._held, self._at):
                 raise self._not_json()
             else:
                 await self._more()
@@ -197,7 +208,7 @@ class _Cursor:
     async def _take(self, pattern: re.Pattern[bytes]) -> re.Match[bytes]:
         while True:
             found = pattern.match(self._held, self._at)
-            if self._settled(found.end() if found else self._at):
+            if self._settled(pattern, found.end() if found else self._at):
                 break
             await self._more()
         if not found:
@@ -213,9 +224,12 @@ class _Cursor:
                 return
             await self._more()
 
-    def _settled(self, end: int | None = None) -> bool:
-        """Whether what was found up to `end`, or here, is the same whatever is still to come."""
-        return self._ended or len(self._held) - (self._at if end is None else end) >= AHEAD
+    def _settled(self, pattern: re.Pattern[bytes], end: int) -> bool:
+        """Whether what was found up to `end` is the same whatever is still to come."""
+        if self._ended or len(self._held) - end >= AHEAD:
+            return True
+        undecided = _UNDECIDED.get(pattern)
+        return not (undecided and undecided.fullmatch(self._held, self._at))
 
     async def _more(self) -> None:
         await _rest(self._at)

@@ -15,7 +15,7 @@ from gma.model.classifier import Classifier
 from gma.model.fused.obstacles import FusedPrecision, obstacle
 from gma.service.cores import cores
 from gma.service.engine.step import Runner
-from gma.service.model_folder import needing_onnx
+from gma.service.model_folder import exported_for, needing_onnx
 from gma.service.runners.passes import PassRunner
 from gma.service.runners.torch import TorchRunner
 from gma.service.settings import Settings
@@ -50,18 +50,11 @@ def _load_torch(settings: Settings) -> Loaded:
 
 
 def _load_onnx(settings: Settings) -> Loaded:
+    exported = exported_for(settings)
     with needing_onnx():
-        from gma.export.artifact import Artifact
         from gma.service.runners.onnx import OnnxRunner, default_device
-    exported = Artifact.open(settings.checkpoint)
-    manifest = exported.manifest
     device = default_device() if settings.device == "auto" else settings.device
-    if settings.dtype not in ("auto", manifest.precision):
-        raise ValueError(
-            f"GMA_DTYPE is {settings.dtype}, but {settings.checkpoint} is in {manifest.precision}: "
-            "leave it out, or export the checkpoint again"
-        )
-    rows, _ = settings.grid(on_gpu=device == "cuda", fixed_chunk=manifest.chunk)
+    rows, _ = settings.grid(on_gpu=device == "cuda", fixed_chunk=exported.manifest.chunk)
     runner = OnnxRunner(
         exported,
         slots=settings.slots,

@@ -40,7 +40,7 @@ class PassRunner:
         chunk: int = 256,
     ) -> None:
         """`slots` documents at a time, with pages of `page_memory` bytes; `rows` x `chunk` tokens a
-        step. Raises ValueError if the memory does not hold a page."""
+        step. Raises ValueError if the memory does not hold a page, or is not to be had."""
         config = classifier.config
         weights = classifier.embedding.weight
         page_bytes = chunk * config.width * weights.element_size()
@@ -57,10 +57,13 @@ class PassRunner:
         self.vocab_size = config.vocab_size
         self.slots = slots
         self.pool = StatePool(config, slots, device=weights.device, dtype=classifier.dtype)
-        # On a CPU untouched pages take no memory.
-        self.hidden = torch.empty(
-            self.pages, chunk, config.width, dtype=weights.dtype, device=weights.device
-        )
+        try:
+            # On a CPU untouched pages take no memory.
+            self.hidden = weights.new_empty(self.pages, chunk, config.width)
+        except RuntimeError as error:
+            raise ValueError(
+                f"GMA_PAGE_MEMORY is {page_memory} bytes, more than {self.device} has"
+            ) from error
         self._classifier = classifier.eval()
         self._labels = len(config.labels)
         self._counted = config.layers, config.heads, config.num_components

@@ -12,7 +12,7 @@ import pytest
 import torch
 from onnx import numpy_helper
 
-from gma.export import artifact, verification
+from gma.export import verification
 from gma.export.artifact import Artifact, export
 from gma.export.precision import PRECISIONS, Precision
 from gma.export.verification import TOLERANCES, Check, Model, verify
@@ -70,8 +70,7 @@ def test_every_architecture_is_exported(changes: dict[str, object], tmp_path: Pa
     source = checkpoint_of(tmp_path / "checkpoint", **changes)
     made = export(source, tmp_path / "out", chunk=8)
     checks = list(verify(made, weights.load(source, dtype=torch.float64)))
-    unanswered = changes.get("prior_tokens") == 0.0  # of no tokens the mean is 0 / 0
-    assert [check for check in checks if not (check.holds or unanswered)] == []
+    assert [check for check in checks if not check.holds] == []
 
 
 @pytest.mark.parametrize("precision", ["float32", "int8"])
@@ -129,17 +128,18 @@ class TestCommand:
         assert "OFF" not in told
         assert Artifact.open(out).manifest.chunk == 16
 
-    def test_fails_when_a_check_is_off(
+    def test_leaves_nothing_when_a_check_is_off(
         self,
         checkpoint: Path,
-        exported: Exported,
+        tmp_path: Path,
         monkeypatch: pytest.MonkeyPatch,
         capsys: pytest.CaptureFixture[str],
     ) -> None:
         off = Check("bodies", "new", "row by row", 1.0, 0.0, TOLERANCES["float32"])
-        monkeypatch.setattr(artifact, "export", lambda *_, **__: exported("float32"))
         monkeypatch.setattr(verification, "verify", lambda *_: iter([off]))
-        assert self.run(monkeypatch, checkpoint, "--out", "out") == 1
+        out = tmp_path / "off"
+        assert self.run(monkeypatch, checkpoint, "--out", out) == 1
+        assert not out.exists()
         told = capsys.readouterr()
         assert "OFF" in told.out
         assert "checks are off" in told.err
