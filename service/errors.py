@@ -156,8 +156,8 @@ class TooLong(ServiceError):
 
     def __str__(self) -> str:
         return (
-            f"the document has more than {self.limit_tokens} tokens, and this model reads whole "
-            "documents alone: split the text, ask for less with max_tokens, or raise "
+            f"the document has more than {self.limit_tokens} tokens, and this model keeps all of "
+            "a document while it reads it: split the text, ask for less with max_tokens, or raise "
             "GMA_PAGE_MEMORY where the service runs"
         )
 

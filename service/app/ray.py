@@ -76,7 +76,7 @@ def start_ray(processes: int, gpus: int, folder: Path) -> None:
 
     session = folder / SESSION
     session.mkdir()
-    with ThreadPoolExecutor(1) as apart, _surroundings(folder):
+    with ThreadPoolExecutor(1) as apart, _surroundings(folder), _in_words():
         if cores() > 1:
             # Meanwhile: Ray's start is mostly waiting for its processes, 30 s at most.
             apart.submit(import_module, "ray.serve")
@@ -98,6 +98,20 @@ def start_ray(processes: int, gpus: int, folder: Path) -> None:
     logging.getLogger("ray.serve").setLevel(logging.WARNING)
     if (host := ray.util.get_node_ip_address()) != LOOPBACK:  # type: ignore[no-untyped-call]
         raise StartError(f"Ray listens on {host}: its environment was set too late, or otherwise")
+
+
+@contextmanager
+def _in_words() -> Iterator[None]:
+    """Say what it means that Ray's first processes were not there in time."""
+    try:
+        yield
+    except Exception as error:
+        if "timed out during startup" not in str(error):
+            raise
+        raise StartError(
+            "Ray's first processes were not ready within its 30 s: this machine is too busy, or "
+            "has too little of a core; try again"
+        ) from error
 
 
 def keep_to_loopback() -> None:
