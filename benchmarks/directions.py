@@ -5,9 +5,10 @@
     python -m benchmarks.directions --device cuda --rows 64 --chunk 512 --longest 4194304
 
 Prints Markdown. The causal model and the bidirectional one have the same sizes and weights drawn
-alike, and are measured one after the other, on a machine that should do nothing else. Memory is what the process has more than before its first document: on a GPU
-what torch allocates, pages included; on a CPU what is resident, where pages count once they are
-used. So lengths ascend, each a document that is alone.
+alike, and are measured one after the other, on a machine that should do nothing else. Memory is
+what the process has more than before its first document: on a GPU what torch allocates, pages
+included; on a CPU what is resident, where pages count once they are used. So lengths ascend, each a
+document that is alone.
 """
 
 from __future__ import annotations
