@@ -15,11 +15,15 @@ if not os.path.exists("/dev/nvidiactl"):  # noqa: PTH110
     os.environ["TRITON_INTERPRET"] = "1"
 
 import ipaddress
+import signal
 import socket
 from collections.abc import Iterator
 from typing import Any
 
 import pytest
+
+# Under nohup it would be ignored, by services that tests start too.
+signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 MOST_PROCESSES = 8
 """Processes that run tests side by side: more would wait for the longest group."""
