@@ -13,14 +13,12 @@ for library in libraries:
     options.register_custom_ops_library(library)
 session = onnxruntime.InferenceSession(f"{folder}/model.onnx", options)
 manifest = json.load(open(f"{folder}/manifest.json"))
-content = open(text, "rb").read().decode()
+content = open(text, "rb").read().decode() or sys.exit("the document is empty")
 ids = Tokenizer.from_file(f"{folder}/tokenizer.json").encode(content, add_special_tokens=False).ids
 chunk, outputs = manifest["chunk"], [x.name for x in session.get_outputs()]
 dtypes = {"tensor(float)": np.float32, "tensor(double)": np.float64}
 state = {x.name: np.zeros([1, *x.shape[1:]], dtypes[x.type]) for x in session.get_inputs()[4:]}
-for start in range(
-    0, len(ids) or sys.exit("the document is empty"), chunk
-):  # the state is all that one step needs of those before
+for start in range(0, len(ids), chunk):  # the state is all that one step needs of those before
     row = np.array(ids[start : start + chunk], np.int32)
     tokens, length = np.pad(row, (0, chunk - len(row)))[None], np.array([len(row)])
     step = {"tokens": tokens, "lengths": length, "document_of_row": length * 0}
