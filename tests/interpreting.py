@@ -11,7 +11,7 @@ from gma.model.ops.triton.device import INTERPRETED
 
 DEVICE = "cpu" if INTERPRETED.value else "cuda"
 KERNELS = [
-    pytest.mark.usefixtures("_rounding"),
+    pytest.mark.usefixtures("_interpreter"),
     # numpy warns of what kernels may meet.
     pytest.mark.filterwarnings("ignore:overflow encountered:RuntimeWarning"),
     pytest.mark.filterwarnings("ignore:All-NaN slice:RuntimeWarning"),

@@ -18,9 +18,9 @@ from gma.export.ops.cuda import kernels as own
 from gma.model.fused import tokens
 from gma.model.ops.triton import forward, scans
 from tests.export import operating
-from tests.export.matrix import matrix
 from tests.export.operating import Rows, hostile
 from tests.interpreting import DEVICE, KERNELS
+from tests.matrix import matrix
 from tests.model.small import error
 
 pytestmark = KERNELS

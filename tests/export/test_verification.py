@@ -20,9 +20,10 @@ from gma.model import weights
 from gma.model.state import State
 from gma.service.cli import main as cli
 from tests.export.conftest import CHUNK, Exported, checkpoint_of
+from tests.matrix import some
 
 
-@pytest.mark.parametrize("precision", PRECISIONS)
+@pytest.mark.parametrize("precision", some(PRECISIONS, always=["float32", "int8"]))
 def test_every_precision_answers_as_the_checkpoint(
     precision: Precision, checkpoint: Path, exported: Exported, library: Path
 ) -> None:
@@ -32,10 +33,7 @@ def test_every_precision_answers_as_the_checkpoint(
     assert [check for check in checks if not check.holds] == []
 
 
-@pytest.mark.parametrize(
-    "precision",
-    ["float32", *(pytest.param(each, marks=pytest.mark.long) for each in PRECISIONS[1:])],
-)
+@pytest.mark.parametrize("precision", some(PRECISIONS, always=["float32"]))
 def test_a_model_that_forgets_answers_as_the_checkpoint(
     precision: Precision, forgetting: Path, library: Path, tmp_path: Path
 ) -> None:

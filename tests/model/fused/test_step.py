@@ -206,10 +206,10 @@ def check(classifier: Classifier, chunk: int, precision: FusedPrecision = "bfloa
     ("chunk", "conv_kernel", "layers", "form"),
     [
         (1, 2, 1, "paper"),
-        (3, 4, 2, "paper"),
+        pytest.param(3, 4, 2, "paper", marks=pytest.mark.long),
         (5, 3, 1, "paper"),
-        (64, 0, 1, "paper"),
-        (70, 4, 1, "paper"),
+        pytest.param(64, 0, 1, "paper", marks=pytest.mark.long),
+        pytest.param(70, 4, 1, "paper", marks=pytest.mark.long),
         (3, 4, 2, "forgetting"),
         (70, 4, 1, "forgetting"),
     ],
@@ -220,6 +220,7 @@ def test_any_chunking_beside_any_others_is_the_one_shot(
     check(fitting(conv_kernel=conv_kernel, layers=layers, form=form), chunk)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("form", ["paper", pytest.param("forgetting", marks=pytest.mark.gpu)])
 def test_long_segments(monkeypatch: pytest.MonkeyPatch, form: str) -> None:
     """Segments of several blocks, one or two a row: few rows of a small model are not cut so."""
@@ -248,7 +249,7 @@ def test_every_architecture(changes: dict[str, object]) -> None:
     check(fitting(**changes), 6)
 
 
-@pytest.mark.parametrize("form", ["paper", "forgetting"])
+@pytest.mark.parametrize("form", ["forgetting", pytest.param("paper", marks=pytest.mark.long)])
 def test_fp8(form: str) -> None:
     check(fitting(form=form), 9, "fp8")
 

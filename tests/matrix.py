@@ -1,4 +1,4 @@
-"""Parameters of tests: some cases of a matrix always, the others where the long tests run."""
+"""Parameters of tests: some cases always, the others where the long tests run."""
 
 from __future__ import annotations
 
@@ -16,3 +16,9 @@ def matrix(*axes: Sequence[Any], always: Sequence[tuple[Any, ...]]) -> list[Any]
     return [
         case if case in always else pytest.param(*case, marks=pytest.mark.long) for case in cases
     ]
+
+
+def some(cases: Sequence[Any], *, always: Sequence[Any]) -> list[Any]:
+    """As `matrix`, of one parameter."""
+    assert set(always) <= set(cases)
+    return [x if x in always else pytest.param(x, marks=pytest.mark.long) for x in cases]
