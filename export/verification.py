@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from gma.export import operators
 from gma.export.artifact import Artifact
 from gma.export.precision import Precision
-from gma.model.classifier import Classifier
+from gma.model.classifier import Classifier, Step
 from gma.model.state import State
 from gma.model.weights import Checkpoint
 
@@ -58,6 +58,7 @@ class Check:
     """How the documents were cut into rows and steps."""
     logits: float
     states: float
+    """The largest error of a state, or of how much components took if the model tells it."""
     tolerance: Tolerance
 
     @property
@@ -74,6 +75,7 @@ class Documents:
     before: State
     after: State
     logits: Array  # (documents, labels)
+    usage: Array  # (documents, layers, heads, components)
     fresh: bool
 
     @classmethod
@@ -85,10 +87,11 @@ class Documents:
         before = classifier.new_states(len(lengths))
         if not fresh:
             read = [rng.integers(0, config.vocab_size, BEFORE) for _ in lengths]
-            before = _read(classifier, read, before)
-        after = _read(classifier, tokens, before)
-        logits = classifier.logits(after.evidence, after.weight).numpy()
-        return cls(tokens, before, after, logits, fresh)
+            before = _read(classifier, read, before).states
+        step = _read(classifier, tokens, before)
+        logits = classifier.logits(step.states.evidence, step.states.weight).numpy()
+        assert step.usage is not None
+        return cls(tokens, before, step.states, logits, step.usage.numpy(), fresh)
 
 
 def installed_library() -> Path | None:
@@ -190,7 +193,7 @@ def _readings(tokens: Sequence[Array], chunk: int) -> dict[str, list[list[Piece]
 def _errors(
     model: Model, documents: Documents, steps: Sequence[Sequence[Piece]]
 ) -> tuple[float, float]:
-    """Find the largest error of the logits, and that of the states."""
+    """Find the largest error of the logits, and that of the states and the usage."""
     count = len(documents.tokens)
     states: dict[str, Array] = {}
     for name, x in documents.before.tensors():
@@ -201,17 +204,22 @@ def _errors(
             states[name][:] = np.nan
     fresh = np.array([documents.fresh] * count + [False])
     evidence = documents.before.evidence.numpy().copy()
+    usage = np.zeros_like(documents.usage)
     found: dict[str, Array] = {}
     for pieces in steps:
         found = model.step([*pieces, (count, np.zeros(1, np.int64))], fresh, states)
         states = {name: found[f"{name}_after"] for name in states}
         fresh = np.zeros_like(fresh)
-        for (document, _), share in zip(pieces, found["row_evidence"], strict=False):
-            evidence[document] += share
+        for row, (document, _) in enumerate(pieces):
+            evidence[document] += found["row_evidence"][row]
+            if "usage" in found:
+                usage[document] += found["usage"][row]
     expected = dict(documents.after.tensors())
     shares = _worst(evidence, documents.after.evidence.numpy())
     logits = max(_worst(found["logits"], documents.logits), shares, key=_order)
     worst = [_worst(states[name], x.numpy()) for name, x in expected.items()]
+    if "usage" in found:
+        worst.append(_worst(usage, documents.usage))
     return logits, max(worst, key=_order)
 
 
@@ -235,12 +243,14 @@ def _worst(found: Array, expected: Array) -> float:
     return float((difference / np.maximum(largest, 1e-30)).max())
 
 
-def _read(classifier: Classifier, documents: Sequence[Array], states: State) -> State:
-    """Compute the states after whole documents, each in one row."""
+def _read(classifier: Classifier, documents: Sequence[Array], states: State) -> Step:
+    """Read whole documents, each in one row."""
     lengths = torch.tensor([len(tokens) for tokens in documents])
     rows = torch.zeros(len(documents), max(int(lengths.max()), classifier.config.tail, 1))
     rows = rows.long()
     for row, tokens in zip(rows, documents, strict=True):
         row[: len(tokens)] = torch.from_numpy(tokens)
     with torch.inference_mode():
-        return classifier.step(rows, lengths, torch.arange(len(documents)), states).states
+        return classifier.step(
+            rows, lengths, torch.arange(len(documents)), states, count=True
+        )

@@ -3,6 +3,7 @@ Attention (arXiv:2606.18283)."""
 
 from __future__ import annotations
 
+import os
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
@@ -10,6 +11,10 @@ if TYPE_CHECKING:
     from gma.model.classifier import Classifier as Classifier
     from gma.model.weights import Checkpoint as Checkpoint
     from gma.model.weights import load as load
+
+# ONNX Runtime's builds for Linux tell Microsoft of each model that is loaded, from 1.29 on, unless
+# this is set before it is imported.
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
 __all__ = ["Checkpoint", "Classifier", "load"]
 

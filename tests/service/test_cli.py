@@ -52,8 +52,10 @@ def gma(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> 
     return run
 
 
-@pytest.fixture(scope="module")
-def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+@pytest.fixture(scope="module", params=[True, False], ids=["causal", "bidirectional"])
+def checkpoint(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Path:
     torch.manual_seed(0)
     tokenizer = Tokenizer.train(iter([TEXT]), vocab_size=300)
     config = ModelConfig(
@@ -68,6 +70,7 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
         num_components=4,
         mlp_width=32,
         prior_tokens=20.0,
+        causal=request.param,
     )
     classifier = Classifier(config)
     for parameter in classifier.parameters():

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from copy import deepcopy
 from dataclasses import fields, replace
 from pathlib import Path
@@ -49,6 +52,18 @@ def classifier(checkpoint: Path) -> Classifier:
 @pytest.fixture(scope="module")
 def artifact(exported: Path) -> Artifact:
     return Artifact.open(exported)
+
+
+def test_onnx_runtime_tells_nobody(tmp_path: Path) -> None:
+    """With telemetry, it leaves a file of its session where temporary files are."""
+    telling = ("CI", "ORT_DISABLE_TELEMETRY", "ORT_RUNNING_UNIT_TESTS")
+    environment = {name: x for name, x in os.environ.items() if name not in telling}
+    subprocess.run(
+        [sys.executable, "-c", "import gma.service.runners.onnx"],
+        env=environment | {"TMPDIR": str(tmp_path)},
+        check=True,
+    )
+    assert list(tmp_path.iterdir()) == []
 
 
 def make(artifact: Artifact, **options: Any) -> OnnxRunner:
