@@ -251,6 +251,4 @@ def _read(classifier: Classifier, documents: Sequence[Array], states: State) -> 
     for row, tokens in zip(rows, documents, strict=True):
         row[: len(tokens)] = torch.from_numpy(tokens)
     with torch.inference_mode():
-        return classifier.step(
-            rows, lengths, torch.arange(len(documents)), states, count=True
-        )
+        return classifier.step(rows, lengths, torch.arange(len(documents)), states, count=True)
