@@ -14,7 +14,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from gma.service.app.run import MARK, SESSION
+from gma.service.app.run import MARK, SESSION, end_processes
 from gma.service.app.start import StartError
 from gma.service.cores import cores
 
@@ -22,6 +22,8 @@ LOOPBACK = "127.0.0.1"
 
 # Ray's least. Documents do not pass through it.
 OBJECT_STORE_BYTES = 80 * 1024**2
+
+TOO_LATE = "timed out during startup"
 
 UNNEEDED = ("start_monitor", "start_api_server", "start_log_monitor")
 
@@ -78,11 +80,12 @@ def start_ray(processes: int, gpus: int, folder: Path) -> None:
 
     session = folder / SESSION
     session.mkdir()
-    with ThreadPoolExecutor(1) as apart, _surroundings(folder), _needed_alone(), _in_words():
+    with ThreadPoolExecutor(1) as apart, _surroundings(folder), _needed_alone():
         if cores() > 1:
             # Meanwhile: Ray's start is mostly waiting for its processes, 30 s at most.
             apart.submit(import_module, "ray.serve")
-        ray.init(
+        _init(
+            folder,
             address="local",
             _node_ip_address=LOOPBACK,
             _temp_dir=str(session),
@@ -119,18 +122,24 @@ def _needed_alone() -> Iterator[None]:
             setattr(node, name, start)
 
 
-@contextmanager
-def _in_words() -> Iterator[None]:
-    """Say what it means that Ray's first processes were not there in time."""
-    try:
-        yield
-    except Exception as error:
-        if "timed out during startup" not in str(error):
-            raise
-        raise StartError(
-            "Ray's first processes were not ready within its 30 s: this machine is too busy, or "
-            "has too little of a core; try again"
-        ) from error
+def _init(folder: Path, **settings: Any) -> None:
+    """Start Ray, once more if its first processes were not there in time: by then the disk is not
+    what they wait for."""
+    import ray
+
+    for last in (False, True):
+        try:
+            ray.init(**settings)
+            return
+        except Exception as error:
+            if TOO_LATE not in str(error):
+                raise
+            if last:
+                raise StartError(
+                    "Ray's first processes were not ready within its 30 s, twice: this machine is "
+                    "too busy, or has too little of a core"
+                ) from error
+        end_processes(folder)
 
 
 def keep_to_loopback() -> None:

@@ -265,6 +265,33 @@ def test_ray_that_others_reach_is_refused(tmp_path: Path, monkeypatch: pytest.Mo
         start_ray(3, 0, tmp_path)
 
 
+@pytest.mark.parametrize("failures", [1, 2])
+def test_ray_that_is_late_is_started_once_more(
+    failures: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    started: list[subprocess.Popen[bytes]] = []
+
+    def init(**_: object) -> None:
+        started.append(subprocess.Popen([sys.executable, "-c", "import time; time.sleep(3600)"]))
+        if len(started) <= failures:
+            raise Exception("The current node timed out during startup. This could happen because")
+
+    ray = pytest.importorskip("ray")
+    monkeypatch.setattr(ray, "init", init)
+    monkeypatch.setattr(ray.util, "get_node_ip_address", lambda: LOOPBACK)
+    try:
+        if failures == 2:
+            with pytest.raises(StartError, match="not ready within its 30 s, twice"):
+                start_ray(3, 0, tmp_path)
+        else:
+            start_ray(3, 0, tmp_path)
+        assert len(started) == 2
+        assert started[0].wait() == -signal.SIGKILL  # what the first left
+    finally:
+        for each in started:
+            each.kill()
+
+
 # What Serve says of a deployment whose constructor raised, with fewer of the frames.
 FAILED = """\
 The deployment failed to start 1 times in a row. This may be due to a problem with its constructor \
