@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 from gma.service.app.deployments import APPLICATION, GATEWAY, build
 from gma.service.app.process import gateway_count
-from gma.service.app.ray import count_gpus, start_ray
+from gma.service.app.ray import STOP_SIGNALS, count_gpus, start_ray
 from gma.service.app.run import clear_dead, end_processes, parent_folder, run_folder
 from gma.service.app.start import StartError, cannot_listen, check, in_one_line, reason
 from gma.service.app.stderr import STDERR, shared_stderr
@@ -31,8 +31,6 @@ CLEARED_S = 5.0
 
 REACHED_S = 300.0
 """How long gateways that listen may take to reach a worker that is warm."""
-
-STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 def serve_forever(settings: Settings) -> None:
@@ -180,11 +178,14 @@ class StopSignals:
     """Signals to stop. One that is ignored already, as nohup has SIGHUP, stays so."""
 
     def __init__(self) -> None:
+        self._interrupted = False
         self._came: threading.Event | None = None
         self._before = {number: signal.getsignal(number) for number in STOP_SIGNALS}
 
     def __enter__(self) -> Self:
-        self._listen()
+        for number, handler in self._before.items():
+            if handler is not signal.SIG_IGN:
+                signal.signal(number, self._on_signal)
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -192,24 +193,22 @@ class StopSignals:
             signal.signal(number, handler)
 
     def expect(self) -> None:
-        """From now on the first is waited for. Until then, and later, they interrupt."""
+        """From now on the first is waited for. Until then, and later, one interrupts."""
         self._came = threading.Event()
-        self._listen()  # again: Ray has put its own in place of one
 
     def wait(self) -> None:
         """Return when the first has come."""
         assert self._came
         self._came.wait()
 
-    def _listen(self) -> None:
-        for number, handler in self._before.items():
-            if handler is not signal.SIG_IGN:
-                signal.signal(number, self._on_signal)
-
     def _on_signal(self, *_: object) -> None:
-        if self._came is None or self._came.is_set():
+        if self._came and not self._came.is_set():
+            self._came.set()
+        elif not self._interrupted:
+            # Once: it is no reason to leave processes that those of a terminal, or `timeout`, come
+            # twice.
+            self._interrupted = True
             raise KeyboardInterrupt
-        self._came.set()
 
 
 def _say(line: str) -> None:

@@ -23,6 +23,8 @@ LOOPBACK = "127.0.0.1"
 # Ray's least. Documents do not pass through it.
 OBJECT_STORE_BYTES = 80 * 1024**2
 
+STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+
 TOO_LATE = "timed out during startup"
 
 UNNEEDED = ("start_monitor", "start_api_server", "start_log_monitor")
@@ -34,6 +36,8 @@ ENVIRONMENT = {
     # They would be answered to whoever asks. The service's own are elsewhere.
     "RAY_enable_metrics_collection": "0",
     "RAY_USAGE_STATS_ENABLED": "0",
+    # Serve's threads that ask for something once Ray has been stopped would start it again.
+    "RAY_ENABLE_AUTO_CONNECT": "0",
     # Serve's own logs go to files in Ray's session folder.
     "RAY_SERVE_LOG_TO_STDERR": "0",
     # Nothing of ours holds up a replica's event loop, so it needs no second one, to which every
@@ -80,7 +84,7 @@ def start_ray(processes: int, gpus: int, folder: Path) -> None:
 
     session = folder / SESSION
     session.mkdir()
-    with ThreadPoolExecutor(1) as apart, _surroundings(folder), _needed_alone():
+    with ThreadPoolExecutor(1) as apart, _surroundings(folder), _needed_alone(), _own_signals():
         if cores() > 1:
             # Meanwhile: Ray's start is mostly waiting for its processes, 30 s at most.
             apart.submit(import_module, "ray.serve")
@@ -120,6 +124,17 @@ def _needed_alone() -> Iterator[None]:
     finally:
         for name, start in started.items():
             setattr(node, name, start)
+
+
+@contextmanager
+def _own_signals() -> Iterator[None]:
+    """Let this process go on handling signals: Ray's handlers would end it, with a native stack."""
+    before = {number: signal.getsignal(number) for number in STOP_SIGNALS}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def _init(folder: Path, **settings: Any) -> None:

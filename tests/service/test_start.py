@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 
 from gma.service.app import local
-from gma.service.app.ray import LOOPBACK, start_ray
+from gma.service.app.ray import LOOPBACK, STOP_SIGNALS, start_ray
 from gma.service.app.run import MARK
 from gma.service.app.start import StartError, last_exception, reason
 from gma.service.settings import Settings
@@ -121,11 +121,8 @@ class TestSignals:
         @contextmanager
         def running(settings: Settings) -> Iterator[None]:
             life.append("start")
-            try:
-                signal.signal(signal.SIGTERM, signal.SIG_DFL)  # as Ray takes it
-                yield
-            finally:
-                life.append("end")
+            yield
+            life.append("end")
 
         monkeypatch.setattr(local, "running", running)
         monkeypatch.setattr(local, "drain", lambda timeout_s: life.append(f"drain {timeout_s}"))
@@ -142,10 +139,10 @@ class TestSignals:
         monkeypatch: pytest.MonkeyPatch,
     ) -> None:
         monkeypatch.setattr(sys, "stdout", Terminal(life, "Ready", number, gone))
-        before = [signal.getsignal(each) for each in local.STOP_SIGNALS]
+        before = [signal.getsignal(each) for each in STOP_SIGNALS]
         local.serve_forever(Settings.load(checkpoint=checkpoint, shutdown_timeout_s=7))
         assert life == ["start", "Ready", "Stopping:", "drain 7.0", "end"]
-        assert [signal.getsignal(each) for each in local.STOP_SIGNALS] == before
+        assert [signal.getsignal(each) for each in STOP_SIGNALS] == before
 
     @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
     def test_one_before_it_is_ready_ends_what_was_started(
@@ -162,6 +159,7 @@ class TestSignals:
                 os.kill(os.getpid(), number)
                 yield
             finally:
+                os.kill(os.getpid(), number)  # as a terminal's comes again, with that of `timeout`
                 life.append("end")
 
         monkeypatch.setattr(local, "running", starting)
@@ -226,6 +224,7 @@ class TestWhatRayInherits:
             told = subprocess.run(command, check=True, capture_output=True, text=True).stdout
             names = ("path", "folder", "blocked", "mark")
             found.update(zip(names, json.loads(told), strict=True), options=options)
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)  # as Ray takes it
 
         ray = pytest.importorskip("ray")
         monkeypatch.setattr(ray, "init", init)
@@ -235,7 +234,9 @@ class TestWhatRayInherits:
         monkeypatch.chdir(tmp_path)
         run = tmp_path / "run"
         run.mkdir()
+        before = signal.signal(signal.SIGTERM, lambda *_: None)
         start_ray(3, 0, run)
+        found["handled"] = signal.signal(signal.SIGTERM, before) is not signal.SIG_DFL
         assert Path.cwd() == tmp_path
         assert os.environ["RAY_TMPDIR"] == "before"
         return found
@@ -243,6 +244,9 @@ class TestWhatRayInherits:
     def test_nothing_of_the_current_folder(self, inherited: dict[str, Any], tmp_path: Path) -> None:
         assert inherited["folder"] == str(tmp_path / "run")
         assert inherited["path"][1:3] == [str(tmp_path / "src"), str(tmp_path)]
+
+    def test_signals_stay_handled(self, inherited: dict[str, Any]) -> None:
+        assert inherited["handled"]
 
     def test_its_mark_and_no_hangup(self, inherited: dict[str, Any], tmp_path: Path) -> None:
         assert inherited["mark"] == str(tmp_path / "run")
