@@ -70,37 +70,6 @@ class Routed:
         return gamma * op.Unsqueeze(op.Cast(self.present, to=TensorProto.FLOAT), [1])
 
 
-@dataclass(frozen=True)
-class Blocks:
-    """How rows are cut: a short one is one block, a longer one is filled up with tokens that are
-    not there, to C' of them."""
-
-    size: Value  # B, (1,) int64
-    count: Value  # (1,) int64
-    missing: Value  # C' - C, (1,) int64
-
-    @classmethod
-    def of(cls, op: Body, chunk: Value) -> Blocks:
-        """Cut rows of ``chunk`` tokens, (1,) int64."""
-        size = op.Min(chunk, [BLOCK])
-        count = (chunk + size - 1) / size
-        return cls(size, count, count * size - chunk)
-
-    def filled(self, op: Body, x: Value) -> Value:
-        """Fill x (R, C, n) up to (R, C', n)."""
-        return op.Pad(x, op.Concat([0, 0, 0, 0], self.missing, [0], axis=0))
-
-    def split(self, op: Body, x: Value) -> Value:
-        """Cut x (R, H, C', ...) to (R, H, blocks, B, ...)."""
-        sizes = op.Concat([0, 0], self.count, self.size, op.Shape(x, start=3), axis=0)
-        return op.Reshape(x, sizes)
-
-    def joined(self, op: Body, x: Value) -> Value:
-        """Undo `split`, of x (R, H, blocks, B, n)."""
-        sizes = op.Concat([0, 0], self.count * self.size, op.size(x, -1), axis=0)
-        return op.Reshape(x, sizes)
-
-
 def joined(op: Body, memory: Value, mass: Value) -> Value:
     """Join memory (..., K, v) and mass (..., K) to (..., K, v + 1)."""
     return op.Concat(memory, op.Unsqueeze(mass, [-1]), axis=-1)
@@ -147,14 +116,21 @@ def causal(
     """
     rows = Rows.of(op, lengths, document_of_row, memory)
     chunk, values = op.size(routed, 1), op.size(memory, -1)
-    blocks = Blocks.of(op, chunk)
-    wide = blocks.filled(op, op.Cast(routed, to=TensorProto.FLOAT))
-    tokens = Routed.of(op, wide, lengths, linear, values)
+    # A short row is one block. A longer one is filled up with tokens that are not there.
+    block = op.Min(chunk, [BLOCK])
+    blocks = (chunk + block - 1) / block
+    missing = blocks * block - chunk
+    wide = op.Cast(routed, to=TensorProto.FLOAT)
+    filled = op.Pad(wide, op.Concat([0, 0, 0, 0], missing, [0], axis=0))
+    tokens = Routed.of(op, filled, lengths, linear, values)
+
+    def split(x: Value) -> Value:  # (R, H, C', n) -> (R, H, blocks, B, n)
+        return op.Reshape(x, op.Concat([0, 0], blocks, block, op.size(x, -1), axis=0))
 
     gamma = responsibilities(op, tokens.queries_and_keys, linear, quadratic, bias)
-    gamma_q = blocks.split(op, op.Gather(gamma, 0))
-    gamma_k = blocks.split(op, tokens.keys(op, op.Gather(gamma, 1)))
-    written = blocks.split(op, tokens.values)
+    gamma_q = split(op.Gather(gamma, 0))
+    gamma_k = split(tokens.keys(op, op.Gather(gamma, 1)))
+    written = split(tokens.values)
     keys = op.Transpose(gamma_k, perm=[0, 1, 2, 4, 3])
 
     sums = keys @ written  # (R, H, blocks, K, v + 1)
@@ -166,8 +142,9 @@ def causal(
     # Exclusive: no block reads its own write twice.
     before = op.CumSum(sums, 2, exclusive=1) + op.Unsqueeze(before_row, [2])
     affinity = op.Trilu(gamma_q @ keys, upper=0)
-    summed = blocks.joined(op, affinity @ written + gamma_q @ before)
-    out = _read(op, summed, values, chunk)
+    summed = affinity @ written + gamma_q @ before
+    shape = op.Concat([0, 0], blocks * block, op.size(summed, -1), axis=0)
+    out = _read(op, op.Reshape(summed, shape), values, chunk)
     out = op.Where(present(op, routed, lengths), out, 0.0)
     return {
         "out": op.CastLike(out, routed),

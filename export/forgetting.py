@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from onnx import TensorProto
 
 from gma.export.bodies import (
-    Blocks,
+    BLOCK,
     Routed,
     after,
     joined,
@@ -62,8 +62,11 @@ def forgetting(
     """
     rows = Rows.of(op, lengths, document_of_row, memory)
     chunk, values = op.size(routed, 1), op.size(memory, -1)
-    blocks = Blocks.of(op, chunk)
-    filled = blocks.filled(op, op.Cast(routed, to=FLOAT))
+    # A short row is one block. A longer one is filled up with tokens that are not there.
+    block = op.Min(chunk, [BLOCK])
+    blocks = (chunk + block - 1) / block
+    missing = blocks * block - chunk
+    filled = op.Pad(op.Cast(routed, to=FLOAT), op.Concat([0, 0, 0, 0], missing, [0], axis=0))
     width = op.size(linear, 0) * (op.size(linear, 2) * 2 + values)
     own, others = op.split(filled, op.Concat(width, op.size(routed, 2) - width, axis=0), axis=2)
     tokens = Routed.of(op, own, lengths, linear, values)
@@ -74,13 +77,16 @@ def forgetting(
     rates = op.Slice(others, read, read + op.size(keep_bias, 0), [2])
     rates = _rates(op, rates, tokens.present, keep_bias, heads)
 
+    def split(x: Value) -> Value:  # (R, H, C', ...) -> (R, H, blocks, B, ...)
+        return op.Reshape(x, op.Concat([0, 0], blocks, block, op.Shape(x, start=3), axis=0))
+
     gamma = responsibilities(op, tokens.queries_and_keys, linear, quadratic, bias)
     gamma_k = tokens.keys(op, op.Gather(gamma, 1))
     usage = op.ReduceSum(gamma_k, [2], keepdims=0)
-    rates = blocks.split(op, rates)
+    rates = split(rates)
     grown = op.Unsqueeze(op.Cast(op.Exp(op.CumSum(rates, 3)), to=FLOAT), [4])
-    gamma_q, written = blocks.split(op, op.Gather(gamma, 0)), blocks.split(op, tokens.values)
-    keys = op.Transpose(blocks.split(op, gamma_k) * grown, perm=[0, 1, 2, 4, 3])
+    gamma_q, written = split(op.Gather(gamma, 0)), split(tokens.values)
+    keys = op.Transpose(split(gamma_k) * grown, perm=[0, 1, 2, 4, 3])
 
     forgotten = op.ReduceSum(rates, [3], keepdims=0)  # (R, H, blocks)
     left = op.Cast(op.Exp(op.Neg(forgotten)), to=FLOAT)
@@ -97,8 +103,8 @@ def forgetting(
     affinity = op.Trilu(gamma_q @ keys, upper=0)
     weighted, weight = parted(op, affinity @ written + gamma_q @ before, values)
     means = weighted / (weight + grown * op.attribute("epsilon", "FLOAT"))
-    means = op.Transpose(blocks.joined(op, means), perm=[0, 2, 1, 3])
-    out = op.Reshape(means, [0, 0, -1]) * opened
+    means = op.Reshape(means, op.Concat([0, 0], blocks * block, values, axis=0))
+    out = op.Reshape(op.Transpose(means, perm=[0, 2, 1, 3]), [0, 0, -1]) * opened
     out = op.Slice(out, [0], chunk, [1])
     return {
         "out": op.CastLike(op.Where(present(op, routed, lengths), out, 0.0), routed),
