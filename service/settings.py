@@ -47,7 +47,7 @@ class Settings(BaseSettings):
     backend: Literal["torch", "onnx"] = "torch"
     """What runs the model: PyTorch, or ONNX Runtime."""
 
-    host: str = "127.0.0.1"
+    host: Annotated[str, Field(min_length=1)] = "127.0.0.1"
     """Address to listen on. The default can be reached from this machine only."""
 
     port: Annotated[int, Field(gt=0, lt=65536)] = 8000

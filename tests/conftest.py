@@ -7,6 +7,7 @@ import os
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
 os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"
+os.environ["GRPC_ENABLE_FORK_SUPPORT"] = "0"  # as the service has it, read when gRPC is imported
 os.environ["HF_HUB_OFFLINE"] = "1"
 
 # Triton decides when it is imported, by torch too, whether its kernels are compiled or interpreted.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+import socket
 import sys
 import threading
 import time
@@ -13,11 +14,11 @@ from typing import TYPE_CHECKING, Any, Self
 
 from gma.service.app.deployments import APPLICATION, GATEWAY, build
 from gma.service.app.process import gateway_count
-from gma.service.app.ray import STOP_SIGNALS, count_gpus, start_ray
+from gma.service.app.ray import STOP_SIGNALS, count_gpus, lives, start_ray
 from gma.service.app.run import clear_dead, end_processes, parent_folder, run_folder
 from gma.service.app.start import StartError, cannot_listen, check, in_one_line, reason
 from gma.service.app.stderr import STDERR, shared_stderr
-from gma.service.http.port import bound
+from gma.service.http.port import bound, claimed
 from gma.service.observe import sharing
 from gma.service.settings import Settings
 
@@ -25,6 +26,9 @@ if TYPE_CHECKING:
     from ray.serve.handle import DeploymentHandle
 
 STATUS_S = 0.1
+
+LOOK_S = 1.0
+"""How often to look whether Ray lives."""
 
 CLEARED_S = 5.0
 """How long what a dead run left may take to let go of its port."""
@@ -34,7 +38,8 @@ REACHED_S = 300.0
 
 
 def serve_forever(settings: Settings) -> None:
-    """Run the service on this machine until SIGINT, SIGTERM or SIGHUP. Raises StartError.
+    """Run the service on this machine until SIGINT, SIGTERM or SIGHUP. Raises StartError, also if
+    Ray dies later.
 
     A first signal lets documents in flight end, a second does not. One that comes before the
     service is ready raises KeyboardInterrupt.
@@ -46,7 +51,9 @@ def serve_forever(settings: Settings) -> None:
             f"Ready at {here}. Try: curl --data-binary @FILE -H 'Content-Type: text/plain' "
             f"{here}/v1/documents"
         )
-        signals.wait()
+        while not signals.wait(LOOK_S):
+            if not lives():
+                raise StartError("Ray's own processes were ended: the service can't go on")
         _say("Stopping: waiting for documents in flight. Once more to stop at once.")
         drain(settings.shutdown_timeout_s)
 
@@ -59,7 +66,8 @@ def running(settings: Settings) -> Iterator[None]:
         with in_one_line():
             # First of all, for what a dead run left may have the port.
             cleared = clear_dead(parent_folder())
-            _check_port(settings.host, settings.port, patience_s=CLEARED_S if cleared else 0.0)
+            patience_s = CLEARED_S if cleared else 0.0
+            stack.enter_context(_claim_port(settings.host, settings.port, patience_s=patience_s))
             folder = stack.enter_context(run_folder())
             _start(settings, folder, stack)
         yield
@@ -160,14 +168,14 @@ def _clear_metrics(folder: Path) -> None:
         ) from error
 
 
-def _check_port(host: str, port: int, *, patience_s: float) -> None:
-    """Raises StartError if the port is taken, which gateways, who share one, would not notice, and
-    is not free within so long."""
+def _claim_port(host: str, port: int, *, patience_s: float) -> socket.socket:
+    """Keep the port for gateways of this run, who share it. Raises StartError if it is taken, which
+    they would not notice, and is not free within so long."""
     until = time.monotonic() + patience_s
     while True:
         try:
             bound(host, port, shared=False).close()
-            return
+            return claimed(host, port)
         except OSError as error:
             if time.monotonic() > until:
                 raise cannot_listen(host, port, error) from error
@@ -196,10 +204,10 @@ class StopSignals:
         """From now on the first is waited for. Until then, and later, one interrupts."""
         self._came = threading.Event()
 
-    def wait(self) -> None:
-        """Return when the first has come."""
+    def wait(self, timeout_s: float) -> bool:
+        """Return when the first has come, or after so long; and whether it has."""
         assert self._came
-        self._came.wait()
+        return self._came.wait(timeout_s)
 
     def _on_signal(self, *_: object) -> None:
         if self._came and not self._came.is_set():

@@ -25,7 +25,7 @@ OBJECT_STORE_BYTES = 80 * 1024**2
 
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
-TOO_LATE = "timed out during startup"
+TOO_LATE = ("timed out during startup", "Timed out waiting for file")
 
 UNNEEDED = ("start_monitor", "start_api_server", "start_log_monitor")
 
@@ -47,6 +47,8 @@ ENVIRONMENT = {
     "RAY_worker_niceness": "0",
     # Processes that Ray starts ahead import, before they are needed, what all of ours need.
     "RAY_preload_python_modules": "ray.serve",
+    # A process that is forked while other threads are in gRPC may wait for them for ever.
+    "GRPC_ENABLE_FORK_SUPPORT": "0",
     # On part of a core, processes that start at the same time take a minute and more to import it.
     "RAY_worker_register_timeout_seconds": "600",
     "RAY_agent_register_timeout_ms": "600000",
@@ -130,11 +132,33 @@ def _needed_alone() -> Iterator[None]:
 def _own_signals() -> Iterator[None]:
     """Let this process go on handling signals: Ray's handlers would end it, with a native stack."""
     before = {number: signal.getsignal(number) for number in STOP_SIGNALS}
+
+    def restore() -> None:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+    utils: Any = import_module("ray._private.utils")
+    native: Any = import_module("ray._raylet")
+    handle, connect = utils.set_sigterm_handler, native.CoreWorker
+
+    def connect_and_restore(*arguments: Any) -> Any:
+        try:
+            return connect(*arguments)
+        finally:
+            restore()
+
+    utils.set_sigterm_handler, native.CoreWorker = lambda _: None, connect_and_restore
     try:
         yield
     finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+        utils.set_sigterm_handler, native.CoreWorker = handle, connect
+        restore()
+
+
+def lives() -> bool:
+    """Whether all processes that Ray started for itself still run."""
+    node: Any = import_module("ray._private.worker")._global_node
+    return node is not None and bool(node.remaining_processes_alive())
 
 
 def _init(folder: Path, **settings: Any) -> None:
@@ -147,7 +171,7 @@ def _init(folder: Path, **settings: Any) -> None:
             ray.init(**settings)
             return
         except Exception as error:
-            if TOO_LATE not in str(error):
+            if not any(words in str(error) for words in TOO_LATE):
                 raise
             if last:
                 raise StartError(

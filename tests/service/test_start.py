@@ -21,6 +21,7 @@ from gma.service.app import local
 from gma.service.app.ray import LOOPBACK, STOP_SIGNALS, start_ray
 from gma.service.app.run import MARK
 from gma.service.app.start import StartError, last_exception, reason
+from gma.service.http.port import bound
 from gma.service.settings import Settings
 from tests.service.asgi import save_checkpoint
 from tests.service.running import free_port
@@ -167,6 +168,16 @@ class TestSignals:
             local.serve_forever(Settings.load(checkpoint=checkpoint))
         assert life == ["start", "end"]
 
+    def test_it_ends_when_ray_has_died(
+        self, life: list[str], checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        alive = iter([True, True, False])
+        monkeypatch.setattr(local, "lives", lambda: next(alive))
+        monkeypatch.setattr(local, "LOOK_S", 0.0)
+        with pytest.raises(StartError, match="Ray's own processes were ended"):
+            local.serve_forever(Settings.load(checkpoint=checkpoint))
+        assert life == ["start"]
+
     def test_nohup_is_obeyed(self) -> None:
         before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
         try:
@@ -187,6 +198,22 @@ def test_whatever_is_raised_at_the_start_is_one_line(
     settings = Settings.load(checkpoint=checkpoint, port=free_port())
     with pytest.raises(StartError, match=r"^RuntimeError: Ray said this,$"):
         local.serve_forever(settings)
+
+
+def test_two_starts_at_once_do_not_share_the_port(
+    checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = Settings.load(checkpoint=checkpoint, port=free_port())
+
+    def start_the_other(*_: object) -> None:
+        with bound(settings.host, settings.port, shared=True) as gateway:
+            gateway.listen()
+        with local.running(settings):
+            pass
+
+    monkeypatch.setattr(local, "start_ray", start_the_other)
+    with pytest.raises(StartError, match="can't listen on"), local.running(settings):
+        pass
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="processes are found in /proc")
@@ -270,15 +297,18 @@ def test_ray_that_others_reach_is_refused(tmp_path: Path, monkeypatch: pytest.Mo
 
 
 @pytest.mark.parametrize("failures", [1, 2])
+@pytest.mark.parametrize(
+    "late", ["The current node timed out during startup. This", "Timed out waiting for file /x"]
+)
 def test_ray_that_is_late_is_started_once_more(
-    failures: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    late: str, failures: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     started: list[subprocess.Popen[bytes]] = []
 
     def init(**_: object) -> None:
         started.append(subprocess.Popen([sys.executable, "-c", "import time; time.sleep(3600)"]))
         if len(started) <= failures:
-            raise Exception("The current node timed out during startup. This could happen because")
+            raise RuntimeError(late)
 
     ray = pytest.importorskip("ray")
     monkeypatch.setattr(ray, "init", init)
