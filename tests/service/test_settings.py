@@ -42,6 +42,7 @@ def test_reads_the_environment_and_overrides_go_before_it(monkeypatch: pytest.Mo
         ("GMA_ZZZZZZZZ", "1", "GMA_ZZZZZZZZ is not a setting: there are GMA_API_KEYS_FILE,"),
         ("gma_prot", "8001", "gma_prot is not a setting"),
         ("GMA_PORT", "99999", "GMA_PORT: input should be less than 65536, not '99999'"),
+        ("GMA_HOST", "", "GMA_HOST: "),  # all addresses, to a socket
         ("GMA_ROWS", "many", "GMA_ROWS: input should be a valid integer"),
         ("GMA_ROWS", "", "GMA_ROWS: "),
         ("GMA_ROWS", "-1", "GMA_ROWS: input should be greater than or equal to 0, not '-1'"),
