@@ -11,9 +11,10 @@ where the state gradient is the gradient of the state after the step plus the su
 over the tokens that read: a suffix, as the state is a prefix. So four kernels: queries, segment by
 segment from the state before it; each document's exclusive suffix of what those sum
 (`gma.model.ops.triton.scans`); keys, segment by segment from the state gradient after it,
-backwards; and from the gradients of scores to those of tokens and mixture. Responsibilities are
-computed again from the tokens; the gradients of scores, N * K, are the largest thing that is
-written. Documents meet in no sum but in the gradients of the mixture, which they share.
+backwards; and from the gradients of scores to those of tokens and mixture
+(`gma.model.ops.triton.scores`). Responsibilities are computed again from the tokens; the gradients
+of scores, N * K, are the largest thing that is written. Documents meet in no sum but in the
+gradients of the mixture, which they share.
 
 Shapes: as in `gma.model.ops.triton.forward`. States and their gradients are (G, H, v + 1, K), or
 (D, H, v + 1, K), the documents', where every token reads and writes the whole.
@@ -24,24 +25,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from gma.model.ops.triton.device import dot, head_mixture, locate, posterior, split
-
-
-@triton.jit
-def _factor(x, tokens):
-    """x as it is multiplied: bfloat16 beside bfloat16 tokens, else float32 (float16 overflows)."""
-    return x.to(tl.bfloat16) if tokens.dtype == tl.bfloat16 else x.to(tl.float32)
-
-
-@triton.jit
-def _dot_all(a, b):
-    """a @ b with all digits of b (float32), whatever a is."""
-    if a.dtype == tl.bfloat16:
-        high, low = split(b)
-        product = dot(a, low, dot(a, high))
-    else:
-        product = dot(a, b)
-    return product
+from gma.model.ops.triton.device import dot, dot_all, factor, head_mixture, locate, posterior
 
 
 @triton.jit
@@ -60,7 +44,7 @@ def _of_scores(gamma, gradient):
 @triton.jit
 def query_gradients(
     q, k, val, grown, left, linear, quadratic, bias, lengths, document, states, d_out,
-    d_scores, inverse, pull, sums,
+    d_scores, inverse, pull, sums, ends,
     q_row, q_token, q_head, k_row, k_token, k_head, v_row, v_token, v_head, C, segments, epsilon,
     H: tl.constexpr, R: tl.constexpr, K: tl.constexpr, V: tl.constexpr,
     SEGMENT: tl.constexpr, BLOCK: tl.constexpr,
@@ -72,7 +56,8 @@ def query_gradients(
     Causal: the states are those before the segments, and keys and values of the segment add to
     them. Otherwise they are the documents', and k and val are None. What stands where no token
     is stays as it was, but the sums of every segment are written. With FORGET, 1 / d and pull are
-    in a block's own units, see `units.convert`.
+    in a block's own units, see `units.convert`, and `ends` gets the states after segments that
+    have tokens.
     """
     head, row, first, here, _ = locate(tl.program_id(0), lengths, segments, C, SEGMENT, H)
     token = tl.arange(0, BLOCK)
@@ -114,7 +99,7 @@ def query_gradients(
             queries = tl.load(q + q_at, mask=there[:, None], other=0.0)
             d_means = tl.load(d_out + out_at, mask=there[:, None], other=0.0).to(tl.float32)
             reading = _responsibilities(queries, A, B, b, there, NORMALIZE, EPSILON)
-            read = _factor(reading, queries)
+            read = factor(reading, queries)
             weight = tl.sum(read.to(tl.float32) * mass[None, :], 1)
             if FORGET:
                 units = tl.load(grown + units_at, mask=there, other=1.0)
@@ -123,17 +108,17 @@ def query_gradients(
                 weight += epsilon
             if CAUSAL:
                 keys = tl.load(k + k_at, mask=there[:, None], other=0.0)
-                values = _factor(tl.load(val + v_at, mask=there[:, None], other=0.0), queries)
+                values = factor(tl.load(val + v_at, mask=there[:, None], other=0.0), queries)
                 writing = _responsibilities(keys, A, B, b, there, NORMALIZE, EPSILON)
                 if FORGET:
                     writing *= units[:, None]
-                written = _factor(writing, queries)
+                written = factor(writing, queries)
                 affinity = tl.where(earlier, dot(read, tl.trans(written)), 0.0)
                 weight += tl.sum(affinity, 1)
             over = tl.where(there, 1.0 / weight, 0.0)
-            d_read = _factor(d_means * over[:, None], queries)
+            d_read = factor(d_means * over[:, None], queries)
             # All digits: after many tokens the components' means are nearly one and the same.
-            d_reading = _dot_all(d_read, memory)
+            d_reading = dot_all(d_read, memory)
             # Out . dout from what it is subtracted from, so that their roundings cancel too.
             pulled = tl.sum(read.to(tl.float32) * d_reading, 1)
             if CAUSAL:
@@ -143,7 +128,7 @@ def query_gradients(
             d_reading -= pulled[:, None] * mass[None, :]
             if CAUSAL:
                 d_affinity = tl.where(earlier, d_affinity - pulled[:, None], 0.0)
-                d_reading = dot(_factor(d_affinity, queries), written, d_reading)
+                d_reading = dot(factor(d_affinity, queries), written, d_reading)
                 memory = dot(tl.trans(values), written, memory)
                 mass += tl.sum(written.to(tl.float32), 0)
                 k += BLOCK * k_token
@@ -169,6 +154,10 @@ def query_gradients(
             d_scores += BLOCK * H * K
             inverse += BLOCK * H
             pull += BLOCK * H
+        if FORGET:
+            ends += tl.program_id(0).to(tl.int64) * size
+            tl.store(ends + value[:, None] * K + component[None, :], memory)
+            tl.store(ends + V * K + component, mass)
     sums += tl.program_id(0).to(tl.int64) * size
     tl.store(sums + value[:, None] * K + component[None, :], d_memory)
     tl.store(sums + V * K + component, d_mass)
@@ -176,8 +165,8 @@ def query_gradients(
 
 @triton.jit
 def key_gradients(
-    q, k, val, grown, left, linear, quadratic, bias, lengths, document, d_states, d_out,
-    inverse, pull, d_scores, d_val, d_upto,
+    q, k, val, grown, left, linear, quadratic, bias, lengths, document, d_states, ends, d_out,
+    inverse, pull, d_scores, d_val, d_log_keep,
     q_row, q_token, q_head, k_row, k_token, k_head, v_row, v_token, v_head, C, segments, epsilon,
     H: tl.constexpr, R: tl.constexpr, K: tl.constexpr, V: tl.constexpr,
     SEGMENT: tl.constexpr, BLOCK: tl.constexpr,
@@ -188,8 +177,12 @@ def key_gradients(
 
     Causal: the state gradients are those after the segments, and the segment's queries add to them.
     Otherwise they are the documents', and q, d_out, inverse and pull are None. Values where no
-    token is get zeros; scores there stay as they were. With FORGET also those of the logarithms of
-    what is kept from the document's beginning to each token, d_upto (R, H, C).
+    token is get zeros; scores there stay as they were.
+
+    With FORGET also those of the logarithms of what tokens keep, (R, C, H), zeros where no token
+    is. Such a gradient is the sum over the token and all later ones of the gradients of what is
+    kept from the document's beginning up to each; behind the segment that is the product of the
+    state after it, in `ends`, with its gradient.
     """
     head, row, first, here, width = locate(tl.program_id(0), lengths, segments, C, SEGMENT, H)
     token = tl.arange(0, BLOCK)
@@ -207,6 +200,11 @@ def key_gradients(
             d_states += (tl.load(document + row).to(tl.int64) * H + head) * size
         d_memory = tl.load(d_states + value[:, None] * K + component[None, :])
         d_mass = tl.load(d_states + V * K + component)
+        if FORGET:
+            ends += tl.program_id(0).to(tl.int64) * size
+            end = tl.load(ends + value[:, None] * K + component[None, :])
+            later_ones = tl.sum(tl.sum(end * d_memory, 1), 0)
+            later_ones += tl.sum(tl.load(ends + V * K + component) * d_mass, 0)
         last = (blocks - 1) * BLOCK
         k += row * k_row + (first + last).to(tl.int64) * k_token + head * k_head
         k_at = token[:, None] * k_token + tl.arange(0, R)[None, :]
@@ -222,6 +220,7 @@ def key_gradients(
         if FORGET:
             units_at = (row * H + head) * C + first + last + token
             lefts = left + (row * H + head) * tl.cdiv(C, BLOCK) + first // BLOCK + blocks - 1
+            d_kept = d_log_keep + at_last
         d_scores += at_last * K
         d_values = d_val + at_last * V
         scores_at = token[:, None] * (H * K) + component[None, :]
@@ -229,7 +228,7 @@ def key_gradients(
         for done in tl.range(0, last + BLOCK, BLOCK, num_stages=STAGES):
             there = last - done + token < here
             keys = tl.load(k + k_at, mask=there[:, None], other=0.0)
-            values = _factor(tl.load(val + v_at, mask=there[:, None], other=0.0), keys)
+            values = factor(tl.load(val + v_at, mask=there[:, None], other=0.0), keys)
             gamma = _responsibilities(keys, A, B, b, there, NORMALIZE, EPSILON)
             writing = gamma
             if FORGET:
@@ -238,23 +237,23 @@ def key_gradients(
                 share = tl.load(lefts)
                 d_memory *= share
                 d_mass *= share
-            written = _factor(writing, keys)
-            state = _factor(d_memory, keys)
+            written = factor(writing, keys)
+            state = factor(d_memory, keys)
             d_writing = dot(values, state) + d_mass[None, :]
             d_value = dot(written, tl.trans(state))
             if CAUSAL:
                 queries = tl.load(q + q_at, mask=there[:, None], other=0.0)
                 reading = _responsibilities(queries, A, B, b, there, NORMALIZE, EPSILON)
-                read = _factor(reading, keys)
+                read = factor(reading, keys)
                 d_means = tl.load(d_out + out_at, mask=there[:, None], other=0.0).to(tl.float32)
                 over = tl.load(inverse + token * H, mask=there, other=0.0)
                 pulled = tl.load(pull + token * H, mask=there, other=0.0)
-                d_read = _factor(d_means * over[:, None], keys)
+                d_read = factor(d_means * over[:, None], keys)
                 affinity = tl.where(later, dot(written, tl.trans(read)), 0.0)
                 d_affinity = dot(values, tl.trans(d_read)) - pulled[None, :]
                 d_affinity = tl.where(later, d_affinity, 0.0)
-                d_writing = dot(_factor(d_affinity, keys), read, d_writing)
-                d_value = dot(_factor(affinity, keys), d_read, d_value)
+                d_writing = dot(factor(d_affinity, keys), read, d_writing)
+                d_value = dot(factor(affinity, keys), d_read, d_value)
                 d_memory = dot(tl.trans(d_read), read, d_memory)
                 d_mass -= tl.sum(pulled[:, None] * read.to(tl.float32), 0)
                 q -= BLOCK * q_token
@@ -265,10 +264,15 @@ def key_gradients(
                 d_units = -tl.sum(gamma * d_writing, 1)
                 if CAUSAL:
                     d_units += epsilon * pulled
-                tl.store(d_upto + units_at, units * d_units, mask=there)
+                d_upto = units * d_units
+                d_own = tl.sum(tl.where(later, d_upto[None, :], 0.0), 1) + later_ones
+                later_ones += tl.sum(d_upto, 0)
+                inside = last - done + token < width
+                tl.store(d_kept + token * H, tl.where(there, d_own, 0.0), mask=inside)
                 d_writing *= units[:, None]
                 units_at -= BLOCK
                 lefts -= 1
+                d_kept -= BLOCK * H
             scores = _of_scores(gamma, d_writing).to(d_scores.dtype.element_ty)
             tl.store(d_scores + scores_at, scores, mask=there[:, None])
             d_value = tl.where(there[:, None], d_value, 0.0).to(d_val.dtype.element_ty)
@@ -278,62 +282,16 @@ def key_gradients(
             val -= BLOCK * v_token
             d_scores -= BLOCK * H * K
             d_values -= BLOCK * H * V
-    d_val += (at + blocks.to(tl.int64) * BLOCK * H) * V
+    at += blocks.to(tl.int64) * BLOCK * H
+    d_val += at * V
+    if FORGET:
+        d_log_keep += at
     nothing = tl.zeros((BLOCK, V), d_val.dtype.element_ty)
     for start in range(blocks * BLOCK, width, BLOCK):
         tl.store(d_val + out_at, nothing, mask=(start + token < width)[:, None])
         d_val += BLOCK * H * V
-
-
-@triton.jit
-def score_gradients(
-    x, d_scores, linear, quadratic, lengths, d_x, d_mixture, x_row, x_token, x_head, C,
-    blocks, row_blocks,
-    H: tl.constexpr, R: tl.constexpr, K: tl.constexpr, BLOCK: tl.constexpr,
-    NORMALIZE: tl.constexpr, EPSILON: tl.constexpr, STAGES: tl.constexpr,
-):  # fmt: skip
-    """Gradients of scores (R, C, H, K) -> of queries or keys (R, C, H, r) and of the mixture.
-
-    d_x is contiguous. d_mixture (P, H, 2 r + 1, K): each of P programs' share of the gradients of
-    linear, quadratic and bias, one below the other.
-    """
-    head = tl.program_id(1).to(tl.int64)
-    token = tl.arange(0, BLOCK)
-    component = tl.arange(0, K)
-    routing = tl.arange(0, R)
-    weights_at = (head * K + component)[:, None] * R + routing[None, :]
-    A = tl.load(linear + weights_at)
-    B = tl.load(quadratic + weights_at)
-    x += head * x_head
-    x_at = token[:, None] * x_token + routing[None, :]
-    scores_at = token[:, None] * (H * K) + component[None, :]
-    d_x_at = token[:, None] * (H * R) + routing[None, :]
-    d_linear = tl.zeros((R, K), tl.float32)
-    d_quadratic = tl.zeros((R, K), tl.float32)
-    d_bias = tl.zeros((K,), tl.float32)
-    for block in tl.range(tl.program_id(0), blocks, tl.num_programs(0), num_stages=STAGES):
-        row = (block // row_blocks).to(tl.int64)
-        first = (block % row_blocks * BLOCK).to(tl.int64)
-        there = first + token < tl.load(lengths + row)
-        at = (row * C + first) * H + head
-        own = tl.load(x + row * x_row + first * x_token + x_at, mask=there[:, None], other=0.0)
-        scores = tl.load(d_scores + at * K + scores_at, mask=there[:, None], other=0.0)
-        unit = own.to(tl.float32)
-        if NORMALIZE:
-            scale = 1.0 / tl.sqrt(tl.sum(unit * unit, 1) / R + EPSILON)
-            unit = unit * scale[:, None]
-        # All digits: mu / var and x / var nearly cancel where a component is narrow.
-        d_unit = _dot_all(scores, A) + 2.0 * unit * _dot_all(scores, B)
-        if NORMALIZE:
-            along = tl.sum(d_unit * unit, 1) / R
-            d_unit = scale[:, None] * (d_unit - unit * along[:, None])
-        inside = first + token < C
-        tl.store(d_x + at * R + d_x_at, d_unit.to(d_x.dtype.element_ty), mask=inside[:, None])
-        d_linear = dot(tl.trans(_factor(unit, own)), scores, d_linear)
-        d_quadratic = dot(tl.trans(_factor(unit * unit, own)), scores, d_quadratic)
-        d_bias += tl.sum(scores.to(tl.float32), 0)
-    d_mixture += (tl.program_id(0).to(tl.int64) * H + head) * (2 * R + 1) * K
-    share_at = routing[:, None] * K + component[None, :]
-    tl.store(d_mixture + share_at, d_linear)
-    tl.store(d_mixture + R * K + share_at, d_quadratic)
-    tl.store(d_mixture + 2 * R * K + component, d_bias)
+        if FORGET:
+            tl.store(
+                d_log_keep + token * H, tl.zeros((BLOCK,), tl.float32), mask=start + token < width
+            )
+            d_log_keep += BLOCK * H

@@ -47,6 +47,23 @@ def split(x):
 
 
 @triton.jit
+def factor(x, tokens):
+    """x as it is multiplied: bfloat16 beside bfloat16 tokens, else float32 (float16 overflows)."""
+    return x.to(tl.bfloat16) if tokens.dtype == tl.bfloat16 else x.to(tl.float32)
+
+
+@triton.jit
+def dot_all(a, b):
+    """a @ b with all digits of b (float32), whatever a is."""
+    if a.dtype == tl.bfloat16:
+        high, low = split(b)
+        product = dot(a, low, dot(a, high))
+    else:
+        product = dot(a, b)
+    return product
+
+
+@triton.jit
 def split_dot(a, b):
     """a @ b of float32s, to 16 bits of each."""
     a_high, a_low = split(a)

@@ -7,6 +7,7 @@ segments.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cache
 from typing import Any, NamedTuple
 
 import torch
@@ -57,16 +58,20 @@ def launch(kernel: Any, grid: tuple[int, ...], /, **arguments: Any) -> None:
 
     Strides that it takes are those of the tensors given, 0 of one that is None.
     """
-    for name in kernel.arg_names:
-        if name in STRIDES:
-            tensor, dimension = STRIDES[name]
-            x = arguments[tensor]
-            arguments[name] = 0 if x is None else x.stride(dimension)
+    for name in _strides_among(tuple(kernel.arg_names)):
+        tensor, dimension = STRIDES[name]
+        x = arguments[tensor]
+        arguments[name] = 0 if x is None else x.stride(dimension)
     # Triton launches on the current device.
     with torch.cuda.device_of(  # type: ignore[no-untyped-call]
         next(x for x in arguments.values() if isinstance(x, Tensor))
     ):
         kernel[grid](**arguments)
+
+
+@cache  # a launch's time on the host is that of a small kernel
+def _strides_among(parameters: tuple[str, ...]) -> tuple[str, ...]:
+    return tuple(name for name in parameters if name in STRIDES)
 
 
 def at_most(registers: int) -> dict[str, int]:

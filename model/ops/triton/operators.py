@@ -10,7 +10,7 @@ segments. r, K and v are powers of two from 16 to 128. A document's rows stand t
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -23,6 +23,7 @@ from gma.model.ops.triton.arguments import (
     contiguous,
     packed,
     unit_stride,
+    unpacked,
 )
 from gma.model.ops.triton.launch import Cut, Kept, Launcher, Units
 
@@ -41,7 +42,7 @@ def causal(
     cut: Cut | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """See `gma.model.ops.chunked.causal`. Raises ValueError for what the kernels can't take."""
-    out, memory, mass = _causal(
+    out, memory, mass, *_ = _causal(
         q, k, val, memory, mass, *mixture, None, rows.lengths, rows.first, rows.count,
         normalize, epsilon, cut,
     )  # fmt: skip
@@ -63,7 +64,7 @@ def forgetting(
     cut: Cut | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """See `gma.model.ops.forgetting.causal`. Raises ValueError for what the kernels can't take."""
-    out, memory, mass = _causal(
+    out, memory, mass, *_ = _causal(
         q, k, val, memory, mass, *mixture, log_keep, rows.lengths, rows.first, rows.count,
         normalize, epsilon, cut,
     )  # fmt: skip
@@ -123,7 +124,8 @@ def _causal(
     normalize: bool,
     epsilon: float,
     cut: Sequence[int] | None,
-) -> tuple[Tensor, Tensor, Tensor]:
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Return also what backward needs of the segments: the states before them, and decays."""
     mixture = contiguous(linear, quadratic, bias)
     check(
         mixture, q=q, k=k, val=val, log_keep=log_keep, memory=memory, mass=mass,
@@ -142,14 +144,31 @@ def _causal(
     )
     out = val.new_empty(val.shape)
     launcher.read_segments(q, val, units, mixture, lengths, before.sums, kept, out, epsilon=epsilon)
-    return out, memory, mass
+    decays = mass.new_empty((0, 0)) if before.decays is None else before.decays
+    return out, memory, mass, before.sums, decays
 
 
 @_causal.register_fake
 def _(
-    q: Tensor, k: Tensor, val: Tensor, memory: Tensor, mass: Tensor, *_: object
-) -> tuple[Tensor, Tensor, Tensor]:
-    return val.new_empty(val.shape), memory.new_empty(memory.shape), mass.new_empty(mass.shape)
+    q: Tensor,
+    k: Tensor,
+    val: Tensor,
+    memory: Tensor,
+    mass: Tensor,
+    linear: Tensor,
+    quadratic: Tensor,
+    bias: Tensor,
+    log_keep: Tensor | None,
+    lengths: Tensor,
+    first: Tensor,
+    count: Tensor,
+    normalize: bool,
+    epsilon: float,
+    cut: Sequence[int] | None,
+) -> tuple[Tensor, ...]:
+    shape = Launcher.of(q, bias.shape[1], val.shape[3], normalize, cut).sums_shape
+    decays = mass.new_empty((0, 0) if log_keep is None else shape[:2])
+    return *(x.new_empty(x.shape) for x in (val, memory, mass)), mass.new_empty(shape), decays
 
 
 @torch.library.custom_op("gma::write", mutates_args=())
@@ -231,9 +250,32 @@ def _(q: Tensor, memory: Tensor, *_: object) -> Tensor:
     return q.new_empty((*q.shape[:3], memory.shape[3]))
 
 
-def _save_causal(ctx: Any, inputs: tuple[Any, ...], output: object) -> None:
-    ctx.save_for_backward(*inputs[:12])
-    ctx.settings = inputs[12:]
+def _save_causal(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    q, k, val, memory, mass, *others = inputs[:12]
+    ctx.save_for_backward(q, k, val, *others, *output[3:])
+    ctx.states, ctx.settings = (memory.shape, mass.shape), inputs[12:]
+    # What is kept for backward has no gradients, nor have states that nobody reads.
+    ctx.set_materialize_grads(False)
+
+
+def _causal_backward(
+    ctx: Any, d_out: Tensor | None, d_memory: Tensor | None, d_mass: Tensor | None, *_: None
+) -> tuple[Tensor | None, ...]:
+    q, k, val, *others = ctx.saved_tensors
+    d_out = torch.zeros_like(val) if d_out is None else d_out
+    d_after = None
+    if d_memory is not None or d_mass is not None:
+        d_states = zip((d_memory, d_mass), ctx.states, strict=True)
+        d_after = packed(
+            *(q.new_zeros(shape, dtype=torch.float32) if d is None else d for d, shape in d_states)
+        )
+    d_q, d_k, d_val, d_before, d_mixture, d_log_keep = gradients.causal_backward(
+        d_out, d_after, q, k, val, *others, *ctx.settings
+    )
+    return (
+        d_q, d_k, d_val, *unpacked(d_before), *_mixture(d_mixture),
+        d_log_keep if d_log_keep.numel() else None, *[None] * 6,
+    )  # fmt: skip
 
 
 def _save_write(ctx: Any, inputs: tuple[Any, ...], output: object) -> None:
@@ -241,23 +283,31 @@ def _save_write(ctx: Any, inputs: tuple[Any, ...], output: object) -> None:
     ctx.settings = inputs[9:]
 
 
+def _write_backward(ctx: Any, d_memory: Tensor, d_mass: Tensor) -> tuple[Tensor | None, ...]:
+    d_after = packed(d_memory, d_mass)
+    d_k, d_val, d_mixture = gradients.write_backward(d_after, *ctx.saved_tensors, *ctx.settings)
+    return d_k, d_val, *_mixture(d_mixture), *[None] * 6
+
+
 def _save_read(ctx: Any, inputs: tuple[Any, ...], output: object) -> None:
     ctx.save_for_backward(*inputs[:10])
     ctx.settings = inputs[10:]
 
 
-def _backward_of(operator: Any, inputs: int) -> Callable[..., tuple[Tensor | None, ...]]:
-    """Make a backward of an operator that gives the first inputs' gradients; others have none."""
-
-    def backward(ctx: Any, *d_outputs: Tensor) -> tuple[Tensor | None, ...]:
-        saved = ctx.saved_tensors
-        found = operator(*d_outputs, *saved, *ctx.settings)
-        own = (d if x is not None else None for x, d in zip(saved, found, strict=False))
-        return (*own, *[None] * (inputs - len(found)))
-
-    return backward
+def _read_backward(ctx: Any, d_out: Tensor) -> tuple[Tensor | None, ...]:
+    q, memory, mass, *others = ctx.saved_tensors
+    d_q, d_states, d_mixture = gradients.read_backward(
+        d_out, q, packed(memory, mass), *others, *ctx.settings
+    )
+    return d_q, *unpacked(d_states), *_mixture(d_mixture), *[None] * 7
 
 
-_causal.register_autograd(_backward_of(gradients.causal_backward, 15), setup_context=_save_causal)
-_write.register_autograd(_backward_of(gradients.write_backward, 11), setup_context=_save_write)
-_read.register_autograd(_backward_of(gradients.read_backward, 13), setup_context=_save_read)
+def _mixture(gradient: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Return views of a mixture's gradient (H, 2 r + 1, K) in the form of `Coefficients`."""
+    r = gradient.shape[1] // 2
+    return gradient[:, :r].mT, gradient[:, r : 2 * r].mT, gradient[:, 2 * r]
+
+
+_causal.register_autograd(_causal_backward, setup_context=_save_causal)
+_write.register_autograd(_write_backward, setup_context=_save_write)
+_read.register_autograd(_read_backward, setup_context=_save_read)

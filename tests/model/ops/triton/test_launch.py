@@ -10,7 +10,7 @@ import torch
 pytest.importorskip("triton")
 
 from gma.model.fused import products, tokens
-from gma.model.ops.triton import backward, forward, scans
+from gma.model.ops.triton import backward, forward, scans, scores
 from gma.model.ops.triton.launch import STRIDES, launch
 
 KERNELS = [
@@ -21,7 +21,7 @@ KERNELS = [
     scans.suffix,
     backward.query_gradients,
     backward.key_gradients,
-    backward.score_gradients,
+    scores.score_gradients,
     tokens.embed,
     tokens.normalize,
     tokens.convolve,

@@ -219,6 +219,23 @@ def test_gradients_after_many_tokens(form: str) -> None:
 
 
 @pytest.mark.usefixtures("_poisoned")
+@pytest.mark.parametrize("part", [0, 1, 2])
+@pytest.mark.parametrize("form", ["causal", "forgetting"])
+def test_gradients_of_one_output_alone(form: str, part: int) -> None:
+    exact, rows = make([40, 20], [0, 1])
+    x = exact.to(torch.float32)
+    rounded = x.to(torch.float64)
+
+    def of_one(ops: Any, x: Input, **cut: Any) -> Input:
+        alone = outputs(form, ops, x, rows, **cut)[part]
+        if part == 0:
+            alone = alone.masked_fill(~rows.valid[..., None, None], 0.0)
+        return Input(*torch.autograd.grad(alone.square().sum(), x, materialize_grads=True))
+
+    assert_close(of_one(operators, x, cut=SMALL), of_one(CHUNKED, rounded), 1e-4)
+
+
+@pytest.mark.usefixtures("_poisoned")
 @FORMS
 def test_chosen_cut(form: str) -> None:
     compare(form, *make([70, 9], [0, 1], heads=2))
