@@ -90,8 +90,9 @@ def fla_linear(*, compute: bool) -> Callable[[int, Size, torch.device], Problem]
         if not compute:
             inputs = *gammas(given.q, given.k), val
 
-        def run() -> tuple[Tensor, ...]:
-            q, k = gammas(*inputs[:2]) if compute else inputs[:2]
+        def run(q: Tensor, k: Tensor, val: Tensor) -> tuple[Tensor, ...]:
+            if compute:
+                q, k = gammas(q, k)
             out, memory = chunk_linear_attn(
                 q, k, val, scale=1.0, normalize=False, output_final_state=True
             )
@@ -113,7 +114,7 @@ def sdpa(backend: SDPBackend, *, causal: bool) -> Callable[[int, Size, torch.dev
     def build(tokens: int, size: Size, device: torch.device) -> Problem:
         inputs = tuple(random(1, tokens, size.heads, size.value, device=device) for _ in range(3))
 
-        def run() -> tuple[Tensor, ...]:
+        def run(*inputs: Tensor) -> tuple[Tensor, ...]:
             with sdpa_kernel(backend):
                 q, k, val = (x.transpose(1, 2) for x in inputs)
                 out = functional.scaled_dot_product_attention(q, k, val, is_causal=causal)
@@ -134,7 +135,7 @@ def gla(tokens: int, size: Size, device: torch.device) -> Problem:
     val = random(1, tokens, size.heads, size.value, device=device)
     gate = functional.logsigmoid(torch.randn_like(q)) / 16  # as its layer does
 
-    def run() -> tuple[Tensor, ...]:
+    def run(q: Tensor, k: Tensor, val: Tensor, gate: Tensor) -> tuple[Tensor, ...]:
         out, _ = chunk_gla(q, k, val, gate, output_final_state=True)
         return (out,)
 
@@ -154,8 +155,8 @@ def gated_slots(tokens: int, size: Size, device: torch.device) -> Problem:
     decay = functional.logsigmoid(gate) / 8  # as its layer does
     strength = (1 - decay.exp()).to(q.dtype)
 
-    def run() -> tuple[Tensor, ...]:
-        out, _ = chunk_gsa(q, k, val, strength, decay, output_final_state=True)
+    def run(*inputs: Tensor) -> tuple[Tensor, ...]:
+        out, _ = chunk_gsa(*inputs, output_final_state=True)
         return (out,)
 
     def expected() -> tuple[Tensor, ...]:
@@ -175,8 +176,8 @@ def gated_delta(tokens: int, size: Size, device: torch.device) -> Problem:
     decay = functional.logsigmoid(random(1, tokens, size.heads, device=device).float() + 3)
     beta = torch.sigmoid(random(1, tokens, size.heads, device=device))
 
-    def run() -> tuple[Tensor, ...]:
-        out, _ = rule(q, k, val, decay, beta, scale=1.0, output_final_state=True)
+    def run(*inputs: Tensor) -> tuple[Tensor, ...]:
+        out, _ = rule(*inputs, scale=1.0, output_final_state=True)
         return (out,)
 
     def expected() -> tuple[Tensor, ...]:
@@ -203,7 +204,7 @@ def mamba2(tokens: int, size: Size, device: torch.device) -> Problem:
     key, query = (random(1, tokens, 1, MAMBA_STATE, device=device) for _ in range(2))
     dt, bias, rate = _steps(tokens, heads, device)
 
-    def run() -> tuple[Tensor, ...]:
+    def run(x: Tensor, dt: Tensor, key: Tensor, query: Tensor) -> tuple[Tensor, ...]:
         out, _ = scan(
             x, dt, rate, key, query, chunk_size=256,
             dt_bias=bias, dt_softplus=True, return_final_states=True,
@@ -227,20 +228,24 @@ def mamba3(tokens: int, size: Size, device: torch.device) -> Problem:
     # As its layer has them, queries and keys are RMS-normalised, and then get a bias of ones.
     key, query = (random(1, tokens, 1, MAMBA_STATE, device=device) for _ in range(2))
     raw, bias, rate = _steps(tokens, heads, device)
-    step = functional.softplus(raw.float() + bias).transpose(1, 2).contiguous()
-    decay = step * rate[:, None]
-    trapezoid = random(1, heads, tokens, device=device)
     angle = random(1, tokens, 1, MAMBA_STATE // 4, device=device)
+    # These lie head by head.
+    step = functional.softplus(raw.float() + bias).mT.contiguous().mT
+    decay = step * rate
+    trapezoid = random(1, heads, tokens, device=device).mT
 
-    def run() -> tuple[Tensor, ...]:
+    def run(
+        x: Tensor, key: Tensor, query: Tensor, angle: Tensor, decay: Tensor, step: Tensor,
+        trapezoid: Tensor,
+    ) -> tuple[Tensor, ...]:  # fmt: skip
         out, *_ = module.mamba3_siso_combined(
-            query, key, x, decay, step, trapezoid, ones, ones, angle.expand(-1, -1, heads, -1),
-            chunk_size=64, return_final_states=True,
+            query, key, x, decay.mT, step.mT, trapezoid.mT, ones, ones,
+            angle.expand(-1, -1, heads, -1), chunk_size=64, return_final_states=True,
         )  # fmt: skip
         return (out,)
 
     def expected() -> tuple[Tensor, ...]:
-        dt, mix, kept = (y[0].T.double() for y in (step, trapezoid.sigmoid(), decay))
+        dt, mix, kept = (y[0].double() for y in (step, trapezoid.sigmoid(), decay))
         angles = (angle[0].double().tanh() * torch.pi * dt[..., None]).cumsum(0)
         q, k = (definitions.rotated(y[0] + ones, angles) for y in (query, key))
         now = dt * mix  # trapezoidal rule: a part of a write waits for the next token
@@ -248,8 +253,7 @@ def mamba3(tokens: int, size: Size, device: torch.device) -> Problem:
         out = definitions.linear_attention(q, k * later[..., None], x[0], kept)
         return (out - ((later - now) * (q * k).sum(-1))[..., None] * x[0],)
 
-    grown = (x, key, query, angle, *(y.transpose(1, 2) for y in (decay, step, trapezoid)))
-    return Problem(run, grown, expected)
+    return Problem(run, (x, key, query, angle, decay, step, trapezoid), expected)
 
 
 FLA, MAMBA = "fla.ops", "mamba_ssm.ops.triton."

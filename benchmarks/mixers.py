@@ -3,10 +3,12 @@
     pip install '.[benchmarks]' fla-core mamba-ssm
     python -m benchmarks.mixers --out build/mixers
     python -m benchmarks.mixers --backward --lengths 16384
+    python -m benchmarks.mixers --backward --lengths 16384 --eager
 
 Each contender is checked first, against its definition in float64 and for causality; one that fails
 is not timed. Prints Markdown; writes mixers.json, .md and .svg. Every row of the tables is from
-this one run, in which the contenders take turns.
+this one run, in which the contenders take turns. Up to 16k tokens calls are replays of CUDA graphs,
+with --backward too; with --eager the host launches them all, as training without graphs does.
 """
 
 from __future__ import annotations
@@ -56,15 +58,12 @@ def leak(problem: Problem) -> float:
     tokens = problem.inputs[0].shape[1]
     part = tokens // 2 - 5  # on no block's edge
 
-    @torch.no_grad()
     def first_part() -> Tensor:
-        return problem.run()[0].reshape(tokens, -1)[:part].float()
+        return problem()[0].reshape(tokens, -1)[:part].float()
 
     before = first_part()
-    with torch.no_grad():
-        for x in problem.inputs:
-            whole = x.view(1, tokens, *x.shape[2:])
-            whole[:, part:] = whole[:, part:].flip(1)
+    for x in problem.inputs:
+        x[:, part:] = x[:, part:].flip(1)
     return float((first_part() - before).abs().max() / before.abs().max())
 
 
@@ -74,8 +73,7 @@ def checked(
     """Whether it may be timed, and what was found."""
     try:
         problem = contender.build(tokens, size, device)
-        with torch.no_grad():
-            pairs = list(zip(problem.run(), problem.expected(), strict=True))
+        pairs = list(zip(problem(), problem.expected(), strict=True))
         if not all(bool(found.isfinite().all()) for found, _ in pairs):
             return False, "not finite"
         errors = [relative_error(found, expected) for found, expected in pairs]
@@ -101,9 +99,10 @@ class Run:
         budget_s: float,
         *,
         backward: bool = False,
+        eager: bool = False,
     ) -> None:
         self.device, self.size, self.cap_s, self.budget_s = device, size, cap_s, budget_s
-        self.backward = backward
+        self.backward, self.eager = backward, eager
         self.checks: list[dict[str, Any]] = []
         self.results: list[Result] = []
         self.skips: list[tuple[str, int, str]] = []
@@ -168,17 +167,16 @@ class Run:
         problem = contender.build(tokens, self.size, self.device)
         if self.backward:
             problem = problem.with_gradients()
-        outputs = problem.run()  # compiles and tunes
+        outputs = problem()  # compiles and tunes
         output = sum(x.nbytes for x in outputs)
         least = sum(x.nbytes for x in problem.inputs) + outputs[0].nbytes
         del outputs
         before = timing.allocated(self.device)
-        extra = timing.peak(problem.run, self.device) - before
+        extra = timing.peak(problem, self.device) - before
         graph = None
-        # A backward is not captured: its threads' streams are not the capture's.
-        if self.device.type == "cuda" and tokens <= GRAPHS_UP_TO and not self.backward:
-            graph = timing.captured(problem.run)
-        return graph or problem.run, graph is not None, max(extra, 0), output, least
+        if self.device.type == "cuda" and tokens <= GRAPHS_UP_TO and not self.eager:
+            graph = timing.captured(problem)
+        return graph or problem, graph is not None, max(extra, 0), output, least
 
 
 def table(run: Run) -> str:
@@ -203,6 +201,8 @@ def table(run: Run) -> str:
         ["contender", "check", "found", "what"],
         [[c["contender"], c["check"], c["found"], c["source"]] for c in run.checks],
     )
+    if run.backward:
+        text += "\nForward, and the gradients of all inputs.\n"
     text += each("Median milliseconds", lambda r: digits(r.seconds * 1e3))
     text += each("Million tokens a second", lambda r: digits(r.tokens_per_s / 1e6))
     if run.device.type == "cuda":
@@ -210,14 +210,22 @@ def table(run: Run) -> str:
     share = "Share of the speed that reading the inputs and writing the output once would allow, "
     share += f"at this run's copy bandwidth of {run.bandwidth / 1e12:.2f} TB/s"
     text += each(share, lambda r: f"{r.least_seconds / r.seconds:.0%}")
-    graphs = sorted({(r.contender, r.tokens) for r in run.results if r.captured})
-    missed = sorted({r.contender for r in run.results if r.tokens <= GRAPHS_UP_TO} - {
-        name for name, _ in graphs
-    })  # fmt: skip
-    if graphs:
-        text += f"\nUp to {tokens_name(GRAPHS_UP_TO)} tokens, times are of CUDA graphs' replays"
-        text += f", but for: {', '.join(missed)}.\n" if missed else ".\n"
+    if run.device.type == "cuda":
+        text += f"\n{replays(run)}\n"
     return text
+
+
+def replays(run: Run) -> str:
+    """Which times are of CUDA graphs' replays."""
+    if not any(result.captured for result in run.results):
+        return "No time is of a CUDA graph's replay: the host launches every call."
+    text = f"Up to {tokens_name(GRAPHS_UP_TO)} tokens, times are of CUDA graphs' replays"
+    launched = [
+        f"{result.contender} at {tokens_name(result.tokens)}"
+        for result in run.results
+        if result.tokens <= GRAPHS_UP_TO and not result.captured
+    ]
+    return f"{text}, but for: {', '.join(launched)}." if launched else f"{text}."
 
 
 def plot(results: Sequence[Result], path: Path) -> None:
@@ -250,6 +258,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--device", default="cuda")
     parser.add_argument("--cap", type=float, default=10.0, help="longest predicted call, seconds")
     parser.add_argument("--backward", action="store_true", help="forward, and the gradients")
+    parser.add_argument("--eager", action="store_true", help="no CUDA graphs")
     parser.add_argument("--quick", action="store_true", help="tiny: shows that it runs, no more")
     arguments = parser.parse_args(argv)
     device = torch.device(arguments.device)
@@ -263,10 +272,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     torch.manual_seed(0)
     torch.set_float32_matmul_precision("high")
     torch._dynamo.config.recompile_limit = 64
-    with torch.set_grad_enabled(arguments.backward):
+    with torch.no_grad():
         run = Run(
             device, size, arguments.cap, 0.05 if arguments.quick else 2.0,
-            backward=arguments.backward,
+            backward=arguments.backward, eager=arguments.eager,
         )  # fmt: skip
         passing = run.check(contenders, lengths[-1] if arguments.quick else CHECKED)
         for tokens in lengths:

@@ -6,6 +6,7 @@ Shapes: N tokens, H heads, r routing_dim, K components, v value_dim.
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass, replace
 from importlib import import_module
 from typing import Any, NamedTuple
 
@@ -29,33 +30,40 @@ class Size(NamedTuple):
     value: int = 64
 
 
-class Problem(NamedTuple):
-    """A mixer at one length: its inputs, the call that is timed, and what it must give."""
+@dataclass(frozen=True)
+class Problem:
+    """A mixer at one length: its inputs, what is run on them, and what that must give.
 
-    run: Callable[[], tuple[Tensor, ...]]  # the first is (1, N, H, v), or the same in rows
+    To call a problem is to run it on its inputs.
+    """
+
+    run: Callable[..., tuple[Tensor, ...]]  # the first is (1, N, H, v), or the same in rows
     inputs: tuple[Tensor, ...]  # all that grow with N, tokens in dimension 1
     expected: Callable[[], tuple[Tensor, ...]]  # in float64; slow
 
+    def __call__(self) -> tuple[Tensor, ...]:
+        return self.run(*self.inputs)
+
     def with_gradients(self) -> Problem:
-        """The same, whose call gives the gradients of its inputs too."""
-        wanted = [x for x in self.inputs if x.requires_grad]
-        d_out = torch.randn_like(self.run()[0])
+        """The same, which gives the gradients of its inputs behind its main output.
 
-        def run() -> tuple[Tensor, ...]:
-            out = self.run()[0]
-            return out.detach(), *torch.autograd.grad(out, wanted, d_out)
+        Each call makes its autograd graph from the leaves on: what a backward does runs on the
+        stream where its forward was, and a CUDA graph can hold only what was so captured.
+        """
+        d_out = torch.randn_like(self()[0])
 
-        return self._replace(run=run)
+        @torch.enable_grad()
+        def run(*inputs: Tensor) -> tuple[Tensor, ...]:
+            leaves = [x.detach().requires_grad_() for x in inputs]
+            out = self.run(*leaves)[0]
+            return out.detach(), *torch.autograd.grad(out, leaves, d_out)
+
+        return replace(self, run=run)
 
 
-def random(*shape: int, device: torch.device, dtype: torch.dtype = torch.bfloat16) -> Tensor:
-    """Normal numbers, of which gradients are wanted where any are."""
-    return grown(torch.randn(shape, device=device, dtype=dtype))
-
-
-def grown(x: Tensor) -> Tensor:
-    """x as an input of its own."""
-    return x.detach().requires_grad_(torch.is_grad_enabled())
+def random(*shape: int, device: torch.device) -> Tensor:
+    """Normal numbers in bfloat16."""
+    return torch.randn(shape, device=device, dtype=torch.bfloat16)
 
 
 def compiled(function: Callable[..., Any], device: torch.device) -> Callable[..., Any]:
@@ -74,11 +82,10 @@ class Ours(NamedTuple):
     @classmethod
     def of(cls, tokens: int, size: Size, device: torch.device) -> Ours:
         heads, r, K, v = size  # noqa: N806 (the paper's letters)
-        projected = torch.randn(1, tokens, heads * (2 * r + v), device=device, dtype=torch.bfloat16)
+        projected = random(1, tokens, heads * (2 * r + v), device=device)
         parts = torch.split(projected, [heads * r, heads * r, heads * v], -1)
         q, k, val = (part.view(1, tokens, heads, -1) for part in parts)
         val += 0.5  # so that means of many values do not vanish
-        q, k, val = grown(q), grown(k), grown(val)
         mu = torch.randn(heads, K, r, device=device)
         var = torch.rand(heads, K, r, device=device) * 2 + 0.5
         return cls(q, k, val, (mu, var, torch.randn(heads, K, device=device).log_softmax(-1)))
@@ -95,17 +102,23 @@ class Ours(NamedTuple):
         """out (N, H, v), memory (H, K, v) and mass (H, K), in float64."""
         return definitions.mixture_attention(*self.gammas(), self.val[0], EPSILON)
 
-    def rows(self) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Rows]:
-        """q, k and val in rows, memory and mass of one new document, and the rows' layout."""
+    def state(self) -> tuple[Tensor, Tensor]:
+        """memory (1, H, K, v) and mass (1, H, K) of a new document."""
+        heads, components, _ = self.distribution[0].shape
+        memory = torch.zeros(1, heads, components, self.val.shape[-1], device=self.val.device)
+        return memory, memory[..., 0].contiguous()
+
+    def rows(self) -> Rows:
+        """The layout of the document in rows."""
         chunk = min(ROW, self.q.shape[1])
-        parts = [x.view(-1, chunk, *x.shape[2:]) for x in (self.q, self.k, self.val)]
-        count, _, heads, value = parts[2].shape
-        lengths = torch.full((count,), chunk, device=self.q.device)
+        lengths = torch.full((self.q.shape[1] // chunk,), chunk, device=self.q.device)
         rows = Rows.of(lengths, torch.zeros_like(lengths), chunk, torch.float32)
-        rows = rows._replace(belongs=rows.belongs[:1], first=rows.first[:1], count=rows.count[:1])
-        components = self.distribution[0].shape[1]
-        memory = torch.zeros(1, heads, components, value, device=self.q.device)
-        return parts[0], parts[1], parts[2], memory, memory[..., 0].contiguous(), rows
+        return rows._replace(belongs=rows.belongs[:1], first=rows.first[:1], count=rows.count[:1])
+
+
+def in_rows(*inputs: Tensor) -> list[Tensor]:
+    """Views of inputs (1, N, ...) in rows of up to ROW tokens."""
+    return [x.view(-1, min(ROW, x.shape[1]), *x.shape[2:]) for x in inputs]
 
 
 def by_rows(causal: Callable[..., Any]) -> Callable[[int, Size, torch.device], Problem]:
@@ -113,13 +126,13 @@ def by_rows(causal: Callable[..., Any]) -> Callable[[int, Size, torch.device], P
 
     def build(tokens: int, size: Size, device: torch.device) -> Problem:
         given = Ours.of(tokens, size, device)
-        *parts, rows = given.rows()
-        mixture = given.mixture
+        state, mixture, rows = given.state(), given.mixture, given.rows()
 
-        def run() -> tuple[Tensor, ...]:
+        def run(q: Tensor, k: Tensor, val: Tensor) -> tuple[Tensor, ...]:
             out, memory, mass = causal(
-                *parts, mixture, rows, normalize=True, epsilon=EPSILON, device=device
-            )
+                *in_rows(q, k, val), *state, mixture, rows, normalize=True, epsilon=EPSILON,
+                device=device,
+            )  # fmt: skip
             return out, memory[0], mass[0]
 
         return Problem(run, given[:3], given.expected)
@@ -130,23 +143,25 @@ def by_rows(causal: Callable[..., Any]) -> Callable[[int, Size, torch.device], P
 def forgetting_rows(tokens: int, size: Size, device: torch.device) -> Problem:
     """Our kernels of the form that forgets, at rates as heads have them at first."""
     given = Ours.of(tokens, size, device)
-    *parts, rows = given.rows()
-    causal = import_module("gma.model.ops.triton.operators").forgetting
-    shape = *parts[0].shape[:2], size.heads
+    state, mixture, rows = given.state(), given.mixture, given.rows()
+    forgetting = import_module("gma.model.ops.triton.operators").forgetting
     rates = torch.logspace(-3.5, -0.8, size.heads, device=device)
-    log_keep = grown(-(torch.rand(shape, device=device) * 2 * rates).clamp(max=MOST_FORGOTTEN))
-    mixture = given.mixture
+    forgotten = torch.rand(1, tokens, size.heads, device=device) * 2 * rates
+    log_keep = -forgotten.clamp(max=MOST_FORGOTTEN)
 
-    def run() -> tuple[Tensor, ...]:
-        out, memory, mass = causal(*parts, mixture, log_keep, rows, normalize=True, epsilon=EPSILON)
+    def run(q: Tensor, k: Tensor, val: Tensor, log_keep: Tensor) -> tuple[Tensor, ...]:
+        *parts, kept = in_rows(q, k, val, log_keep)
+        out, memory, mass = forgetting(
+            *parts, *state, mixture, kept, rows, normalize=True, epsilon=EPSILON
+        )
         return out, memory[0], mass[0]
 
     def expected() -> tuple[Tensor, ...]:
-        memory, mass = (x[0].double() for x in parts[3:])
-        kept = log_keep.flatten(0, 1).double()
+        memory, mass = (x[0].double() for x in state)
         return reference.forgetting(
-            *given.gammas(), given.val[0].double(), kept, memory, mass, epsilon=EPSILON
-        )
+            *given.gammas(), given.val[0].double(), log_keep[0].double(), memory, mass,
+            epsilon=EPSILON,
+        )  # fmt: skip
 
     return Problem(run, (*given[:3], log_keep), expected)
 
@@ -180,14 +195,13 @@ def gammas_of(q: Tensor, k: Tensor, mixture: Coefficients) -> tuple[Tensor, Tens
 def cumulative(tokens: int, size: Size, device: torch.device) -> Problem:
     """The published form, whose memory at every token is a cumulative sum."""
     given = Ours.of(tokens, size, device)
-    *_, memory, mass, _ = given.rows()
+    (memory, mass), mixture = given.state(), given.mixture
 
-    def sums(q: Tensor, k: Tensor, val: Tensor, mixture: Coefficients) -> tuple[Tensor, ...]:
+    def run(q: Tensor, k: Tensor, val: Tensor) -> tuple[Tensor, ...]:
         gamma_q, gamma_k = gammas_of(q, k, mixture)
         out, *after = reference.causal(
             gamma_q[0], gamma_k[0], val[0].float(), memory[0], mass[0], epsilon=EPSILON
         )
         return out.to(val.dtype), *after
 
-    mixture = given.mixture
-    return Problem(lambda: sums(*given[:3], mixture), given[:3], given.expected)
+    return Problem(run, given[:3], given.expected)

@@ -2,18 +2,20 @@
 
     python -m benchmarks.models --out build/models
     python -m benchmarks.models --checkpoint model/checkpoints/books
+    python -m benchmarks.models --only ours --lengths 65536 1048576 16777216
 
 Ours, and the same model without its mixers, stream the document in steps of 64 rows of 1,024
 tokens; a shorter document is one smaller step. The same model with causal FlashAttention reads it
 in one piece, since every token may look at all before it. Beside them stand the layers' matrix
-products alone. Ours is first held to the float64 model; what fails is not timed. Prints Markdown;
-writes models.json, .md and .svg, all from this one run, in which the contenders take turns.
+products alone, for each of ours that takes part. Ours is first held to the float64 model; what
+fails is not timed. Prints Markdown; writes models.json, .md and .svg, all from this one run, in
+which the contenders take turns.
 """
 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -34,6 +36,7 @@ from gma.model.classifier import Classifier
 
 BF16, FP8 = "GMA, ours, bf16", "GMA, ours, fp8"
 ATTENTION, NOTHING = "FlashAttention, bf16", "no mixer, bf16"
+CONTENDERS = BF16, FP8, ATTENTION, NOTHING
 PRODUCTS = {BF16: "matrix products alone, bf16", FP8: "matrix products alone, fp8"}
 LIMITS = {BF16: 0.03, FP8: 0.2}
 """Relative errors of logits and states beyond which a contender is not timed."""
@@ -67,14 +70,14 @@ class Run:
         self.streams: dict[tuple[str, int], Stream] = {}
         self.own_bytes: dict[str, int] = {}  # weights, and what a model keeps for itself
 
-    def make(self) -> None:
-        """Make all contenders. Ours take part only if they are right."""
+    def make(self, names: Collection[str] = CONTENDERS) -> None:
+        """Make the contenders with these names. Ours take part only if they are right."""
         for name in LIMITS:
-            if name != FP8 or self.device.type == "cuda":
+            if name in names and (name != FP8 or self.device.type == "cuda"):
                 before = timing.allocated(self.device)
                 self._check(name)
                 self.own_bytes[name] = timing.allocated(self.device) - before
-        for name in (ATTENTION, NOTHING):
+        for name in [name for name in names if name not in LIMITS]:
             before = timing.allocated(self.device)
             model: Any = Backbone(self.config, attention=name == ATTENTION)
             model = model.to(self.device, torch.bfloat16).requires_grad_(False).eval()
@@ -194,7 +197,7 @@ def table(run: Run) -> str:
     else:
         text += "\nOn the CPU, ours is the classifier's own step, in float32.\n"
     text += "\n"
-    step, longest = run.grid.tokens, lengths[-1]
+    step, longest = run.grid.tokens, max(lengths, default=0)
     for ours, alone in PRODUCTS.items():
         for (name, tokens), speed in run.products.items():
             if name == alone:
@@ -251,10 +254,15 @@ def main(argv: Sequence[str] | None = None) -> None:
         parser.add_argument(f"--{field.replace('_', '-')}", type=int, default=value)
     parser.add_argument("--form", choices=("paper", "forgetting"), default="paper")
     parser.add_argument("--lengths", type=int, nargs="+", default=[4**n for n in range(6, 13)])
+    parser.add_argument("--only", nargs="+", help="contenders, by words in their names")
     parser.add_argument("--device", default="cuda")
     parser.add_argument("--cap", type=float, default=20.0, help="longest predicted read, seconds")
     parser.add_argument("--quick", action="store_true", help="tiny: shows that it runs, no more")
     arguments = parser.parse_args(argv)
+    words = arguments.only or [""]
+    names = [name for name in CONTENDERS if any(word in name for word in words)]
+    if not names:
+        parser.error(f"--only: no contender is one of {', '.join(CONTENDERS)}")
     if arguments.quick:
         vars(arguments).update(TINY, lengths=[128, 256, 1024])
     grid = Grid(4, 64) if arguments.quick else Grid()
@@ -279,7 +287,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         torch.inference_mode(),
         sdpa_kernel(SDPBackend.FLASH_ATTENTION) if flash else nullcontext(),
     ):
-        run.make()
+        run.make(names)
         for tokens in sorted(arguments.lengths):
             run.measure(tokens)
             results = {

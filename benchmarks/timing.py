@@ -11,7 +11,8 @@ import json
 import platform
 import sys
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
@@ -20,6 +21,8 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+
+from benchmarks.definitions import relative_error
 
 Call = Callable[[], Any]
 
@@ -93,24 +96,58 @@ class Replay:
 def captured(call: Call) -> Call | None:
     """The call as a CUDA graph's replay, so that launches cost nothing; None if it can't be one.
 
-    A capture is not trusted: its replay must give the tensor that the call gives, or tensors.
+    A capture is not trusted: its replay must give the tensor that the call gives, or tensors, to
+    within a hundredth of their norms. The current stream is captured, for a call may be bound to
+    it, or a new one where that is the default stream, which can't be.
     """
     cuda: Any = torch.cuda
-    stream = cuda.Stream()
-    stream.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(stream):
+    outer = torch.cuda.current_stream()
+    stream = cuda.Stream() if outer == torch.cuda.default_stream() else outer
+    stream.wait_stream(outer)
+    graph, pool = torch.cuda.CUDAGraph(), torch.cuda.graph_pool_handle()
+    # A capture that fails leaves its generator in it, and its stream as the current one.
+    with torch.cuda.stream(stream), _other_generator():
         expected = [x.clone() for x in _tensors(call())]
-    torch.cuda.current_stream().wait_stream(stream)
-    graph = torch.cuda.CUDAGraph()
-    try:
-        with torch.cuda.graph(graph):
-            result = call()
-        graph.replay()
-        torch.cuda.synchronize()
-    except RuntimeError:
+        try:
+            with torch.cuda.graph(graph, pool=pool, stream=stream):
+                result = call()
+            graph.replay()
+            torch.cuda.synchronize()
+            same = all(map(_close, _tensors(result), expected))
+        except Exception as error:
+            progress(f"not captured: {first_line(error.__context__ or error)}")
+            _end_allocations(pool)
+            return None
+        finally:
+            outer.wait_stream(stream)
+    if not same:
+        progress("not captured: a replay gives something else")
         return None
-    same = all(map(_close, _tensors(result), expected))
-    return Replay(graph, call) if same else None
+    return Replay(graph, call)
+
+
+@contextmanager
+def _other_generator() -> Iterator[None]:
+    """Draw random numbers from a copy of the CUDA generator's state, which stays as it is."""
+    generator = torch.cuda.default_generators[torch.cuda.current_device()]
+    own = generator.graphsafe_get_state()
+    generator.graphsafe_set_state(generator.clone_state())
+    try:
+        yield
+    finally:
+        generator.graphsafe_set_state(own)
+
+
+def _end_allocations(pool: Any) -> None:
+    """End a failed capture's allocations, if PyTorch has not.
+
+    It raises what CUDA says of an invalid capture before it ends them, and while they go on,
+    cached memory can't be given back, as the next capture and a full device must.
+    """
+    device = torch.cuda.current_device()
+    with suppress(RuntimeError):  # have ended
+        torch._C._cuda_endAllocateToPool(device, pool)
+        torch._C._cuda_releasePool(device, pool)
 
 
 def _tensors(result: Any) -> list[Tensor]:
@@ -118,7 +155,7 @@ def _tensors(result: Any) -> list[Tensor]:
 
 
 def _close(found: Tensor, expected: Tensor) -> bool:
-    return torch.allclose(found.float(), expected.float(), rtol=1e-2, atol=1e-3)
+    return relative_error(found, expected.double()) <= 1e-2
 
 
 def allocated(device: torch.device) -> int:
@@ -186,7 +223,7 @@ def digits(value: float) -> str:
     return f"{value:.{1 if value >= 10 else 2 if value >= 1 else 3}f}"
 
 
-def first_line(error: Exception) -> str:
+def first_line(error: BaseException) -> str:
     """What went wrong, in one line that fits into a table."""
     what = str(error).partition("\n")[0].replace("|", "/")
     return f"{type(error).__name__}: {what}"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable
+from dataclasses import replace
 from importlib.util import find_spec
 from itertools import pairwise
 from pathlib import Path
@@ -17,7 +18,7 @@ from torch.nn import functional
 
 from benchmarks import definitions, directions, figure, mixers, models
 from benchmarks.contenders import CONTENDERS
-from benchmarks.mixtures import Size
+from benchmarks.mixtures import Problem, Size
 from benchmarks.timing import markdown, tokens_name
 
 CPU = torch.device("cpu")
@@ -30,9 +31,11 @@ ON_CPU = [contender for contender in CONTENDERS if not contender.gpu]
     [
         # Our kernels, which are interpreted here, are checked below.
         (mixers, ["--only", "PyTorch", "cumulative"], "check"),
+        (mixers, ["--only", "PyTorch", "--backward"], "check"),
         (models, [], "verdict"),
+        (models, ["--only", "ours"], "verdict"),
     ],
-    ids=["mixers", "models"],
+    ids=["mixers", "mixers-backward", "models", "models-only"],
 )
 def test_command(
     command: Any,
@@ -47,6 +50,9 @@ def test_command(
     printed = capsys.readouterr().out
     assert {check[verdict] for check in found["checks"]} == {"passed"}
     assert found["results"]
+    contenders = {result["contender"] for result in found["results"]}
+    if "--only" in options:
+        assert all(any(word in name for word in options) for name in contenders)
     for result in found["results"]:
         assert 0 < result["low"] <= result["seconds"] <= result["high"]
         assert f"| {result['contender']} |" in printed
@@ -83,16 +89,53 @@ class TestChecks:
         def build(*given: Any) -> Any:
             problem = right.build(*given)
 
-            def run() -> tuple[Tensor, ...]:
-                out, *rest = problem.run()
+            def run(*inputs: Tensor) -> tuple[Tensor, ...]:
+                out, *rest = problem.run(*inputs)
                 return spoil(out), *rest
 
-            return problem._replace(run=run)
+            return replace(problem, run=run)
 
         run = mixers.Run(CPU, TINY, cap_s=1.0, budget_s=0.01)
         assert not run.check([right._replace(build=build)], 200)
         assert "not timed" in run.checks[0]["check"]
         assert why in run.checks[0]["found"]
+
+
+class TestGradients:
+    @torch.no_grad()
+    def test_are_of_all_inputs_and_anew_at_every_call(self) -> None:
+        x, y = torch.rand(2, 1, 5, 2, 3) + 0.5
+        given: list[Tensor] = []
+
+        def run(x: Tensor, y: Tensor) -> tuple[Tensor, ...]:
+            given.extend([x, y])
+            return x * y.square(), x
+
+        problem = Problem(run, (x, y), tuple).with_gradients()
+        given.clear()
+        out, d_x, d_y = problem()
+        torch.testing.assert_close(out, x * y.square())
+        torch.testing.assert_close(d_y * y, 2 * d_x * x)
+        x.mul_(3)
+        out, *found = problem()
+        torch.testing.assert_close(out, x * y.square())
+        torch.testing.assert_close(found, [d_x, 3 * d_y])
+        assert not any(z.requires_grad for z in (x, y, out))
+        assert all(z.is_leaf and z.requires_grad for z in given)
+        assert len({id(z) for z in given}) == 4
+
+    @pytest.mark.parametrize("contender", ON_CPU, ids=lambda contender: contender.name)
+    def test_of_values_are_those_of_a_linear_map(self, contender: Any) -> None:
+        """The output is linear in the values, so that it and they give the same product."""
+        problem = contender.build(100, TINY, CPU)
+        torch.manual_seed(1)
+        found = problem.with_gradients()()
+        torch.manual_seed(1)
+        d_out, (q, k, val) = torch.randn_like(found[0]), problem.inputs
+        assert [d.shape for d in found[1:]] == [q.shape, k.shape, val.shape]
+        pairs = (found[0], d_out), (val, found[3])
+        products = [(a.double() * b.double()).sum() for a, b in pairs]
+        torch.testing.assert_close(*products, rtol=0.02, atol=0.5)
 
 
 class TestDefinitions:

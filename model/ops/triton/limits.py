@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import torch
 
-from gma.model.config import ModelConfig
+if TYPE_CHECKING:
+    from gma.model.config import ModelConfig
 
 SIZES = frozenset({16, 32, 64, 128})
 """What routing_dim, num_components and value_dim may be."""
