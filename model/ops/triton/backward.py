@@ -265,7 +265,7 @@ def key_gradients(
                 if CAUSAL:
                     d_units += epsilon * pulled
                 d_upto = units * d_units
-                d_own = tl.sum(tl.where(later, d_upto[None, :], 0.0), 1) + later_ones
+                d_own = tl.cumsum(d_upto, 0, reverse=True) + later_ones
                 later_ones += tl.sum(d_upto, 0)
                 inside = last - done + token < width
                 tl.store(d_kept + token * H, tl.where(there, d_own, 0.0), mask=inside)
