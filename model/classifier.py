@@ -99,21 +99,31 @@ class Classifier(nn.Module):
             tails.append(tail)
         return x, torch.stack(memories, 1), torch.stack(masses, 1), torch.stack(tails, 1)
 
-    def hidden_in_pass(
-        self, number: int, x: Tensor, rows: Rows, states: State
-    ) -> tuple[Tensor, State]:
-        """Take x (R, C, W) through pass `number`, of 0 to L, of a bidirectional model.
+    def layers_of(self, number: int) -> tuple[Layer | None, Layer | None]:
+        """Return the layer whose memory pass `number` reads, and the one whose memory it writes.
 
-        The first takes embedded tokens, each other what the one before it gave. It reads the memory
-        that the pass before wrote, all of it, and writes the next layer's; the last only reads.
+        A bidirectional model's passes are 0 to L: the first reads none, the last writes none.
         """
-        if number > 0:
-            x = self._layer(number - 1).recall(x, states.memory[:, 0], states.mass[:, 0], rows)
-        if number == self.config.layers:
+        last = number == self.config.layers
+        return (
+            self._layer(number - 1) if number > 0 else None,
+            None if last else self._layer(number),
+        )
+
+    def hidden_between(
+        self, reads: Layer | None, writes: Layer | None, x: Tensor, rows: Rows, states: State
+    ) -> tuple[Tensor, State]:
+        """Take x (R, C, W) through the pass between two layers, see `layers_of`.
+
+        The first pass takes embedded tokens, each other what the one before it gave. It reads the
+        memory that the pass before wrote, all of it, and writes the next layer's.
+        """
+        if reads is not None:
+            x = reads.recall(x, states.memory[:, 0], states.mass[:, 0], rows)
+        if writes is None:
             return x, states
-        layer = self._layer(number)
-        x, tail = layer.convolve(x, states.tail[:, 1], rows)
-        memory, mass = layer.mixer.write(x, rows)
+        x, tail = writes.convolve(x, states.tail[:, 1], rows)
+        memory, mass = writes.mixer.write(x, rows)
         return x, replace(
             states,
             memory=torch.stack([states.memory[:, 0], states.memory[:, 1] + memory], 1),
@@ -132,7 +142,8 @@ class Classifier(nn.Module):
             return self.hidden(x, rows, self.new_states(len(x)))[0]
         states, all_begin = self.new_states(len(x)), rows.lengths.new_ones(len(x)).bool()
         for number in range(self.config.passes):
-            x, states = self.hidden_in_pass(number, x, rows, states.turned(all_begin))
+            layers = self.layers_of(number)
+            x, states = self.hidden_between(*layers, x, rows, states.turned(all_begin))
         return x
 
     def forward(
@@ -208,14 +219,43 @@ class Classifier(nn.Module):
         the first the embedded tokens; `begins` (R,) bool tells documents whose pass begins here.
         A document's pass ends before its next begins.
         """
+        return self.step_between(
+            *self.layers_of(number),
+            tokens,
+            hidden,
+            lengths,
+            document_of_row,
+            begins,
+            states,
+            count=count,
+        )
+
+    def step_between(
+        self,
+        reads: Layer | None,
+        writes: Layer | None,
+        tokens: Tensor,
+        hidden: Tensor,
+        lengths: Tensor,
+        document_of_row: Tensor,
+        begins: Tensor,
+        states: State,
+        *,
+        count: bool = False,
+    ) -> PassStep:
+        """Do what `step_in_pass` does, in the pass between two layers of `layers_of`.
+
+        All passes but the first and the last do the same with other weights, so a compiler that
+        takes layers for inputs compiles them once.
+        """
         rows = Rows.of(lengths, document_of_row, tokens.shape[1], self.dtype)
         tokens = tokens.masked_fill(~rows.valid, 0)
         # Zeros where no token is: what lies there is multiplied by zero later, and may be NaN.
         x = hidden.masked_fill(~rows.valid[..., None], 0)
-        x, states = self.hidden_in_pass(number, x, rows, states.turned(begins))
-        if number < self.config.layers:
+        x, states = self.hidden_between(reads, writes, x, rows, states.turned(begins))
+        if writes is not None:
             evidence = states.mass.new_zeros(len(tokens), len(self.config.labels))
-            usage = self._layer(number).mixer.usage(x, rows) if count else None
+            usage = writes.mixer.usage(x, rows) if count else None
             return PassStep(x, evidence, evidence[:, 0], states, usage)
         evidence, weight = self.pooled(x, tokens, rows)
         return PassStep(x, evidence, weight, self._pool(states, evidence, weight, rows))
