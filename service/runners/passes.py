@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -10,8 +11,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from gma.model.classifier import Classifier
+from gma.model.grid import Grid
+from gma.model.layers import Layer
 from gma.model.state import State
-from gma.service.engine.step import Batch, Ended, Launched, Outcome
+from gma.service.engine.step import Batch, Ended, Launched, Outcome, fitting
 from gma.service.observe.memory import Memory
 from gma.service.runners.grids import grids_up_to, warm_up
 from gma.service.runners.pool import StatePool
@@ -19,7 +22,7 @@ from gma.service.runners.torch import TorchRunner, device_memory
 
 
 class PassRunner:
-    """A bidirectional classifier, on the device where its weights are.
+    """A bidirectional classifier, eager or compiled, on the device where its weights are.
 
     Between passes a chunk's hidden tokens lie in its page. Pages are allocated once, and hold what
     another document left until they are written.
@@ -38,9 +41,13 @@ class PassRunner:
         page_memory: int,
         rows: int = 8,
         chunk: int = 256,
+        compile: bool = False,  # noqa: A002 (its name in torch)
     ) -> None:
         """`slots` documents at a time, with pages of `page_memory` bytes; `rows` x `chunk` tokens a
-        step. Raises ValueError if the memory does not hold a page, or is not to be had."""
+        step. Raises ValueError if the memory does not hold a page, or is not to be had.
+
+        `compile` is for a GPU; the warm-up then compiles a grid after the other.
+        """
         config = classifier.config
         weights = classifier.embedding.weight
         page_bytes = chunk * config.width * weights.element_size()
@@ -53,7 +60,8 @@ class PassRunner:
             )
         self.device = str(weights.device)
         self.dtype = str(weights.dtype).removeprefix("torch.")
-        self.kernels = f"eager PyTorch in {self.passes} passes, {classifier.mixers} mixer"
+        how = "compiled" if compile else "eager"
+        self.kernels = f"{how} PyTorch in {self.passes} passes, {classifier.mixers} mixer"
         self.vocab_size = config.vocab_size
         self.slots = slots
         self.pool = StatePool(config, slots, device=weights.device, dtype=classifier.dtype)
@@ -67,10 +75,23 @@ class PassRunner:
         self._classifier = classifier.eval()
         self._labels = len(config.labels)
         self._counted = config.layers, config.heads, config.num_components
+        self._chunk = chunk
+        self._compiled = compile
+        self._step = _step
+        if compile:
+            # CUDA graphs: what launches cost the CPU would cost more than the kernels.
+            mode = "reduce-overhead" if self.device.startswith("cuda") else "default"
+            self._step = torch.compile(_step, dynamic=False, fullgraph=True, mode=mode)
 
     def warm_up(self) -> None:
+        if self._compiled:
+            # A grid has three: the first pass's, the last's, and one of those between, whose layers
+            # are inputs. The limit is set here because it is each thread's own.
+            torch._dynamo.config.recompile_limit = max(8, 2 * 3 * len(self.grids))
         for grid in self.grids:
-            warm_up(self, grid)
+            # A graph is run once, then recorded, then replayed.
+            for _ in range(3 if self._compiled else 1):
+                warm_up(self, grid)
 
     def launch(self, batch: Batch) -> Launched:
         return Ended(self.step(batch))
@@ -88,43 +109,50 @@ class PassRunner:
 
     def _read(self, number: int, batch: Batch, rows: NDArray[np.intp], outcome: Outcome) -> None:
         """Read `rows`, (n,), all of some documents', in pass `number`, and note what they say."""
-        documents, own = np.unique(batch.document_of_row[rows], return_inverse=True)
-        # A step takes as many states as rows: the others are of no document.
-        slots, begins = np.full(len(rows), self.slots), np.ones(len(rows), np.bool_)
-        slots[: len(documents)] = batch.slot_of_document[documents]
-        begins[: len(documents)] = batch.fresh[documents]
-        tokens, pages = self._there(batch.tokens[rows]), self._there(batch.page_of_row[rows])
-        step = self._classifier.step_in_pass(
-            number,
-            tokens,
-            self.hidden[pages] if number else self._classifier.embedding(tokens),
-            self._there(batch.lengths[rows]),
-            self._there(own),
-            self._there(begins),
-            self.pool.states.gather(self._there(slots)),
-            count=batch.count,
+        documents, part = self._part(batch, rows)
+        places = torch.from_numpy(_places(part)).to(self.device)
+        slots, pages = places[0], places[1]
+        # Usage is counted without a graph: it is rare, and would be another compilation a grid.
+        step = (_step if batch.count else self._step)(
+            self._classifier,
+            *self._classifier.layers_of(number),
+            torch.from_numpy(part.tokens).to(self.device),
+            self.hidden.index_select(0, pages) if number else None,
+            places,
+            self.pool.states.gather(slots),
+            batch.count,
         )
-        finite = _finite(step.states)[: len(documents)].cpu().numpy()
-        if len(documents) > 1 and not finite.all():
+        # A graph's answer lies where its next run writes: nothing of it is used after that.
+        told = Told.of(step.told.cpu().numpy(), len(documents), len(rows))
+        if len(documents) > 1 and not told.finite.all():
             # The products that combine rows spread one document's NaN to all (0 * NaN is NaN), so
             # each is read again, from its state and pages before the step.
             for document in documents:
                 self._read(number, batch, rows[batch.document_of_row[rows] == document], outcome)
             return
-        self.pool.scatter(self._there(slots), step.states)
+        self.pool.scatter(slots, step.states)
         if outcome.usage is not None and step.usage is not None:
-            outcome.usage[rows, number] = step.usage.float().cpu().numpy()
+            outcome.usage[rows, number] = step.usage[: len(rows)].float().cpu().numpy()
         if number < self.passes - 1:
-            self.hidden[pages] = step.hidden
-            outcome.logits[documents] = np.where(finite, 0.0, np.nan)[:, None]
+            self.hidden.index_copy_(0, pages[: len(rows)], step.hidden[: len(rows)])
+            outcome.logits[documents] = np.where(told.finite, 0.0, np.nan)[:, None]
             return
-        outcome.evidence[rows] = step.evidence.float().cpu().numpy()
-        outcome.weight[rows] = step.weight.float().cpu().numpy()
-        logits = self._classifier.logits(step.states.evidence, step.states.weight)
-        outcome.logits[documents] = logits[: len(documents)].cpu().numpy()
+        outcome.evidence[rows], outcome.weight[rows] = told.evidence, told.weight
+        outcome.logits[documents] = told.logits
 
-    def _there(self, array: NDArray[np.generic]) -> Tensor:
-        return torch.from_numpy(array).to(self.device)
+    def _part(self, batch: Batch, rows: NDArray[np.intp]) -> tuple[NDArray[np.int64], Batch]:
+        """Some documents, all whose rows of a batch are `rows`, (n,), and a batch of them alone."""
+        documents, own = np.unique(batch.document_of_row[rows], return_inverse=True)
+        # Without graphs any number of rows will do.
+        grid = fitting(self.grids, len(rows)) if self._compiled else Grid(len(rows), self._chunk)
+        part = Batch.blank(grid, self.slots)
+        part.tokens[: len(rows)] = batch.tokens[rows]
+        part.lengths[: len(rows)] = batch.lengths[rows]
+        part.document_of_row[: len(rows)] = own
+        part.page_of_row[: len(rows)] = batch.page_of_row[rows]
+        part.slot_of_document[: len(documents)] = batch.slot_of_document[documents]
+        part.fresh[: len(documents)] = batch.fresh[documents]
+        return documents, part
 
     @property
     def state_bytes(self) -> int:
@@ -135,7 +163,70 @@ class PassRunner:
         return device_memory(self.device)
 
 
-def _finite(states: State) -> Tensor:
-    """Which documents' numbers, (D,) bool, are such: what they wrote, and what they say."""
+class Answer(NamedTuple):
+    """What R rows of as many documents answer in one pass."""
+
+    hidden: Tensor  # (R, C, W)
+    states: State
+    usage: Tensor | None  # (R, H, K), if asked for
+    told: Tensor  # (R, 2 + 2 * labels) float64: see `Told`, in one piece to be copied at once
+
+
+class Told(NamedTuple):
+    """What is told of n rows of D documents."""
+
+    finite: NDArray[np.bool_]  # (D,): what they wrote, and what they say, are numbers
+    weight: NDArray[np.float64]  # (n,)
+    logits: NDArray[np.float64]  # (D, labels)
+    evidence: NDArray[np.float64]  # (n, labels)
+
+    @classmethod
+    def of(cls, told: NDArray[np.float64], documents: int, rows: int) -> Told:
+        finite, weight = told[:documents, 0] != 0, told[:rows, 1]
+        logits, evidence = np.split(told[:, 2:], 2, axis=1)
+        return cls(finite, weight, logits[:documents], evidence[:rows])
+
+
+def _places(batch: Batch) -> NDArray[np.int64]:
+    """What `_step` takes of a batch beside tokens, (5, R), in one piece to be copied at once."""
+    return np.stack(
+        [
+            batch.slot_of_document,
+            batch.page_of_row,
+            batch.lengths,
+            batch.document_of_row,
+            batch.fresh.astype(np.int64),
+        ]
+    )
+
+
+def _step(
+    classifier: Classifier,
+    reads: Layer | None,
+    writes: Layer | None,
+    tokens: Tensor,
+    hidden: Tensor | None,
+    places: Tensor,
+    states: State,
+    count: bool,
+) -> Answer:
+    """One pass of some rows. It gets copies of states and pages, not pool and pages themselves:
+    a graph copies what it reads into buffers of its own."""
+    _, _, lengths, own, begins = places.unbind()
+    step = classifier.step_between(
+        reads,
+        writes,
+        tokens,
+        classifier.embedding(tokens) if hidden is None else hidden,
+        lengths,
+        own,
+        begins.bool(),
+        states,
+        count=count,
+    )
+    states = step.states
     parts = states.memory[:, 1], states.mass[:, 1], states.evidence
-    return torch.stack([part.flatten(1).isfinite().all(1) for part in parts]).all(0)
+    finite = torch.stack([part.flatten(1).isfinite().all(1) for part in parts]).all(0)
+    logits = classifier.logits(states.evidence, states.weight)
+    told = [finite[:, None], step.weight[:, None], logits, step.evidence]
+    return Answer(step.hidden, states, step.usage, torch.cat([x.double() for x in told], 1))

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from functools import partial
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ import torch
 from gma.model.classifier import Classifier
 from gma.service.engine.opening import Tokens
 from gma.service.engine.step import Batch, Outcome
+from gma.service.runners.compilations import Compilations
 from gma.service.runners.passes import PassRunner
 from tests.model.small import small
 from tests.service.conformance import (
@@ -38,9 +40,26 @@ def runner(classifier: Classifier) -> PassRunner:
     return runner_of(classifier)
 
 
-def runner_of(classifier: Classifier, *, pages: int = PAGES, rows: int = ROWS) -> PassRunner:
-    page = CHUNK * classifier.config.width * classifier.embedding.weight.element_size()
-    return PassRunner(classifier, slots=SLOTS, page_memory=pages * page, rows=rows, chunk=CHUNK)
+@pytest.fixture(scope="module", params=["eager", pytest.param("inductor", marks=pytest.mark.long)])
+def compiled(request: pytest.FixtureRequest) -> Iterator[PassRunner]:
+    """One whose three rows are padded to four, traced and run by PyTorch or by what it generates,
+    which takes a minute to compile."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch, "compile", partial(torch.compile, backend=request.param))
+        yield runner_of(small(causal=False, layers=3), rows=4, compile=True)
+
+
+def runner_of(
+    classifier: Classifier,
+    *,
+    pages: int = PAGES,
+    rows: int = ROWS,
+    compile: bool = False,
+) -> PassRunner:
+    memory = pages * CHUNK * classifier.config.width * classifier.embedding.weight.element_size()
+    return PassRunner(
+        classifier, slots=SLOTS, page_memory=memory, rows=rows, chunk=CHUNK, compile=compile
+    )
 
 
 def in_pass(
@@ -119,26 +138,67 @@ def test_a_step_touches_the_slots_and_pages_of_its_documents_only(runner: PassRu
 def test_a_document_whose_numbers_overflow_spoils_no_other(
     runner: PassRunner, classifier: Classifier
 ) -> None:
-    """In whichever pass it happens: its page is spoilt before each."""
-    tokens = [tokens_of(runner, length) for length in (CHUNK + 3, 2 * CHUNK, 5)]
-    places = [(0, [0, 1]), (1, [2, 3]), (2, [4])]
-    for spoilt in range(1, runner.passes):
+    check_overflow(runner, classifier, (CHUNK + 3, 2 * CHUNK, 5), spoilt=1)
+
+
+def check_overflow(
+    runner: PassRunner, classifier: Classifier, lengths: Sequence[int], *, spoilt: int
+) -> None:
+    """Spoil a document's first page before each pass: all others' answers stay."""
+    tokens = [tokens_of(runner, length) for length in lengths]
+    ends = np.cumsum([-(-length // CHUNK) for length in lengths])
+    pages = np.split(np.arange(ends[-1]), ends[:-1])
+    others = [document for document in range(len(lengths)) if document != spoilt]
+    for late in range(1, runner.passes):
         poison(runner)
         for number in range(runner.passes):
-            if number == spoilt:
-                runner.hidden[3] = float("nan")
+            if number == late:
+                runner.hidden[pages[spoilt][0]] = float("nan")
             outcome = runner.step(
                 in_pass(
                     runner,
-                    [(s, number, p, own) for (s, p), own in zip(places, tokens, strict=True)],
+                    [
+                        (slot, number, each.tolist(), own)
+                        for slot, (each, own) in enumerate(zip(pages, tokens, strict=True))
+                    ],
                 )
             )
-            numbers = np.isfinite(outcome.logits[:3]).all(1).tolist()
-            assert numbers == [True, number < spoilt, True]
-        assert outcome.finite[[0, 1, 4]].all()
-        for document in (0, 2):
+            numbers = np.isfinite(outcome.logits[: len(lengths)]).all(1).tolist()
+            assert numbers == [each in others or number < late for each in range(len(lengths))]
+        assert outcome.finite[np.concatenate([pages[document] for document in others])].all()
+        for document in others:
             expected = reference(classifier, tokens[document])
             assert_close(outcome.logits[document], expected, TOLERANCE)
+
+
+def test_compiled_it_answers_as_exactly_and_compiles_no_more(compiled: PassRunner) -> None:
+    """However many layers there are, a grid takes three compilations."""
+    compilations = Compilations()
+    compiled.warm_up()
+    assert compilations.new() == 3 * len(compiled.grids)
+    poison(compiled)
+    check_all(compiled, small(causal=False, layers=3), 0, tolerance=TOLERANCE)
+    assert compilations.new() == 0
+
+
+def test_compiled_a_document_whose_numbers_overflow_spoils_no_other(compiled: PassRunner) -> None:
+    compiled.warm_up()
+    classifier = small(causal=False, layers=3)
+    check_overflow(compiled, classifier, (CHUNK - 1, 5, CHUNK), spoilt=2)
+
+
+def test_compiled_a_row_that_is_not_used_reads_and_writes_nothing(compiled: PassRunner) -> None:
+    """Nor does its page, which is the first and holds NaN, and its state, which does too."""
+    compiled.warm_up()
+    poison(compiled)
+    tokens = tokens_of(compiled, 3 * CHUNK - 1)
+    for number in range(compiled.passes):
+        outcome = compiled.step(in_pass(compiled, [(1, number, [3, 1, 2], tokens)]))
+        assert outcome.finite.all()
+    expected = reference(small(causal=False, layers=3), tokens)
+    assert_close(outcome.logits[0], expected, TOLERANCE)
+    finite = compiled.hidden.isfinite().flatten(1).all(1).nonzero().flatten().tolist()
+    assert finite == [1, 2, 3]
 
 
 def test_its_memory_is_a_page_a_chunk_and_its_states_do_not_grow_with_layers() -> None:
@@ -175,9 +235,11 @@ def test_what_a_pass_says_that_is_not_the_last(runner: PassRunner) -> None:
 
 
 @pytest.mark.gpu
-def test_on_a_gpu(classifier: Classifier) -> None:
-    runner = runner_of(copy.deepcopy(classifier).cuda())
+@pytest.mark.parametrize("compile", [False, True])
+def test_on_a_gpu(classifier: Classifier, compile: bool) -> None:
+    runner = runner_of(copy.deepcopy(classifier).cuda(), compile=compile)
     runner.warm_up()
     poison(runner)
     check_all(runner, classifier, seed=0, tolerance=TOLERANCE)
+    check_overflow(runner, classifier, (CHUNK - 1, 5, CHUNK), spoilt=0)
     assert runner.memory().device >= runner.hidden.nbytes
