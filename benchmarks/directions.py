@@ -6,9 +6,10 @@
 
 Prints Markdown. The causal model and the bidirectional one have the same sizes and weights drawn
 alike, and are measured one after the other, on a machine that should do nothing else. Memory is
-what the process has more than before its first document: on a GPU what torch allocates, pages
-included; on a CPU what is resident, where pages count once they are used. So lengths ascend, each a
-document that is alone.
+what the process has more than before its first document. On a CPU that is what is resident, where
+pages count once they are used. On a GPU it is the most that torch allocated; all pages are taken at
+the start there, so the document's are added. Tokens, which are on the host, do not count. Lengths
+ascend, each a document that is alone.
 """
 
 from __future__ import annotations
@@ -74,21 +75,33 @@ def runner_of(config: ModelConfig, direction: str, arguments: argparse.Namespace
     classifier = random_classifier(config.model_copy(update={"causal": direction == "causal"}))
     classifier = classifier.to(arguments.device)
     classifier.choose_mixers()
-    rows, chunk = arguments.rows, arguments.chunk
+    rows, chunk, compiled = arguments.rows, arguments.chunk, arguments.device == "cuda"
     if direction == "causal":
-        compiled = arguments.device == "cuda"
         return TorchRunner(classifier, slots=64, rows=rows, chunk=chunk, compile=compiled)
-    pages = -(-arguments.longest // chunk) * 8 // 7 + 8
-    page = chunk * config.width * classifier.embedding.weight.element_size()
-    return PassRunner(classifier, slots=64, page_memory=pages * page, rows=rows, chunk=chunk)
+    memory = (-(-arguments.longest // chunk) * 8 // 7 + 8) * page_bytes(config, chunk)
+    return PassRunner(
+        classifier, slots=64, page_memory=memory, rows=rows, chunk=chunk, compile=compiled
+    )
 
 
-async def alone(engine: Engine, runner: Runner, peak: Peak, length: int, before: int) -> Alone:
+def page_bytes(config: ModelConfig, tokens: int) -> int:
+    """What so many tokens take of a page, in float32."""
+    return 4 * config.width * tokens
+
+
+async def alone(
+    engine: Engine, runner: Runner, peak: Peak, length: int, before: int, page: int
+) -> Alone:
+    """`page`: bytes of a page."""
     peak.most = 0
     tokens = random_tokens(runner, length)
     began = time.perf_counter()
     await read(engine, "alone", tokens)
-    return Alone(time.perf_counter() - began, peak.most - before - tokens.nbytes)
+    seconds = time.perf_counter() - began
+    if runner.device == "cpu":
+        return Alone(seconds, peak.most - before - tokens.nbytes)
+    pages = -(-length // runner.grids[-1].chunk) if runner.pages else 0
+    return Alone(seconds, peak.most - before + pages * page)
 
 
 async def beside(engine: Engine, runner: Runner, peak: Peak, length: int, shorts: int) -> Beside:
@@ -122,13 +135,14 @@ async def measured(config: ModelConfig, arguments: argparse.Namespace) -> None:
     runners = {direction: runner_of(config, direction, arguments) for direction in DIRECTIONS}
     found: dict[tuple[str, int], Alone] = {}
     waits: dict[str, Beside] = {}
+    page = page_bytes(config, arguments.chunk)
     for direction, runner in runners.items():
         peak = Peak(runner)
         async with running(runner, peak) as engine:
             await read(engine, "first", random_tokens(runner, 2 * arguments.rows * arguments.chunk))
             before = used(runner.memory())
             for length in lengths:
-                found[direction, length] = await alone(engine, runner, peak, length, before)
+                found[direction, length] = await alone(engine, runner, peak, length, before, page)
             waits[direction] = await beside(engine, runner, peak, lengths[-1], arguments.shorts)
     table("million tokens/s", lengths, lambda d, n: f"{n / found[d, n].seconds / 1e6:.3f}")
     table(
@@ -139,7 +153,10 @@ async def measured(config: ModelConfig, arguments: argparse.Namespace) -> None:
     print("|---|---|---|")
     for direction, wait in waits.items():
         print(f"| {direction} | {wait.median * 1e3:.1f} | {wait.worst * 1e3:.1f} |")
-    print(f"\nA token's page: {4 * config.width} bytes.")
+    print(
+        f"\nA token's share of a page: {page_bytes(config, 1)} bytes. "
+        f"All pages: {runners['bidirectional'].pages * page / 1e6:,.0f} MB."
+    )
 
 
 def table(title: str, lengths: list[int], cell: Callable[[str, int], str]) -> None:
