@@ -17,7 +17,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from statistics import median
 from typing import NamedTuple
 
@@ -75,12 +75,18 @@ def runner_of(config: ModelConfig, direction: str, arguments: argparse.Namespace
     classifier = random_classifier(config.model_copy(update={"causal": direction == "causal"}))
     classifier = classifier.to(arguments.device)
     classifier.choose_mixers()
-    rows, chunk, compiled = arguments.rows, arguments.chunk, arguments.device == "cuda"
+    rows, chunk = arguments.rows, arguments.chunk
     if direction == "causal":
+        compiled = arguments.device == "cuda"
         return TorchRunner(classifier, slots=64, rows=rows, chunk=chunk, compile=compiled)
     memory = (-(-arguments.longest // chunk) * 8 // 7 + 8) * page_bytes(config, chunk)
     return PassRunner(
-        classifier, slots=64, page_memory=memory, rows=rows, chunk=chunk, compile=compiled
+        classifier,
+        slots=64,
+        page_memory=memory,
+        rows=rows,
+        chunk=chunk,
+        compile=arguments.compile_passes,
     )
 
 
@@ -132,7 +138,8 @@ async def measured(config: ModelConfig, arguments: argparse.Namespace) -> None:
     lengths = [SHORTEST]
     while 4 * lengths[-1] <= arguments.longest:
         lengths.append(4 * lengths[-1])
-    runners = {direction: runner_of(config, direction, arguments) for direction in DIRECTIONS}
+    directions = DIRECTIONS if arguments.only is None else (arguments.only,)
+    runners = {direction: runner_of(config, direction, arguments) for direction in directions}
     found: dict[tuple[str, int], Alone] = {}
     waits: dict[str, Beside] = {}
     page = page_bytes(config, arguments.chunk)
@@ -144,25 +151,33 @@ async def measured(config: ModelConfig, arguments: argparse.Namespace) -> None:
             for length in lengths:
                 found[direction, length] = await alone(engine, runner, peak, length, before, page)
             waits[direction] = await beside(engine, runner, peak, lengths[-1], arguments.shorts)
-    table("million tokens/s", lengths, lambda d, n: f"{n / found[d, n].seconds / 1e6:.3f}")
     table(
-        "memory that the document adds, MB", lengths, lambda d, n: f"{found[d, n].grown / 1e6:,.1f}"
+        "million tokens/s", directions, lengths, lambda d, n: f"{n / found[d, n].seconds / 1e6:.3f}"
     )
-    table("of it a token, bytes", lengths, lambda d, n: f"{found[d, n].grown / n:,.0f}")
+    table(
+        "memory that the document adds, MB",
+        directions,
+        lengths,
+        lambda d, n: f"{found[d, n].grown / 1e6:,.1f}",
+    )
+    table("of it a token, bytes", directions, lengths, lambda d, n: f"{found[d, n].grown / n:,.0f}")
     print(f"\n| {SHORT_TOKENS} tokens beside {tokens_name(lengths[-1])}, ms | median | p95 |")
     print("|---|---|---|")
     for direction, wait in waits.items():
         print(f"| {direction} | {wait.median * 1e3:.1f} | {wait.worst * 1e3:.1f} |")
+    pages = sum(runner.pages for runner in runners.values())
     print(
         f"\nA token's share of a page: {page_bytes(config, 1)} bytes. "
-        f"All pages: {runners['bidirectional'].pages * page / 1e6:,.0f} MB."
+        f"All pages: {pages * page / 1e6:,.0f} MB."
     )
 
 
-def table(title: str, lengths: list[int], cell: Callable[[str, int], str]) -> None:
+def table(
+    title: str, directions: Sequence[str], lengths: list[int], cell: Callable[[str, int], str]
+) -> None:
     print(f"\n| {title} | {' | '.join(map(tokens_name, lengths))} |")
     print("|---" * (len(lengths) + 1) + "|")
-    for direction in DIRECTIONS:
+    for direction in directions:
         print(f"| {direction} | {' | '.join(cell(direction, length) for length in lengths)} |")
 
 
@@ -176,6 +191,12 @@ def main(given: list[str] | None = None) -> None:
     parser.add_argument("--tiny", action="store_true", help="one layer of 16")
     parser.add_argument("--layers", type=int, help="of the model")
     parser.add_argument("--form", choices=("paper", "forgetting"), default="forgetting")
+    parser.add_argument("--only", choices=DIRECTIONS)
+    parser.add_argument(
+        "--compile-passes",
+        action="store_true",
+        help="with torch 2.11 only where it is the only one",
+    )
     arguments = parser.parse_args(given)
     config = (TINY if arguments.tiny else REALISTIC).model_copy(update={"form": arguments.form})
     if arguments.layers:

@@ -86,7 +86,6 @@ def torch_runner(classifier: Classifier, settings: Settings) -> Runner:
             page_memory=settings.page_memory,
             rows=rows,
             chunk=chunk,
-            compile=on_gpu,
         )
     if not on_gpu:
         return TorchRunner(classifier, slots=settings.slots, rows=rows, chunk=chunk)
