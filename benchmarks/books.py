@@ -16,8 +16,8 @@ from pathlib import Path
 
 import httpx
 
-from gma.model.training import corpus
-from gma.model.training.corpus import LabelledText
+from gma.model.training.labelled import LabelledText
+from gma.model.training.splits import Splits
 
 PIECE_BYTES = 10_007
 
@@ -68,7 +68,7 @@ def main() -> None:
     parser.add_argument("--at-once", type=int, default=4)
     parser.add_argument("--url", default="http://127.0.0.1:8000/v1/documents")
     arguments = parser.parse_args()
-    documents = list(corpus.read(arguments.data, arguments.split))[: arguments.documents]
+    documents = list(Splits(arguments.data).read(arguments.split))[: arguments.documents]
     asyncio.run(run(documents, arguments.url, arguments.at_once))
 
 

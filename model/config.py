@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Annotated, Any, Literal, Protocol, Self, TypeAlias
 
@@ -10,6 +11,9 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 DEFAULT_CHECKPOINT = Path(__file__).parent / "checkpoints" / "books"
 """The checkpoint that comes with the package."""
+
+FILES = "config.json", "model.safetensors", "tokenizer.json"
+"""What a checkpoint's folder holds."""
 
 LASTING = 1
 """Heads of the form that forgets which forget nothing: the first ones."""
@@ -91,6 +95,25 @@ class ModelConfig(BaseModel):
         return self.layers if self.causal else 2
 
 
+def lacking(folder: Path) -> str | None:
+    """Why a folder is no checkpoint, and what to do; None if it has a checkpoint's files."""
+    for name in FILES:
+        if not (folder / name).is_file():
+            break
+    else:
+        return None
+    if not folder.exists():
+        return f"{folder} is not a checkpoint: there is no such folder"
+    if (folder / "manifest.json").is_file() and (folder / "model.onnx").is_file():
+        return (
+            f"{folder} is an exported model, not a checkpoint: give the checkpoint that it was "
+            "made of, or serve it with GMA_BACKEND=onnx"
+        )
+    inner = folder / "checkpoint"
+    hint = f": do you mean {inner}?" if (inner / FILES[0]).is_file() else f": it has no {name}"
+    return f"{folder} is not a checkpoint{hint}"
+
+
 class SupportsErrors(Protocol):
     """A ValidationError of pydantic's, or of a library that validates with it."""
 
@@ -104,16 +127,22 @@ def dotted(place: Place) -> str:
 
 
 def problems(
-    error: SupportsErrors, *, name: Callable[[Place], str] = dotted, most: int | None = None
+    error: SupportsErrors,
+    *,
+    name: Callable[[Place], str] = dotted,
+    most: int | None = None,
+    of: type[BaseModel] | None = None,
 ) -> str:
     """What is wrong, in one line: `width: input should be greater than 0, not 0; widht is unknown`.
 
     `name` says what the field at a place is called; of many problems, the first `most` are told.
+    `of` is the model that was validated, so that a field that it has can be proposed for one that
+    it has not.
     """
-    return "; ".join(_problem(each, name) for each in error.errors()[:most])
+    return "; ".join(_problem(each, name, of) for each in error.errors()[:most])
 
 
-def _problem(error: Any, name: Callable[[Place], str]) -> str:
+def _problem(error: Any, name: Callable[[Place], str], of: type[BaseModel] | None) -> str:
     message = str(error["msg"]).removeprefix("Value error, ")
     if message[1:2].islower():
         message = message[0].lower() + message[1:]
@@ -122,8 +151,18 @@ def _problem(error: Any, name: Callable[[Place], str]) -> str:
     field, given = name(error["loc"]), error["input"]
     match error["type"]:
         case "extra_forbidden":
-            return f"{field} is unknown"
+            return f"{field} is unknown{_proposal(error['loc'], name, of)}"
         case "missing":
             return f"{field} is missing"
     short = isinstance(given, str | int | float) and len(repr(given)) <= LONGEST_INPUT
     return f"{field}: {message}, not {given!r}" if short else f"{field}: {message}"
+
+
+def _proposal(place: Place, name: Callable[[Place], str], of: type[BaseModel] | None) -> str:
+    """`: did you mean width?` if a field beside the one at the place is called much alike."""
+    for part in place[:-1]:
+        field = of.model_fields.get(str(part)) if of else None
+        inner = field.annotation if field else None
+        of = inner if isinstance(inner, type) and issubclass(inner, BaseModel) else None
+    close = get_close_matches(str(place[-1]), of.model_fields if of else (), n=1)
+    return f": did you mean {name((*place[:-1], close[0]))}?" if close else ""

@@ -16,7 +16,7 @@ from torch import nn
 from torch.overrides import TorchFunctionMode
 
 from gma.model.classifier import Classifier
-from gma.model.config import ModelConfig, problems
+from gma.model.config import FILES, ModelConfig, lacking, problems
 from gma.model.tokenizer import Tokenizer
 
 STORED = {"F16": torch.float16, "BF16": torch.bfloat16, "F32": torch.float32}
@@ -62,10 +62,9 @@ def load(
     values can't be used.
     """
     folder = Path(path)
-    files = [folder / name for name in ("config.json", "model.safetensors", "tokenizer.json")]
-    for file in files:
-        if not file.is_file():
-            raise CheckpointError(f"{folder} is not a checkpoint: it has no {file.name}")
+    if reason := lacking(folder):
+        raise CheckpointError(reason)
+    files = [folder / name for name in FILES]
     config_file, weights_file, tokenizer_file = files
     try:
         config = ModelConfig.model_validate_json(config_file.read_bytes())

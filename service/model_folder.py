@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, NamedTuple, Self
 
 from pydantic import ValidationError
 
-from gma.model.config import ModelConfig, problems
+from gma.model.config import ModelConfig, lacking, problems
 from gma.service.settings import Settings
 
 if TYPE_CHECKING:
@@ -75,14 +75,10 @@ def exported_for(settings: Settings) -> Artifact:
 
 
 def _checkpoint(checkpoint: Path) -> ModelConfig:
+    if reason := lacking(checkpoint):
+        raise ValueError(reason)
     file = checkpoint / "config.json"
     try:
-        config = ModelConfig.model_validate_json(file.read_bytes())
-    except OSError as error:
-        raise ValueError(f"{checkpoint} is not a checkpoint: {file}: {error.strerror}") from error
+        return ModelConfig.model_validate_json(file.read_bytes())
     except ValidationError as error:
         raise ValueError(f"{file}: {problems(error)}") from error
-    for name in ("model.safetensors", "tokenizer.json"):
-        if not (checkpoint / name).is_file():
-            raise ValueError(f"{checkpoint} is not a checkpoint: it has no {name}")
-    return config

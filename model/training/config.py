@@ -11,6 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from gma.model.config import ModelConfig, problems
 from gma.model.training.errors import TrainingError
+from gma.model.training.evaluation import Figure
 from gma.model.training.token_scores import TokenScoresConfig
 
 FROM_DATA = {"labels": "the train split's", "prior_tokens": "fitted to the valid split"}
@@ -22,18 +23,25 @@ Fraction = Annotated[float, Field(ge=0, le=1)]
 class TrainingConfig(BaseModel):
     """How to train. Unknown fields are errors."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
 
     seed: Annotated[int, Field(ge=0)] = 0
     steps: Annotated[int, Field(gt=0)] = 1000
     tokens_per_step: Annotated[int, Field(gt=0)] = 65536
     lengths: Annotated[
-        tuple[tuple[Fraction, Annotated[int, Field(gt=0)]], ...],
-        Field(description="curriculum: (share of the steps done, tokens of a crop from there on)"),
+        tuple[Annotated[tuple[Fraction, Annotated[int, Field(gt=0)]], Field(strict=False)], ...],
+        Field(
+            strict=False,
+            description="curriculum: (share of the steps done, tokens of a crop from there on)",
+        ),
     ] = ((0.0, 1024), (0.3, 4096))
     start_fraction: Annotated[
         Fraction, Field(description="crops that begin where their document begins")
     ] = 0.15
+    balance: Annotated[
+        Fraction,
+        Field(description="1: each label is drawn as often as any other; 0: as documents have it"),
+    ] = 1.0
     learning_rate: Annotated[float, Field(gt=0)] = 2e-3
     final_learning_rate: Annotated[Fraction, Field(description="as a share of learning_rate")] = (
         0.05
@@ -43,7 +51,10 @@ class TrainingConfig(BaseModel):
     gradient_clip: Annotated[float, Field(gt=0)] = 1.0
     token_dropout: Annotated[
         tuple[Fraction, Fraction],
-        Field(description="share of a crop's tokens that is hidden: drawn from this range"),
+        Field(
+            strict=False,
+            description="share of a crop's tokens that is hidden: drawn from this range",
+        ),
     ] = (0.0, 0.3)
     rare_dropout: Annotated[
         Fraction, Field(description="share hidden of the tokens that few training documents use")
@@ -61,7 +72,10 @@ class TrainingConfig(BaseModel):
     ] = 256
     language_weight: Annotated[
         tuple[Annotated[float, Field(ge=0)], Annotated[float, Field(ge=0)]],
-        Field(description="weight of the next-token loss: at the start, and at the end (linear)"),
+        Field(
+            strict=False,
+            description="weight of the next-token loss: at the start, and at the end (linear)",
+        ),
     ] = (1.0, 0.3)
     class_weight: Annotated[float, Field(ge=0, description="weight of the label's loss")] = 1.0
     average: Annotated[
@@ -69,6 +83,10 @@ class TrainingConfig(BaseModel):
         Field(ge=0, lt=1, description="decay a step of the averaged weights; 0: no averaging"),
     ] = 0.995
     evaluate_every: Annotated[int, Field(gt=0, description="steps")] = 200
+    choose_by: Annotated[
+        Figure,
+        Field(description="the weights are kept whose mean of it over valid's views is best"),
+    ] = "macro_f1"
     patience: Annotated[
         int, Field(ge=0, description="evaluations without a better one before stopping; 0: never")
     ] = 0
@@ -134,4 +152,5 @@ def read_config(file: Path) -> tuple[ModelConfig, TrainingConfig]:
         table = "training"
         return architecture, TrainingConfig.model_validate(training)
     except ValidationError as error:
-        raise TrainingError(f"{file}, [{table}]: {problems(error)}") from error
+        known = TrainingConfig if table == "training" else ModelConfig
+        raise TrainingError(f"{file}, [{table}]: {problems(error, of=known)}") from error

@@ -4,24 +4,33 @@ from __future__ import annotations
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from gma.model.training.corpus import Corpus
 
 
 class Crops:
-    """Random crops of random documents, each label as often as any other, on the device."""
+    """Random crops of random documents, on the device."""
 
-    def __init__(self, train: Corpus, start_fraction: float, device: torch.device) -> None:
+    def __init__(
+        self, train: Corpus, start_fraction: float, device: torch.device, *, balance: float = 1.0
+    ) -> None:
         """Crop the documents of ``train``.
 
-        ``start_fraction``: share of the crops that begin where their document begins.
+        ``start_fraction``: share of the crops that begin where their document begins. ``balance``:
+        at 1 each label is drawn as often as any other, at 0 each document; between them a label of
+        n documents is drawn in proportion to n ** (1 - balance).
         """
         self.start_fraction = start_fraction
         self.tokens = torch.from_numpy(train.tokens.astype(np.int32)).to(device)
         self.starts = np.concatenate([[0], train.ends[:-1]])
         self.ends = train.ends
-        self.by_label = [np.flatnonzero(train.labels == i) for i in np.unique(train.labels)]
+        order = np.argsort(train.labels, kind="stable")
+        counts = np.unique(train.labels, return_counts=True)[1]
+        self.by_label = np.split(order, counts.cumsum()[:-1])
+        shares = counts ** (1 - balance)
+        self.shares = shares / shares.sum()  # (labels in train,): how often each is drawn
         self.labels = train.labels
         self.longest = int((self.ends - self.starts).max())
         """Tokens of the longest document: no crop needs to be longer."""
@@ -34,10 +43,7 @@ class Crops:
         A crop of a document that is shorter than ``length`` is the whole of it; what follows it
         in its row is nobody's.
         """
-        # Every label once before any twice.
-        rounds = -(-rows // len(self.by_label))
-        order = np.concatenate([rng.permutation(len(self.by_label)) for _ in range(rounds)])[:rows]
-        documents = np.array([rng.choice(self.by_label[label]) for label in order])
+        documents = np.array([rng.choice(self.by_label[i]) for i in self._labels(rng, rows)])
         sizes = self.ends[documents] - self.starts[documents]
         at = rng.integers(0, np.maximum(sizes - length, 0) + 1)
         at[rng.random(rows) < self.start_fraction] = 0
@@ -47,3 +53,16 @@ class Crops:
         index = first.to(device)[:, None] + torch.arange(length, device=device)
         tokens = self.tokens[index.clamp_(max=len(self.tokens) - 1)].long()
         return tokens, lengths.to(device), torch.from_numpy(self.labels[documents]).to(device)
+
+    def _labels(self, rng: np.random.Generator, rows: int) -> NDArray[np.int64]:
+        """Draw labels, each as often as its share says, or one more or less: (rows,)."""
+        # Equally far apart over the shares, laid end to end: none has a row too many by chance.
+        order = rng.permutation(len(self.shares))
+        at = (rng.random() + np.arange(rows)) / rows
+        drawn = np.searchsorted(self.shares[order].cumsum(), at, side="right")
+        return rng.permutation(order[np.minimum(drawn, len(order) - 1)])
+
+    @property
+    def guess(self) -> float:
+        """The label's loss, in nats, of who knows only how often labels are drawn."""
+        return float(-(self.shares * np.log(self.shares)).sum())

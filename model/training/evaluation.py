@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import torch
@@ -14,10 +15,13 @@ from torch import Tensor
 from gma.model.classifier import Classifier
 from gma.model.reading import read
 from gma.model.tokenizer import Tokenizer
-from gma.model.training import corpus
 from gma.model.training.corpus import Corpus
 from gma.model.training.errors import CorpusError
+from gma.model.training.splits import Splits
 from gma.model.weights import Checkpoint
+
+Figure = Literal["accuracy", "macro_f1"]
+"""What a checkpoint can be chosen by."""
 
 PREFIXES: tuple[int | None, ...] = (1 << 10, 4 << 10, 16 << 10, 64 << 10, None)
 """Bytes of a document that are read; None: all of it."""
@@ -42,10 +46,9 @@ class Measured:
     components: NDArray[np.float64]  # (layers, heads): in use for the last view's documents
     num_components: int  # that there are, in each head
 
-    @property
-    def score(self) -> float:
-        """What training keeps the best of: the mean accuracy of the views."""
-        return float(np.mean([view.accuracy for view in self.views]))
+    def score(self, figure: Figure) -> float:
+        """Return what training keeps the best of: the mean of one figure of the views."""
+        return float(np.mean([getattr(view, figure) for view in self.views]))
 
     def as_dict(self) -> dict[str, object]:
         """Return what JSON can hold, rounded."""
@@ -149,7 +152,7 @@ def evaluate(checkpoint: Checkpoint, data: Path, split: str) -> Measured:
     """
     index = {label: i for i, label in enumerate(checkpoint.config.labels)}
     texts, labels = [], []
-    for document in corpus.read(data, split):
+    for document in Splits(data).read(split):
         if document.label not in index:
             raise CorpusError(f"{document.where}: the model has no label {document.label!r}")
         texts.append(document.text.encode())

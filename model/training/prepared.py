@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from gma.model.tokenizer import Tokenizer
-from gma.model.training import corpus
-from gma.model.training.corpus import Corpus
-from gma.model.training.errors import TrainingError
+from rich.progress import Progress
 
-SPLITS = "train", "valid"
+from gma.model.tokenizer import Tokenizer
+from gma.model.training.corpus import Corpus
+from gma.model.training.labelled import LabelledText
+from gma.model.training.splits import TRAIN, VALID, Splits
+from gma.model.training.survey import Survey
 
 
 @dataclass(frozen=True)
@@ -24,25 +26,31 @@ class Prepared:
     valid: Corpus
 
     @classmethod
-    def make(cls, data: Path, out: Path, vocab_size: int) -> Prepared:
+    def make(
+        cls, splits: Splits, survey: Survey, out: Path, vocab_size: int, progress: Progress
+    ) -> Prepared:
         """Train a tokenizer on the train split, encode both splits, and keep them in ``out``.
 
-        What is there already is taken if it was made of the same files and for the same size.
+        Documents of valid whose text train has are left out. What is in ``out`` already is taken if
+        it was made of the same documents and for the same size.
         """
-        splits = {split: corpus.files_of(data, split) for split in SPLITS}
-        files = {file.name: file.stat().st_size for found in splits.values() for file in found}
-        source = json.dumps({"vocab_size": vocab_size, "bytes": files}, indent=2)
+        surveyed = {split: survey.surveyed[split].digest for split in (TRAIN, VALID)}
+        source = json.dumps({"vocab_size": vocab_size, "documents": surveyed}, indent=2)
         complete = out / "source.json"
         if complete.is_file() and complete.read_text() == source:
             return cls.load(out)
         complete.unlink(missing_ok=True)
-        labels = tuple(sorted({document.label for document in corpus.read(data, "train")}))
-        if len(labels) < 2:
-            raise TrainingError(f"{data}: the train split has no label but {labels[0]!r}")
-        tokenizer = Tokenizer.train((d.text for d in corpus.read(data, "train")), vocab_size)
+        labels = tuple(sorted(survey.labels))
+
+        def read(split: str, title: str) -> Iterator[LabelledText]:
+            return _watched(splits.read(split), title, survey.surveyed[split].bytes, progress)
+
+        texts = (document.text for document in read(TRAIN, "making the tokenizer, MB"))
+        tokenizer = Tokenizer.train(texts, vocab_size)
         # Valid first: it is the smaller, and a label that it alone has is an error.
-        valid = Corpus.encode(corpus.read(data, "valid"), tokenizer, labels)
-        train = Corpus.encode(corpus.read(data, "train"), tokenizer, labels)
+        kept = (d for d in read(VALID, "tokenizing valid, MB") if not survey.in_train(d))
+        valid = Corpus.encode(kept, tokenizer, labels)
+        train = Corpus.encode(read(TRAIN, "tokenizing train, MB"), tokenizer, labels)
         out.mkdir(parents=True, exist_ok=True)
         train.save(out / "train.npz")
         valid.save(out / "valid.npz")
@@ -60,3 +68,15 @@ class Prepared:
             Corpus.load(out / "train.npz"),
             Corpus.load(out / "valid.npz"),
         )
+
+
+def _watched(
+    documents: Iterable[LabelledText], title: str, size: int, progress: Progress
+) -> Iterator[LabelledText]:
+    """The same documents, with a bar of the megabytes of their texts, of ``size`` bytes."""
+    bar = progress.add_task(title, total=round(size / 1e6, 1))
+    read = 0
+    for document in documents:
+        yield document
+        read += len(document.text.encode())
+        progress.update(bar, completed=round(read / 1e6, 1))

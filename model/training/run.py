@@ -8,6 +8,7 @@ import math
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -18,7 +19,7 @@ from torch import Tensor, nn
 
 from gma.model import weights
 from gma.model.classifier import Classifier
-from gma.model.config import ModelConfig
+from gma.model.config import ModelConfig, Place, dotted
 from gma.model.training import stacking, token_scores
 from gma.model.training.card import card_of
 from gma.model.training.config import TrainingConfig
@@ -55,7 +56,9 @@ class Run:
         self.classifier.choose_mixers()
         self.classifier.pooling.token.weight.requires_grad_(False)
         self.average = copy.deepcopy(self.classifier).requires_grad_(False).eval()
-        self.crops = Crops(prepared.train, config.start_fraction, self.device)
+        self.crops = Crops(
+            prepared.train, config.start_fraction, self.device, balance=config.balance
+        )
         losses = Losses(self.classifier, config)
         self.losses = torch.compile(losses, dynamic=False) if config.compile else losses
         self.optimizer = torch.optim.AdamW(
@@ -122,7 +125,7 @@ class Run:
             if evaluating or self.step % LOG_EVERY == 0:
                 label, language = self._finite(losses)
                 progress.update(bar, description=f"training, loss {label:.3f}")
-                self._log(
+                self.log(
                     label_loss=label,
                     language_loss=language,
                     tokens_per_second=round(
@@ -137,7 +140,7 @@ class Run:
                     self._save_resume()
                 started = time.monotonic()
         if self.stopped:
-            self._log(stopped=f"no better for {self.since_best} evaluations")
+            self.log(stopped=f"no better for {self.since_best} evaluations")
 
     def _finite(self, losses: list[Tensor]) -> tuple[float, float]:
         """Return the mean label and next-token loss of the last steps, if they are finite."""
@@ -198,15 +201,18 @@ class Run:
         stacked = stacking.fit(candidate, valid)
         stacking.apply(candidate, stacked)
         measured = measure_tokens(candidate, valid, self.prepared.tokenizer)
-        self._log(valid=measured.as_dict(), stacking=stacked._asdict())
-        if measured.score <= self.best:
+        score = measured.score(self.config.choose_by)
+        kept = score > self.best
+        self.log(valid=measured.as_dict(), stacking=stacked._asdict(), kept=kept)
+        if not kept:
             self.since_best += 1
             return
-        self.best, self.since_best = measured.score, 0
+        self.best, self.since_best = score, 0
         card = card_of(self.model, self.config, measured, self.step)
         weights.save(self.out / "checkpoint", candidate, self.prepared.tokenizer, card=card)
 
-    def _log(self, **line: object) -> None:
+    def log(self, **line: object) -> None:
+        """Add a line to the log, with the step it is at."""
         with (self.out / LOG).open("a") as file:
             file.write(json.dumps({"step": self.step, **line}) + "\n")
 
@@ -243,8 +249,10 @@ class Run:
             tensors = load_file(file, device=str(self.device))
         except SafetensorError as error:
             raise TrainingError(f"{file}: {error}") from error
-        if described != self._described():
-            raise TrainingError(f"{file} is of a run with another configuration")
+        if changed := _changed(json.loads(described or "{}"), json.loads(self._described())):
+            raise TrainingError(
+                f"{file} is of a run with another configuration: {'; '.join(changed)}"
+            )
         for parameter in filter(lambda p: p.requires_grad, self.classifier.parameters()):
             on_gpu = self.device.type == "cuda"
             self.optimizer.state[parameter] = {
@@ -269,3 +277,11 @@ class Run:
             return bool(json.loads(line)["step"] <= self.step)
         except json.JSONDecodeError:  # half a line, when the run was interrupted
             return False
+
+
+def _changed(old: Any, new: Any, place: Place = ()) -> list[str]:
+    """Say which fields of nested tables differ, with what was and what is."""
+    if isinstance(old, dict) and isinstance(new, dict):
+        names = dict.fromkeys([*old, *new])
+        return [x for name in names for x in _changed(old.get(name), new.get(name), (*place, name))]
+    return [] if old == new else [f"{dotted(place)} was {json.dumps(old)}, not {json.dumps(new)}"]

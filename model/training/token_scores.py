@@ -23,7 +23,7 @@ from gma.model.training.crops import Crops
 class TokenScoresConfig(BaseModel):
     """How to fit the tokens' own scores. Unknown fields are errors."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
 
     steps: Annotated[int, Field(ge=0, description="0 leaves them out")] = 450
     crops: Annotated[int, Field(gt=0, description="crops of a step")] = 512

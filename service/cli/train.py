@@ -11,7 +11,11 @@ import typer
 def train(
     data: Annotated[
         Path,
-        typer.Option(metavar="DIR", help="Folder of train*.jsonl and valid*.jsonl, or .jsonl.zst."),
+        typer.Option(
+            metavar="DIR",
+            help="Folder of train and valid: .jsonl, .csv, .tsv, .parquet, a folder for each "
+            "label, or a data set that `datasets` saved. A file is train alone.",
+        ),
     ],
     out: Annotated[Path, typer.Option(metavar="DIR", help="Folder of the run, made if need be.")],
     config: Annotated[
@@ -24,7 +28,8 @@ def train(
     """Train a classifier of your own documents.
 
     A line of the data is one document: {"text": "...", "label": "..."}. The run's folder gets a
-    log and the checkpoint that was best on the valid split, which every other command takes.
+    log and the checkpoint that was best on the valid split, which every other command takes. What
+    is odd about the data, progress and final figures go to stderr, the checkpoint's name to stdout.
 
     \b
     Examples:
@@ -34,4 +39,12 @@ def train(
     """
     from gma.model.training import train as training
 
-    typer.echo(training.train(data, out, config, resume=resume))
+    try:
+        typer.echo(training.train(data, out, config, resume=resume))
+    except KeyboardInterrupt:
+        again = f"gma train --data {data} --out {out} --config {config}"
+        if training.resumable(out):
+            typer.echo(f"gma: interrupted; to go on: {again} --resume", err=True)
+        else:
+            typer.echo(f"gma: interrupted before the first evaluation; again: {again}", err=True)
+        raise

@@ -9,7 +9,8 @@ import torch
 from gma.model.reading import read
 from gma.model.tokenizer import Tokenizer
 from gma.model.training import stacking
-from gma.model.training.corpus import Corpus, LabelledText
+from gma.model.training.corpus import Corpus
+from gma.model.training.labelled import LabelledText
 from tests.model.small import small
 
 

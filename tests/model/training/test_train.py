@@ -151,7 +151,7 @@ class TestLittleData:
         write(
             data / "train.jsonl", [*lines, {"text": "x", "label": "x"}, {"text": "y", "label": 7}]
         )
-        write(data / "valid.jsonl", [{"text": "x", "label": "x"}])
+        write(data / "valid.jsonl", [{"text": "z", "label": "x"}])
         checkpoint = weights.load(run())
         assert checkpoint.config.labels == ("7", "court", "farm", "sea", "x")
 

@@ -1,0 +1,38 @@
+"""Parquet files; they need pyarrow."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from gma.model.training.errors import CorpusError
+from gma.model.training.formats.extra import needing
+from gma.model.training.labelled import LabelledText
+
+COLUMNS = ["text", "label"]
+BATCH = 64
+"""Rows in memory at a time."""
+
+
+def read(file: Path) -> Iterator[LabelledText]:
+    """Yield the documents of the columns ``text`` and ``label``.
+
+    Raises CorpusError for the first row that is no document, and if pyarrow is not installed.
+    """
+    with needing(f"{file}: Parquet"):
+        from pyarrow import ArrowException, parquet
+    try:
+        with parquet.ParquetFile(file) as opened:
+            names = opened.schema_arrow.names
+            for name in COLUMNS:
+                if name not in names:
+                    raise CorpusError(
+                        f"{file}: no column is named {name!r}: they are {', '.join(names)}"
+                    )
+            number = 0
+            for batch in opened.iter_batches(BATCH, columns=COLUMNS):
+                for row in batch.to_pylist():
+                    number += 1
+                    yield LabelledText.of(row, f"{file}, row {number}")
+    except ArrowException as error:
+        raise CorpusError(f"{file}: {error}") from error

@@ -1,0 +1,56 @@
+"""Tables as text: CSV, and TSV."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Iterator
+from pathlib import Path
+
+from gma.model.training.errors import CorpusError
+from gma.model.training.formats.compressed import lines
+from gma.model.training.labelled import LabelledText
+
+LONGEST_CELL = (1 << 31) - 1
+"""Characters; the csv module's own limit is 128 Ki."""
+
+
+def read_csv(file: Path) -> Iterator[LabelledText]:
+    """Yield the documents of a comma-separated table whose first row names its columns.
+
+    Raises CorpusError for the first row that is no document, and names the line that it begins at.
+    """
+    return _read(file, ",")
+
+
+def read_tsv(file: Path) -> Iterator[LabelledText]:
+    """Do as ``read_csv``, with tabs; a cell that begins with a quote ends with one."""
+    return _read(file, "\t")
+
+
+def _read(file: Path, delimiter: str) -> Iterator[LabelledText]:
+    csv.field_size_limit(LONGEST_CELL)
+    rows = csv.reader((line.text for line in lines(file)), delimiter=delimiter, strict=True)
+    header: list[str] | None = None
+    began = 1
+    try:
+        for row in rows:
+            where = f"{file}, line {began}"
+            began = rows.line_num + 1
+            if header is None:
+                header = row
+                _check_header(header, where)
+            elif row:
+                if len(row) != len(header):
+                    raise CorpusError(
+                        f"{where}: {len(row)} cells, where the first row has {len(header)}"
+                    )
+                yield LabelledText.of(dict(zip(header, row, strict=True)), where)
+    except csv.Error as error:
+        raise CorpusError(f"{file}, line {began}: {error}") from error
+
+
+def _check_header(header: list[str], where: str) -> None:
+    for name in ("text", "label"):
+        if header.count(name) != 1:
+            many = "two columns are" if name in header else "no column is"
+            raise CorpusError(f"{where}: {many} named {name!r}: they are {', '.join(header)}")

@@ -1,0 +1,70 @@
+"""What came of a run, as it is told at its end."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Self
+
+LEARNED = 0.02
+"""Share of the loss of guessing that the deep label loss falls by at least if it learns anything:
+the mean of some steps differs from it by less than half as much where nothing is learned."""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """Figures of the best checkpoint, read off a run's log."""
+
+    best: dict[str, Any]  # the evaluation of the weights that were kept
+    step: int  # of it
+    test: dict[str, Any] | None
+    baseline: dict[str, Any]
+    label_loss: float  # of the deep reading, where the run ended
+    guess: float  # label_loss of who knows only how often labels are drawn
+
+    @classmethod
+    def of(cls, lines: Sequence[dict[str, Any]], guess: float) -> Self:
+        """Read the lines of a log; ``guess`` is ``Crops.guess``."""
+        last = {name: line for line in lines for name in line}
+        kept = [line for line in lines if line.get("kept")][-1]
+        return cls(
+            best=kept["valid"],
+            step=kept["step"],
+            test=last["test"]["test"] if "test" in last else None,
+            baseline=last["baseline"]["baseline"] if "baseline" in last else {},
+            label_loss=last["label_loss"]["label_loss"],
+            guess=guess,
+        )
+
+    @property
+    def learned(self) -> bool:
+        """Whether the deep reading tells labels apart better than a guess, where it was trained."""
+        return self.label_loss < (1 - LEARNED) * self.guess
+
+    def told(self) -> Iterator[str]:
+        """Yield lines for people: how good the model is, beside the baseline."""
+        yield f"On whole documents, accuracy and macro-F1 (the weights of step {self.step}):"
+        for split, measured in (("valid", self.best), ("test", self.test)):
+            if measured:
+                yield _row(split, measured["documents"], "this model", measured["views"][-1])
+            if split in self.baseline:
+                rival = self.baseline[split]
+                yield _row(split, rival["documents"], "linear baseline", rival)
+        if missing := self.baseline.get("missing"):
+            yield f"warning: there is no linear baseline to compare with: it lacks {missing}"
+        own, rival = self.best["views"][-1], self.baseline.get("valid")
+        if rival and max(own["accuracy"], own["macro_f1"]) < min(
+            rival["accuracy"], rival["macro_f1"]
+        ):
+            yield "warning: the linear baseline is better than this model"
+        if not self.learned:
+            yield (
+                "warning: the deep reading learned nothing: its label loss is "
+                f"{self.label_loss:.3f}, and guessing has {self.guess:.3f}. What the model knows, "
+                "single tokens say: try more steps, another learning_rate, or longer crops"
+            )
+
+
+def _row(split: str, documents: int, who: str, figures: dict[str, float]) -> str:
+    accuracy, f1 = figures["accuracy"], figures["macro_f1"]
+    return f"  {split} ({documents:,} documents)  {who:<16} {accuracy:.3f}  {f1:.3f}"
