@@ -95,8 +95,11 @@ class Report:
         return all(kept.met for kept in self.slos)
 
     def as_dict(self) -> dict[str, Any]:
-        """The report for JSON, without the key."""
+        """The report for JSON, without the key. A closed loop has no profile and no rate of its own
+        and says so."""
         found = asdict(self)
+        if self.load.at_once:
+            found["load"] |= {"profile": "closed", "rate": None}
         found["load"] |= {"corpus": self.load.corpus and str(self.load.corpus)}
         del found["load"]["key"]
         return found

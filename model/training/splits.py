@@ -41,6 +41,10 @@ class Source(NamedTuple):
     path: Path
     reader: Callable[[Path], Iterator[LabelledText]]
 
+    def read(self) -> Iterator[LabelledText]:
+        """Yield its documents. Raises CorpusError for the first one that is none."""
+        return self.reader(self.path)
+
 
 class Splits:
     """The splits of a data folder: ``train``, ``valid``, ``test`` and any other.
@@ -157,7 +161,7 @@ class Splits:
 
 def _documents(sources: list[Source]) -> Iterator[LabelledText]:
     for source in sources:
-        yield from source.reader(source.path)
+        yield from source.read()
 
 
 def _folder(folder: Path) -> list[Source]:

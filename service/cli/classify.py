@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, BinaryIO
+from typing import TYPE_CHECKING, Annotated, BinaryIO, NamedTuple
 
 import typer
 
@@ -17,6 +18,9 @@ if TYPE_CHECKING:
     from gma.model.weights import Checkpoint
     from gma.service.gateway.contract import EvidenceSpan, Finding, LabelScore
 
+LINES = ".jsonl", ".jsonl.gz", ".jsonl.zst"
+"""Ends of the names of files of which each line is a text."""
+
 PIECE_BYTES = 64 * 1024
 LABELS_IN_TABLE = 3
 SPANS_IN_TABLE = 24
@@ -25,7 +29,11 @@ SPANS_IN_JSON = 1024
 
 def classify(
     files: Annotated[
-        list[Path], typer.Argument(metavar="FILE...", help="UTF-8 texts; - reads standard input.")
+        list[Path],
+        typer.Argument(
+            metavar="FILE...",
+            help="UTF-8 texts, or .jsonl (.gz, .zst): a text a line; - reads standard input.",
+        ),
     ],
     checkpoint: CheckpointOption = None,
     device: DeviceOption = Device.auto,
@@ -48,18 +56,23 @@ def classify(
     max_tokens: Annotated[
         int | None, typer.Option(min=1, help="Tokens of a text to read at most. [default: all]")
     ] = None,
+    as_text: Annotated[
+        bool, typer.Option("--as-text", help="Read .jsonl files as one text each, too.")
+    ] = False,
     as_json: JsonOption = False,
 ) -> None:
     """Tell what each text is. Texts of any length are read in constant memory.
 
-    With --json each text is one line, an answer as the HTTP service gives it. A text that can't be
-    read is one line on stderr; the others are answered all the same, and the status is 1.
+    Of a .jsonl file each line is a text: {"text": "..."}, other fields being ignored. With --json
+    each text is one line, an answer as the HTTP service gives it. A text that can't be read is one
+    line on stderr; the others are answered all the same, and the status is 1.
 
     \b
     Examples:
       gma classify book.txt
       gma classify --evidence --top-k 1 book.txt
       gma classify --json *.txt | jq -r '[.file, .label] | @tsv'
+      gma classify --json letters.jsonl.gz > answers.jsonl
       zcat book.txt.gz | gma classify -
     """
     if components and not as_json:
@@ -68,11 +81,11 @@ def classify(
     spans = SPANS_IN_JSON if as_json else SPANS_IN_TABLE
     top_k = top_k if as_json else top_k or LABELS_IN_TABLE
     failed = False
-    for file in files:
+    for document in _documents(files, as_text=as_text):
         try:
             finding = _read(
                 loaded,
-                file,
+                document.pieces(),
                 max_tokens=max_tokens,
                 spans=spans,
                 top_k=top_k,
@@ -80,19 +93,65 @@ def classify(
                 components=components,
             )
         except (OSError, ValueError) as error:
-            complain(error if isinstance(error, OSError) else ValueError(f"{file}: {error}"))
+            # Of a line it says where that is.
+            named = isinstance(error, OSError) or document.line is not None
+            complain(error if named else ValueError(f"{document.file}: {error}"))
             failed = True
         else:
             if as_json:
-                print_json({"file": str(file), **finding})
+                line = {} if document.line is None else {"line": document.line}
+                print_json({"file": str(document.file), **line, **finding})
             else:
-                _print_finding(file, finding)
+                _print_finding(document, finding)
     raise typer.Exit(int(failed))
+
+
+class Document(NamedTuple):
+    """A text to classify: a file, or a line of one."""
+
+    file: Path
+    line: int | None
+    pieces: Callable[[], Iterable[bytes]]
+    """Its bytes, cut anywhere. Raises OSError, or ValueError that names the file and line."""
+
+    def __str__(self) -> str:
+        return str(self.file) if self.line is None else f"{self.file}, line {self.line}"
+
+
+def _documents(files: Iterable[Path], *, as_text: bool) -> Iterator[Document]:
+    for file in files:
+        if file.name.endswith(LINES) and not as_text:
+            yield from _lines(file)
+        else:
+            yield Document(file, None, partial(_pieces, file))
+
+
+def _lines(file: Path) -> Iterator[Document]:
+    """The lines of a file, each a document; one without any if the file can't be read."""
+    from gma.model.training.formats.compressed import Line, lines
+    from gma.model.training.formats.jsonl import fields_of
+    from gma.model.training.labelled import text_of
+
+    def pieces(line: Line) -> Iterator[bytes]:
+        yield text_of(fields_of(line), line.where).encode()
+
+    def broken(error: Exception) -> Iterator[bytes]:
+        raise error
+        yield b""
+
+    number = 0
+    try:
+        for line in lines(file):
+            number = line.number
+            if line.data.strip():
+                yield Document(file, number, partial(pieces, line))
+    except (OSError, ValueError) as error:
+        yield Document(file, number + 1, partial(broken, error))
 
 
 def _read(
     checkpoint: Checkpoint,
-    file: Path,
+    pieces: Iterable[bytes],
     *,
     max_tokens: int | None,
     spans: int,
@@ -111,7 +170,7 @@ def _read(
     reader = Reader(checkpoint, max_tokens=max_tokens, count=components)
     gathered = Evidence(spans)
     chunks = 0
-    for chunk in reader.read(_pieces(file)):
+    for chunk in reader.read(pieces):
         gathered.add(chunk.tokens, chunk.bytes, chunk.weight, chunk.evidence)
         chunks += 1
     if not chunks:
@@ -146,10 +205,10 @@ def _open(file: Path) -> BinaryIO:
     return sys.stdin.buffer if str(file) == "-" else file.open("rb")
 
 
-def _print_finding(file: Path, finding: Finding) -> None:
+def _print_finding(document: Document, finding: Finding) -> None:
     usage = finding["usage"]
     read = "the first " if "truncated" in finding else ""
-    typer.echo(f"{file}: {read}{usage['bytes']:,} bytes, {usage['tokens']:,} tokens")
+    typer.echo(f"{document}: {read}{usage['bytes']:,} bytes, {usage['tokens']:,} tokens")
     scores = table("label", "score")
     for each in finding["scores"]:
         scores.add_row(each["label"], f"{each['score']:.3f}")

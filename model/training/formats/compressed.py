@@ -19,22 +19,26 @@ SUFFIXES = ".gz", ".zst"
 class Line(NamedTuple):
     """One line of a file, with the end that it has there."""
 
-    text: str
+    data: bytes
     number: int  # from 1
     where: str  # file and number, for errors
 
+    @property
+    def text(self) -> str:
+        """The line decoded, without a byte order mark. Raises CorpusError if it is not UTF-8."""
+        try:
+            return self.data.decode("utf-8-sig" if self.number == 1 else "utf-8")
+        except UnicodeDecodeError as error:
+            raise CorpusError(f"{self.where}: not UTF-8: {error}") from error
+
 
 def lines(file: Path) -> Iterator[Line]:
-    """Yield a file's lines as text, decompressed as its name says.
+    """Yield a file's lines, decompressed as its name says.
 
-    Raises CorpusError if it is not compressed so, and for a line that is not UTF-8.
+    Raises CorpusError if it is not compressed so.
     """
-    for number, line in enumerate(_raw(file), 1):
-        where = f"{file}, line {number}"
-        try:
-            yield Line(line.decode("utf-8-sig" if number == 1 else "utf-8"), number, where)
-        except UnicodeDecodeError as error:
-            raise CorpusError(f"{where}: not UTF-8: {error}") from error
+    for number, data in enumerate(_raw(file), 1):
+        yield Line(data, number, f"{file}, line {number}")
 
 
 def _raw(file: Path) -> Iterator[bytes]:

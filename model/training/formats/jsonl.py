@@ -17,12 +17,12 @@ def read(file: Path) -> Iterator[LabelledText]:
     Raises CorpusError for the first line that is not such a document.
     """
     for line in lines(file):
-        if line.text.strip():
+        if line.data.strip():
             yield LabelledText.of(fields_of(line), line.where)
 
 
 def fields_of(line: Line) -> dict[str, object]:
-    """Parse one line. Raises CorpusError if it is no object."""
+    """Parse one line. Raises CorpusError if it is not UTF-8, or no object."""
     try:
         fields = json.loads(line.text)
     except json.JSONDecodeError as error:
