@@ -21,6 +21,9 @@ from gma.model.training.survey import Survey
 MOST_BYTES = 32 << 20
 """Text that it is fitted to, and of each other split that it is measured on."""
 
+WORK = 4 << 30
+"""Bytes of text that it is fitted to, times labels, at most: about a minute of one core."""
+
 WEIGHTS = 1 << 24
 """Numbers of the model at most: features by labels."""
 
@@ -33,8 +36,8 @@ Figures = dict[str, object]
 def fit(splits: Splits, survey: Survey, progress: Progress) -> Figures:
     """Fit it to train, and measure it on the other splits, each as far as memory and time allow.
 
-    Returns ``documents``, fitted to, and for valid and test ``documents``, ``accuracy`` and
-    ``macro_f1``; or ``missing``, the package that it needs and that is not installed.
+    Returns ``documents`` that it was fitted to, ``of`` so many, and for valid and test
+    ``documents``, ``accuracy`` and ``macro_f1``; or ``missing``: what it needs and has not.
     """
     try:
         from sklearn.exceptions import ConvergenceWarning
@@ -50,7 +53,7 @@ def fit(splits: Splits, survey: Survey, progress: Progress) -> Figures:
         TfidfVectorizer(sublinear_tf=True, ngram_range=(1, 2), max_features=features),
         LinearSVC(max_iter=200),
     )
-    texts, labels = _some(splits, survey, TRAIN)
+    texts, labels = _some(splits, survey, TRAIN, min(MOST_BYTES, WORK // len(survey.labels)))
     if len(set(labels)) < 2:
         return {"missing": "two labels in the part of train that it reads"}
     with warnings.catch_warnings():
@@ -59,10 +62,10 @@ def fit(splits: Splits, survey: Survey, progress: Progress) -> Figures:
             model.fit(texts, labels)
         except ValueError:  # no text has a word
             return {"missing": "words"}
-    found: Figures = {"documents": len(texts)}
+    found: Figures = {"documents": len(texts), "of": survey.surveyed[TRAIN].documents}
     for split in others:
         progress.update(bar, advance=1)
-        texts, labels = _some(splits, survey, split)
+        texts, labels = _some(splits, survey, split, MOST_BYTES)
         if texts:
             index = {label: i for i, label in enumerate(sorted(survey.labels))}
             predicted = np.array([index[label] for label in model.predict(texts)])
@@ -76,9 +79,9 @@ def fit(splits: Splits, survey: Survey, progress: Progress) -> Figures:
     return found
 
 
-def _some(splits: Splits, survey: Survey, split: str) -> tuple[list[str], list[str]]:
-    """Return the texts and labels of as many documents as there is room for, from all over."""
-    every = -(-survey.surveyed[split].bytes // MOST_BYTES)
+def _some(splits: Splits, survey: Survey, split: str, most: int) -> tuple[list[str], list[str]]:
+    """Return texts and labels, from all over the split: ``most`` bytes of text, or about so."""
+    every = -(-survey.surveyed[split].bytes // most)
     chosen = list(islice(_measured(splits, survey, split), 0, None, max(every, 1)))
     return [document.text for document in chosen], [document.label for document in chosen]
 

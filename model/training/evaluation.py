@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from gma.model.classifier import Classifier
-from gma.model.reading import read
+from gma.model.reading import Findings, read
 from gma.model.tokenizer import Tokenizer
 from gma.model.training.corpus import Corpus
 from gma.model.training.errors import CorpusError
@@ -106,16 +106,24 @@ def measure(
     measured = []
     components = np.zeros(())
     chunk, rows = (4096, 32) if classifier.embedding.weight.is_cuda else (512, 8)
-    # Documents of like length side by side: the shorter ones would wait for the longest.
+    found: dict[int, Findings] = {}
+    before: Sequence[Tensor] = ()
     for prefix, documents in views:
-        order = sorted(range(len(documents)), key=lambda i: len(documents[i]))
-        found = read(classifier, [documents[i] for i in order], chunk=chunk, rows=rows)
-        scores, best = torch.stack([each.logits for each in found]).softmax(1).max(1)
-        predicted = np.empty(len(documents), dtype=np.int64)
-        predicted[order] = best.cpu().numpy()
+        # Those that a view has no more of than the one before were read there.
+        changed = [
+            i for i, x in enumerate(documents) if not before or not torch.equal(x, before[i])
+        ]
+        # Documents of like length side by side: the shorter ones would wait for the longest.
+        changed.sort(key=lambda i: len(documents[i]))
+        read_now = read(classifier, [documents[i] for i in changed], chunk=chunk, rows=rows)
+        found.update(zip(changed, read_now, strict=True))
+        before = documents
+        logits = torch.stack([found[i].logits for i in range(len(documents))])
+        scores, best = logits.softmax(1).max(1)
+        predicted = best.cpu().numpy()
         accuracy, f1 = float(np.mean(predicted == labels)), macro_f1(predicted, labels)
         measured.append(View(prefix, accuracy, f1, scores.mean().item()))
-        components = components_in_use(torch.stack([each.usage for each in found]))
+        components = components_in_use(torch.stack([found[i].usage for i in range(len(documents))]))
     return Measured(len(labels), tuple(measured), components, classifier.config.num_components)
 
 

@@ -50,6 +50,8 @@ class Outcome:
             if split in self.baseline:
                 rival = self.baseline[split]
                 yield _row(split, rival["documents"], "linear baseline", rival)
+        if (fitted := self.baseline.get("documents", 0)) < self.baseline.get("of", 0):
+            yield f"  (the baseline was fitted to {fitted:,} documents of {self.baseline['of']:,})"
         if missing := self.baseline.get("missing"):
             yield f"warning: there is no linear baseline to compare with: it lacks {missing}"
         own, rival = self.best["views"][-1], self.baseline.get("valid")

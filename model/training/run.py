@@ -136,6 +136,7 @@ class Run:
                 losses.clear()
                 tokens.clear()
                 if evaluating:
+                    progress.update(bar, description="training, measuring valid")
                     self._evaluate()
                     self._save_resume()
                 started = time.monotonic()

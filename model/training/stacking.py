@@ -27,6 +27,9 @@ WINDOWS = ((64, 16), (256, 16), (1024, 8), (4096, 4), (16384, 2))
 LIMIT = 100.0
 """Neither factor is larger, nor smaller than its inverse."""
 
+MOST = 1 << 22
+"""Scores of each part that are fitted to: windows by labels. Three numbers need no more."""
+
 PRIORS = (0.0, *(2.0**i for i in range(1, 14)))
 """Tokens of score 0 that may be the prior."""
 
@@ -47,7 +50,10 @@ def apply(classifier: Classifier, stacking: Stacking) -> None:
 
 
 def fit(classifier: Classifier, valid: Corpus) -> Stacking:
-    """Find what gives the least cross-entropy on valid; ``Stacking()`` if nothing is better."""
+    """Find what gives the least cross-entropy on valid; ``Stacking()`` if nothing is better.
+
+    Where labels and documents are very many, every so many-th document is looked at.
+    """
     windows = [torch.cat(part) for part in zip(*_parts(classifier, valid), strict=True)]
     # Copies: tensors made in inference mode can't be used where gradients are wanted.
     deep, own, weight, labels, share = (part.clone() for part in windows)
@@ -101,8 +107,10 @@ def _parts(
     """
     device = classifier.embedding.weight.device
     pooling = classifier.pooling
+    windows = len(valid) * sum(most for _, most in WINDOWS)
+    every = -(-windows * len(classifier.config.labels) // MOST)
     for length, most in WINDOWS:
-        for index in range(len(valid)):
+        for index in range(0, len(valid), every):
             document = valid[index].astype(np.int64)
             size = min(length, len(document))
             starts = np.unique(np.linspace(0, len(document) - size, most).astype(np.int64))

@@ -118,6 +118,11 @@ class TestReport:
         assert "secret" not in text
         assert json.loads(text)["latency"]["all"]["documents"] == 100
 
+    def test_a_closed_loop_is_called_one(self, found: Report) -> None:
+        assert found.as_dict()["load"]["profile"] == "poisson"
+        load = report(trial(at_once=3), []).as_dict()["load"]
+        assert (load["profile"], load["rate"], load["at_once"]) == ("closed", None, 3)
+
     def test_of_nothing_but_errors(self) -> None:
         found = report(trial([outcome(0, 0.1, error="503")]), [Slo.parse("p99<=1s")])
         assert (found.met, found.goodput, found.latency) == (False, 0.0, {})

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gzip
 import io
 import json
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
@@ -13,6 +15,7 @@ from typing import Any, NamedTuple, get_args
 import numpy as np
 import pytest
 import torch
+import zstandard
 
 from gma.export import precision
 from gma.model import weights
@@ -181,6 +184,57 @@ class TestClassify:
         ]
 
 
+class TestClassifyLines:
+    @pytest.fixture(params=["letters.jsonl", "letters.jsonl.gz", "letters.jsonl.zst"])
+    def letters(self, request: pytest.FixtureRequest, tmp_path: Path) -> Path:
+        lines = [{"text": TEXT, "label": 3}, {"text": TEXT * 2}]
+        data = "\n\n".join(map(json.dumps, lines)).encode()
+        pack = {".gz": gzip.compress, ".zst": zstandard.compress}.get(request.param[13:], bytes)
+        file: Path = tmp_path / request.param
+        file.write_bytes(pack(data))
+        return file
+
+    def test_each_is_a_text(self, gma: Gma, checkpoint: Path, letters: Path, book: Path) -> None:
+        options = ["classify", "--checkpoint", checkpoint]
+        book.write_text(TEXT * 2)
+        answers = gma(*options, "--json", letters, book).json()
+        assert [(x["file"], x.get("line")) for x in answers] == [
+            (str(letters), 1),
+            (str(letters), 3),
+            (str(book), None),
+        ]
+        assert {**answers[1], "file": ""} == {**answers[2], "file": "", "line": 3}
+        assert f"{letters}, line 3: " in gma(*options, letters).out
+
+    def test_as_text(self, gma: Gma, checkpoint: Path, tmp_path: Path) -> None:
+        file = tmp_path / "letters.jsonl"
+        file.write_text(json.dumps({"text": TEXT}))
+        options = ["--checkpoint", checkpoint, "--json", "--as-text"]
+        (answer,) = gma("classify", *options, file).json()
+        assert answer["usage"]["bytes"] == file.stat().st_size
+        assert "line" not in answer
+
+    def test_what_cannot_be_read_is_a_line_each_and_the_rest_is_answered(
+        self, gma: Gma, checkpoint: Path, tmp_path: Path
+    ) -> None:
+        file = tmp_path / "letters.jsonl"
+        file.write_bytes(b'{"text": ""}\n{"txt": "a"}\n\xff\n{"text": "a"}\n{')
+        missing, torn = tmp_path / "missing.jsonl", tmp_path / "torn.jsonl.zst"
+        torn.write_text("none")
+        result = gma("classify", "--json", "--checkpoint", checkpoint, missing, torn, file)
+        assert result.status == 1
+        assert [answer["line"] for answer in result.json()] == [4]
+        wrong = result.err.splitlines()
+        assert wrong[0] == f"gma: {missing}: No such file or directory"
+        assert wrong[1].startswith(f"gma: {torn}: ")
+        assert wrong[2] == f"gma: {file}, line 1: 'text' is blank"
+        assert "the fields are 'txt'" in wrong[3]
+        assert [text.partition(": ")[2].partition(":")[0] for text in wrong[4:]] == [
+            f"{file}, line 3",
+            f"{file}, line 5",
+        ]
+
+
 class TestInfo:
     def test_json(self, gma: Gma, checkpoint: Path) -> None:
         (description,) = gma("info", checkpoint, "--json").json()
@@ -215,6 +269,42 @@ class TestErrors:
         assert_one_line(gma("info", tmp_path / "none"), "is not a checkpoint")
         result = gma("classify", "--checkpoint", tmp_path / "none", book)
         assert_one_line(result, "is not a checkpoint")
+
+    @pytest.mark.parametrize("command", ["classify", "evaluate", "info"])
+    def test_an_exported_model(self, gma: Gma, tmp_path: Path, book: Path, command: str) -> None:
+        for name in ("model.onnx", "manifest.json", "tokenizer.json"):
+            (tmp_path / name).touch()
+        arguments = {
+            "classify": ["--checkpoint", tmp_path, book],
+            "evaluate": [tmp_path, "--data", tmp_path],
+            "info": [tmp_path],
+        }
+        result = gma(command, *arguments[command])
+        assert_one_line(result, "is an exported model, not a checkpoint: give the checkpoint that")
+
+    def test_a_run_s_folder(self, gma: Gma, checkpoint: Path, tmp_path: Path, book: Path) -> None:
+        shutil.copytree(checkpoint, tmp_path / "run/checkpoint")
+        hint = f"do you mean {tmp_path / 'run/checkpoint'}?"
+        assert_one_line(gma("classify", "--checkpoint", tmp_path / "run", book), hint)
+        assert_one_line(gma("serve", "--checkpoint", tmp_path / "run"), hint)
+
+    def test_an_interrupted_training(
+        self, gma: Gma, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        def interrupted(*_: object, **__: object) -> None:
+            raise KeyboardInterrupt
+
+        monkeypatch.setattr("gma.model.training.train.train", interrupted)
+        arguments = ["--data", "d", "--out", tmp_path, "--config", "c.toml"]
+        result = gma("train", *arguments)
+        assert result.status == 130
+        assert "Traceback" not in result.err
+        assert "--resume" not in result.err
+        (tmp_path / "resume.safetensors").touch()
+        result = gma("train", *arguments)
+        assert result.status == 130
+        again = f"gma train --data d --out {tmp_path} --config c.toml --resume\n"
+        assert result.err.endswith(again)
 
     def test_a_damaged_checkpoint(self, gma: Gma, checkpoint: Path, tmp_path: Path) -> None:
         for file in checkpoint.iterdir():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -212,8 +213,39 @@ class TestResume:
         with pytest.raises(TrainingError, match="no run to resume"):
             run(resume=True)
 
-    @pytest.mark.parametrize("changes", [{"steps": 9}, {"model": {"width": 32}}])
-    def test_another_configuration_is_refused(self, run: Train, changes: dict[str, Any]) -> None:
+    @pytest.mark.parametrize(
+        ("changes", "named"),
+        [
+            ({"steps": 9}, "training.steps was 8, not 9"),
+            ({"model": {"width": 32}}, "model.width was 16, not 32"),
+            ({"lengths": [[0.0, 96]]}, "training.lengths was [[0.0, 64], [0.5, 128]], not"),
+        ],
+    )
+    def test_another_configuration_is_refused_by_its_fields(
+        self, run: Train, changes: dict[str, Any], named: str
+    ) -> None:
         run()
-        with pytest.raises(TrainingError, match="another configuration"):
+        with pytest.raises(TrainingError, match="another configuration: ") as caught:
             run(resume=True, **changes)
+        assert named in str(caught.value)
+        assert ";" not in str(caught.value)
+
+
+class TestChoice:
+    """Which weights are kept: valid's best by one figure or the other."""
+
+    @pytest.mark.parametrize(("choose_by", "step"), [("accuracy", 4), ("macro_f1", 2)])
+    def test_of_the_best_checkpoint(
+        self, run: Train, monkeypatch: pytest.MonkeyPatch, choose_by: str, step: int
+    ) -> None:
+        figures = iter([(0.8, 0.9), (0.99, 0.5), (0.98, 0.6)])
+
+        def figured(*arguments: Any) -> Any:
+            measured = measure_tokens(*arguments)
+            accuracy, f1 = next(figures)
+            views = [replace(view, accuracy=accuracy, macro_f1=f1) for view in measured.views]
+            return replace(measured, views=tuple(views))
+
+        monkeypatch.setattr("gma.model.training.run.measure_tokens", figured)
+        lines = evaluations(run(choose_by=choose_by, steps=6, evaluate_every=2))
+        assert [line["step"] for line in lines if line["kept"]][-1] == step

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from gma.model.training.errors import CorpusError, TrainingError
 from gma.model.training.train import train
 from tests.model.training.documents import (
     Train,
+    configuration,
     documents,
     write,
 )
@@ -19,22 +21,45 @@ from tests.model.training.documents import (
 @pytest.mark.parametrize(
     ("changes", "named"),
     [
-        ({"stepz": 3}, "stepz"),
         ({"steps": 0}, "steps"),
         ({"lengths": [[0.0, 65]]}, "no multiple of prefix"),
         ({"lengths": [[0.5, 64]]}, "begin at 0.0"),
         ({"token_dropout": [0.3, 0.1]}, "token_dropout"),
         ({"model": {"colour": 1}}, "colour"),
+        ({"stepz": 3}, "stepz is unknown: did you mean steps?"),
+        ({"model": {"widht": 3}}, "widht is unknown: did you mean width?"),
+        ({"steps": "150"}, "steps: input should be a valid integer, not '150'"),
+        ({"steps": 150.0}, "steps"),
+        ({"learning_rate": "1e-3"}, "learning_rate"),
+        ({"compile": 1}, "compile"),
+        ({"lengths": [["0.0", 64]]}, "lengths.0.0"),
+        ({"lengths": [[0.0, "64"]]}, "lengths.0.1"),
+        ({"token_dropout": [0, "1"]}, "token_dropout.1"),
+        ({"model": {"width": "64"}}, "width: input should be a valid integer, not '64'"),
+        ({"balance": 1.5}, "balance"),
+        ({"choose_by": "loss"}, "choose_by: input should be 'accuracy' or 'macro_f1', not 'loss'"),
         ({"model": {"heads": -1}}, "heads"),
         ({"model": {"labels": ["a", "b"]}}, "labels"),
         ({"model": {"prior_tokens": 3.0}}, "prior_tokens"),
     ],
 )
 def test_configuration(run: Train, data: Path, changes: dict[str, Any], named: str) -> None:
-    with pytest.raises(TrainingError, match=named) as caught:
+    with pytest.raises(TrainingError, match=re.escape(named)) as caught:
         run(**changes)
     assert "config.toml" in str(caught.value)
     assert not (data.parent / "run").exists()
+
+
+def test_a_field_of_the_token_scores(data: Path, tmp_path: Path) -> None:
+    config = configuration(tmp_path / "config.toml")
+    for wrong, named in (
+        ("lenght = 3", "token_scores.lenght is unknown: did you mean token_scores.length?"),
+        ('seed = "3"', "token_scores.seed: input should be a valid integer, not '3'"),
+    ):
+        wrongly = tmp_path / "wrong.toml"
+        wrongly.write_text(f"{config.read_text()}\n{wrong}\n")
+        with pytest.raises(TrainingError, match=re.escape(named)):
+            train(data, tmp_path / "run", wrongly)
 
 
 @pytest.mark.parametrize("text", ["[model", "", "[training]", "[model]\n[extra]", "model = 3"])
@@ -53,7 +78,14 @@ def test_no_configuration(data: Path, tmp_path: Path, text: str) -> None:
         (b'{"label": "sea"}', "'text'"),
         (b'{"text": "", "label": "sea"}', "'text'"),
         (b'{"text": 3, "label": "sea"}', "'text'"),
+        (b'{"text": " \\n\\u2003", "label": "sea"}', "'text' is blank"),
         (b'{"text": "a"}', "'label'"),
+        (
+            b'{"txt": "a", "label": "b"}',
+            "'text' is missing, or no string; the fields are 'txt', 'label'",
+        ),
+        (b'{"text": "a", "label": ""}', "'label' is blank"),
+        (b'{"text": "a", "label": " "}', "'label' is blank"),
         (b'{"text": "a", "label": null}', "'label'"),
         (b'{"text": "a", "label": true}', "'label'"),
         (b'{"text": "\xff", "label": "sea"}', "not UTF-8"),
