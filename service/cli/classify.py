@@ -135,9 +135,8 @@ def _lines(file: Path) -> Iterator[Document]:
     def pieces(line: Line) -> Iterator[bytes]:
         yield text_of(fields_of(line), line.where).encode()
 
-    def broken(error: Exception) -> Iterator[bytes]:
+    def broken(error: Exception) -> Iterable[bytes]:
         raise error
-        yield b""
 
     number = 0
     try:

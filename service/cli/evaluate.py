@@ -17,7 +17,9 @@ def evaluate(
     data: Annotated[
         Path, typer.Option(metavar="DIR", help="Folder of the splits, as `gma train` takes them.")
     ],
-    split: Annotated[str, typer.Option(help="Files whose names begin with it are read.")] = "test",
+    split: Annotated[
+        str, typer.Option(help="Its files are SPLIT.jsonl, SPLIT-0.csv, ..., or a folder SPLIT.")
+    ] = "test",
     device: DeviceOption = Device.auto,
     as_json: JsonOption = False,
 ) -> None:

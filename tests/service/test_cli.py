@@ -189,9 +189,13 @@ class TestClassifyLines:
     def letters(self, request: pytest.FixtureRequest, tmp_path: Path) -> Path:
         lines = [{"text": TEXT, "label": 3}, {"text": TEXT * 2}]
         data = "\n\n".join(map(json.dumps, lines)).encode()
-        pack = {".gz": gzip.compress, ".zst": zstandard.compress}.get(request.param[13:], bytes)
         file: Path = tmp_path / request.param
-        file.write_bytes(pack(data))
+        match file.suffix:
+            case ".gz":
+                data = gzip.compress(data)
+            case ".zst":
+                data = zstandard.compress(data)
+        file.write_bytes(data)
         return file
 
     def test_each_is_a_text(self, gma: Gma, checkpoint: Path, letters: Path, book: Path) -> None:
@@ -274,7 +278,7 @@ class TestErrors:
     def test_an_exported_model(self, gma: Gma, tmp_path: Path, book: Path, command: str) -> None:
         for name in ("model.onnx", "manifest.json", "tokenizer.json"):
             (tmp_path / name).touch()
-        arguments = {
+        arguments: dict[str, list[object]] = {
             "classify": ["--checkpoint", tmp_path, book],
             "evaluate": [tmp_path, "--data", tmp_path],
             "info": [tmp_path],

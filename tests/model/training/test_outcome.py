@@ -30,7 +30,7 @@ NOTHING = "the deep reading learned nothing"
 
 
 def outcome(label_loss: float, guess: float, **baseline: Any) -> str:
-    lines = [
+    lines: list[dict[str, Any]] = [
         {"step": 0, "baseline": baseline},
         {"step": 5, "label_loss": label_loss},
         {"step": 5, "valid": measured(0.8, 0.7), "kept": True},
