@@ -75,10 +75,13 @@ def exported_for(settings: Settings) -> Artifact:
 
 
 def _checkpoint(checkpoint: Path) -> ModelConfig:
-    if reason := lacking(checkpoint):
+    reason, file = lacking(checkpoint), checkpoint / "config.json"
+    if reason and not file.is_file():
         raise ValueError(reason)
-    file = checkpoint / "config.json"
     try:
-        return ModelConfig.model_validate_json(file.read_bytes())
+        config = ModelConfig.model_validate_json(file.read_bytes())
     except ValidationError as error:
         raise ValueError(f"{file}: {problems(error)}") from error
+    if reason:
+        raise ValueError(reason)
+    return config

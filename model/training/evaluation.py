@@ -17,6 +17,7 @@ from gma.model.reading import Findings, read
 from gma.model.tokenizer import Tokenizer
 from gma.model.training.corpus import Corpus
 from gma.model.training.errors import CorpusError
+from gma.model.training.labelled import TEXT_AND_LABEL, Fields
 from gma.model.training.splits import Splits
 from gma.model.weights import Checkpoint
 
@@ -153,14 +154,16 @@ def measure_tokens(classifier: Classifier, documents: Corpus, tokenizer: Tokeniz
     return measure(classifier, views, documents.labels)
 
 
-def evaluate(checkpoint: Checkpoint, data: Path, split: str) -> Measured:
+def evaluate(
+    checkpoint: Checkpoint, data: Path, split: str, names: Fields = TEXT_AND_LABEL
+) -> Measured:
     """Measure prefixes that are cut between bytes, as a client that sends only so much would.
 
     Raises CorpusError for documents that can't be read or have a label the model does not know.
     """
     index = {label: i for i, label in enumerate(checkpoint.config.labels)}
     texts, labels = [], []
-    for document in Splits(data).read(split):
+    for document in Splits(data, names).read(split):
         if document.label not in index:
             raise CorpusError(f"{document.where}: the model has no label {document.label!r}")
         texts.append(document.text.encode())

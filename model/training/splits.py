@@ -11,7 +11,7 @@ from typing import NamedTuple
 from gma.model.training.errors import CorpusError
 from gma.model.training.formats import folders, jsonl, parquet, saved, table
 from gma.model.training.formats.compressed import SUFFIXES
-from gma.model.training.labelled import LabelledText
+from gma.model.training.labelled import TEXT_AND_LABEL, Fields, LabelledText
 
 TRAIN, VALID, TEST = "train", "valid", "test"
 VALIDATION = "validation"
@@ -20,7 +20,9 @@ VALIDATION = "validation"
 OTHERS = VALID, VALIDATION, TEST
 """Where one of these is, the folder's folders are no labels."""
 
-READERS: dict[str, Callable[[Path], Iterator[LabelledText]]] = {
+Reader = Callable[[Path, Fields], Iterator[LabelledText]]
+
+READERS: dict[str, Reader] = {
     ".jsonl": jsonl.read,
     ".csv": table.read_csv,
     ".tsv": table.read_tsv,
@@ -39,11 +41,12 @@ class Source(NamedTuple):
     """A file or folder of documents, and what reads it."""
 
     path: Path
-    reader: Callable[[Path], Iterator[LabelledText]]
+    reader: Reader
+    names: Fields
 
     def read(self) -> Iterator[LabelledText]:
         """Yield its documents. Raises CorpusError for the first one that is none."""
-        return self.reader(self.path)
+        return self.reader(self.path, self.names)
 
 
 class Splits:
@@ -57,11 +60,14 @@ class Splits:
     texts' digests: the same from the same texts, whatever their order.
     """
 
-    def __init__(self, data: Path) -> None:
-        """Raises CorpusError if there is nothing of that name."""
+    def __init__(self, data: Path, names: Fields = TEXT_AND_LABEL) -> None:
+        """``names`` are those of the fields that count; a folder for each label has none.
+
+        Raises CorpusError if there is nothing of that name.
+        """
         if not data.exists():
             raise CorpusError(f"{data}: there is no such folder")
-        self.data = data
+        self.data, self.names = data, names
 
     def has(self, split: str) -> bool:
         """Say whether there are files of this split."""
@@ -141,34 +147,34 @@ class Splits:
             reader = READERS.get(_parts(self.data)[1])
             if reader is None:
                 raise CorpusError(f"{self.data}: data is a folder, or {', '.join(READERS)}")
-            return [Source(self.data, reader)] if split == TRAIN else []
+            return [Source(self.data, reader, self.names)] if split == TRAIN else []
         names = (split, VALIDATION) if split == VALID else (split,)
         found = [source for name in names for source in self._named(name)]
         if not found and split == TRAIN and not any(map(self._named, OTHERS)):
-            found = _folder(self.data)
+            found = self._folder(self.data)
         return found
 
     def _named(self, name: str) -> list[Source]:
-        whole = _folder(self.data / name) if (self.data / name).is_dir() else []
+        whole = self._folder(self.data / name) if (self.data / name).is_dir() else []
         shard = re.compile(rf"{re.escape(name)}(-\d+(-of-\d+)?)?")
         return whole + [
-            Source(path, READERS[end])
+            Source(path, READERS[end], self.names)
             for path in sorted(self.data.iterdir())
             for stem, end, _ in [_parts(path)]
             if end in READERS and shard.fullmatch(stem) and path.is_file()
         ]
 
+    def _folder(self, folder: Path) -> list[Source]:
+        """What a folder is that holds a whole split."""
+        if (folder / saved.MARK).is_file():
+            return [Source(folder, saved.read, self.names)]
+        labels = folders.labels(folder)
+        return [Source(folder, folders.read, self.names)] if labels else []
+
 
 def _documents(sources: list[Source]) -> Iterator[LabelledText]:
     for source in sources:
         yield from source.read()
-
-
-def _folder(folder: Path) -> list[Source]:
-    """What a folder is that holds a whole split."""
-    if (folder / saved.MARK).is_file():
-        return [Source(folder, saved.read)]
-    return [Source(folder, folders.read)] if folders.labels(folder) else []
 
 
 def _parts(path: Path) -> tuple[str, str, str]:

@@ -14,6 +14,7 @@ from gma.model.training import baseline
 from gma.model.training.config import TrainingConfig, read_config
 from gma.model.training.errors import TrainingError
 from gma.model.training.evaluation import evaluate
+from gma.model.training.labelled import TEXT_AND_LABEL, Fields
 from gma.model.training.outcome import Outcome
 from gma.model.training.prepared import Prepared
 from gma.model.training.run import LOG, RESUME, Run
@@ -24,18 +25,26 @@ PREPARED = "prepared"
 """Folder of a run: the tokenizer, the labels and the token ids of both splits."""
 
 
-def train(data: Path, out: Path, config: Path, *, resume: bool = False) -> Path:
+def train(
+    data: Path,
+    out: Path,
+    config: Path,
+    *,
+    resume: bool = False,
+    names: Fields = TEXT_AND_LABEL,
+) -> Path:
     """Train a classifier and return the folder of its best checkpoint.
 
-    ``data`` holds splits (``Splits``); ``config`` is a TOML file (``read_config``). ``out`` gets
-    the prepared tokens, a log and the checkpoint that was best on valid; with ``resume`` an
-    interrupted run in ``out`` goes on, and of ``data`` only the test split is read, if it is still
-    there. What a user should know goes to stderr: what is odd about the data, how far training is,
-    and in the end how good the model is, beside a linear baseline. Seeds torch's global generator.
+    ``data`` holds splits (``Splits``) whose fields are called ``names``; ``config`` is a TOML file
+    (``read_config``). ``out`` gets the prepared tokens, a log and the checkpoint that was best on
+    valid; with ``resume`` an interrupted run in ``out`` goes on, and of ``data`` only the test
+    split is read, if it is still there. What a user should know goes to stderr: what is odd about
+    the data, how far training is, and in the end how good the model is, beside a linear baseline.
+    Seeds torch's global generator.
 
     Raises TrainingError or CorpusError before anything is trained, TrainingError if it diverges.
     """
-    splits = Splits(data) if data.exists() or not resume else None
+    splits = Splits(data, names) if data.exists() or not resume else None
     if not resume and splits:
         for split in TRAIN, VALID:  # the likeliest mistake, and named at once
             splits.sources(split)
@@ -62,9 +71,8 @@ def train(data: Path, out: Path, config: Path, *, resume: bool = False) -> Path:
         checkpoint = out / "checkpoint"
         if splits and splits.has(TEST):
             bar = progress.add_task("measuring test", total=1)
-            run.log(
-                test=evaluate(weights.load(checkpoint, device=run.device), data, TEST).as_dict()
-            )
+            loaded = weights.load(checkpoint, device=run.device)
+            run.log(test=evaluate(loaded, data, TEST, names).as_dict())
             progress.update(bar, advance=1)
     lines = [json.loads(line) for line in (out / LOG).read_text().splitlines()]
     for line in Outcome.of(lines, run.crops.guess).told():

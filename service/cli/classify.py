@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, BinaryIO, NamedTuple
 import typer
 
 from gma.service.cli.checkpoint import load
-from gma.service.cli.options import CheckpointOption, Device, DeviceOption, JsonOption
+from gma.service.cli.options import CheckpointOption, Device, DeviceOption, JsonOption, TextOption
 from gma.service.cli.terminal import complain, print_json, print_table, table, watched
 
 if TYPE_CHECKING:
@@ -56,6 +56,7 @@ def classify(
     max_tokens: Annotated[
         int | None, typer.Option(min=1, help="Tokens of a text to read at most. [default: all]")
     ] = None,
+    text: TextOption = "text",
     as_text: Annotated[
         bool, typer.Option("--as-text", help="Read .jsonl files as one text each, too.")
     ] = False,
@@ -81,7 +82,7 @@ def classify(
     spans = SPANS_IN_JSON if as_json else SPANS_IN_TABLE
     top_k = top_k if as_json else top_k or LABELS_IN_TABLE
     failed = False
-    for document in _documents(files, as_text=as_text):
+    for document in _documents(files, text, as_text=as_text):
         try:
             finding = _read(
                 loaded,
@@ -118,22 +119,22 @@ class Document(NamedTuple):
         return str(self.file) if self.line is None else f"{self.file}, line {self.line}"
 
 
-def _documents(files: Iterable[Path], *, as_text: bool) -> Iterator[Document]:
+def _documents(files: Iterable[Path], text: str, *, as_text: bool) -> Iterator[Document]:
     for file in files:
         if file.name.endswith(LINES) and not as_text:
-            yield from _lines(file)
+            yield from _lines(file, text)
         else:
             yield Document(file, None, partial(_pieces, file))
 
 
-def _lines(file: Path) -> Iterator[Document]:
+def _lines(file: Path, text: str) -> Iterator[Document]:
     """The lines of a file, each a document; one without any if the file can't be read."""
     from gma.model.training.formats.compressed import Line, lines
     from gma.model.training.formats.jsonl import fields_of
     from gma.model.training.labelled import text_of
 
     def pieces(line: Line) -> Iterator[bytes]:
-        yield text_of(fields_of(line), line.where).encode()
+        yield text_of(fields_of(line), line.where, text).encode()
 
     def broken(error: Exception) -> Iterable[bytes]:
         raise error

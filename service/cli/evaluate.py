@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from gma.service.cli.checkpoint import load
-from gma.service.cli.options import Device, DeviceOption, JsonOption
+from gma.service.cli.options import Device, DeviceOption, JsonOption, LabelOption, TextOption
 from gma.service.cli.terminal import print_json
 
 
@@ -20,6 +20,8 @@ def evaluate(
     split: Annotated[
         str, typer.Option(help="Its files are SPLIT.jsonl, SPLIT-0.csv, ..., or a folder SPLIT.")
     ] = "test",
+    text: TextOption = "text",
+    label: LabelOption = "label",
     device: DeviceOption = Device.auto,
     as_json: JsonOption = False,
 ) -> None:
@@ -33,8 +35,9 @@ def evaluate(
       gma evaluate runs/reviews/checkpoint --data reviews
     """
     from gma.model.training import evaluation
+    from gma.model.training.labelled import Fields
 
-    measured = evaluation.evaluate(load(checkpoint, device), data, split)
+    measured = evaluation.evaluate(load(checkpoint, device), data, split, Fields(text, label))
     if as_json:
         print_json(measured.as_dict())
     else:

@@ -39,3 +39,9 @@ DeviceOption = Annotated[
     Device, typer.Option(help="Where the model runs; auto takes a GPU if there is one.")
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+TextOption = Annotated[
+    str, typer.Option("--text", metavar="NAME", help="Field or column that holds the text.")
+]
+LabelOption = Annotated[
+    str, typer.Option("--label", metavar="NAME", help="Field or column that holds the label.")
+]

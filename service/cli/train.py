@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+from gma.service.cli.options import LabelOption, TextOption
+
 
 def train(
     data: Annotated[
@@ -21,6 +23,8 @@ def train(
     config: Annotated[
         Path, typer.Option(metavar="FILE", help="TOML: [model] architecture, [training] schedule.")
     ],
+    text: TextOption = "text",
+    label: LabelOption = "label",
     resume: Annotated[
         bool, typer.Option("--resume", help="Go on with the interrupted run in --out.")
     ] = False,
@@ -35,14 +39,21 @@ def train(
     Examples:
       gma train --data reviews --out runs/reviews --config small.toml
       gma train --data reviews --out runs/reviews --config small.toml --resume
+      gma train --data r.csv --text review --label stars --out runs/r --config small.toml
       gma classify --checkpoint runs/reviews/checkpoint review.txt
     """
     from gma.model.training import train as training
+    from gma.model.training.labelled import Fields
 
     try:
-        typer.echo(training.train(data, out, config, resume=resume))
+        typer.echo(training.train(data, out, config, resume=resume, names=Fields(text, label)))
     except KeyboardInterrupt:
         again = f"gma train --data {data} --out {out} --config {config}"
+        again += "".join(
+            f" --{name} {given}"
+            for name, given in (("text", text), ("label", label))
+            if given != name
+        )
         if training.resumable(out):
             typer.echo(f"gma: interrupted; to go on: {again} --resume", err=True)
         else:

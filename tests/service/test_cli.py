@@ -210,6 +210,13 @@ class TestClassifyLines:
         assert {**answers[1], "file": ""} == {**answers[2], "file": "", "line": 3}
         assert f"{letters}, line 3: " in gma(*options, letters).out
 
+    def test_a_field_of_another_name(self, gma: Gma, checkpoint: Path, tmp_path: Path) -> None:
+        file = tmp_path / "letters.jsonl"
+        file.write_text(json.dumps({"text": "", "body": TEXT}))
+        options = ["--checkpoint", checkpoint, "--json", "--text", "body"]
+        (answer,) = gma("classify", *options, file).json()
+        assert answer["usage"]["bytes"] == len(TEXT)
+
     def test_as_text(self, gma: Gma, checkpoint: Path, tmp_path: Path) -> None:
         file = tmp_path / "letters.jsonl"
         file.write_text(json.dumps({"text": TEXT}))
@@ -263,6 +270,12 @@ class TestEvaluate:
     def test_json(self, gma: Gma, checkpoint: Path, data: Path) -> None:
         (measured,) = gma("evaluate", checkpoint, "--data", data, "--json").json()
         assert measured["documents"] == len(LABELS)
+
+    def test_fields_of_other_names(self, gma: Gma, checkpoint: Path, tmp_path: Path) -> None:
+        (tmp_path / "test.csv").write_text(f"review,who\nof the times,{LABELS[0]}\n")
+        options = ["--data", tmp_path, "--text", "review", "--label", "who", "--json"]
+        (measured,) = gma("evaluate", checkpoint, *options).json()
+        assert measured["documents"] == 1
 
     def test_a_split_that_is_not_there(self, gma: Gma, checkpoint: Path, data: Path) -> None:
         assert_one_line(gma("evaluate", checkpoint, "--data", data, "--split", "valid"), "valid")

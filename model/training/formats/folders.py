@@ -6,10 +6,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from gma.model.training.errors import CorpusError
-from gma.model.training.labelled import LabelledText
+from gma.model.training.labelled import Fields, LabelledText
 
 
-def read(folder: Path) -> Iterator[LabelledText]:
+def read(folder: Path, names: Fields) -> Iterator[LabelledText]:
     """Yield the documents ``LABEL/FILE``, also deeper in, in the order of their paths.
 
     What a hidden file or folder holds is passed over. Raises CorpusError for the first file that is
@@ -22,7 +22,7 @@ def read(folder: Path) -> Iterator[LabelledText]:
                     text = file.read_bytes().decode()
                 except UnicodeDecodeError as error:
                     raise CorpusError(f"{file}: not UTF-8: {error}") from error
-                yield LabelledText.of({"text": text, "label": label.name}, str(file))
+                yield LabelledText.of({names.text: text, names.label: label.name}, str(file), names)
 
 
 def labels(folder: Path) -> list[Path]:

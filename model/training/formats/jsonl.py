@@ -8,17 +8,17 @@ from pathlib import Path
 
 from gma.model.training.errors import CorpusError
 from gma.model.training.formats.compressed import Line, lines
-from gma.model.training.labelled import LabelledText
+from gma.model.training.labelled import Fields, LabelledText
 
 
-def read(file: Path) -> Iterator[LabelledText]:
-    """Yield the documents of lines ``{"text": ..., "label": ...}``; blank lines are passed over.
+def read(file: Path, names: Fields) -> Iterator[LabelledText]:
+    """Yield the documents of lines like ``{"text": ..., "label": ...}``; blank ones are none.
 
     Raises CorpusError for the first line that is not such a document.
     """
     for line in lines(file):
         if line.data.strip():
-            yield LabelledText.of(fields_of(line), line.where)
+            yield LabelledText.of(fields_of(line), line.where, names)
 
 
 def fields_of(line: Line) -> dict[str, object]:

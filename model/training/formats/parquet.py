@@ -7,15 +7,14 @@ from pathlib import Path
 
 from gma.model.training.errors import CorpusError
 from gma.model.training.formats.extra import needing
-from gma.model.training.labelled import LabelledText
+from gma.model.training.labelled import Fields, LabelledText
 
-COLUMNS = ["text", "label"]
 BATCH = 64
 """Rows in memory at a time."""
 
 
-def read(file: Path) -> Iterator[LabelledText]:
-    """Yield the documents of the columns ``text`` and ``label``.
+def read(file: Path, names: Fields) -> Iterator[LabelledText]:
+    """Yield the documents of two columns.
 
     Raises CorpusError for the first row that is no document, and if pyarrow is not installed.
     """
@@ -23,16 +22,16 @@ def read(file: Path) -> Iterator[LabelledText]:
         from pyarrow import ArrowException, parquet
     try:
         with parquet.ParquetFile(file) as opened:
-            names = opened.schema_arrow.names
-            for name in COLUMNS:
-                if name not in names:
+            columns = opened.schema_arrow.names
+            for name in names:
+                if name not in columns:
                     raise CorpusError(
-                        f"{file}: no column is named {name!r}: they are {', '.join(names)}"
+                        f"{file}: no column is named {name!r}: they are {', '.join(columns)}"
                     )
             number = 0
-            for batch in opened.iter_batches(BATCH, columns=COLUMNS):
+            for batch in opened.iter_batches(BATCH, columns=[*names]):
                 for row in batch.to_pylist():
                     number += 1
-                    yield LabelledText.of(row, f"{file}, row {number}")
+                    yield LabelledText.of(row, f"{file}, row {number}", names)
     except ArrowException as error:
         raise CorpusError(f"{file}: {error}") from error

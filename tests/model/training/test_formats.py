@@ -12,6 +12,7 @@ import pytest
 import zstandard
 
 from gma.model.training.errors import CorpusError
+from gma.model.training.labelled import Fields
 from gma.model.training.splits import Splits
 
 ROWS = [('a ship,\nor "two"\tat sea', "sea"), ("hay " * 40_000, "farm"), ("naïve 船", "sea")]
@@ -104,6 +105,16 @@ def test_a_file_is_the_train_split(tmp_path: Path) -> None:
     assert len(read(file)) == 40
     with pytest.raises(CorpusError, match="holds no test split"):
         read(file, "test")
+
+
+def test_fields_of_other_names(tmp_path: Path) -> None:
+    (tmp_path / "train.csv").write_text("stars,text,review\n5,no,good\n")
+    (tmp_path / "valid.jsonl").write_text('{"stars": 1, "review": "bad"}')
+    splits = Splits(tmp_path, Fields("review", "stars"))
+    found = [(d.text, d.label) for split in ("train", "valid") for d in splits.read(split)]
+    assert found == [("good", "5"), ("bad", "1")]
+    with pytest.raises(CorpusError, match="no column is named 'label': they are stars, text"):
+        read(tmp_path)
 
 
 class TestWrong:
