@@ -42,6 +42,10 @@ class TrainingConfig(BaseModel):
         Fraction,
         Field(description="1: each label is drawn as often as any other; 0: as documents have it"),
     ] = 1.0
+    label_weights: Annotated[
+        dict[str, Annotated[float, Field(gt=0)]],
+        Field(description="by label: how many times as often as balance says it is drawn"),
+    ] = {}
     learning_rate: Annotated[float, Field(gt=0)] = 2e-3
     final_learning_rate: Annotated[Fraction, Field(description="as a share of learning_rate")] = (
         0.05

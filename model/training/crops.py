@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -14,22 +16,30 @@ class Crops:
     """Random crops of random documents, on the device."""
 
     def __init__(
-        self, train: Corpus, start_fraction: float, device: torch.device, *, balance: float = 1.0
+        self,
+        train: Corpus,
+        start_fraction: float,
+        device: torch.device,
+        *,
+        balance: float = 1.0,
+        label_weights: Mapping[int, float] | None = None,
     ) -> None:
         """Crop the documents of ``train``.
 
         ``start_fraction``: share of the crops that begin where their document begins. ``balance``:
         at 1 each label is drawn as often as any other, at 0 each document; between them a label of
-        n documents is drawn in proportion to n ** (1 - balance).
+        n documents is drawn in proportion to n ** (1 - balance). ``label_weights``: by label, how
+        many times as often it is drawn as that says; 1 if it has none.
         """
         self.start_fraction = start_fraction
         self.tokens = torch.from_numpy(train.tokens.astype(np.int32)).to(device)
         self.starts = np.concatenate([[0], train.ends[:-1]])
         self.ends = train.ends
         order = np.argsort(train.labels, kind="stable")
-        counts = np.unique(train.labels, return_counts=True)[1]
+        present, counts = np.unique(train.labels, return_counts=True)
         self.by_label = np.split(order, counts.cumsum()[:-1])
-        shares = counts ** (1 - balance)
+        factors = [(label_weights or {}).get(int(label), 1.0) for label in present]
+        shares = counts ** (1 - balance) * factors
         self.shares = shares / shares.sum()  # (labels in train,): how often each is drawn
         self.labels = train.labels
         self.longest = int((self.ends - self.starts).max())

@@ -57,7 +57,11 @@ class Run:
         self.classifier.pooling.token.weight.requires_grad_(False)
         self.average = copy.deepcopy(self.classifier).requires_grad_(False).eval()
         self.crops = Crops(
-            prepared.train, config.start_fraction, self.device, balance=config.balance
+            prepared.train,
+            config.start_fraction,
+            self.device,
+            balance=config.balance,
+            label_weights=self._label_weights(),
         )
         losses = Losses(self.classifier, config)
         self.losses = torch.compile(losses, dynamic=False) if config.compile else losses
@@ -75,6 +79,14 @@ class Run:
     def stopped(self) -> bool:
         """Whether valid has not improved for ``patience`` evaluations."""
         return 0 < self.config.patience <= self.since_best
+
+    def _label_weights(self) -> dict[int, float]:
+        """Look the labels up that the configuration weighs."""
+        index = {label: i for i, label in enumerate(self.prepared.labels)}
+        for label in self.config.label_weights:
+            if label not in index:
+                raise TrainingError(f"label_weights: no document of train has the label {label!r}")
+        return {index[label]: weight for label, weight in self.config.label_weights.items()}
 
     def _groups(self) -> list[dict[str, object]]:
         """Group what is trained: matrices decay, norms, biases and mixtures do not."""

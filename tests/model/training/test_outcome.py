@@ -141,11 +141,15 @@ class TestImbalance:
         assert line["test"]["documents"] == 202
         assert line["test"]["views"][-1]["macro_f1"] > 0.8
 
-    @pytest.mark.parametrize(("balance", "rare"), [(1.0, 50), (0.0, 1), (0.5, 9)])
-    def test_how_often_a_label_is_drawn(self, balance: float, rare: int) -> None:
+    @pytest.mark.parametrize(
+        ("balance", "weight", "rare"),
+        [(1.0, 1.0, 50), (0.0, 1.0, 1), (0.5, 1.0, 9), (1.0, 3.0, 75), (0.0, 11.0, 10)],
+    )
+    def test_how_often_a_label_is_drawn(self, balance: float, weight: float, rare: int) -> None:
         labels = np.array([1, *[0] * 99])
         train = Corpus(np.arange(100, dtype=np.uint16), np.arange(1, 101), labels)
-        crops = Crops(train, 0.0, torch.device("cpu"), balance=balance)
+        device, weights = torch.device("cpu"), {1: weight}
+        crops = Crops(train, 0.0, device, balance=balance, label_weights=weights)
         tokens, _, drawn = crops.draw(np.random.default_rng(0), 100, 1)
         assert abs(int(drawn.sum()) - rare) <= 1
         assert ((tokens[:, 0] == 0) == (drawn == 1)).all()

@@ -37,6 +37,7 @@ from tests.model.training.documents import (
         ({"token_dropout": [0, "1"]}, "token_dropout.1"),
         ({"model": {"width": "64"}}, "width: input should be a valid integer, not '64'"),
         ({"balance": 1.5}, "balance"),
+        ({"label_weights": 2.0}, "label_weights"),
         ({"choose_by": "loss"}, "choose_by: input should be 'accuracy' or 'macro_f1', not 'loss'"),
         ({"model": {"heads": -1}}, "heads"),
         ({"model": {"labels": ["a", "b"]}}, "labels"),
@@ -60,6 +61,15 @@ def test_a_field_of_the_token_scores(data: Path, tmp_path: Path) -> None:
         wrongly.write_text(f"{config.read_text()}\n{wrong}\n")
         with pytest.raises(TrainingError, match=re.escape(named)):
             train(data, tmp_path / "run", wrongly)
+
+
+def test_weights_of_labels(data: Path, tmp_path: Path) -> None:
+    config = configuration(tmp_path / "config.toml")
+    for weights, named in (("sea = 0.0", "label_weights.sea"), ("moon = 2", "the label 'moon'")):
+        wrong = tmp_path / "wrong.toml"
+        wrong.write_text(f"{config.read_text()}\n[training.label_weights]\n{weights}\n")
+        with pytest.raises(TrainingError, match=named):
+            train(data, tmp_path / "run", wrong)
 
 
 @pytest.mark.parametrize("text", ["[model", "", "[training]", "[model]\n[extra]", "model = 3"])
