@@ -66,7 +66,7 @@ class Splits:
         Raises CorpusError if there is nothing of that name.
         """
         if not data.exists():
-            raise CorpusError(f"{data}: there is no such folder")
+            raise CorpusError(f"{data}: there is no such file or folder")
         self.data, self.names = data, names
 
     def has(self, split: str) -> bool:

@@ -53,7 +53,7 @@ class TestFiles:
             texts(tmp_path, "train")
 
     def test_no_folder(self, tmp_path: Path) -> None:
-        with pytest.raises(CorpusError, match="no such folder"):
+        with pytest.raises(CorpusError, match="no such file or folder"):
             texts(tmp_path / "none", "train")
 
 
