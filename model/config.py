@@ -26,6 +26,8 @@ Place: TypeAlias = tuple[str | int, ...]
 
 Positive = Annotated[int, Field(gt=0)]
 
+Score = Annotated[float, Field(ge=0, le=1)]
+
 
 class ModelConfig(BaseModel):
     """Architecture of one classifier. Unknown fields are errors; a change of meaning raises
@@ -40,6 +42,17 @@ class ModelConfig(BaseModel):
     ] = "paper"
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
     labels: Annotated[tuple[str, ...], Field(min_length=2, strict=False)]
+    multi_label: Annotated[
+        bool, Field(description="a document has any number of the labels, each scored by itself")
+    ] = False
+    thresholds: Annotated[
+        tuple[Score, ...] | None,
+        Field(
+            strict=False,
+            description="the least score, label by label, at which the model says it is there; "
+            "without them .5 if multi_label, else the best label whatever its score",
+        ),
+    ] = None
 
     vocab_size: Positive
     width: Positive
@@ -71,6 +84,8 @@ class ModelConfig(BaseModel):
     def _check(self) -> Self:
         if len(set(self.labels)) != len(self.labels):
             raise ValueError("labels must be distinct")
+        if self.thresholds is not None and len(self.thresholds) != len(self.labels):
+            raise ValueError("thresholds must be as many as labels")
         if self.format_version == 1 and self.form != "paper":
             raise ValueError(f"form {self.form} needs format_version 2")
         if self.conv_kernel == 1:
