@@ -1,0 +1,101 @@
+"""Gaussian Mixture Attention as the product has it, behind the rivals' interface."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from benchmarks.comparison.mixers import (
+    FLOAT,
+    GatedDeltaNet,
+    GatedLinear,
+    GatedSlots,
+    LinearAttention,
+    Mamba2,
+    Mixer,
+    Nothing,
+    Performer,
+    Softmax,
+    SoftmaxBothWays,
+)
+from benchmarks.comparison.sizes import HEAD, Size
+from gma.model import mixers
+from gma.model.ops.choice import CHUNKED, choose
+from gma.model.ops.chunked import Rows
+
+
+class Gaussian(Mixer):
+    """GMA in the paper's form (arXiv:2606.18283)."""
+
+    form: ClassVar = "paper"
+    components = 0
+    """Of a head; 0: as many as the size says."""
+
+    def __init__(self, size: Size) -> None:
+        if self.components:
+            size = size._replace(components=self.components)
+        super().__init__(size)
+        del self.norm  # it has its own
+        self.config = size.config(form=self.form, causal=self.causal)
+        made = mixers.Mixer if self.form == "paper" else mixers.ForgettingMixer
+        self.inner = made(self.config)
+
+    def choose(self, fast: bool) -> None:
+        """Use Triton's kernels, or PyTorch."""
+        self.inner.operation = choose(self.config, self.inner.out.weight) if fast else CHUNKED
+
+    def state_bytes(self, tokens: int) -> int:
+        return self.size.heads * self.size.components * (HEAD + 1) * FLOAT
+
+    def forward(self, x: Tensor, rows: Rows) -> Tensor:
+        if not self.causal:
+            return self.inner.read(x, *self.inner.write(x, rows), rows)
+        size = self.size
+        wide = torch.promote_types(self.inner.out.weight.dtype, torch.float32)
+        shape = len(x), size.heads, size.components, HEAD
+        memory = torch.zeros(shape, device=x.device, dtype=wide)
+        update, _, _ = self.inner.causal(x, memory, memory[..., 0].contiguous(), rows)
+        return update
+
+
+class Forgetting(Gaussian):
+    """GMA that forgets (docs/adr/0011-forgetting.md)."""
+
+    form: ClassVar = "forgetting"
+
+
+class ManyComponents(Forgetting):
+    components = 128
+
+
+class GaussianBothWays(Gaussian):
+    causal = False
+
+
+class ForgettingBothWays(Forgetting):
+    """The paper's form with an output gate: what is read only once it is finished forgets
+    nothing."""
+
+    causal = False
+
+
+MIXERS: dict[str, type[Mixer]] = {
+    "GMA (forgetting)": Forgetting,
+    "softmax": Softmax,
+    "Mamba-2": Mamba2,
+    "Gated DeltaNet": GatedDeltaNet,
+    "GMA (paper)": Gaussian,
+    "none": Nothing,
+    "linear attention": LinearAttention,
+    "GLA": GatedLinear,
+    "GSA": GatedSlots,
+    "Performer": Performer,
+    "GMA (forgetting), 128 components": ManyComponents,
+    "GMA (paper), both ways": GaussianBothWays,
+    "GMA (forgetting), both ways": ForgettingBothWays,
+    "softmax, both ways": SoftmaxBothWays,
+}
+"""The most telling first. Those both ways read documents whole, so no next token is asked of
+them."""

@@ -1,0 +1,84 @@
+"""Language model: bits per byte of books and prose."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from benchmarks.comparison.backbone import Backbone, Batch
+from benchmarks.comparison.task import Recipe, Task
+from benchmarks.comparison.texts import Texts
+from benchmarks.comparison.trainer import Trainer, narrow, next_tokens
+
+CONTEXTS = 2048, 16384
+SHORT_SHARE = 0.75
+"""Of the steps, that are at the short context."""
+
+
+class Language(Task):
+    """Trained at a short and then at a long context, and told at both."""
+
+    lower = True
+
+    def __init__(
+        self,
+        recipe: Recipe,
+        train: Sequence[Texts],
+        held_out: dict[str, Texts],
+        byte_lengths: Tensor,
+        device: torch.device,
+        contexts: tuple[int, int] = CONTEXTS,
+        judged: int = 64,
+    ) -> None:
+        """byte_lengths (vocabulary,): of tokens. `judged`: documents that models are judged by, of
+        which each is as long as the long context."""
+        super().__init__(recipe, tuple(f"bits/byte, {n:,}" for n in contexts), device)
+        self.contexts = contexts
+        self.byte_lengths = byte_lengths.to(device)
+        together = np.concatenate([texts.tokens for texts in train]).astype(np.int32)
+        self.stream = torch.from_numpy(together).to(device)
+        self.held_out = {split: self._long(texts, judged) for split, texts in held_out.items()}
+
+    def _long(self, texts: Texts, most: int) -> Tensor:
+        """Return the beginnings of documents that are long enough, (documents, N)."""
+        long = self.contexts[1]
+        starts = texts.starts[texts.lengths >= long][:most]
+        if not len(starts):
+            raise ValueError(f"no document has {long} tokens")
+        each = np.stack([texts.tokens[start : start + long] for start in starts])
+        return torch.from_numpy(each.astype(np.int64)).to(self.device)
+
+    def batch(self, seed: int, step: int) -> Batch:
+        context = self.contexts[step >= SHORT_SHARE * self.recipe.steps]
+        rng = np.random.default_rng([seed, step])
+        starts = rng.integers(0, len(self.stream) - context, self.recipe.tokens // context)
+        at = torch.from_numpy(starts).to(self.device)[:, None]
+        tokens = self.stream[at + torch.arange(context, device=self.device)].long()
+        return _asked(tokens)
+
+    def examples(self, split: str) -> Iterator[tuple[str, Batch]]:
+        for context, column in zip(self.contexts, self.columns, strict=True):
+            for document in self.held_out[split]:
+                yield column, _asked(document.view(-1, context))
+
+    @torch.no_grad()
+    def evaluate(self, model: Backbone, split: str, trainer: Trainer) -> dict[str, float]:
+        """Return bits per byte of what has a context. Raises OutOfTime."""
+        model.eval()
+        nats = {column: torch.zeros((), device=self.device) for column in self.columns}
+        size = {column: torch.zeros((), device=self.device) for column in self.columns}
+        for column, batch in self.examples(split):
+            trainer.check_time()
+            with narrow(self.device):
+                nats[column] += model.token_losses(batch)
+            size[column] += self.byte_lengths[batch.tokens[:, 1:]].sum()
+        return {c: float(nats[c]) / float(size[c]) / math.log(2.0) for c in self.columns}
+
+
+def _asked(tokens: Tensor) -> Batch:
+    lengths = torch.full((len(tokens),), tokens.shape[1], device=tokens.device)
+    return Batch(tokens, lengths, next_tokens(tokens, lengths))
