@@ -19,10 +19,10 @@ from pathlib import Path
 
 import torch
 
-from benchmarks.comparison import agreement, report, suite
+from benchmarks.comparison import agreement, libraries, report, suite
 from benchmarks.comparison.bench import Bench
 from benchmarks.comparison.gaussian import MIXERS
-from benchmarks.comparison.runs import RATES, TASKS, Folder, Run, Wanted
+from benchmarks.comparison.runs import RATES, SPEED, TASKS, Folder, Run, Wanted
 from benchmarks.comparison.task import Task
 from benchmarks.comparison.texts import SOURCES, prepare
 from benchmarks.comparison.trainer import OutOfTime
@@ -43,6 +43,9 @@ def arguments(given: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--budget-seconds", type=float, default=math.inf)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--compile", action="store_true", help="compile the layers")
+    parser.add_argument(
+        "--untuned", action="store_true", help="start fast: kernels not tuned, speed not measured"
+    )
     parser.add_argument("--quick", action="store_true", help="so few steps that it says nothing")
     parser.add_argument("--prepare", nargs="*", choices=SOURCES, help="make texts; all by default")
     parser.add_argument("--report", action="store_true")
@@ -53,7 +56,8 @@ def arguments(given: list[str] | None) -> argparse.Namespace:
 def main(given: list[str] | None = None) -> None:
     args = arguments(given)
     folder, texts = Folder(args.out), args.out / "texts"
-    wanted = Wanted(args.tasks, args.only, args.rates, args.seeds, not args.from_scratch)
+    tasks = [task for task in args.tasks if task != SPEED or not args.untuned]
+    wanted = Wanted(tasks, args.only, args.rates, args.seeds, not args.from_scratch)
     if args.prepare is not None:
         if args.data is None:
             raise SystemExit("--prepare needs --data")
@@ -76,7 +80,9 @@ def run_all(wanted: Wanted, folder: Folder, texts: Path, args: argparse.Namespac
     if device.type == "cuda":
         torch.cuda.set_device(device)
     torch.set_float32_matmul_precision("high")
-    missing = sorted({name for task in args.tasks for name in suite.NEEDS.get(task, ())})
+    if args.untuned:
+        libraries.untune()
+    missing = sorted({name for task in wanted.tasks for name in suite.NEEDS.get(task, ())})
     missing = [name for name in missing if not (texts / f"{name}-train.npz").exists()]
     if missing and args.data is not None:
         prepare(args.data, texts, missing)
@@ -108,6 +114,8 @@ def done(run: Run, folder: Folder, bench: Bench, task: Callable[[str], Task]) ->
         except Exception as error:
             folder.fail(run, first_line(error))
             progress(f"{run.name}: {first_line(error)}")
+            if "CUDA error" in str(error):  # nothing runs on the device after it
+                raise
             return
         folder.write(run, result)
         progress(f"{run.name}: {json.dumps(result.get('test', {}))}, {result['seconds']} s")

@@ -18,7 +18,7 @@ TOKENS = 300
 
 
 class Disagreement(Exception):
-    """A kernel is not what it is taken for: no model is trained with it."""
+    """A kernel does not compute what it is taken for."""
 
 
 def check(mixer: type[Mixer], size: Size, device: torch.device) -> dict[str, float]:
@@ -41,12 +41,15 @@ def _computed(module: Mixer, x: Tensor, weight: Tensor, *, fast: bool) -> dict[s
     rows = Rows.of(lengths, torch.arange(len(x), device=x.device), TOKENS, torch.float32)
     with narrow(x.device):
         update = module(x, rows)
+        with torch.no_grad():
+            read = module(x, rows)
     if not update.requires_grad:  # no mixer
-        return {"update": update}
+        return {"update": read}
     grown = [x, *(each for each in module.parameters() if each.numel())]
     d_x, *others = torch.autograd.grad((update.float() * weight).sum(), grown)
     return {
-        "update": update.detach(),
+        "update": read,
+        "update in training": update.detach(),
         "gradient": d_x,
         "gradients of parameters": torch.cat([each.flatten() for each in others]),
     }

@@ -88,8 +88,6 @@ class Backbone(nn.Module):
         wide = torch.promote_types(self.embedding.weight.dtype, torch.float32)
         rows = Rows.of(lengths, which, tokens.shape[1], wide)
         x: Tensor = self.embedding(tokens)
-        if torch.is_autocast_enabled(x.device.type):
-            x = x.to(torch.get_autocast_dtype(x.device.type))
         for layer in self.layers:
             x = layer(x, rows)
         return x

@@ -28,20 +28,25 @@ class Language(Task):
         self,
         recipe: Recipe,
         train: Sequence[Texts],
-        held_out: dict[str, Texts],
+        held_out: dict[str, dict[str, Texts]],
         byte_lengths: Tensor,
         device: torch.device,
         contexts: tuple[int, int] = CONTEXTS,
         judged: int = 64,
     ) -> None:
-        """byte_lengths (vocabulary,): of tokens. `judged`: documents that models are judged by, of
-        which each is as long as the long context."""
-        super().__init__(recipe, tuple(f"bits/byte, {n:,}" for n in contexts), device)
+        """held_out: by split, and by what it is called. byte_lengths (vocabulary,): of tokens.
+        `judged`: documents that models are judged by, each as long as the long context."""
+        named = dict.fromkeys(name for texts in held_out.values() for name in texts)
+        columns = (_column(name, context) for name in named for context in contexts)
+        super().__init__(recipe, tuple(columns), device)
         self.contexts = contexts
         self.byte_lengths = byte_lengths.to(device)
         together = np.concatenate([texts.tokens for texts in train]).astype(np.int32)
         self.stream = torch.from_numpy(together).to(device)
-        self.held_out = {split: self._long(texts, judged) for split, texts in held_out.items()}
+        self.held_out = {
+            split: {name: self._long(each, judged) for name, each in texts.items()}
+            for split, texts in held_out.items()
+        }
 
     def _long(self, texts: Texts, most: int) -> Tensor:
         """Return the beginnings of documents that are long enough, (documents, N)."""
@@ -61,22 +66,27 @@ class Language(Task):
         return _asked(tokens)
 
     def examples(self, split: str) -> Iterator[tuple[str, Batch]]:
-        for context, column in zip(self.contexts, self.columns, strict=True):
-            for document in self.held_out[split]:
-                yield column, _asked(document.view(-1, context))
+        for name, documents in self.held_out[split].items():
+            for context in self.contexts:
+                for document in documents:
+                    yield _column(name, context), _asked(document.view(-1, context))
 
     @torch.no_grad()
     def evaluate(self, model: Backbone, split: str, trainer: Trainer) -> dict[str, float]:
         """Return bits per byte of what has a context. Raises OutOfTime."""
         model.eval()
-        nats = {column: torch.zeros((), device=self.device) for column in self.columns}
-        size = {column: torch.zeros((), device=self.device) for column in self.columns}
+        nats: dict[str, Tensor] = {}
+        size: dict[str, Tensor] = {}
         for column, batch in self.examples(split):
             trainer.check_time()
             with narrow(self.device):
-                nats[column] += model.token_losses(batch)
-            size[column] += self.byte_lengths[batch.tokens[:, 1:]].sum()
-        return {c: float(nats[c]) / float(size[c]) / math.log(2.0) for c in self.columns}
+                nats[column] = nats.get(column, 0) + model.token_losses(batch)
+            size[column] = size.get(column, 0) + self.byte_lengths[batch.tokens[:, 1:]].sum()
+        return {c: float(nats[c]) / float(size[c]) / math.log(2.0) for c in nats}
+
+
+def _column(name: str, context: int) -> str:
+    return f"{name}, {context:,}"
 
 
 def _asked(tokens: Tensor) -> Batch:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from importlib import import_module
 from typing import Any
 
@@ -16,6 +17,22 @@ SCANNED = 256
 
 def _of_fla(package: str, function: str) -> Any:
     return getattr(import_module(f"fla.ops.{package}"), function)
+
+
+def untune() -> None:
+    """Let kernels of fla take their first configuration, the fewest warps and stages, from here on.
+
+    To try all takes minutes in each process, which only speed is worth.
+    """
+    autotuner = import_module("triton.runtime").Autotuner
+    for package in ("linear_attn", "gla", "gsa", "gated_delta_rule", "kda"):
+        import_module(f"fla.ops.{package}")
+    for module in [each for name, each in sys.modules.items() if name.startswith("fla.")]:
+        for kernel in vars(module).values():
+            while kernel is not None:  # one may be wrapped in heuristics
+                if isinstance(kernel, autotuner):
+                    kernel.configs = kernel.configs[:1]
+                kernel = getattr(kernel, "fn", None)
 
 
 def _narrow(*parts: Tensor) -> list[Tensor]:
@@ -52,8 +69,14 @@ def slots(q: Tensor, k: Tensor, val: Tensor, strength: Tensor, decay: Tensor) ->
 
 
 def delta(q: Tensor, k: Tensor, val: Tensor, decay: Tensor, share: Tensor) -> Tensor:
-    function = _of_fla("gated_delta_rule", "chunk_gated_delta_rule")
+    """With gradients it is Kimi delta attention's kernel, whose decays may differ by direction:
+    that of the gated delta rule refuses to go backward on Hopper before Triton 3.7.1."""
     q, k, val, share = _narrow(q, k, val, share)
+    if torch.is_grad_enabled():
+        function = _of_fla("kda", "chunk_kda")
+        decay = decay[..., None].expand(-1, -1, -1, k.shape[-1])
+    else:
+        function = _of_fla("gated_delta_rule", "chunk_gated_delta_rule")
     out: Tensor = function(q, k, val, decay.float().contiguous(), share, scale=1.0)[0]
     return out
 

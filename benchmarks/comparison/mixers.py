@@ -23,6 +23,13 @@ TAPS = 4
 """Tokens that a short convolution sees, as published layers have it."""
 
 
+class Norm(nn.RMSNorm):
+    """Normalises in the dtype that it is given, which one kernel does."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return functional.rms_norm(x, self.normalized_shape, self.weight.to(x.dtype), self.eps)
+
+
 class Mixer(nn.Module):
     """Takes what a layer has of its tokens, (B, N, W), to an update of the same shape."""
 
@@ -208,7 +215,7 @@ class Mamba2(Mixer):
         self.convolution = Taps(self.parts[1])
         self.rates = Rates(heads)
         self.skip = nn.Parameter(torch.ones(heads))
-        self.out_norm = nn.RMSNorm(self.inner, eps=1e-5)
+        self.out_norm = Norm(self.inner, eps=1e-5)
         self.out = nn.Linear(self.inner, size.width, bias=False)
 
     def state_bytes(self, tokens: int) -> int:
@@ -241,7 +248,7 @@ class GatedDeltaNet(Mixer):
         self.project = nn.Linear(size.width, sum(self.parts), bias=False)
         self.convolution = Taps(self.parts[0])
         self.rates = Rates(self.heads)
-        self.out_norm = nn.RMSNorm(self.value, eps=1e-5)
+        self.out_norm = Norm(self.value, eps=1e-5)
         self.out = nn.Linear(values, size.width, bias=False)
 
     def state_bytes(self, tokens: int) -> int:
@@ -272,7 +279,7 @@ class GatedLinear(Mixer):
         self.parts = [keys, keys, values, values, self.rank]
         self.project = nn.Linear(size.width, sum(self.parts), bias=False)
         self.decay = nn.Linear(self.rank, keys)
-        self.out_norm = nn.RMSNorm(HEAD, eps=1e-5)
+        self.out_norm = Norm(HEAD, eps=1e-5)
         self.out = nn.Linear(values, size.width, bias=False)
 
     def state_bytes(self, tokens: int) -> int:
@@ -298,7 +305,7 @@ class GatedSlots(Mixer):
     def __init__(self, size: Size) -> None:
         super().__init__(size)
         self.project = nn.Linear(size.width, 4 * size.width, bias=False)
-        self.out_norm = nn.RMSNorm(size.width, eps=1e-5)
+        self.out_norm = Norm(size.width, eps=1e-5)
         self.out = nn.Linear(size.width, size.width, bias=False)
 
     def state_bytes(self, tokens: int) -> int:

@@ -65,11 +65,9 @@ def _decayed(q: Tensor, k: Tensor, val: Tensor, decay: Tensor) -> Tensor:
     q, k, val = (_in_chunks(x, CHUNK) for x in (q, k, val))
     total = _in_chunks(decay[..., None], CHUNK).cumsum(-2)
     last = total[..., -1:, :]
-    there = torch.ones_like(total[0, 0, 0] @ total[0, 0, 0].mT).tril() > 0
-    kept = (total - total.mT).masked_fill(~there, -torch.inf).exp()
     sums = (k * (last - total).exp()).mT @ val
     before = _states_before(sums, last.exp())
-    out = ((q @ k.mT) * kept) @ val + (q * total.exp()) @ before
+    out = ((q @ k.mT) * _kept_within(total)) @ val + (q * total.exp()) @ before
     return _in_tokens(out, tokens)
 
 
@@ -111,20 +109,37 @@ def delta(q: Tensor, k: Tensor, val: Tensor, decay: Tensor, share: Tensor) -> Te
     """Gated delta rule: q, k (B, N, H, r), val (B, N, H, v), decay and share (B, N, H).
 
     A memory forgets, and then replaces so much, share, of what it holds for a key by the value
-    -> (B, N, H, v). It goes token by token.
+    -> (B, N, H, v). What is new in a chunk solves a triangular system (arXiv:2412.06464).
     """
-    state = torch.zeros_like(k[:, 0, :, :, None] * val[:, 0, :, None])
-    out = []
-    for place in range(q.shape[1]):
-        key = k[:, place, :, None]
-        state = decay[:, place, :, None, None].exp() * state
-        new = share[:, place, :, None, None] * (val[:, place, :, None] - key @ state)
-        state = state + key.mT @ new
-        out.append((q[:, place, :, None] @ state)[:, :, 0])
-    return torch.stack(out, 1)
+    tokens = q.shape[1]
+    q, k, val = (_in_chunks(x, CHUNK) for x in (q, k, val))
+    total, share = (
+        _in_chunks(decay[..., None], CHUNK).cumsum(-2),
+        _in_chunks(share[..., None], CHUNK),
+    )
+    last, kept = total[..., -1:, :], _kept_within(total)
+    system = (share * (k @ k.mT) * kept).tril(-1)
+    wanted = torch.cat([share * val, share * total.exp() * k], -1)
+    solved = torch.linalg.solve_triangular(system, wanted, upper=False, unitriangular=True)
+    own, found = solved.split([val.shape[-1], k.shape[-1]], -1)
+    written, read = (k * (last - total).exp()).mT, q * total.exp()
+    state, before, new = torch.zeros_like(written[:, :, 0] @ own[:, :, 0]), [], []
+    for chunk in range(q.shape[2]):
+        before.append(state)
+        new.append(own[:, :, chunk] - found[:, :, chunk] @ state)
+        state = last[:, :, chunk].exp() * state + written[:, :, chunk] @ new[-1]
+    out = read @ torch.stack(before, 2) + ((q @ k.mT) * kept) @ torch.stack(new, 2)
+    return _in_tokens(out, tokens)
 
 
 PLAIN = Recurrences("PyTorch", linear, scan, gated, slots, delta)
+
+
+def _kept_within(total: Tensor) -> Tensor:
+    """What a token keeps of an earlier one's write, (..., size, size), by sums (..., size, 1)."""
+    size = total.shape[-2]
+    later = torch.ones(size, size, dtype=torch.bool, device=total.device).triu(1)
+    return (total - total.mT).masked_fill(later, -torch.inf).exp()
 
 
 def _in_chunks(x: Tensor, size: int) -> Tensor:

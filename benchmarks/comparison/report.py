@@ -22,7 +22,7 @@ COLOURS = {
 }
 
 TITLES = {
-    "language": "Language model: books and prose, bits per byte on test (less is better)",
+    "language": "Language model: bits per byte at two contexts (less is better)",
     "recall": "Associative recall: how many of the keys find their value",
     "states": "State tracking: where the ball is, over the last half of the swaps",
     SPEED: "Speed, memory and state, of the language model",
@@ -53,6 +53,17 @@ class Row:
             self.results = [result for result in map(folder.read, seeds) if result is not None]
 
     @property
+    def name(self) -> str:
+        """The mixer's, marked if its library's kernels were not used."""
+        return self.mixer + (" †" if self.plain else "")
+
+    @property
+    def plain(self) -> str:
+        """Why its library's kernels were not used; nothing if they were, or none was asked for."""
+        reasons = (run["kernels"]["why"] for run in self.results)
+        return next((why for why in reasons if why), "")
+
+    @property
     def missing(self) -> str:
         """Why there is nothing to tell."""
         return f"failed: {self.failure}" if self.failure else NOT_RUN
@@ -72,7 +83,9 @@ def tables(wanted: Wanted, folder: Folder) -> str:
     for task in (task for task in TASKS if task in wanted.tasks):
         rows = [Row(wanted, folder, task, mixer) for each, mixer in wanted.rows() if each == task]
         lines = _speed(rows) if task == SPEED else _quality(rows)
-        parts.append(f"## {TITLES[task]}\n\n{_budget(task, wanted)}{lines}")
+        plain = (row for row in rows if row.plain)
+        notes = "".join(f"\n† {row.mixer} in plain PyTorch: {row.plain}\n" for row in plain)
+        parts.append(f"## {TITLES[task]}\n\n{_budget(task, wanted)}{lines}{notes}")
     return "\n".join(parts)
 
 
@@ -98,7 +111,7 @@ def _quality(rows: Sequence[Row]) -> str:
         run = row.results[0]
         size, rate = f"{run['parameters'] / 1e6:.2f}", f"{run['rate']:g}"
         seeds = str(len(row.results))
-        lines.append([row.mixer, size, row.rates, rate, seeds, *map(row.told, columns)])
+        lines.append([row.name, size, row.rates, rate, seeds, *map(row.told, columns)])
     return markdown(head, lines)
 
 
@@ -119,7 +132,7 @@ def _speed(rows: Sequence[Row]) -> str:
         for row, each in zip(rows, found, strict=True):
             cells = [each.get(str(length)) for length in lengths] or [None]
             known = [row.missing if x is None else digits(x / unit) for x in cells]
-            lines.append([row.mixer, *known])
+            lines.append([row.name, *known])
         parts.append(markdown([title, *(map(tokens_name, lengths) if lengths else [""])], lines))
     return "\n".join(parts)
 

@@ -48,7 +48,7 @@ GRAIN = 8192
 def tiny(recipe: Recipe) -> Recipe:
     """Return a recipe of so few steps that it says nothing, for a model of one layer."""
     size = recipe.size._replace(width=128, layers=1, routing=16, components=16)
-    return Recipe(size, 3, 1024, min(recipe.pretraining, 1))
+    return Recipe(size, 2, 256, min(recipe.pretraining, 1))
 
 
 def build(name: str, texts: Path, device: torch.device, *, quick: bool = False) -> Task:
@@ -87,10 +87,11 @@ def _splits(texts: Path, name: str) -> Splits:
 
 def _language(recipe: Recipe, texts: Path, device: torch.device, quick: bool) -> Task:
     books = _splits(texts, "books")
-    train = books.train, Texts.load(texts / "prose-train.npz")
-    held_out = {"valid": books.valid, "test": books.test}
+    prose, unseen = (Texts.load(texts / f"prose-{split}.npz") for split in ("train", "valid"))
+    train = books.train, prose
+    held_out = {"valid": {"books": books.valid}, "test": {"books": books.test, "prose": unseen}}
     lengths = torch.from_numpy(_tokenizer().byte_lengths)
-    few = ((64, 256), 2) if quick else ()
+    few = ((64, 128), 2) if quick else ()
     return Language(recipe, train, held_out, lengths, device, *few)
 
 

@@ -68,7 +68,7 @@ class Source(NamedTuple):
     splits: dict[str, str]  # of ours: how the folder's files begin
     longest: int = STRETCH
     as_bytes: bool = False
-    every: int = 1  # so that only one of so many documents is kept
+    every: int = 1  # of so many documents of train, one is kept
     labelled: bool = True
 
 
@@ -93,7 +93,7 @@ def prepare(data: Path, out: Path, names: Iterable[str]) -> None:
             file = out / f"{name}-{split}.npz"
             documents, targets = [], []
             for number, text in enumerate(corpus.read(data / source.folder, prefix)):
-                if number % source.every:
+                if split == "train" and number % source.every:
                     continue
                 documents.append(_encoded(text.text, tokenizer, source))
                 targets.append(text.label)
@@ -107,5 +107,5 @@ def prepare(data: Path, out: Path, names: Iterable[str]) -> None:
 def _encoded(text: str, tokenizer: Tokenizer, source: Source) -> Any:
     if source.as_bytes:
         return np.frombuffer(text.encode()[: source.longest], dtype=np.uint8)
-    # A token of English is about 4 characters long: what is kept is among twice as many.
-    return tokenizer.encode(text[: source.longest * 8]).astype(np.uint16)[: source.longest]
+    # A token of English is about 4 characters long.
+    return tokenizer.encode(text[: source.longest * 5]).astype(np.uint16)[: source.longest]

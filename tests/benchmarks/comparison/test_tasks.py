@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 
 import numpy as np
 import pytest
@@ -180,7 +179,7 @@ def test_bits_per_byte_of_a_model_that_knows_nothing() -> None:
 
 def language() -> Language:
     text = texts([256, 300, 100])
-    held_out = {"valid": text, "test": text}
+    held_out = {split: {"books": text} for split in ("valid", "test")}
     return Language(recipe(50), [text], held_out, torch.full((50,), 2), CPU, (64, 256))
 
 
@@ -213,13 +212,14 @@ class TestTrainer:
 
     def test_it_stops_at_the_deadline(self) -> None:
         seen: list[int] = []
-        batch: Callable[[int], Batch] = lambda step: (seen.append(step), self.next())[1]  # noqa: E731
+
+        def batch(step: int) -> Batch:
+            seen.append(step)
+            return self.batch._replace(targets=torch.zeros(2, 20).long())
+
         with pytest.raises(OutOfTime):
             Trainer(model(50), 1e-3, deadline=0.0).train(batch, 50)
         assert len(seen) < 20
-
-    def next(self) -> Batch:
-        return self.batch._replace(targets=torch.zeros(2, 20).long())
 
 
 def test_labels_come_from_a_documents_own_tokens() -> None:
