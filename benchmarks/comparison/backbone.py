@@ -104,7 +104,10 @@ class Backbone(nn.Module):
         hidden = self.hidden(batch.tokens, batch.lengths).flatten(0, 1)
         pieces = zip(hidden.split(LOGITS), batch.targets.flatten().split(LOGITS), strict=True)
         # Recomputed backward: the logits of all tokens would fill the memory.
-        parts = [checkpoint(self._cross_entropy, *piece, use_reentrant=False) for piece in pieces]
+        parts = [
+            checkpoint(self._cross_entropy, *each, use_reentrant=False, preserve_rng_state=False)
+            for each in pieces
+        ]
         return torch.stack(parts).sum()
 
     def _cross_entropy(self, hidden: Tensor, targets: Tensor) -> Tensor:

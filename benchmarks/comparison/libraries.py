@@ -15,23 +15,30 @@ SCANNED = 256
 """Tokens of a chunk of Mamba-2's scan, as its layer has it."""
 
 
+SCAN = "mamba_ssm.ops.triton.ssd_combined"
+
+SMALL = {"fla": 0, "mamba_ssm": -1}
+"""Where a library's kernels have the smallest of their configurations."""
+
+
 def _of_fla(package: str, function: str) -> Any:
     return getattr(import_module(f"fla.ops.{package}"), function)
 
 
 def untune() -> None:
-    """Let kernels of fla take their first configuration, the fewest warps and stages, from here on.
+    """Let each kernel take one configuration, a small one, instead of trying all from here on.
 
-    To try all takes minutes in each process, which only speed is worth.
+    To try them takes minutes in each process, which only speed is worth.
     """
     autotuner = import_module("triton.runtime").Autotuner
     for package in ("linear_attn", "gla", "gsa", "gated_delta_rule", "kda"):
         import_module(f"fla.ops.{package}")
-    for module in [each for name, each in sys.modules.items() if name.startswith("fla.")]:
-        for kernel in vars(module).values():
+    import_module(SCAN)
+    for name, module in list(sys.modules.items()):
+        for kernel in vars(module).values() if name.startswith(tuple(SMALL)) else ():
             while kernel is not None:  # one may be wrapped in heuristics
                 if isinstance(kernel, autotuner):
-                    kernel.configs = kernel.configs[:1]
+                    kernel.configs = [kernel.configs[SMALL[name.partition(".")[0]]]]
                 kernel = getattr(kernel, "fn", None)
 
 
@@ -47,7 +54,7 @@ def linear(q: Tensor, k: Tensor, val: Tensor) -> Tensor:
 
 
 def scan(x: Tensor, step: Tensor, rate: Tensor, key: Tensor, query: Tensor) -> Tensor:
-    module = import_module("mamba_ssm.ops.triton.ssd_combined")
+    module = import_module(SCAN)
     x, key, query = _narrow(x, key, query)
     out: Tensor = module.mamba_chunk_scan_combined(
         x, step.float().contiguous(), rate.float(), key, query, chunk_size=SCANNED

@@ -39,9 +39,9 @@ class Row:
 
     def __init__(self, wanted: Wanted, folder: Folder, task: str, mixer: str) -> None:
         self.mixer = mixer
-        first = [wanted.run(task, mixer, rate, wanted.seeds[0]) for rate in wanted.rates]
+        first = wanted.first(task, mixer)
         tried = [result for result in map(folder.read, first) if result is not None]
-        self.rates = f"{len(tried)} of {len(wanted.rates)}"
+        self.rates = f"{len(tried)} of {len(first)}"
         failures = folder.failures()
         self.failure = next((failures[run.name] for run in first if run.name in failures), "")
         self.results: list[Result] = []

@@ -56,16 +56,20 @@ class Wanted(NamedTuple):
     def runs(self, folder: Folder) -> Iterator[Run]:
         """Yield what can be run now: all tasks and mixers at one rate after the other, and then, at
         the rate that was best on valid with the first seed, the other seeds."""
-        for rate in self.rates:
+        for number in range(len(self.rates)):
             for task, mixer in self.rows():
-                if task != SPEED or rate == self.rates[0]:
-                    yield self.run(task, mixer, rate, self.seeds[0])
+                yield from self.first(task, mixer)[number : number + 1]
         for seed in self.seeds[1:]:
             for task, mixer in self.rows():
-                tried = [folder.read(self.run(task, mixer, r, self.seeds[0])) for r in self.rates]
+                tried = [folder.read(run) for run in self.first(task, mixer)]
                 done = [result for result in tried if result is not None]
                 if task != SPEED and len(done) == len(tried):
                     yield self.run(task, mixer, best(done)["rate"], seed)
+
+    def first(self, task: str, mixer: str) -> list[Run]:
+        """Return the runs of the first seed: at all rates, or one that has none."""
+        rates = [0.0] if task == SPEED else self.rates
+        return [self.run(task, mixer, rate, self.seeds[0]) for rate in rates]
 
     def rows(self) -> Iterator[tuple[str, str]]:
         """Yield tasks with the mixers that they can be asked of."""

@@ -68,10 +68,11 @@ def build(name: str, texts: Path, device: torch.device, *, quick: bool = False) 
             *(((1, 2),) if quick else ()),
         ),
         "imdb": lambda: Documents(
-            recipe, _splits(texts, "imdb"), 128 if quick else LONGEST_REVIEW, device, 12500
+            recipe, _splits(texts, "imdb"), 128 if quick else LONGEST_REVIEW, device,
+            8 if quick else 12500,
         ),
         "grain": lambda: Documents(
-            recipe, _splits(texts, "grain"), 128 if quick else GRAIN, device
+            recipe, _splits(texts, "grain"), 128 if quick else GRAIN, device, 8 if quick else 4096
         ),
     }  # fmt: skip
     return made[name]()
