@@ -13,7 +13,7 @@ import argparse
 import json
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import cache
 from pathlib import Path
 
@@ -27,6 +27,8 @@ from benchmarks.comparison.task import Task
 from benchmarks.comparison.texts import SOURCES, prepare
 from benchmarks.comparison.trainer import OutOfTime
 from benchmarks.timing import first_line, progress
+
+TEXTS = [*SOURCES, "listops"]
 
 
 def arguments(given: list[str] | None) -> argparse.Namespace:
@@ -47,7 +49,7 @@ def arguments(given: list[str] | None) -> argparse.Namespace:
         "--untuned", action="store_true", help="start fast: kernels not tuned, speed not measured"
     )
     parser.add_argument("--quick", action="store_true", help="so few steps that it says nothing")
-    parser.add_argument("--prepare", nargs="*", choices=SOURCES, help="make texts; all by default")
+    parser.add_argument("--prepare", nargs="*", choices=TEXTS, help="make texts; all by default")
     parser.add_argument("--report", action="store_true")
     parser.add_argument("--check", action="store_true", help="hold kernels to the definitions")
     return parser.parse_args(given)
@@ -59,9 +61,7 @@ def main(given: list[str] | None = None) -> None:
     tasks = [task for task in args.tasks if task != SPEED or not args.untuned]
     wanted = Wanted(tasks, args.only, args.rates, args.seeds, not args.from_scratch)
     if args.prepare is not None:
-        if args.data is None:
-            raise SystemExit("--prepare needs --data")
-        prepare(args.data, texts, args.prepare or list(SOURCES))
+        make(args.data, texts, args.prepare or TEXTS)
     elif args.report:
         print(report.tables(wanted, folder))
         report.plots(wanted, folder, args.out)
@@ -71,6 +71,17 @@ def main(given: list[str] | None = None) -> None:
             progress(f"{mixer}: {agreement.check(MIXERS[mixer], size, torch.device(args.device))}")
     else:
         run_all(wanted, folder, texts, args)
+
+
+def make(data: Path | None, texts: Path, names: Sequence[str]) -> None:
+    """Make texts, of the data but for those of ListOps."""
+    of_data = [name for name in names if name in SOURCES]
+    if of_data and data is None:
+        raise SystemExit(f"--data is needed to make the texts {', '.join(of_data)}")
+    if data is not None:
+        prepare(data, texts, of_data)
+    if "listops" in names:
+        suite.make_listops(texts)
 
 
 def run_all(wanted: Wanted, folder: Folder, texts: Path, args: argparse.Namespace) -> None:
@@ -84,8 +95,8 @@ def run_all(wanted: Wanted, folder: Folder, texts: Path, args: argparse.Namespac
         libraries.untune()
     missing = sorted({name for task in wanted.tasks for name in suite.NEEDS.get(task, ())})
     missing = [name for name in missing if not (texts / f"{name}-train.npz").exists()]
-    if missing and args.data is not None:
-        prepare(args.data, texts, missing)
+    if missing and not args.quick:
+        make(args.data, texts, missing)
     bench = Bench(texts, device, began + args.budget_seconds, args.compile, args.quick)
     task = cache(lambda name: suite.build(name, texts, device, quick=args.quick))
     tried: set[Run] = set()

@@ -10,8 +10,9 @@ from benchmarks.comparison.sizes import Size
 from benchmarks.comparison.trainer import narrow
 from gma.model.ops.chunked import Rows
 
-TOLERANCE = 2e-2
-"""Of a relative error, by norms."""
+TOLERANCE = 5e-2
+"""Of a relative error, by norms: bfloat16 costs up to two hundredths, going backward too, and a wrong
+kernel is off by far more."""
 
 TOKENS = 300
 """No multiple of any chunk."""
@@ -27,7 +28,11 @@ def check(mixer: type[Mixer], size: Size, device: torch.device) -> dict[str, flo
     module = mixer(size).to(device)
     x = torch.randn(2, TOKENS, size.width, device=device)
     weight = torch.randn_like(x)
-    fast, plain = (_computed(module, x, weight, fast=each) for each in (True, False))
+    fast = _computed(module, x, weight, fast=True)
+    precision = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("highest")
+    plain = _computed(module, x, weight, fast=False)
+    torch.set_float32_matmul_precision(precision)
     errors = {name: _error(fast[name], plain[name]) for name in plain}
     if not all(error <= TOLERANCE for error in errors.values()):  # NaN neither
         raise Disagreement(f"{mixer.__name__}: relative errors {errors}")

@@ -35,11 +35,15 @@ RECIPES = {
 NEEDS = {
     "language": ("books", "prose"),
     "needle": ("books",),
+    "listops": ("listops",),
     "books": ("books",),
     "imdb": ("imdb",),
     "grain": ("grain",),
 }
-"""Which texts a task reads; the others make their own."""
+"""Which texts a task reads; the others make theirs as they go."""
+
+MADE = {"train": 16000, "valid": 1000, "test": 2000}
+"""Documents of ListOps, which need no data but a minute."""
 
 GRAIN = 8192
 """Tokens of a document of 32 KB."""
@@ -104,12 +108,13 @@ def _needle(recipe: Recipe, texts: Path, device: torch.device, quick: bool) -> T
 
 
 def _listops(recipe: Recipe, texts: Path, device: torch.device, quick: bool) -> Task:
-    """Make the documents once; they are the same wherever they are made."""
     if quick:
         few = (listops.documents(20, seed, 10, 100) for seed in range(3))
         return Documents(recipe, Splits(*few), 128, device)
-    for seed, (split, count) in enumerate({"train": 16000, "valid": 1000, "test": 2000}.items()):
-        file = texts / f"listops-{split}.npz"
-        if not file.exists():
-            listops.documents(count, seed).save(file)
     return Documents(recipe, _splits(texts, "listops"), listops.LONGEST, device)
+
+
+def make_listops(texts: Path) -> None:
+    """Make ListOps's documents, which are the same wherever they are made."""
+    for seed, (split, count) in enumerate(MADE.items()):
+        listops.documents(count, seed).save(texts / f"listops-{split}.npz")

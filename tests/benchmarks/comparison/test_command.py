@@ -112,6 +112,21 @@ class TestFolder:
         assert [(each.rate, each.seed) for each in wanted.runs(folder)][2:] == [(0.004, 1)]
 
 
+def test_a_row_without_its_kernels_says_why(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run(tmp_path, *TestFolder.options)
+    (file,) = tmp_path.glob("recall-softmax-*.json")
+    result = json.loads(file.read_text())
+    result["kernels"]["why"] = "Disagreement: as told"
+    file.write_text(json.dumps(result))
+    run(tmp_path, *TestFolder.options, "--report")
+    printed = capsys.readouterr().out
+    assert "| softmax † |" in printed
+    assert "† softmax in plain PyTorch: Disagreement: as told" in printed
+    assert "| none |" in printed
+
+
 def test_the_most_telling_comes_first(tmp_path: Path) -> None:
     wanted = Wanted(TASKS, list(MIXERS), [0.002], [0], True)
     found = [(each.task, each.mixer) for each in wanted.runs(Folder(tmp_path))]
