@@ -11,8 +11,8 @@ from benchmarks.comparison.trainer import narrow
 from gma.model.ops.chunked import Rows
 
 TOLERANCE = 5e-2
-"""Of a relative error, by norms: bfloat16 costs up to two hundredths, going backward too, and a wrong
-kernel is off by far more."""
+"""Of a relative error, by norms. bfloat16 costs a hundredth or two; a wrong kernel is off by far
+more."""
 
 TOKENS = 300
 """No multiple of any chunk."""

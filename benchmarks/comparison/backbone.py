@@ -15,7 +15,8 @@ from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
 from benchmarks.comparison.gaussian import Forgetting
-from benchmarks.comparison.mixers import Mixer, Taps
+from benchmarks.comparison.mixers import Mixer
+from benchmarks.comparison.parts import Taps
 from benchmarks.comparison.sizes import Size
 from gma.model.layers import MLP
 from gma.model.ops.chunked import Rows

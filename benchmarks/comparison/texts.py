@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import tempfile
+import os
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, NamedTuple, Self
@@ -48,9 +48,10 @@ class Texts(NamedTuple):
     def save(self, file: Path) -> None:
         """Write the arrays, compressed; nobody sees a part of a file."""
         file.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(dir=file.parent, suffix=".npz", delete=False) as made:
+        part = file.with_suffix(f".{os.getpid()}")
+        with part.open("wb") as made:
             np.savez_compressed(made, **self._asdict())
-        Path(made.name).replace(file)
+        part.replace(file)
 
     @classmethod
     def load(cls, file: Path) -> Self:
