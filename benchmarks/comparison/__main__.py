@@ -57,14 +57,16 @@ def arguments(given: list[str] | None) -> argparse.Namespace:
 
 def main(given: list[str] | None = None) -> None:
     args = arguments(given)
-    folder, texts = Folder(args.out), args.out / "texts"
+    # What says nothing is kept apart from what does.
+    folder = Folder(args.out / "quick" if args.quick else args.out)
+    texts = args.out / "texts"
     tasks = [task for task in args.tasks if task != SPEED or not args.untuned]
     wanted = Wanted(tasks, args.only, args.rates, args.seeds, not args.from_scratch)
     if args.prepare is not None:
         make(args.data, texts, args.prepare or TEXTS)
     elif args.report:
         print(report.tables(wanted, folder))
-        report.plots(wanted, folder, args.out)
+        report.plots(wanted, folder)
     elif args.check:
         for mixer in args.only:
             size = suite.RECIPES["language"].size

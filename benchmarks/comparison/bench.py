@@ -92,6 +92,7 @@ def _trained(run: Run, task: Callable[[str], Task], trainer: Trainer) -> Result:
     losses.append(float(torch.stack(after[-16:]).mean()))
     valid = made.evaluate(model, "valid", trainer)
     return {
+        "steps": recipe.steps,
         "tokens": (recipe.steps + (recipe.pretraining if run.pretrained else 0)) * recipe.tokens,
         "losses": losses,
         "valid": valid,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from pathlib import Path
 from statistics import mean
 
 from benchmarks.comparison.runs import SPEED, TASKS, Folder, Result, Run, Wanted, best
@@ -137,7 +136,7 @@ def _speed(rows: Sequence[Row]) -> str:
     return "\n".join(parts)
 
 
-def plots(wanted: Wanted, folder: Folder, out: Path) -> None:
+def plots(wanted: Wanted, folder: Folder) -> None:
     """Draw speed and memory against length, and recall against the number of pairs."""
     rows = [Row(wanted, folder, SPEED, mixer) for mixer in wanted.mixers]
     panels = [
@@ -149,7 +148,7 @@ def plots(wanted: Wanted, folder: Folder, out: Path) -> None:
         )
     ]
     if any(panel.lines for panel in panels):
-        draw(out / "comparison-speed.svg", "Speed, memory and state against length", panels)
+        draw(folder.path / "comparison-speed.svg", "Speed, memory and state against length", panels)
     recall = [
         Row(wanted, folder, "recall", each) for task, each in wanted.rows() if task == "recall"
     ]
@@ -159,7 +158,7 @@ def plots(wanted: Wanted, folder: Folder, out: Path) -> None:
         points = {str(3 * int(column.split()[0])): right for column, right in found.items()}
         lines.append(_line(row.mixer, points, 1.0))
     if lines:
-        draw(out / "comparison-recall.svg", "Associative recall, 3 tokens a pair",
+        draw(folder.path / "comparison-recall.svg", "Associative recall, 3 tokens a pair",
              [Panel("share of the keys that find their value", lines)])  # fmt: skip
 
 

@@ -46,8 +46,8 @@ def run(out: Path, *options: str) -> None:
 def test_every_task_is_run_and_told(out: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run(out, "--only", "GMA (forgetting)", "--rates", "0.001")
     run(out, "--only", "softmax, both ways", "--tasks", "language", "imdb", "--rates", "0.001")
-    assert len(Folder(out).results()) == len(TASKS) + 1
-    assert not Folder(out).failures()
+    assert len(Folder(out / "quick").results()) == len(TASKS) + 1
+    assert not Folder(out / "quick").failures()
     run(out, "--report", "--rates", "0.001", "0.002")
     printed = capsys.readouterr().out
     assert printed.count("## ") == len(TASKS)
@@ -66,29 +66,33 @@ def test_prepared_texts_are_what_runs_read(tmp_path: Path) -> None:
     assert bytes(read.tokens[: read.ends[0]]) == b"good " * 300
     assert read.labels.tolist() == [1, 0]
     run(out, "--tasks", "imdb", "--only", "none", "--rates", "0.001")
-    assert len(Folder(out).results()) == 1
+    assert len(Folder(out / "quick").results()) == 1
 
 
 class TestFolder:
     options = "--tasks", "recall", "--only", "none", "softmax", "--rates", "0.001"
 
+    def test_what_says_nothing_is_kept_apart(self, tmp_path: Path) -> None:
+        run(tmp_path, *self.options)
+        assert not Folder(tmp_path).results()
+
     def test_a_finished_run_is_not_repeated(self, tmp_path: Path) -> None:
         run(tmp_path, *self.options)
-        times = {file: file.stat().st_mtime_ns for file in tmp_path.glob("*.json")}
+        times = {file: file.stat().st_mtime_ns for file in tmp_path.glob("quick/*.json")}
         assert len(times) == 2
         run(tmp_path, *self.options)
-        assert times == {file: file.stat().st_mtime_ns for file in tmp_path.glob("*.json")}
+        assert times == {file: file.stat().st_mtime_ns for file in tmp_path.glob("quick/*.json")}
 
     def test_one_that_is_cut_short_is_not_recorded(self, tmp_path: Path) -> None:
         run(tmp_path, *self.options, "--budget-seconds", "0")
-        assert not [*tmp_path.glob("*.json"), *tmp_path.glob("*.failed")]
+        assert not [*tmp_path.glob("quick/*.json"), *tmp_path.glob("quick/*.failed")]
 
     def test_one_that_another_process_is_at_is_left_to_it(self, tmp_path: Path) -> None:
         wanted = Run("recall", "none", 0.001, 0, True)
-        with Folder(tmp_path).claim(wanted) as ours:
+        with Folder(tmp_path / "quick").claim(wanted) as ours:
             assert ours
             run(tmp_path, *self.options)
-        assert [each["mixer"] for each in Folder(tmp_path).results()] == ["softmax"]
+        assert [each["mixer"] for each in Folder(tmp_path / "quick").results()] == ["softmax"]
 
     def test_one_that_fails_is_told_and_tried_again(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
@@ -116,7 +120,7 @@ def test_a_row_without_its_kernels_says_why(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run(tmp_path, *TestFolder.options)
-    (file,) = tmp_path.glob("recall-softmax-*.json")
+    (file,) = tmp_path.glob("quick/recall-softmax-*.json")
     result = json.loads(file.read_text())
     result["kernels"]["why"] = "Disagreement: as told"
     file.write_text(json.dumps(result))
