@@ -85,7 +85,7 @@ SOURCES = {
 
 def prepare(data: Path, out: Path, names: Iterable[str]) -> None:
     """Make the texts of these names, in all their splits."""
-    from gma.model.training import corpus  # reads zstd, which only this needs
+    from gma.model.training.splits import Splits  # needs packages that runs do without
 
     tokenizer = Tokenizer.load(TOKENIZER)
     for name in names:
@@ -93,7 +93,7 @@ def prepare(data: Path, out: Path, names: Iterable[str]) -> None:
         for split, prefix in source.splits.items():
             file = out / f"{name}-{split}.npz"
             documents, targets = [], []
-            for number, text in enumerate(corpus.read(data / source.folder, prefix)):
+            for number, text in enumerate(Splits(data / source.folder).read(prefix)):
                 if split == "train" and number % source.every:
                     continue
                 documents.append(_encoded(text.text, tokenizer, source))
