@@ -30,11 +30,11 @@ from gma.model.mixers import ForgettingMixer
 from gma.model.ops.chunked import Rows, in_blocks, normalized, responsibilities, with_ones
 from gma.model.ops.forgetting import MOST_FORGOTTEN
 from gma.model.tokenizer import Tokenizer
-from gma.model.training import corpus
 from gma.model.training.config import TrainingConfig
 from gma.model.training.corpus import Corpus
 from gma.model.training.crops import Crops
 from gma.model.training.losses import Losses
+from gma.model.training.splits import Splits
 
 CONTEXTS = 2048, 16384
 PREFIXES = 256, 1024, 4096, 8192
@@ -394,12 +394,12 @@ def main() -> None:
     corpora = []
     splits = "train", "valid"
     labels = tuple(
-        sorted({each.label for split in splits for each in corpus.read(args.data, split)})
+        sorted({each.label for split in splits for each in Splits(args.data).read(split)})
     )
     for split in splits:
         kept = args.out / f"{split}.npz"
         if not kept.exists():
-            Corpus.encode(corpus.read(args.data, split), tokenizer, labels).save(kept)
+            Corpus.encode(Splits(args.data).read(split), tokenizer, labels).save(kept)
         corpora.append(Crops(Corpus.load(kept), 0.0, device))
     for seed in args.seeds:
         for name in args.only:

@@ -31,7 +31,7 @@ from benchmarks.engine import Comparison, run_steps
 from benchmarks.precision import Scores, prefixes, read
 from gma.export.artifact import Artifact, export
 from gma.model.config import DEFAULT_CHECKPOINT
-from gma.model.training import corpus
+from gma.model.training.splits import Splits
 from gma.service.engine.step import Runner
 from gma.service.runners.loading import load
 from gma.service.settings import Settings
@@ -101,7 +101,7 @@ def compared(
 ) -> Agreement:
     """Let both backends read the documents of the split."""
     names = {label: i for i, label in enumerate(artifact.config.labels)}
-    documents = list(corpus.read(arguments.data, arguments.split))[: arguments.limit]
+    documents = list(Splits(arguments.data).read(arguments.split))[: arguments.limit]
     texts = [document.text.encode() for document in documents]
     tokens = prefixes(texts, artifact.tokenizer, sizes=[arguments.bytes])
     scores = {}

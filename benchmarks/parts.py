@@ -18,7 +18,7 @@ from torch import Tensor
 from gma.model import weights
 from gma.model.config import DEFAULT_CHECKPOINT
 from gma.model.reading import read
-from gma.model.training import corpus
+from gma.model.training.splits import Splits
 
 PREFIXES = (32, 64, 128, 256, 512, 1 << 10, 4 << 10, 16 << 10, 64 << 10, None)
 """Bytes of a document; None for all of it."""
@@ -42,7 +42,7 @@ def main() -> None:
     checkpoint = weights.load(arguments.checkpoint)
     classifier, config = checkpoint.classifier, checkpoint.config
     documents = sorted(
-        corpus.read(arguments.data, arguments.split), key=lambda document: len(document.text)
+        Splits(arguments.data).read(arguments.split), key=lambda document: len(document.text)
     )
     labels = torch.tensor([config.labels.index(document.label) for document in documents])
 

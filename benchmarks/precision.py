@@ -27,7 +27,7 @@ from gma.model import weights
 from gma.model.classifier import Classifier
 from gma.model.config import DEFAULT_CHECKPOINT
 from gma.model.tokenizer import Tokenizer
-from gma.model.training import corpus
+from gma.model.training.splits import Splits
 from gma.service.engine.engine import Engine
 from gma.service.engine.opening import Opening, Tokens
 from gma.service.engine.step import Runner
@@ -148,7 +148,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     checkpoint = weights.load(arguments.checkpoint, device=device)
     names = {label: i for i, label in enumerate(checkpoint.config.labels)}
-    documents = list(corpus.read(arguments.data, arguments.split))[: arguments.limit]
+    documents = list(Splits(arguments.data).read(arguments.split))[: arguments.limit]
     labels = np.array([names[document.label] for document in documents])
     timing.progress(f"{len(documents)} documents")
     tokens = prefixes([document.text.encode() for document in documents], checkpoint.tokenizer)

@@ -34,7 +34,7 @@ from benchmarks.processes import Service, cpu_seconds, service
 from gma.loadtest import server
 from gma.model.config import DEFAULT_CHECKPOINT
 from gma.model.tokenizer import Tokenizer
-from gma.model.training import corpus
+from gma.model.training.splits import Splits
 
 SHORT_TOKENS = 512
 BARE_S, BARE_ROUNDS = 2.0, 3
@@ -175,7 +175,7 @@ def measure(arguments: argparse.Namespace, checkpoint: Path) -> Results:
     with ProcessPoolExecutor(1, spawn) as apart:
         bare = apart.submit(bare_step, checkpoint, arguments.bare_seconds).result()
     progress(f"bare step: {bare.seconds * 1e3:.2f} ms, {bare.tokens_per_s:,.0f} tokens/s")
-    books = [document.text.encode() for document in corpus.read(arguments.data, arguments.split)]
+    books = [document.text.encode() for document in Splits(arguments.data).read(arguments.split)]
     books = [book[: arguments.book_bytes] for book in books]
     tokenizer = Tokenizer.load(checkpoint / "tokenizer.json")
     texts = short_texts(books, tokenizer, arguments.short)
