@@ -159,6 +159,8 @@ def main(argv: Sequence[str] | None = None) -> None:
                 precision=arguments.precision,
                 chunk=arguments.chunk or chunk,
             )
+        if arguments.data and artifact.config.multi_label:
+            parser.error("--data: best labels are compared, and a multi-label model has none")
         runners = loaded(artifact, arguments.checkpoint, arguments)
         speed = speeds(runners, arguments.rounds)
         same = compared(runners, artifact, arguments) if arguments.data else None

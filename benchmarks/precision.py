@@ -26,12 +26,12 @@ from benchmarks.engine import running
 from gma.model import weights
 from gma.model.classifier import Classifier
 from gma.model.config import DEFAULT_CHECKPOINT
+from gma.model.scores import scores as scores_of
 from gma.model.tokenizer import Tokenizer
 from gma.model.training.splits import Splits
 from gma.service.engine.engine import Engine
 from gma.service.engine.opening import Opening, Tokens
 from gma.service.engine.step import Runner
-from gma.service.gateway.answers import softmax
 from gma.service.runners.loading import torch_runner
 from gma.service.runners.torch import TorchRunner
 from gma.service.settings import Settings
@@ -84,7 +84,7 @@ async def read(
         async with places:
             opening = Opening(name, tokens, last=True, evidence=False, running=False)
             *_, final = [progress async for progress in engine.open(opening)]
-            return softmax(final.logits)
+            return scores_of(final.logits, multi_label=False)
 
     scores = {}
     async with running(runner) as engine:
@@ -147,6 +147,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     arguments = parser.parse_args(argv)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     checkpoint = weights.load(arguments.checkpoint, device=device)
+    if checkpoint.config.multi_label:
+        parser.error("best labels are compared, and a multi-label model has none")
     names = {label: i for i, label in enumerate(checkpoint.config.labels)}
     documents = list(Splits(arguments.data).read(arguments.split))[: arguments.limit]
     labels = np.array([names[document.label] for document in documents])

@@ -24,6 +24,12 @@ for start in range(0, len(ids), chunk):  # the state is all that one step needs 
     step = {"tokens": tokens, "lengths": length, "document_of_row": length * 0}
     found = dict(zip(outputs, session.run(None, step | {"fresh": length == 0} | state)))
     state = {name: found[f"{name}_after"] for name in state}
-scores = np.exp(found["logits"][0] - found["logits"].max())
-ranked = sorted(zip(scores / scores.sum(), manifest["config"]["labels"]), reverse=True)
-print(json.dumps({"label": ranked[0][1], "scores": {name: float(x) for x, name in ranked}}))
+config, logits = manifest["config"], found["logits"][0]
+labels, multi = config["labels"], config.get("multi_label", False)
+total = np.logaddexp(0, logits) if multi else np.logaddexp.reduce(logits)  # sigmoid, or softmax
+least = config.get("thresholds") or [0.5 if multi else 0] * len(labels)
+ranked = sorted(zip(np.exp(logits - total).tolist(), labels, least), reverse=True)
+there = [name for x, name, threshold in ranked if x >= threshold]
+best = ranked[0][1]
+answer = {"labels": there} if multi else {"label": best if best in there else None}
+print(json.dumps(answer | {"scores": {name: x for x, name, _ in ranked}}))

@@ -6,7 +6,7 @@ import sys
 from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, BinaryIO, NamedTuple
+from typing import TYPE_CHECKING, Annotated, BinaryIO, Literal, NamedTuple
 
 import typer
 
@@ -63,6 +63,9 @@ def classify(
     as_json: JsonOption = False,
 ) -> None:
     """Tell what each text is. Texts of any length are read in constant memory.
+
+    Where the model has a threshold for each label, a text may get none of them, and with a
+    multi-label model several.
 
     Of a .jsonl file each line is a text: {"text": "..."}, other fields being ignored. With --json
     each text is one line, an answer as the HTTP service gives it. A text that can't be read is one
@@ -209,12 +212,21 @@ def _print_finding(document: Document, finding: Finding) -> None:
     usage = finding["usage"]
     read = "the first " if "truncated" in finding else ""
     typer.echo(f"{document}: {read}{usage['bytes']:,} bytes, {usage['tokens']:,} tokens")
-    scores = table("label", "score")
+    numbers: tuple[Literal["score", "threshold"], ...] = ("score",)
+    if "threshold" in finding["scores"][0]:
+        numbers = "score", "threshold"
+        typer.echo(f"there: {_there(finding) or 'none of the labels'}")
+    scores = table("label", *numbers)
     for each in finding["scores"]:
-        scores.add_row(each["label"], f"{each['score']:.3f}")
+        scores.add_row(each["label"], *(f"{each[number]:.3f}" for number in numbers))
     print_table(scores)
     if "evidence" in finding:
         _print_evidence(finding["evidence"], finding["scores"])
+
+
+def _there(said: Finding | EvidenceSpan) -> str:
+    """The labels that are there, if any."""
+    return ", ".join(said["labels"]) if "labels" in said else said["label"] or ""
 
 
 def _print_evidence(spans: list[EvidenceSpan], listed: list[LabelScore]) -> None:
@@ -225,7 +237,7 @@ def _print_evidence(spans: list[EvidenceSpan], listed: list[LabelScore]) -> None
         rows.add_row(
             f"{span['start']:,} - {span['end']:,}",
             f"{span['weight']:.1%}",
-            span["label"],
+            _there(span),
             *(scores[label] for label in labels),
         )
     print_table(rows)

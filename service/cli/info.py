@@ -47,7 +47,7 @@ def info(
 def _cell(value: object) -> str:
     match value:
         case list():
-            return ", ".join(value)
+            return ", ".join(map(str, value))
         case bool():
             return str(value)
         case int():

@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gma.model.config import ModelConfig
+from gma.model.scores import scores, thresholds
 from gma.service.gateway.contract import (
     Answer,
     EvidenceSpan,
@@ -16,6 +17,7 @@ from gma.service.gateway.contract import (
     LabelScore,
     Timing,
     Usage,
+    Verdict,
 )
 from gma.service.gateway.evidence import Share
 
@@ -62,14 +64,15 @@ def answered(
     """What a model of this `config` finds in a document that has been read.
 
     `logits`, (labels,), are the whole document's. `shares` tile what was read, and are needed only
-    if `evidence` is asked for. The best `top_k` labels are listed, all of them by default.
+    if `evidence` is asked for. The scores of the best `top_k` labels are listed, of all of them by
+    default.
     """
-    labels = config.labels
     listed = _best_first(logits)[:top_k]
+    found = scores(logits, config.multi_label)
     finding = Finding(
         model=config.name,
-        label=labels[listed[0]],
-        scores=_scores(labels, logits, listed),
+        **verdict(config, logits, found),  # type: ignore[typeddict-item]  # has no other keys
+        scores=_scores(config, logits, found, listed),
         usage=usage,
     )
     # A client should not have to pass thousands of spans to see these two.
@@ -78,7 +81,7 @@ def answered(
     if truncated:
         finding["truncated"] = True
     if evidence:
-        finding["evidence"] = _spans(labels, shares, listed, prior_tokens=config.prior_tokens)
+        finding["evidence"] = _spans(config, shares, listed)
     return finding
 
 
@@ -90,11 +93,18 @@ def usage_of(size: int, tokens: int, chunks: int, components: NDArray[np.float64
     return usage
 
 
-def softmax(logits: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Logits, (labels,), to probabilities, (labels,)."""
-    exponentials = np.exp(logits - logits.max())
-    scores: NDArray[np.float64] = exponentials / exponentials.sum()
-    return scores
+def verdict(
+    config: ModelConfig, logits: NDArray[np.float64], found: NDArray[np.float64]
+) -> Verdict:
+    """What the model says is there, from the logits and the scores, (labels,), of all labels."""
+    labels, least = config.labels, thresholds(config)
+    ranked = _best_first(logits).tolist()
+    if least is None:
+        return Verdict(label=labels[ranked[0]])
+    if config.multi_label:
+        return Verdict(labels=[labels[i] for i in ranked if found[i] >= least[i]])
+    best = ranked[0]
+    return Verdict(label=labels[best] if found[best] >= least[best] else None)
 
 
 def _best_first(logits: NDArray[np.float64]) -> NDArray[np.intp]:
@@ -103,24 +113,27 @@ def _best_first(logits: NDArray[np.float64]) -> NDArray[np.intp]:
 
 
 def _scores(
-    labels: Sequence[str], logits: NDArray[np.float64], listed: NDArray[np.intp]
+    config: ModelConfig,
+    logits: NDArray[np.float64],
+    found: NDArray[np.float64],
+    listed: NDArray[np.intp],
 ) -> list[LabelScore]:
-    """The labels at `listed`, with their scores among all labels."""
-    scores = softmax(logits)
-    return [
-        LabelScore(label=labels[i], score=score, logit=logit)
+    """The labels at `listed`, with what there is of `logits` and of scores, `found`, for them."""
+    least = thresholds(config)
+    told = [
+        LabelScore(label=config.labels[i], score=score, logit=logit)
         for i, score, logit in zip(
-            listed.tolist(), scores[listed].tolist(), logits[listed].tolist(), strict=True
+            listed.tolist(), found[listed].tolist(), logits[listed].tolist(), strict=True
         )
     ]
+    if least is not None:
+        for i, each in zip(listed.tolist(), told, strict=True):
+            each["threshold"] = least[i]
+    return told
 
 
 def _spans(
-    labels: Sequence[str],
-    shares: Sequence[Share],
-    listed: NDArray[np.intp],
-    *,
-    prior_tokens: float,
+    config: ModelConfig, shares: Sequence[Share], listed: NDArray[np.intp]
 ) -> list[EvidenceSpan]:
     """The shares as spans that tile the document, with the scores of the labels at `listed`.
 
@@ -128,19 +141,20 @@ def _spans(
     weighted mean is the document's logits.
     """
     total = sum(share.weight for share in shares)
-    seen = total / (total + prior_tokens)
+    seen = total / (total + config.prior_tokens)
     spans = []
     start = 0
     for share in shares:
         logits = share.evidence / share.weight * seen
+        found = scores(logits, config.multi_label)
         spans.append(
             EvidenceSpan(
                 start=start,
                 end=start + share.bytes,
                 tokens=share.tokens,
                 weight=share.weight / total,
-                label=labels[int(logits.argmax())],
-                scores=_scores(labels, logits, listed[_best_first(logits[listed])]),
+                **verdict(config, logits, found),
+                scores=_scores(config, logits, found, listed[_best_first(logits[listed])]),
             )
         )
         start += share.bytes

@@ -32,7 +32,7 @@ class Options(BaseModel):
     model_config = ConfigDict(extra="forbid", use_attribute_docstrings=True)
 
     top_k: Amount | None = None
-    """Answer with the best so many labels; all by default."""
+    """List the scores of the best so many labels; of all by default."""
 
     evidence: bool = False
     """Also tell which part of the document speaks for what."""
@@ -62,8 +62,47 @@ class LabelScore(TypedDict):
     """What is said about one label."""
 
     label: str
-    score: Annotated[float, Field(description="softmax over all labels, also those not listed")]
+    score: Annotated[
+        float,
+        Field(
+            description="softmax over all labels, also those not listed; with a multi-label model "
+            "the sigmoid of the logit"
+        ),
+    ]
     logit: float
+    threshold: NotRequired[
+        Annotated[
+            float,
+            Field(
+                description="the least score at which the label is there; absent with a model that "
+                "says the best label whatever its score"
+            ),
+        ]
+    ]
+
+
+BestLabel = Annotated[
+    str | None,
+    Field(
+        description="the best label, null if its score is below its threshold; absent with a "
+        "multi-label model"
+    ),
+]
+
+LabelsThere = Annotated[
+    list[str],
+    Field(
+        description="of a multi-label model: all labels whose score is at least their threshold, "
+        "best first, whether scores list them or not"
+    ),
+]
+
+
+class Verdict(TypedDict):
+    """What the model says is there: `labels` if it is multi-label, else `label`."""
+
+    label: NotRequired[BestLabel]
+    labels: NotRequired[LabelsThere]
 
 
 class Usage(TypedDict):
@@ -93,7 +132,8 @@ class Timing(TypedDict):
 
 
 class EvidenceSpan(TypedDict):
-    """Bytes [start, end) of the document, and their share in its answer."""
+    """Bytes [start, end) of the document, and their share in its answer. Labels and scores are of
+    this span alone."""
 
     start: int
     end: int
@@ -105,7 +145,8 @@ class EvidenceSpan(TypedDict):
             "weight * logit over the spans is the document's logit"
         ),
     ]
-    label: Annotated[str, Field(description="the best label of this span alone")]
+    label: NotRequired[BestLabel]
+    labels: NotRequired[LabelsThere]
     scores: Annotated[
         list[LabelScore],
         Field(description="best first; the labels that the document's scores list"),
@@ -116,7 +157,8 @@ class Finding(TypedDict):
     """What the model finds in a document."""
 
     model: str
-    label: Annotated[str, Field(description="the best label")]
+    label: NotRequired[BestLabel]
+    labels: NotRequired[LabelsThere]
     scores: Annotated[list[LabelScore], Field(description="best first")]
     usage: Usage
     truncated: NotRequired[
@@ -139,16 +181,17 @@ class ProgressEvent(TypedDict):
     """How far the document has been read, and what it looks like so far.
 
     A bidirectional model reads a whole document several times: the numbers are what the passes so
-    far amount to.
+    far amount to, and nothing is said of labels.
     """
 
     event: Literal["progress"]
     bytes: int
     tokens: int
-    label: NotRequired[
-        Annotated[str, Field(description="absent with a bidirectional model, as the score is")]
+    label: NotRequired[BestLabel]
+    labels: NotRequired[LabelsThere]
+    score: NotRequired[
+        Annotated[float, Field(description="of the best label; absent with a multi-label model")]
     ]
-    score: NotRequired[float]
 
 
 class ResultEvent(Answer):
@@ -192,6 +235,16 @@ class Info(WorkerInfo):
 
     model: str
     labels: list[str]
+    multi_label: Annotated[
+        bool, Field(description="a document has any number of the labels, each scored by itself")
+    ]
+    thresholds: Annotated[
+        list[float] | None,
+        Field(
+            description="the least score, label by label, at which it is there; null if the best "
+            "label is said whatever its score"
+        ),
+    ]
     causal: Annotated[
         bool,
         Field(

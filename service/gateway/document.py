@@ -12,11 +12,12 @@ from typing import TypeAlias
 import numpy as np
 
 from gma.model import tokenizer
+from gma.model.scores import scores
 from gma.model.tokenizer import TokenStream
 from gma.service.engine.opening import Opening, Tokens
 from gma.service.engine.progress import Progress
 from gma.service.errors import Empty, NotUtf8, UnknownDocument
-from gma.service.gateway.answers import answered, softmax, usage_of
+from gma.service.gateway.answers import answered, usage_of, verdict
 from gma.service.gateway.contract import Answer, Options, ProgressEvent, Timing
 from gma.service.gateway.evidence import Evidence, Ruler
 from gma.service.gateway.gateway import Gateway
@@ -191,14 +192,13 @@ class Document:
                 self._evidence.add(tokens, self._row_ruler.advance(tokens), weight, share)
 
     def _event(self) -> ProgressEvent:
-        event = ProgressEvent(
-            event="progress", bytes=self._bytes_read, tokens=self._progress.tokens
-        )
-        if self._gateway.config.causal:
-            scores = softmax(self._progress.logits)
-            best = int(scores.argmax())
-            event["label"] = self._gateway.config.labels[best]
-            event["score"] = float(scores[best])
+        config, progress = self._gateway.config, self._progress
+        event = ProgressEvent(event="progress", bytes=self._bytes_read, tokens=progress.tokens)
+        if config.causal:
+            found = scores(progress.logits, config.multi_label)
+            event = ProgressEvent(**event, **verdict(config, progress.logits, found))
+            if not config.multi_label:
+                event["score"] = float(found.max())
         return event
 
     def _answer(self, began: float) -> Answer:

@@ -13,6 +13,7 @@ from typing import TypeVar
 import numpy as np
 
 from gma.model.config import ModelConfig
+from gma.model.scores import thresholds
 from gma.model.tokenizer import Tokenizer
 from gma.service import heap
 from gma.service.cores import cores
@@ -57,9 +58,12 @@ class Gateway:
         """What runs here. Raises NotReady without a worker."""
         settings = self.settings
         worker = await self.workers.info()
+        least = thresholds(self.config)
         return Info(
             model=self.config.name,
             labels=list(self.config.labels),
+            multi_label=self.config.multi_label,
+            thresholds=None if least is None else list(least),
             causal=self.config.causal,
             workers=self.workers.count,
             limits=Limits(

@@ -57,6 +57,9 @@ def add_documents(app: FastAPI, gateway: Gateway) -> None:
         most ten a second of `progress`, then one `result` (the answer) or `error`. With a
         bidirectional model, which reads a document once it has come whole, `progress` tells how
         much of the reading is done and no label.
+
+        A multi-label model answers `labels`, those whose score reaches their threshold, in place
+        of `label`; another that has thresholds answers null if its best label's does not.
         """
         return DocumentResponse(gateway, request, options)
 

@@ -52,11 +52,14 @@ def listening(checkpoint: Path, **settings: Any) -> Iterator[str]:
         loop.close()
 
 
-def found_wrong(folder: Path, *options: str, keys: bool) -> str:
-    """What schemathesis says of a service, if it finds anything; it keeps notes in `folder`."""
+def found_wrong(folder: Path, *options: str, keys: bool, **model: Any) -> str:
+    """What schemathesis says of a service, if it finds anything; it keeps notes in `folder`.
+
+    `model` has what the configuration of the model that is served says differently.
+    """
     file = folder / "keys"
     file.write_text(hash_of(KEY))
-    checkpoint = save_checkpoint(folder / "checkpoint")
+    checkpoint = save_checkpoint(folder / "checkpoint", **model)
     with listening(checkpoint, api_keys_file=file if keys else None) as url:
         header = [f"--header=Authorization: Bearer {KEY}"] if keys else []
         return _found_wrong(url, folder, *header, *options)

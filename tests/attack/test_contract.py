@@ -3,13 +3,23 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from tests.attack.contract import found_wrong
 
 
-@pytest.mark.parametrize("keys", [False, True], ids=["open", "with keys"])
-def test_the_description_is_true(keys: bool, tmp_path: Path) -> None:
-    wrong = found_wrong(tmp_path, "--phases=fuzzing", "--max-examples=8", keys=keys)
+@pytest.mark.parametrize(
+    ("keys", "model"),
+    [
+        (False, {}),
+        (True, {}),
+        (False, {"multi_label": True}),
+        (False, {"thresholds": (1.0, 1.0, 1.0)}),
+    ],
+    ids=["open", "with keys", "multi-label", "abstaining"],
+)
+def test_the_description_is_true(keys: bool, model: dict[str, Any], tmp_path: Path) -> None:
+    wrong = found_wrong(tmp_path, "--phases=fuzzing", "--max-examples=8", keys=keys, **model)
     assert not wrong, wrong

@@ -98,6 +98,15 @@ def test_precision_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -
     assert [row["agree"] for row in rows] == [2] * len(precision.PREFIXES)
 
 
+def test_precision_is_of_models_that_have_a_best_label(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    checkpoint = save_checkpoint(tmp_path / "tiny", multi_label=True)
+    with pytest.raises(SystemExit):
+        precision.main(["--data", str(tmp_path), "--checkpoint", str(checkpoint)])
+    assert "a multi-label model has none" in capsys.readouterr().err
+
+
 def test_backends_are_compared() -> None:
     torch_, onnx = np.array([[0.9, 0.1], [0.4, 0.6]]), np.array([[0.8, 0.2], [0.55, 0.45]])
     found = backends.agreement({"torch": torch_, "onnx": onnx}, labels=[0, 1])

@@ -13,6 +13,9 @@ import pytest
 from gma.export.artifact import Artifact, export
 from gma.model.config import DEFAULT_CHECKPOINT
 from gma.service.cli import main as cli
+from tests.service.answers import said
+from tests.service.asgi import LABELS, TEXT, save_checkpoint
+from tests.service.deciding import deciding
 
 ROOT = Path(__file__).parents[2]
 SCRIPT = ROOT / "docs" / "examples" / "classify.py"
@@ -32,6 +35,13 @@ def book(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return file
 
 
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An export of the weights that every tiny checkpoint has."""
+    folder = tmp_path_factory.mktemp("tiny")
+    return export(save_checkpoint(folder / "checkpoint"), folder / "exported", chunk=16).folder
+
+
 def classify(*arguments: object) -> dict[str, object]:
     command = [sys.executable, str(SCRIPT), *map(str, arguments)]
     out = subprocess.run(command, check=True, capture_output=True, text=True, cwd="/").stdout
@@ -40,15 +50,19 @@ def classify(*arguments: object) -> dict[str, object]:
 
 
 def expected(
-    book: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    book: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    *options: object,
 ) -> dict[str, object]:
     """Ask `gma classify`."""
-    monkeypatch.setattr(sys, "argv", ["gma", "classify", "--json", "--device", "cpu", str(book)])
+    command = ["gma", "classify", "--json", "--device", "cpu", *map(str, options), str(book)]
+    monkeypatch.setattr(sys, "argv", command)
     with pytest.raises(SystemExit):
         cli.main()
     answer = json.loads(capsys.readouterr().out)
     scores = {each["label"]: pytest.approx(each["score"], abs=1e-5) for each in answer["scores"]}
-    return {"label": answer["label"], "scores": scores}
+    return {**said(answer), "scores": scores}
 
 
 @pytest.fixture(scope="module")
@@ -65,6 +79,27 @@ def test_answers_as_gma_classify(
     assert answer == expected(book, monkeypatch, capsys)
 
 
+@pytest.mark.parametrize(
+    ("multi_label", "there"), [(True, ()), (True, ("ann", "cyd")), (False, ()), (False, LABELS)]
+)
+def test_says_which_labels_are_there(
+    multi_label: bool,
+    there: tuple[str, ...],
+    tiny: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    checkpoint = deciding(tmp_path / "tiny", there, multi_label=multi_label)
+    manifest = json.loads((tiny / "manifest.json").read_text())
+    manifest["config"] = json.loads((checkpoint / "config.json").read_text())
+    (tiny / "manifest.json").write_text(json.dumps(manifest))
+    text = tmp_path / "text.txt"
+    text.write_text(TEXT, encoding="utf-8")
+    options = ("--checkpoint", checkpoint)
+    assert classify(tiny, text) == expected(text, monkeypatch, capsys, *options)
+
+
 def test_answers_the_same_with_the_library(
     answer: dict[str, object], books: Artifact, book: Path, library: Path
 ) -> None:
@@ -75,7 +110,7 @@ def test_answers_the_same_with_the_library(
 
 def test_is_short_and_needs_little() -> None:
     source = SCRIPT.read_text()
-    assert len(source.splitlines()) <= 30
+    assert len(source.splitlines()) <= 35
     nodes = list(ast.walk(ast.parse(source)))
     names = {alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names}
     names |= {str(node.module) for node in nodes if isinstance(node, ast.ImportFrom)}

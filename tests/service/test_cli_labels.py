@@ -1,0 +1,73 @@
+"""`gma classify` and `gma info` with models that say which labels are there."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from tests.service.asgi import LABELS, TEXT, save_checkpoint
+from tests.service.deciding import deciding
+from tests.service.test_cli import Gma
+from tests.service.test_cli import gma as gma
+
+
+@pytest.fixture
+def text(tmp_path: Path) -> Path:
+    file = tmp_path / "text.txt"
+    file.write_text(TEXT, encoding="utf-8")
+    return file
+
+
+class TestClassify:
+    @pytest.mark.parametrize("there", [(), ("cyd",), LABELS])
+    def test_table_of_a_multi_label_model(
+        self, gma: Gma, tmp_path: Path, text: Path, there: tuple[str, ...]
+    ) -> None:
+        checkpoint = deciding(tmp_path / "tiny", there, multi_label=True)
+        options = ["--checkpoint", checkpoint, text]
+        (answer,) = gma("classify", "--json", *options).json()
+        assert set(answer["labels"]) == set(there)
+        lines = gma("classify", "--evidence", "--top-k", 1, *options).out.splitlines()
+        assert lines[1] == f"there: {', '.join(answer['labels']) or 'none of the labels'}"
+        assert lines[2].split() == ["label", "score", "threshold"]
+        best = answer["scores"][0]
+        assert lines[3].split() == [
+            best["label"],
+            f"{best['score']:.3f}",
+            f"{best['threshold']:.3f}",
+        ]
+        assert lines[4].split() == ["bytes", "weight", "label", best["label"]]
+
+    @pytest.mark.parametrize("there", [(), LABELS])
+    def test_table_of_a_single_label_model_with_thresholds(
+        self, gma: Gma, tmp_path: Path, text: Path, there: tuple[str, ...]
+    ) -> None:
+        checkpoint = deciding(tmp_path / "tiny", there, multi_label=False)
+        options = ["--checkpoint", checkpoint, text]
+        (answer,) = gma("classify", "--json", *options).json()
+        assert answer["label"] == (answer["scores"][0]["label"] if there else None)
+        lines = gma("classify", *options).out.splitlines()
+        assert lines[1] == f"there: {answer['label'] or 'none of the labels'}"
+        assert lines[2].split() == ["label", "score", "threshold"]
+
+    def test_evidence_names_the_labels_of_a_span(
+        self, gma: Gma, tmp_path: Path, text: Path
+    ) -> None:
+        checkpoint = save_checkpoint(
+            tmp_path / "tiny", multi_label=True, thresholds=(0.0, 1.0, 0.0)
+        )
+        out = gma("classify", "--evidence", "--checkpoint", checkpoint, text).out
+        spans = out.splitlines()[7:]
+        assert spans
+        assert all("ann, cyd" in span or "cyd, ann" in span for span in spans)
+
+
+def test_info_tells_the_thresholds(gma: Gma, tmp_path: Path) -> None:
+    checkpoint = save_checkpoint(tmp_path, multi_label=True, thresholds=(0.0, 0.25, 1.0))
+    lines = [line.split() for line in gma("info", checkpoint).out.splitlines()]
+    assert ["multi_label", "True"] in lines
+    assert ["thresholds", "0.0,", "0.25,", "1.0"] in lines
+    description = json.loads(gma("info", checkpoint, "--json").out)
+    assert description["thresholds"] == [0.0, 0.25, 1.0]
