@@ -26,12 +26,12 @@ from benchmarks.engine import running
 from gma.model import weights
 from gma.model.classifier import Classifier
 from gma.model.config import DEFAULT_CHECKPOINT
-from gma.model.scores import scores as scores_of
 from gma.model.tokenizer import Tokenizer
 from gma.model.training.splits import Splits
 from gma.service.engine.engine import Engine
 from gma.service.engine.opening import Opening, Tokens
 from gma.service.engine.step import Runner
+from gma.service.gateway.scores import scores as scores_of
 from gma.service.runners.loading import torch_runner
 from gma.service.runners.torch import TorchRunner
 from gma.service.settings import Settings

@@ -68,7 +68,7 @@ ORDER: dict[str, tuple[set[str], ...]] = {
         {"classifier"},
         {"layers"},
         {"mixers"},
-        {"state", "tokenizer", "grid", "scores"},
+        {"state", "tokenizer", "grid"},
         {"ops"},
         {"config"},
     ),

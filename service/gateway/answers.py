@@ -9,7 +9,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gma.model.config import ModelConfig
-from gma.model.scores import scores, thresholds
 from gma.service.gateway.contract import (
     Answer,
     EvidenceSpan,
@@ -20,6 +19,7 @@ from gma.service.gateway.contract import (
     Verdict,
 )
 from gma.service.gateway.evidence import Share
+from gma.service.gateway.scores import scores, thresholds
 
 
 @overload

@@ -12,7 +12,6 @@ from typing import TypeAlias
 import numpy as np
 
 from gma.model import tokenizer
-from gma.model.scores import scores
 from gma.model.tokenizer import TokenStream
 from gma.service.engine.opening import Opening, Tokens
 from gma.service.engine.progress import Progress
@@ -21,6 +20,7 @@ from gma.service.gateway.answers import answered, usage_of, verdict
 from gma.service.gateway.contract import Answer, Options, ProgressEvent, Timing
 from gma.service.gateway.evidence import Evidence, Ruler
 from gma.service.gateway.gateway import Gateway
+from gma.service.gateway.scores import scores
 from gma.service.link.client import OpenDocument
 from gma.service.observe import metrics
 from gma.service.observe.traces import Stage

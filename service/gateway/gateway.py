@@ -13,12 +13,12 @@ from typing import TypeVar
 import numpy as np
 
 from gma.model.config import ModelConfig
-from gma.model.scores import thresholds
 from gma.model.tokenizer import Tokenizer
 from gma.service import heap
 from gma.service.cores import cores
 from gma.service.gateway.admission import Admission
 from gma.service.gateway.contract import Info, Limits
+from gma.service.gateway.scores import thresholds
 from gma.service.link.client import WorkerClient
 from gma.service.observe import metrics
 from gma.service.observe.memory import Memory, resident_memory

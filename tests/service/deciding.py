@@ -10,7 +10,7 @@ import torch
 
 from gma.model import weights
 from gma.model.reading import read
-from gma.model.scores import scores
+from gma.service.gateway.scores import scores
 from tests.service.asgi import LABELS, TEXT, save_checkpoint
 
 MARGIN = 0.01

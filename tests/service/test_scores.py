@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from gma.model.scores import scores, thresholds
+from gma.service.gateway.scores import scores, thresholds
 from tests.model.small import SMALL
 
 LOGITS = np.array([[0.0, 1.5, -2.0], [1e4, -1e4, 40.0]])
