@@ -19,9 +19,11 @@ def scores(logits: NDArray[np.float64], multi_label: bool) -> NDArray[np.float64
     """
     if multi_label:
         small = np.exp(-np.abs(logits))  # never more than 1, so nothing overflows
-        return np.where(logits < 0, small, 1.0) / (1 + small)
-    exponentials = np.exp(logits - logits.max(-1, keepdims=True))
-    found: NDArray[np.float64] = exponentials / exponentials.sum(-1, keepdims=True)
+        parts, whole = np.where(logits < 0, small, 1.0), 1 + small
+    else:
+        parts = np.exp(logits - logits.max(-1, keepdims=True))
+        whole = parts.sum(-1, keepdims=True)
+    found: NDArray[np.float64] = parts / whole
     return found
 
 

@@ -12,9 +12,10 @@ import pytest
 
 from gma.export.artifact import Artifact, export
 from gma.model.config import DEFAULT_CHECKPOINT
+from gma.model.weights import load
 from gma.service.cli import main as cli
 from tests.service.answers import said
-from tests.service.asgi import LABELS, TEXT, save_checkpoint
+from tests.service.asgi import LABELS, TEXT
 from tests.service.deciding import deciding
 
 ROOT = Path(__file__).parents[2]
@@ -39,7 +40,10 @@ def book(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An export of the weights that every tiny checkpoint has."""
     folder = tmp_path_factory.mktemp("tiny")
-    return export(save_checkpoint(folder / "checkpoint"), folder / "exported", chunk=16).folder
+    checkpoint = deciding(folder / "checkpoint", ("bob",), multi_label=True)
+    artifact = export(checkpoint, folder / "exported", chunk=16)
+    assert artifact.config == load(checkpoint).config
+    return artifact.folder
 
 
 def classify(*arguments: object) -> dict[str, object]:
