@@ -62,6 +62,23 @@ def test_lists_the_best_labels_of_equals_the_first(top_k: int | None, labels: st
     assert finding["scores"][0]["score"] == pytest.approx(1 / (2 + np.exp(-1.5)))
 
 
+class TestAScoreAtItsThreshold:
+    """It reaches it."""
+
+    def test_of_a_multi_label_model(self) -> None:
+        changes = {"multi_label": True, "thresholds": (0.5, 1.0, 0.0)}
+        config = CONFIG.model_copy(update=changes)
+        finding = answered(config, np.array([0.0, 40.0, -2000.0]), USAGE, [])
+        assert [each["score"] for each in finding["scores"]] == [1.0, 0.5, 0.0]
+        assert finding["labels"] == ["bob", "ann", "cyd"]
+
+    @pytest.mark.parametrize(("threshold", "label"), [(0.5, "ann"), (0.5000001, None)])
+    def test_of_another(self, threshold: float, label: str | None) -> None:
+        config = CONFIG.model_copy(update={"thresholds": (threshold, 0.0, 0.0)})
+        finding = answered(config, np.array([0.0, 0.0, -2000.0]), USAGE, [])
+        assert finding["label"] == label
+
+
 @pytest.mark.parametrize("most", [2, 3, 5])
 def test_spans_tile_the_document_and_their_weighted_mean_is_its_logits(most: int) -> None:
     shares = gathered(most).shares
