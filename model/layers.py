@@ -7,6 +7,7 @@ convolution.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
@@ -149,8 +150,13 @@ class Pooling(nn.Module):
         return scores
 
     @torch.no_grad()
-    def scale_(self, deep: float, token: float) -> None:
-        """Multiply the two parts of every score, in place."""
+    def scale_(self, deep: float, token: float, offsets: Sequence[float] | None = None) -> None:
+        """Multiply the two parts of every score, in place, and add the labels' offsets (labels,).
+
+        The tokens' own scores take the offsets: each of a document's tokens has its share of them.
+        """
         self.deep.weight[:-1] *= deep
         self.deep.bias[:-1] *= deep
         self.token.weight *= token
+        if offsets is not None:
+            self.token.weight += self.token.weight.new_tensor(offsets)

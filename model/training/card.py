@@ -4,15 +4,16 @@ from __future__ import annotations
 
 from gma.model.config import ModelConfig
 from gma.model.training.config import TrainingConfig
-from gma.model.training.evaluation import Measured
+from gma.model.training.measured import Measured
 
 
 def card_of(model: ModelConfig, config: TrainingConfig, measured: Measured, step: int) -> str:
     """Write the card of a checkpoint that was measured after so many steps."""
+    any_number = "any number of which a document may have, " if model.multi_label else ""
     return f"""# {model.name}
 
 A Gaussian Mixture Attention classifier (arXiv:2606.18283) with {len(model.labels)} labels,
-{model.layers} layers of {model.width}; step {step} of {config.steps}, averaged weights.
+{any_number}{model.layers} layers of {model.width}; step {step} of {config.steps}, averaged weights.
 
 On the valid split:
 

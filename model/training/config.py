@@ -11,10 +11,15 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from gma.model.config import ModelConfig, problems
 from gma.model.training.errors import TrainingError
-from gma.model.training.evaluation import Figure
+from gma.model.training.evaluation import MULTI_LABEL, ONE_LABEL, Figure
 from gma.model.training.token_scores import TokenScoresConfig
 
-FROM_DATA = {"labels": "the train split's", "prior_tokens": "fitted to the valid split"}
+FROM_DATA = {
+    "labels": "they are the train split's",
+    "multi_label": "documents with lists of labels say so",
+    "thresholds": "they are fitted to the valid split",
+    "prior_tokens": "they are fitted to the valid split",
+}
 """Fields of the model that no configuration sets."""
 
 Fraction = Annotated[float, Field(ge=0, le=1)]
@@ -91,6 +96,13 @@ class TrainingConfig(BaseModel):
         Figure,
         Field(description="the weights are kept whose mean of it over valid's views is best"),
     ] = "macro_f1"
+    none_below: Annotated[
+        Fraction | None,
+        Field(
+            description="of models that give one label: each label's threshold is the score that "
+            "this share of valid's right answers has less than; none if nothing is said"
+        ),
+    ] = None
     patience: Annotated[
         int, Field(ge=0, description="evaluations without a better one before stopping; 0: never")
     ] = 0
@@ -110,6 +122,19 @@ class TrainingConfig(BaseModel):
         if self.token_dropout[0] > self.token_dropout[1]:
             raise ValueError("token_dropout is (least, most)")
         return self
+
+    def check(self, *, multi_label: bool) -> None:
+        """Raise TrainingError for what does not go with documents that have one label, or any
+        number."""
+        allowed = MULTI_LABEL if multi_label else ONE_LABEL
+        if self.choose_by not in allowed:
+            documents = "lists of labels" if multi_label else "one label each"
+            raise TrainingError(
+                f"choose_by is {self.choose_by}, but of documents with {documents} it is one of "
+                f"{', '.join(allowed)}"
+            )
+        if multi_label and self.none_below is not None:
+            raise TrainingError("none_below is for documents with one label each, not with lists")
 
     def length_at(self, step: int) -> int:
         """Return how many tokens a crop has at this step."""
@@ -147,7 +172,7 @@ def read_config(file: Path) -> tuple[ModelConfig, TrainingConfig]:
         raise TrainingError(f"{file}: the tables are [model], and [training] if need be{unknown}")
     for name, origin in FROM_DATA.items():
         if name in model:
-            raise TrainingError(f"{file}: [model] takes no {name}: they are {origin}")
+            raise TrainingError(f"{file}: [model] takes no {name}: {origin}")
     try:
         table = "model"
         architecture = ModelConfig.model_validate(

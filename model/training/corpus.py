@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,7 +20,13 @@ class Corpus:
 
     tokens: NDArray[np.uint16] | NDArray[np.int32]  # (total,)
     ends: NDArray[np.int64]  # (documents,): where each ends in ``tokens``
-    labels: NDArray[np.int64]  # (documents,): index into the model's labels
+    labels: NDArray[np.int64] | NDArray[np.bool_]
+    """(documents,): index into the model's labels; or (documents, labels): which it has."""
+
+    @property
+    def multi_label(self) -> bool:
+        """Whether documents have any number of labels."""
+        return self.labels.ndim == 2
 
     def __len__(self) -> int:
         return len(self.ends)
@@ -34,19 +40,20 @@ class Corpus:
     def encode(
         cls, documents: Iterable[LabelledText], tokenizer: Tokenizer, labels: tuple[str, ...]
     ) -> Corpus:
-        """Tokenize labelled documents; a label that is not among ``labels`` is a CorpusError."""
+        """Tokenize labelled documents, all with a label or all with a list of labels.
+
+        Raises CorpusError for one that is not among ``labels``.
+        """
         index = {label: i for i, label in enumerate(labels)}
         dtype = np.uint16 if tokenizer.vocab_size <= 1 << 16 else np.int32
-        tokens, ends, targets = [], [], []
+        tokens, ends, found, multi_label = [], [], [], False
         for document in documents:
-            if document.label not in index:
-                raise CorpusError(
-                    f"{document.where}: label {document.label!r} is not among the train split's"
-                )
+            found.append(indices(document, index))
             tokens.append(tokenizer.encode(document.text).astype(dtype))
             ends.append(len(tokens[-1]))
-            targets.append(index[document.label])
-        return cls(np.concatenate(tokens), np.cumsum(ends), np.asarray(targets))
+            multi_label = document.multi_label
+        targets = matrix(found, len(labels)) if multi_label else np.concatenate(found)
+        return cls(np.concatenate(tokens), np.cumsum(ends), targets)
 
     def document_frequency(self, vocab_size: int) -> NDArray[np.int64]:
         """Count how many of the documents use each token, (vocab_size,)."""
@@ -64,3 +71,19 @@ class Corpus:
         """Read what ``save`` wrote."""
         with np.load(path, allow_pickle=False) as arrays:
             return cls(arrays["tokens"], arrays["ends"], arrays["labels"])
+
+
+def indices(document: LabelledText, index: Mapping[str, int]) -> NDArray[np.int64]:
+    """Look a document's labels up, (its labels,). Raises CorpusError for one that is not there."""
+    for label in document.labels:
+        if label not in index:
+            raise CorpusError(f"{document.where}: label {label!r} is not among the model's")
+    return np.array([index[label] for label in document.labels], dtype=np.int64)
+
+
+def matrix(found: Sequence[NDArray[np.int64]], labels: int) -> NDArray[np.bool_]:
+    """Say which labels documents have, whose indices are ``found``: (documents, labels)."""
+    there = np.zeros((len(found), labels), dtype=np.bool_)
+    for row, its in zip(there, found, strict=True):
+        row[its] = True
+    return there

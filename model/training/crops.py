@@ -30,25 +30,28 @@ class Crops:
         at 1 each label is drawn as often as any other, at 0 each document; between them a label of
         n documents is drawn in proportion to n ** (1 - balance). ``label_weights``: by label, how
         many times as often it is drawn as that says; 1 if it has none.
+
+        Of documents with lists of labels, a label is drawn and then one of those that have it; to
+        have none counts as a label.
         """
         self.start_fraction = start_fraction
         self.tokens = torch.from_numpy(train.tokens.astype(np.int32)).to(device)
         self.starts = np.concatenate([[0], train.ends[:-1]])
         self.ends = train.ends
-        order = np.argsort(train.labels, kind="stable")
-        present, counts = np.unique(train.labels, return_counts=True)
-        self.by_label = np.split(order, counts.cumsum()[:-1])
-        factors = [(label_weights or {}).get(int(label), 1.0) for label in present]
+        self.labels = train.labels
+        groups = _by_label(train.labels)
+        self.by_label = [documents for _, documents in groups]
+        factors = [(label_weights or {}).get(label, 1.0) for label, _ in groups]
+        counts = np.array([len(documents) for documents in self.by_label])
         shares = counts ** (1 - balance) * factors
         self.shares = shares / shares.sum()  # (labels in train,): how often each is drawn
-        self.labels = train.labels
         self.longest = int((self.ends - self.starts).max())
         """Tokens of the longest document: no crop needs to be longer."""
 
     def draw(
         self, rng: np.random.Generator, rows: int, length: int
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Draw ``rows`` crops: tokens (B, N) int64, lengths (B,), labels (B,).
+        """Draw ``rows`` crops: tokens (B, N) int64, lengths (B,), labels (B,) or (B, labels) bool.
 
         A crop of a document that is shorter than ``length`` is the whole of it; what follows it
         in its row is nobody's.
@@ -73,6 +76,30 @@ class Crops:
         return rng.permutation(order[np.minimum(drawn, len(order) - 1)])
 
     @property
+    def rates(self) -> NDArray[np.float64] | None:
+        """How many of the crops have each label, (labels,), if they have lists of labels."""
+        if self.labels.ndim == 1:
+            return None
+        of_groups = np.stack([self.labels[documents].mean(0) for documents in self.by_label])
+        rates: NDArray[np.float64] = self.shares @ of_groups
+        return rates
+
+    @property
     def guess(self) -> float:
         """The label's loss, in nats, of who knows only how often labels are drawn."""
-        return float(-(self.shares * np.log(self.shares)).sum())
+        if (rates := self.rates) is None:
+            return float(-(self.shares * np.log(self.shares)).sum())
+        each = np.stack([rates, 1 - rates]).clip(1e-12)
+        return float(-(each * np.log(each)).sum())
+
+
+def _by_label(labels: NDArray[np.int64] | NDArray[np.bool_]) -> list[tuple[int, NDArray[np.int64]]]:
+    """Group documents by label, -1 being that of those without any; no group is empty."""
+    if labels.ndim == 1:
+        present, counts = np.unique(labels, return_counts=True)
+        order = np.argsort(labels, kind="stable")
+        groups = np.split(order, counts.cumsum()[:-1])
+        return [(int(label), group) for label, group in zip(present, groups, strict=True)]
+    found = [(i, np.flatnonzero(labels[:, i])) for i in range(labels.shape[1])]
+    found.append((-1, np.flatnonzero(~labels.any(1))))
+    return [(label, group) for label, group in found if len(group)]

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -13,103 +12,56 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from gma.model.classifier import Classifier
+from gma.model.config import ModelConfig
 from gma.model.reading import Findings, read
+from gma.model.scores import labels_of, scores
 from gma.model.tokenizer import Tokenizer
-from gma.model.training.corpus import Corpus
+from gma.model.training import figures
+from gma.model.training.corpus import Corpus, indices, matrix
 from gma.model.training.errors import CorpusError
+from gma.model.training.figures import Labels, Scores
 from gma.model.training.labelled import TEXT_AND_LABEL, Fields
+from gma.model.training.measured import LabelView, Measured, View
 from gma.model.training.splits import Splits
+from gma.model.training.thresholds import Thresholds
 from gma.model.weights import Checkpoint
 
-Figure = Literal["accuracy", "macro_f1"]
+Figure = Literal["accuracy", "macro_f1", "micro_f1", "average_precision"]
 """What a checkpoint can be chosen by."""
+
+ONE_LABEL: tuple[Figure, ...] = "accuracy", "macro_f1"
+"""Those of models that give a document one label."""
+
+MULTI_LABEL: tuple[Figure, ...] = "micro_f1", "macro_f1", "average_precision"
+"""Those of models that give a document any number."""
 
 PREFIXES: tuple[int | None, ...] = (1 << 10, 4 << 10, 16 << 10, 64 << 10, None)
 """Bytes of a document that are read; None: all of it."""
 
-
-@dataclass(frozen=True)
-class View:
-    """What was measured on one prefix of every document."""
-
-    prefix: int | None  # bytes
-    accuracy: float
-    macro_f1: float
-    confidence: float  # mean score of the label answered; calibrated if it is the accuracy
-
-
-@dataclass(frozen=True)
-class Measured:
-    """What was measured on every prefix of a split's documents."""
-
-    documents: int
-    views: tuple[View, ...]
-    components: NDArray[np.float64]  # (layers, heads): in use for the last view's documents
-    num_components: int  # that there are, in each head
-
-    def score(self, figure: Figure) -> float:
-        """Return what training keeps the best of: the mean of one figure of the views."""
-        return float(np.mean([getattr(view, figure) for view in self.views]))
-
-    def as_dict(self) -> dict[str, object]:
-        """Return what JSON can hold, rounded."""
-        return {
-            "documents": self.documents,
-            "views": [
-                {
-                    "prefix_bytes": view.prefix,
-                    "accuracy": round(view.accuracy, 4),
-                    "macro_f1": round(view.macro_f1, 4),
-                    "confidence": round(view.confidence, 4),
-                }
-                for view in self.views
-            ],
-            "components_in_use": self.components.round(1).tolist(),
-        }
-
-    def table(self) -> str:
-        """Write Markdown: the views, then the components in use."""
-        lines = [
-            f"| prefix ({self.documents} documents) | accuracy | macro-F1 | confidence |",
-            "|---|---|---|---|",
-        ]
-        for view in self.views:
-            name = "whole" if view.prefix is None else f"{view.prefix >> 10} KB"
-            figures = view.accuracy, view.macro_f1, view.confidence
-            lines.append(f"| {name} | " + " | ".join(f"{figure:.3f}" for figure in figures) + " |")
-        used = [", ".join(f"{head:.1f}" for head in layer) for layer in self.components]
-        lines += [
-            "",
-            f"Mixture components in use, of {self.num_components} a head (layer: head, head, ...): "
-            + "; ".join(f"{layer}: {heads}" for layer, heads in enumerate(used, 1)),
-        ]
-        return "\n".join(lines)
-
-
-def macro_f1(predicted: NDArray[np.int64], actual: NDArray[np.int64]) -> float:
-    """Return the mean F1 of the labels that occur among the actual or the predicted ones."""
-    scores = []
-    for label in np.union1d(predicted, actual):
-        hits = np.sum((predicted == label) & (actual == label))
-        scores.append(2 * hits / (np.sum(predicted == label) + np.sum(actual == label)))
-    return float(np.mean(scores))
+Fit = Callable[[Scores, Labels], Thresholds]
+"""Chooses thresholds by scores and labels of whole documents, (documents, labels)."""
 
 
 def measure(
     classifier: Classifier,
     views: Sequence[tuple[int | None, Sequence[Tensor]]],
-    labels: NDArray[np.int64],
+    labels: NDArray[np.int64] | NDArray[np.bool_],
+    fit: Fit | None = None,
 ) -> Measured:
     """Measure views: each a prefix in bytes, and every document's tokens up to there.
 
-    labels (documents,): index of each document's label.
+    labels (documents,): index of each document's label; or (documents, labels) bool: which it has.
+    ``fit`` chooses thresholds by the last view; without it they are the model's.
     """
-    measured = []
-    components = np.zeros(())
+    config = classifier.config
+    if labels.ndim == 1:
+        labels = figures.one_hot(labels.astype(np.int64), len(config.labels))
+    actual = labels.astype(np.bool_)
+    logits = []
     chunk, rows = (4096, 32) if classifier.embedding.weight.is_cuda else (512, 8)
     found: dict[int, Findings] = {}
     before: Sequence[Tensor] = ()
-    for prefix, documents in views:
+    for _, documents in views:
         # Those that a view has no more of than the one before were read there.
         changed = [
             i for i, x in enumerate(documents) if not before or not torch.equal(x, before[i])
@@ -119,13 +71,67 @@ def measure(
         read_now = read(classifier, [documents[i] for i in changed], chunk=chunk, rows=rows)
         found.update(zip(changed, read_now, strict=True))
         before = documents
-        logits = torch.stack([found[i].logits for i in range(len(documents))])
-        scores, best = logits.softmax(1).max(1)
-        predicted = best.cpu().numpy()
-        accuracy, f1 = float(np.mean(predicted == labels)), macro_f1(predicted, labels)
-        measured.append(View(prefix, accuracy, f1, scores.mean().item()))
-        components = components_in_use(torch.stack([found[i].usage for i in range(len(documents))]))
-    return Measured(len(labels), tuple(measured), components, classifier.config.num_components)
+        logits.append(torch.stack([found[i].logits for i in range(len(documents))]).cpu())
+    usage = torch.stack([found[i].usage for i in range(len(actual))])
+    if fit is not None:
+        thresholds = fit(scores(config, logits[-1]).numpy(), actual)
+        config = config.model_copy(update={"thresholds": thresholds})
+    return Measured(
+        len(actual),
+        tuple(
+            View(prefix, figures_of(config, scores(config, each), actual))
+            for (prefix, _), each in zip(views, logits, strict=True)
+        ),
+        components_in_use(usage),
+        config.num_components,
+        config.thresholds,
+        label_views(config, scores(config, logits[-1]), actual) if config.multi_label else (),
+    )
+
+
+def figures_of(config: ModelConfig, scores: Tensor, actual: Labels) -> dict[str, float]:
+    """Measure scores (documents, labels) by which labels are there, (documents, labels).
+
+    ``confidence`` is the mean score of the label answered, which is the accuracy if it can be
+    trusted; ``answered``, where a label needs a threshold, how many get an answer.
+    """
+    said, given = labels_of(config, scores).numpy(), scores.double().numpy()
+    if not config.multi_label:
+        answered = {} if config.thresholds is None else {"answered": float(said.any(1).mean())}
+        return {
+            "accuracy": figures.accuracy(said, actual),
+            "macro_f1": figures.macro_f1(said, actual),
+            "confidence": float(given.max(1).mean()),
+            **answered,
+        }
+    each = figures.average_precisions(given, actual)
+    return {
+        "micro_f1": figures.micro_f1(said, actual),
+        "macro_f1": figures.macro_f1(said, actual),
+        "average_precision": float(np.nanmean(each)) if actual.any() else 0.0,
+        "micro_average_precision": (
+            figures.average_precision(given.ravel(), actual.ravel()) if actual.any() else 0.0
+        ),
+        "calibration_error": figures.calibration_error(given, actual),
+    }
+
+
+def label_views(config: ModelConfig, scores: Tensor, actual: Labels) -> tuple[LabelView, ...]:
+    """Measure each label of a multi-label model by scores and truth, (documents, labels)."""
+    said, given = labels_of(config, scores).numpy(), scores.double().numpy()
+    f1, precision = figures.f1(said, actual), figures.average_precisions(given, actual)
+    return tuple(
+        LabelView(
+            label,
+            int(actual[:, i].sum()),
+            int(said[:, i].sum()),
+            None if np.isnan(f1[i]) else float(f1[i]),
+            None if np.isnan(precision[i]) else float(precision[i]),
+            float(given[:, i].mean()),
+            0.5 if config.thresholds is None else config.thresholds[i],
+        )
+        for i, label in enumerate(config.labels)
+    )
 
 
 def components_in_use(usage: Tensor) -> NDArray[np.float64]:
@@ -139,7 +145,9 @@ def components_in_use(usage: Tensor) -> NDArray[np.float64]:
     return used
 
 
-def measure_tokens(classifier: Classifier, documents: Corpus, tokenizer: Tokenizer) -> Measured:
+def measure_tokens(
+    classifier: Classifier, documents: Corpus, tokenizer: Tokenizer, fit: Fit | None = None
+) -> Measured:
     """Measure prefixes that are cut between tokens: quick, for use while training."""
     lengths = tokenizer.byte_lengths
 
@@ -151,7 +159,7 @@ def measure_tokens(classifier: Classifier, documents: Corpus, tokenizer: Tokeniz
         return torch.from_numpy(tokens.astype(np.int32))
 
     views = [(p, [cut(documents[i], p) for i in range(len(documents))]) for p in PREFIXES]
-    return measure(classifier, views, documents.labels)
+    return measure(classifier, views, documents.labels, fit)
 
 
 def evaluate(
@@ -159,15 +167,18 @@ def evaluate(
 ) -> Measured:
     """Measure prefixes that are cut between bytes, as a client that sends only so much would.
 
-    Raises CorpusError for documents that can't be read or have a label the model does not know.
+    Raises CorpusError for documents that can't be read, have a label the model does not know, or
+    one label where the model gives any number, or the other way round.
     """
-    index = {label: i for i, label in enumerate(checkpoint.config.labels)}
-    texts, labels = [], []
+    config = checkpoint.config
+    index = {label: i for i, label in enumerate(config.labels)}
+    texts, found = [], []
     for document in Splits(data, names).read(split):
-        if document.label not in index:
-            raise CorpusError(f"{document.where}: the model has no label {document.label!r}")
+        if document.multi_label != config.multi_label:
+            has, gives = ("one label", "any number")[:: -1 if document.multi_label else 1]
+            raise CorpusError(f"{document.where}: has {has}, where the model gives {gives}")
+        found.append(indices(document, index))
         texts.append(document.text.encode())
-        labels.append(index[document.label])
 
     def tokens(text: bytes, prefix: int | None) -> Tensor:
         # The rest of a character that the cut went through is dropped.
@@ -175,4 +186,4 @@ def evaluate(
         return torch.from_numpy(checkpoint.tokenizer.encode(head))
 
     views = [(prefix, [tokens(text, prefix) for text in texts]) for prefix in PREFIXES]
-    return measure(checkpoint.classifier, views, np.asarray(labels))
+    return measure(checkpoint.classifier, views, matrix(found, len(config.labels)))

@@ -3,47 +3,78 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple, Self
+from typing import NamedTuple, Self, TypeAlias
 
 from gma.model.training.errors import CorpusError
 
 
 class Fields(NamedTuple):
-    """What the fields of a document are called in its file."""
+    """What the fields of a document are called in its file.
+
+    A document has either a label, or labels: a list of any length.
+    """
 
     text: str = "text"
     label: str = "label"
+    labels: str = "labels"
+
+    def columns(self, there: Sequence[str], where: str) -> tuple[str, str]:
+        """Pick the two columns that count: the text's, and the label's or the labels'.
+
+        Raises CorpusError if one is missing or there twice, or if label and labels are both there.
+        """
+        of_labels = self.labels if self.labels in there else self.label
+        if of_labels == self.labels and self.label in there:
+            raise CorpusError(f"{where}: {_both(self)}")
+        for name in (self.text, of_labels):
+            if there.count(name) != 1:
+                many = "two columns are" if name in there else "no column is"
+                raise CorpusError(f"{where}: {many} named {name!r}: they are {', '.join(there)}")
+        return self.text, of_labels
 
 
 TEXT_AND_LABEL = Fields()
 
+Label: TypeAlias = str | tuple[str, ...]
+"""A document's one label; or all that it has, sorted, where it may have any number."""
+
 
 @dataclass(frozen=True)
 class LabelledText:
-    """One document of a split; nothing of it is empty or blank."""
+    """One document of a split; nothing of it is empty or blank, but it may have no labels."""
 
     text: str
-    label: str
+    label: Label
     where: str
     """File, and line or row, for errors."""
 
     @classmethod
     def of(cls, fields: Mapping[str, object], where: str, names: Fields = TEXT_AND_LABEL) -> Self:
-        """Take text and label from the fields of a line or row.
+        """Take text and label, or labels, from the fields of a line or row.
 
-        Raises CorpusError that names the field if they are missing, blank, or of another type.
+        Raises CorpusError that names the field if they are missing, blank, or of another type, and
+        if there are both label and labels.
         """
-        label = fields.get(names.label)
-        if not isinstance(label, str | int) or isinstance(label, bool):
-            raise CorpusError(
-                f"{where}: {names.label!r} is missing, or neither a string nor an integer"
-                + _hint(fields, names.label)
-            )
-        if not str(label).strip():
-            raise CorpusError(f"{where}: {names.label!r} is blank")
-        return cls(text_of(fields, where, names.text), str(label), where)
+        label: Label
+        if names.labels not in fields:
+            label = _label(fields, where, names.label)
+        elif names.label in fields:
+            raise CorpusError(f"{where}: {_both(names)}")
+        else:
+            label = _labels(fields[names.labels], where, names.labels)
+        return cls(text_of(fields, where, names.text), label, where)
+
+    @property
+    def multi_label(self) -> bool:
+        """Whether it may have any number of labels."""
+        return not isinstance(self.label, str)
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """All labels that it has."""
+        return (self.label,) if isinstance(self.label, str) else self.label
 
     @property
     def digest(self) -> bytes:
@@ -66,6 +97,36 @@ def text_of(fields: Mapping[str, object], where: str, name: str) -> str:
     except UnicodeEncodeError as error:  # JSON can escape half of a surrogate pair
         raise CorpusError(f"{where}: {name!r} is not Unicode: {error}") from error
     return text
+
+
+def _label(fields: Mapping[str, object], where: str, name: str) -> str:
+    label = fields.get(name)
+    if not _is_label(label):
+        raise CorpusError(
+            f"{where}: {name!r} is missing, or neither a string nor an integer"
+            + _hint(fields, name)
+        )
+    if not str(label).strip():
+        raise CorpusError(f"{where}: {name!r} is blank")
+    return str(label)
+
+
+def _labels(labels: object, where: str, name: str) -> tuple[str, ...]:
+    if not isinstance(labels, list | tuple) or not all(map(_is_label, labels)):
+        raise CorpusError(f"{where}: {name!r} is no list of strings or integers")
+    if not all(str(label).strip() for label in labels):
+        raise CorpusError(f"{where}: {name!r} has a blank label")
+    return tuple(sorted({str(label) for label in labels}))
+
+
+def _is_label(label: object) -> bool:
+    return isinstance(label, str | int) and not isinstance(label, bool)
+
+
+def _both(names: Fields) -> str:
+    return (
+        f"{names.label!r} and {names.labels!r} are both there: a document has one label, or a list"
+    )
 
 
 def _hint(fields: Mapping[str, object], name: str) -> str:

@@ -10,6 +10,7 @@ from torch.utils.checkpoint import checkpoint
 from gma.model.classifier import Classifier
 from gma.model.ops.chunked import Rows
 from gma.model.training.config import TrainingConfig
+from gma.model.training.cross_entropy import cross_entropy
 
 LOGITS = 1 << 14
 """Tokens whose next-token logits, as many as the vocabulary, are in memory at a time."""
@@ -18,13 +19,20 @@ LOGITS = 1 << 14
 class Losses(nn.Module):
     """The losses of a batch of crops: the label's at every prefix, and the next token's."""
 
-    def __init__(self, classifier: Classifier, config: TrainingConfig) -> None:
+    def __init__(
+        self, classifier: Classifier, config: TrainingConfig, rates: Tensor | None = None
+    ) -> None:
+        """``rates`` (labels,): how many crops have each label, if they may have any number."""
         super().__init__()
         self.classifier = classifier
         self.config = config
+        self.rates = rates
 
     def forward(self, tokens: Tensor, lengths: Tensor, labels: Tensor, keep: Tensor) -> Tensor:
-        """Return label and next-token loss (2,): tokens and keep (B, N), lengths, labels (B,)."""
+        """Return label and next-token loss (2,): tokens and keep (B, N), lengths (B,).
+
+        labels (B,), or (B, labels) bool if there are ``rates``.
+        """
         # Each crop is a document of one row, with nothing before it.
         which = torch.arange(len(tokens), device=tokens.device)
         rows = Rows.of(lengths, which, tokens.shape[1], torch.float32)
@@ -35,7 +43,7 @@ class Losses(nn.Module):
         return torch.stack([label, self.language_loss(hidden, tokens, rows)])
 
     def label_loss(self, hidden: Tensor, labels: Tensor, rows: Rows) -> Tensor:
-        """Return the mean cross-entropy over the prefixes of hidden (B, N, W), labels (B,).
+        """Return the mean cross-entropy over the prefixes of hidden (B, N, W).
 
         It takes the deep scores alone: beside the tokens' own they had little left to learn.
         """
@@ -43,11 +51,12 @@ class Losses(nn.Module):
         there = rows.valid[..., None].float()
         scores = self.classifier.pooling.deep_scores(hidden) * there
         prefixes = self._up_to(scores) / self._up_to(there).clamp_min(1.0)
-        return functional.cross_entropy(
+        return cross_entropy(
             prefixes.flatten(0, 1),
-            labels.repeat_interleave(prefixes.shape[1]),
-            label_smoothing=self.config.label_smoothing if self.training else 0.0,
-        )
+            labels.repeat_interleave(prefixes.shape[1], 0),
+            smoothing=self.config.label_smoothing if self.training else 0.0,
+            rates=self.rates,
+        ).mean()
 
     def _up_to(self, x: Tensor) -> Tensor:
         """Sum over the first tokens: (B, N, ...) -> (B, prefixes, ...)."""

@@ -6,6 +6,9 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Self
 
+from gma.model.training.evaluation import MULTI_LABEL, ONE_LABEL
+from gma.model.training.measured import TITLES
+
 LEARNED = 0.02
 """Share of the loss of guessing that the deep label loss falls by at least if it learns anything:
 the mean of some steps differs from it by less than half as much where nothing is learned."""
@@ -41,23 +44,29 @@ class Outcome:
         """Whether the deep reading tells labels apart better than a guess, where it was trained."""
         return self.label_loss < (1 - LEARNED) * self.guess
 
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The figures that are told."""
+        multi_label = "micro_f1" in self.best["views"][-1]
+        return MULTI_LABEL if multi_label else ONE_LABEL
+
     def told(self) -> Iterator[str]:
         """Yield lines for people: how good the model is, beside the baseline."""
-        yield f"On whole documents, accuracy and macro-F1 (the weights of step {self.step}):"
+        *some, last = (TITLES[name] for name in self.names)
+        told = f"{', '.join(some)} and {last}"
+        yield f"On whole documents, {told} (the weights of step {self.step}):"
         for split, measured in (("valid", self.best), ("test", self.test)):
             if measured:
-                yield _row(split, measured["documents"], "this model", measured["views"][-1])
+                yield self._row(split, measured["documents"], "this model", measured["views"][-1])
             if split in self.baseline:
                 rival = self.baseline[split]
-                yield _row(split, rival["documents"], "linear baseline", rival)
+                yield self._row(split, rival["documents"], "linear baseline", rival)
         if (fitted := self.baseline.get("documents", 0)) < self.baseline.get("of", 0):
             yield f"  (the baseline was fitted to {fitted:,} documents of {self.baseline['of']:,})"
         if missing := self.baseline.get("missing"):
             yield f"warning: there is no linear baseline to compare with: it lacks {missing}"
         own, rival = self.best["views"][-1], self.baseline.get("valid")
-        if rival and max(own["accuracy"], own["macro_f1"]) < min(
-            rival["accuracy"], rival["macro_f1"]
-        ):
+        if rival and all(own[name] < rival[name] for name in self.names):
             yield "warning: the linear baseline is better than this model"
         if not self.learned:
             yield (
@@ -66,7 +75,6 @@ class Outcome:
                 "single tokens say: try more steps, another learning_rate, or longer crops"
             )
 
-
-def _row(split: str, documents: int, who: str, figures: dict[str, float]) -> str:
-    accuracy, f1 = figures["accuracy"], figures["macro_f1"]
-    return f"  {split} ({documents:,} documents)  {who:<16} {accuracy:.3f}  {f1:.3f}"
+    def _row(self, split: str, documents: int, who: str, figures: dict[str, float]) -> str:
+        shown = "  ".join(f"{figures[name]:.3f}" for name in self.names)
+        return f"  {split} ({documents:,} documents)  {who:<16} {shown}"

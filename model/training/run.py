@@ -7,6 +7,7 @@ import json
 import math
 import time
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,12 +21,12 @@ from torch import Tensor, nn
 from gma.model import weights
 from gma.model.classifier import Classifier
 from gma.model.config import ModelConfig, Place, dotted
-from gma.model.training import stacking, token_scores
+from gma.model.training import stacking, thresholds, token_scores
 from gma.model.training.card import card_of
 from gma.model.training.config import TrainingConfig
 from gma.model.training.crops import Crops
 from gma.model.training.errors import TrainingError
-from gma.model.training.evaluation import measure_tokens
+from gma.model.training.evaluation import Fit, measure_tokens
 from gma.model.training.losses import Losses
 from gma.model.training.prepared import Prepared
 
@@ -63,7 +64,12 @@ class Run:
             balance=config.balance,
             label_weights=self._label_weights(),
         )
-        losses = Losses(self.classifier, config)
+        rates = self.crops.rates
+        losses = Losses(
+            self.classifier,
+            config,
+            None if rates is None else torch.from_numpy(rates).float().to(self.device),
+        )
         self.losses = torch.compile(losses, dynamic=False) if config.compile else losses
         self.optimizer = torch.optim.AdamW(
             self._groups(),
@@ -74,6 +80,14 @@ class Run:
         self.rare = self._rare() if config.rare_dropout else None
         self.step = 0
         self.best, self.since_best = -math.inf, 0
+
+    @property
+    def _fit(self) -> Fit | None:
+        """What chooses thresholds, if the model is to have any."""
+        if self.model.multi_label:
+            return thresholds.best_f1
+        share = self.config.none_below
+        return None if share is None else partial(thresholds.keeping, lost=share)
 
     @property
     def stopped(self) -> bool:
@@ -213,7 +227,9 @@ class Run:
         valid = self.prepared.valid
         stacked = stacking.fit(candidate, valid)
         stacking.apply(candidate, stacked)
-        measured = measure_tokens(candidate, valid, self.prepared.tokenizer)
+        measured = measure_tokens(candidate, valid, self.prepared.tokenizer, self._fit)
+        chosen = {"thresholds": measured.thresholds}
+        candidate.config = candidate.config.model_copy(update=chosen)
         score = measured.score(self.config.choose_by)
         kept = score > self.best
         self.log(valid=measured.as_dict(), stacking=stacked._asdict(), kept=kept)
@@ -221,7 +237,7 @@ class Run:
             self.since_best += 1
             return
         self.best, self.since_best = score, 0
-        card = card_of(self.model, self.config, measured, self.step)
+        card = card_of(candidate.config, self.config, measured, self.step)
         weights.save(self.out / "checkpoint", candidate, self.prepared.tokenizer, card=card)
 
     def log(self, **line: object) -> None:

@@ -57,7 +57,8 @@ class Splits:
     ``.parquet``; or a folder NAME that ``datasets`` saved, or that has a folder for each label.
     ``validation`` is ``valid`` too. A file, a saved data set or a folder of labels that stands for
     all data is the train split. Where there is no valid split, one is drawn from train by the
-    texts' digests: the same from the same texts, whatever their order.
+    texts' digests: the same from the same texts, whatever their order. All documents have a
+    label, or all have a list of labels.
     """
 
     def __init__(self, data: Path, names: Fields = TEXT_AND_LABEL) -> None:
@@ -68,6 +69,7 @@ class Splits:
         if not data.exists():
             raise CorpusError(f"{data}: there is no such file or folder")
         self.data, self.names = data, names
+        self._multi_label: bool | None = None
 
     def has(self, split: str) -> bool:
         """Say whether there are files of this split."""
@@ -119,18 +121,19 @@ class Splits:
     def _read(self, split: str) -> Iterator[LabelledText]:
         sources = self.sources(split)
         if split not in (TRAIN, VALID) or self.has(VALID):
-            yield from _documents(sources)
+            yield from self._documents(sources)
             return
-        for document in _documents(self.sources(TRAIN)):
+        for document in self._documents(self.sources(TRAIN)):
             if (document.digest in self._drawn) == (split == VALID):
                 yield document
 
     @cached_property
     def _drawn(self) -> frozenset[bytes]:
         """The digests of the texts that are valid's, though they stand in train's files."""
-        by_label: dict[str, set[bytes]] = {}
-        for document in _documents(self.sources(TRAIN)):
-            by_label.setdefault(document.label, set()).add(document.digest)
+        by_label: dict[str | None, set[bytes]] = {}
+        for document in self._documents(self.sources(TRAIN)):
+            for label in document.labels or (None,):  # those without any are drawn alike
+                by_label.setdefault(label, set()).add(document.digest)
         drawn = frozenset(
             digest
             for found in by_label.values()
@@ -141,6 +144,19 @@ class Splits:
                 f"{self.data}: no label has two texts, so no valid split can be drawn from train"
             )
         return drawn
+
+    def _documents(self, sources: list[Source]) -> Iterator[LabelledText]:
+        """Yield documents. Raises CorpusError for the first of another kind than the others."""
+        for source in sources:
+            for document in source.read():
+                if self._multi_label is None:
+                    self._multi_label = document.multi_label
+                if document.multi_label != self._multi_label:
+                    kinds = "a label, where others have a list of labels"
+                    if document.multi_label:
+                        kinds = "a list of labels, where others have one label"
+                    raise CorpusError(f"{document.where}: {kinds}")
+                yield document
 
     def _found(self, split: str) -> list[Source]:
         if not self.data.is_dir():
@@ -170,11 +186,6 @@ class Splits:
             return [Source(folder, saved.read, self.names)]
         labels = folders.labels(folder)
         return [Source(folder, folders.read, self.names)] if labels else []
-
-
-def _documents(sources: list[Source]) -> Iterator[LabelledText]:
-    for source in sources:
-        yield from source.read()
 
 
 def _parts(path: Path) -> tuple[str, str, str]:

@@ -2,7 +2,8 @@
 
 Both parts are surer of the documents that they were trained on than of others, and a mean of few
 scores is as loud as one of many. Two factors and a prior, fitted to the valid split, put that right
-and leave probabilities that mean something, whatever the length.
+and leave probabilities that mean something, whatever the length. Where documents have any number of
+labels, each label has an offset too: training draws the rare ones more often than they are.
 """
 
 from __future__ import annotations
@@ -15,11 +16,11 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn import functional
 
 from gma.model.classifier import Classifier
 from gma.model.ops.chunked import Rows
 from gma.model.training.corpus import Corpus
+from gma.model.training.cross_entropy import cross_entropy
 
 WINDOWS = ((64, 16), (256, 16), (1024, 8), (4096, 4), (16384, 2))
 """Tokens of a window, and windows of a document: short views count as much as long ones."""
@@ -40,11 +41,12 @@ class Stacking(NamedTuple):
     deep: float = 1.0  # multiplies the deep scores
     token: float = 1.0  # multiplies the tokens' own scores
     prior_tokens: float = 0.0  # see ModelConfig
+    offsets: tuple[float, ...] | None = None  # (labels,): added to every token's scores
 
 
 def apply(classifier: Classifier, stacking: Stacking) -> None:
     """Fold a stacking into the classifier, which had no prior."""
-    classifier.pooling.scale_(stacking.deep, stacking.token)
+    classifier.pooling.scale_(stacking.deep, stacking.token, stacking.offsets)
     prior = {"prior_tokens": stacking.prior_tokens}
     classifier.config = classifier.config.model_copy(update=prior)
 
@@ -59,25 +61,30 @@ def fit(classifier: Classifier, valid: Corpus) -> Stacking:
     deep, own, weight, labels, share = (part.clone() for part in windows)
     deep, own, weight, share = deep.double(), own.double(), weight.double(), share.double()
 
-    def cross_entropy(factors: Tensor, prior: float) -> Tensor:
-        logits = (factors[0] * deep + factors[1] * own) / (weight + prior)[:, None]
-        each = functional.cross_entropy(logits, labels, reduction="none")
+    def measured(factors: Tensor, offsets: Tensor, prior: float) -> Tensor:
+        scores = factors[0] * deep + factors[1] * own + offsets * weight[:, None]
+        each = cross_entropy(scores / (weight + prior)[:, None], labels)
         return (each * share).sum() / share.sum()
 
     # Documents that are all told apart would have ever larger factors, so staying at one counts as
     # much as one document does.
     stay = 0.5 / len(valid)
 
-    def loss(logs: Tensor, prior: float) -> Tensor:
-        return cross_entropy(logs.exp(), prior) + stay * logs.square().sum()
+    none = deep.new_zeros(1)
 
-    best, least = Stacking(), float(cross_entropy(deep.new_ones(2), 0.0))
+    def loss(x: Tensor, prior: float) -> Tensor:
+        return measured(x[:2].exp(), x[2:] if len(x) > 2 else none, prior) + stay * x.square().sum()
+
+    # Logarithms of the factors, then the offsets: none where only differences of labels count.
+    start = deep.new_zeros(2 + (deep.shape[1] if valid.multi_label else 0))
+    best, least = Stacking(), float(measured(deep.new_ones(2), none, 0.0))
     for prior in PRIORS if math.isfinite(least) else ():
-        logs = _least(partial(loss, prior=prior), deep.new_zeros(2))
-        factors = logs.exp().clamp(1 / LIMIT, LIMIT)
-        found = float(cross_entropy(factors, prior))
+        x = _least(partial(loss, prior=prior), start)
+        factors, offsets = x[:2].exp().clamp(1 / LIMIT, LIMIT), x[2:] if len(x) > 2 else none
+        found = float(measured(factors, offsets, prior))
         if found < least:  # which what is NaN is not
-            best, least = Stacking(factors[0].item(), factors[1].item(), prior), found
+            fitted = tuple(offsets.tolist()) if valid.multi_label else None
+            best, least = Stacking(factors[0].item(), factors[1].item(), prior, fitted), found
     return best
 
 
@@ -103,7 +110,8 @@ def _parts(
 ) -> Iterator[tuple[Tensor, Tensor, Tensor, Tensor, Tensor]]:
     """Yield the n windows of one size of one document, document after document.
 
-    A window is sums of deep and of own scores (n, labels); its tokens, label and share 1 / n: (n,).
+    A window is sums of deep and of own scores (n, labels); its tokens, share 1 / n and label: (n,),
+    or labels (n, labels).
     """
     device = classifier.embedding.weight.device
     pooling = classifier.pooling
@@ -118,7 +126,7 @@ def _parts(
             count = len(starts)
             deep = pooling.deep_scores(_hidden(classifier, tokens)).sum(1)
             weight = torch.full((count,), float(size), device=device)
-            label = torch.full((count,), int(valid.labels[index]), device=device)
+            label = torch.from_numpy(valid.labels[index : index + 1].repeat(count, 0)).to(device)
             share = torch.full((count,), 1.0 / count, device=device)
             yield deep, pooling.token(tokens).sum(1), weight, label, share
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from rich.progress import Progress
 
 from gma.model.training.errors import CorpusError, TrainingError
-from gma.model.training.labelled import LabelledText
+from gma.model.training.labelled import Label, LabelledText
 from gma.model.training.splits import TEST, TRAIN, VALID, Splits
 
 
@@ -44,14 +44,16 @@ class Survey:
         """Raises CorpusError for the first document that is none, for one that has a label which
         train has not, and for a split without any; TrainingError if there are no two labels."""
         self._splits = splits
-        self._first: dict[bytes, tuple[str, str]] = {}  # label and place, of each train text
+        self._first: dict[bytes, tuple[Label, str]] = {}  # label and place, of each train text
         self.two_labels = Found()
         self.labels: Counter[str] = Counter()
         """How many documents of train each label has."""
+        self.multi_label = False
+        """Whether documents have any number of labels."""
         self.surveyed = {TRAIN: self._read(TRAIN, progress)}
         if len(self.labels) < 2:
-            (only,) = self.labels
-            raise TrainingError(f"{splits.data}: the train split has no label but {only!r}")
+            only = "".join(f" but {label!r}" for label in self.labels)
+            raise TrainingError(f"{splits.data}: the train split has no label{only}")
         for name in (VALID, TEST) if splits.has(TEST) else (VALID,):
             self.surveyed[name] = self._read(name, progress)
         if self.surveyed[VALID].leaked.count == self.surveyed[VALID].documents:
@@ -68,12 +70,12 @@ class Survey:
         for document in self._splits.read(split):
             surveyed.documents += 1
             surveyed.bytes += len(document.text.encode())
-            digest.update(document.digest + document.label.encode() + b"\0")
+            digest.update(document.digest + repr(document.label).encode())
             if split == TRAIN:
                 self._count(document)
-            elif document.label not in self.labels:
+            elif unknown := [label for label in document.labels if label not in self.labels]:
                 raise CorpusError(
-                    f"{document.where}: label {document.label!r} is not among the train split's"
+                    f"{document.where}: label {unknown[0]!r} is not among the train split's"
                 )
             elif self.in_train(document):
                 label, where = self._first[document.digest]
@@ -85,7 +87,8 @@ class Survey:
         return surveyed
 
     def _count(self, document: LabelledText) -> None:
-        self.labels[document.label] += 1
+        self.labels.update(document.labels)
+        self.multi_label = document.multi_label
         label, where = self._first.setdefault(document.digest, (document.label, document.where))
         if label != document.label:
             example = f"{label!r} in {where}, {document.label!r} in {document.where}"

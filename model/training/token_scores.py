@@ -1,4 +1,5 @@
-"""The tokens' own scores: a softmax regression on the tokens' shares of a crop.
+"""The tokens' own scores: a softmax regression, or a logistic one for each label, on the
+tokens' shares of a crop.
 
 A bag of words over the whole document is hard to beat where there is much text and little of it was
 trained on, and it takes seconds to fit. The deep scores are trained beside it.
@@ -18,6 +19,7 @@ from torch.nn import functional
 from gma.model.config import ModelConfig
 from gma.model.training.corpus import Corpus
 from gma.model.training.crops import Crops
+from gma.model.training.cross_entropy import cross_entropy
 
 
 class TokenScoresConfig(BaseModel):
@@ -44,7 +46,7 @@ class TokenScoresConfig(BaseModel):
 def fit(
     crops: Crops, train: Corpus, model: ModelConfig, config: TokenScoresConfig, progress: Progress
 ) -> Tensor:
-    """Fit scores (vocab_size, labels) whose mean over a crop's tokens predicts its label.
+    """Fit scores (vocab_size, labels) whose mean over a crop's tokens predicts its label or labels.
 
     The rarer a token, the larger its steps (the root of its inverse document frequency). ``train``
     is what ``crops`` crops.
@@ -55,6 +57,7 @@ def fit(
     scale = torch.from_numpy(config.scale * rarity).float().to(device)[:, None]
     scores = torch.zeros(model.vocab_size, len(model.labels), device=device, requires_grad=True)
     optimizer = torch.optim.Adam([scores], betas=(0.9, 0.99), weight_decay=config.decay)
+    rates = None if crops.rates is None else torch.from_numpy(crops.rates).to(device)
     length = min(config.length, crops.longest)
     bar = progress.add_task("token scores", total=config.steps)
     for step in range(config.steps):
@@ -67,7 +70,8 @@ def fit(
         logits = functional.embedding_bag(
             tokens, scores * scale, per_sample_weights=shares.float(), mode="sum"
         )
-        loss = functional.cross_entropy(logits, labels, label_smoothing=config.label_smoothing)
+        smoothing = config.label_smoothing
+        loss = cross_entropy(logits, labels, smoothing=smoothing, rates=rates).mean()
         optimizer.zero_grad(set_to_none=True)
         torch.autograd.backward(loss)
         optimizer.step()

@@ -90,6 +90,7 @@ def _started(
 ) -> Run:
     """Begin a run: look at the data, prepare it, and fit what is linear."""
     survey = Survey(splits, progress)
+    training.check(multi_label=survey.multi_label)
     for warning in survey.warnings():
         progress.console.print("warning:", warning)
     prepared = Prepared.make(splits, survey, out / PREPARED, model.vocab_size, progress)
@@ -101,5 +102,9 @@ def _started(
 
 
 def _run(prepared: Prepared, out: Path, model: ModelConfig, training: TrainingConfig) -> Run:
-    fitting = {"labels": prepared.labels, "vocab_size": prepared.tokenizer.vocab_size}
+    fitting = {
+        "labels": prepared.labels,
+        "multi_label": prepared.train.multi_label,
+        "vocab_size": prepared.tokenizer.vocab_size,
+    }
     return Run(prepared, out, model.model_copy(update=fitting), training)

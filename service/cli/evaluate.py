@@ -8,7 +8,14 @@ from typing import Annotated
 import typer
 
 from gma.service.cli.checkpoint import load
-from gma.service.cli.options import Device, DeviceOption, JsonOption, LabelOption, TextOption
+from gma.service.cli.options import (
+    Device,
+    DeviceOption,
+    JsonOption,
+    LabelOption,
+    LabelsOption,
+    TextOption,
+)
 from gma.service.cli.terminal import print_json
 
 
@@ -22,13 +29,15 @@ def evaluate(
     ] = "test",
     text: TextOption = "text",
     label: LabelOption = "label",
+    labels: LabelsOption = "labels",
     device: DeviceOption = Device.auto,
     as_json: JsonOption = False,
 ) -> None:
     """Measure accuracy, macro-F1 and confidence on labelled documents.
 
-    Once on the first 1, 4, 16 and 64 KB of each document, and once on the whole; and tell how many
-    components of the mixture are in use.
+    Of a model that gives any number of labels: micro-F1, macro-F1, average precision, calibration,
+    and each label. Once on the first 1, 4, 16 and 64 KB of each document, and once on the whole;
+    and tell how many components of the mixture are in use.
 
     \b
     Example:
@@ -37,7 +46,8 @@ def evaluate(
     from gma.model.training import evaluation
     from gma.model.training.labelled import Fields
 
-    measured = evaluation.evaluate(load(checkpoint, device), data, split, Fields(text, label))
+    names = Fields(text, label, labels)
+    measured = evaluation.evaluate(load(checkpoint, device), data, split, names)
     if as_json:
         print_json(measured.as_dict())
     else:

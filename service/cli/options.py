@@ -45,3 +45,9 @@ TextOption = Annotated[
 LabelOption = Annotated[
     str, typer.Option("--label", metavar="NAME", help="Field or column that holds the label.")
 ]
+LabelsOption = Annotated[
+    str,
+    typer.Option(
+        "--labels", metavar="NAME", help="Field or column of a list of labels, in place of --label."
+    ),
+]

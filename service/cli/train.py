@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from gma.service.cli.options import LabelOption, TextOption
+from gma.service.cli.options import LabelOption, LabelsOption, TextOption
 
 
 def train(
@@ -25,15 +25,17 @@ def train(
     ],
     text: TextOption = "text",
     label: LabelOption = "label",
+    labels: LabelsOption = "labels",
     resume: Annotated[
         bool, typer.Option("--resume", help="Go on with the interrupted run in --out.")
     ] = False,
 ) -> None:
     """Train a classifier of your own documents.
 
-    A line of the data is one document: {"text": "...", "label": "..."}. The run's folder gets a
-    log and the checkpoint that was best on the valid split, which every other command takes. What
-    is odd about the data, progress and final figures go to stderr, the checkpoint's name to stdout.
+    A line of the data is one document: {"text": "...", "label": "..."}; or, where it may have
+    any number of labels, {"text": "...", "labels": ["...", "..."]}. The run's folder gets a log and
+    the checkpoint that was best on the valid split, which every other command takes. What is odd
+    about the data, progress and final figures go to stderr, the checkpoint's name to stdout.
 
     \b
     Examples:
@@ -45,14 +47,13 @@ def train(
     from gma.model.training import train as training
     from gma.model.training.labelled import Fields
 
+    names = Fields(text, label, labels)
     try:
-        typer.echo(training.train(data, out, config, resume=resume, names=Fields(text, label)))
+        typer.echo(training.train(data, out, config, resume=resume, names=names))
     except KeyboardInterrupt:
         again = f"gma train --data {data} --out {out} --config {config}"
         again += "".join(
-            f" --{name} {given}"
-            for name, given in (("text", text), ("label", label))
-            if given != name
+            f" --{name} {given}" for name, given in names._asdict().items() if given != name
         )
         if training.resumable(out):
             typer.echo(f"gma: interrupted; to go on: {again} --resume", err=True)

@@ -12,9 +12,9 @@ from gma.model.training.labelled import Fields, LabelledText
 
 
 def read(file: Path, names: Fields) -> Iterator[LabelledText]:
-    """Yield the documents of lines like ``{"text": ..., "label": ...}``; blank ones are none.
+    """Yield the documents of lines like ``{"text": ..., "label": ...}``, or ``"labels": [...]``.
 
-    Raises CorpusError for the first line that is not such a document.
+    Blank ones are none. Raises CorpusError for the first line that is not such a document.
     """
     for line in lines(file):
         if line.data.strip():

@@ -14,7 +14,7 @@ BATCH = 64
 
 
 def read(file: Path, names: Fields) -> Iterator[LabelledText]:
-    """Yield the documents of two columns.
+    """Yield the documents of two columns; that of labels has lists.
 
     Raises CorpusError for the first row that is no document, and if pyarrow is not installed.
     """
@@ -22,14 +22,9 @@ def read(file: Path, names: Fields) -> Iterator[LabelledText]:
         from pyarrow import ArrowException, parquet
     try:
         with parquet.ParquetFile(file) as opened:
-            columns = opened.schema_arrow.names
-            for name in names:
-                if name not in columns:
-                    raise CorpusError(
-                        f"{file}: no column is named {name!r}: they are {', '.join(columns)}"
-                    )
+            columns = names.columns(opened.schema_arrow.names, str(file))
             number = 0
-            for batch in opened.iter_batches(BATCH, columns=[*names]):
+            for batch in opened.iter_batches(BATCH, columns=[*columns]):
                 for row in batch.to_pylist():
                     number += 1
                     yield LabelledText.of(row, f"{file}, row {number}", names)

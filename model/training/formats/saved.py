@@ -14,7 +14,7 @@ MARK = "state.json"
 
 
 def read(folder: Path, names: Fields) -> Iterator[LabelledText]:
-    """Yield the documents of two columns; a class label has its name.
+    """Yield the documents of two columns; class labels have their names.
 
     Raises CorpusError for the first row that is no document, for a folder that can't be read, and
     if ``datasets`` is not installed.
@@ -25,18 +25,26 @@ def read(folder: Path, names: Fields) -> Iterator[LabelledText]:
         found = datasets.load_from_disk(str(folder))
     except (OSError, ValueError, TypeError, KeyError) as error:
         raise CorpusError(f"{folder}: {error}") from error
-    features = found.features
-    for name in names:
-        if name not in features:
-            raise CorpusError(
-                f"{folder}: no column is named {name!r}: they are {', '.join(features)}"
-            )
-    classes = getattr(features[names.label], "names", None)
-    for number, row in enumerate(found.select_columns([*names]), 1):
+    columns = names.columns([*found.features], str(folder))
+    column = columns[1]
+    feature = found.features[column]
+    classes = getattr(getattr(feature, "feature", feature), "names", None)
+    for number, row in enumerate(found.select_columns([*columns]), 1):
         where = f"{folder}, row {number}"
-        label = row[names.label]
+        label = row[column]
         if classes is not None and label is not None:
-            if not 0 <= label < len(classes):  # -1 is what unlabelled ones have
-                raise CorpusError(f"{where}: {names.label!r} is {label}, which names no class")
-            label = classes[label]
-        yield LabelledText.of({**row, names.label: label}, where, names)
+            called = [_class(x, classes, f"{where}: {column!r}") for x in _listed(label)]
+            label = called if isinstance(label, list) else called[0]
+        yield LabelledText.of({**row, column: label}, where, names)
+
+
+def _listed(label: object) -> list[object]:
+    return label if isinstance(label, list) else [label]
+
+
+def _class(label: object, classes: list[str], where: str) -> str:
+    if not isinstance(label, int) or not 0 <= label < len(
+        classes
+    ):  # -1 is what unlabelled ones have
+        raise CorpusError(f"{where} is {label}, which names no class")
+    return classes[label]

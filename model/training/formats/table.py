@@ -10,6 +10,9 @@ from gma.model.training.errors import CorpusError
 from gma.model.training.formats.compressed import lines
 from gma.model.training.labelled import Fields, LabelledText
 
+BETWEEN = "|"
+"""Stands between the labels of a cell that may have several."""
+
 LONGEST_CELL = (1 << 31) - 1
 """Characters; the csv module's own limit is 128 Ki."""
 
@@ -17,7 +20,8 @@ LONGEST_CELL = (1 << 31) - 1
 def read_csv(file: Path, names: Fields) -> Iterator[LabelledText]:
     """Yield the documents of a comma-separated table whose first row names its columns.
 
-    Raises CorpusError for the first row that is no document, and names the line that it begins at.
+    A cell of labels is like ``sea|farm``; an empty one has none. Raises
+    CorpusError for the first row that is no document, and names the line that it begins at.
     """
     return _read(file, names, ",")
 
@@ -38,19 +42,19 @@ def _read(file: Path, names: Fields, delimiter: str) -> Iterator[LabelledText]:
             began = rows.line_num + 1
             if header is None:
                 header = row
-                _check_header(header, names, where)
+                names.columns(header, where)
             elif row:
                 if len(row) != len(header):
                     raise CorpusError(
                         f"{where}: {len(row)} cells, where the first row has {len(header)}"
                     )
-                yield LabelledText.of(dict(zip(header, row, strict=True)), where, names)
+                fields: dict[str, object] = dict(zip(header, row, strict=True))
+                if names.labels in fields:
+                    fields[names.labels] = _labels(str(fields[names.labels]))
+                yield LabelledText.of(fields, where, names)
     except csv.Error as error:
         raise CorpusError(f"{file}, line {began}: {error}") from error
 
 
-def _check_header(header: list[str], names: Fields, where: str) -> None:
-    for name in names:
-        if header.count(name) != 1:
-            many = "two columns are" if name in header else "no column is"
-            raise CorpusError(f"{where}: {many} named {name!r}: they are {', '.join(header)}")
+def _labels(cell: str) -> list[str]:
+    return [label.strip() for label in cell.split(BETWEEN)] if cell.strip() else []

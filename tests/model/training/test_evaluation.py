@@ -11,7 +11,7 @@ import torch
 
 from gma.model.tokenizer import Tokenizer
 from gma.model.training.errors import CorpusError
-from gma.model.training.evaluation import components_in_use, evaluate, macro_f1
+from gma.model.training.evaluation import components_in_use, evaluate
 from gma.model.weights import Checkpoint
 from tests.model.small import small
 from tests.model.training.documents import (
@@ -45,9 +45,9 @@ def test_prefixes_are_bytes(tmp_path: Path) -> None:
     write(tmp_path / "test.jsonl", [{"text": text, "label": "a"} for text in texts])
     checkpoint = Checkpoint(classifier.config, classifier, tokenizer, fingerprint="")
     measured = evaluate(checkpoint, tmp_path, "test")
-    views = [(view.prefix, view.accuracy) for view in measured.views]
+    views = [(view.prefix, view.figures["accuracy"]) for view in measured.views]
     # So loud that the prior changes nothing.
-    assert all(view.confidence == pytest.approx(1.0) for view in measured.views)
+    assert all(view.figures["confidence"] == pytest.approx(1.0) for view in measured.views)
     sizes = (1 << 10, 4 << 10, 16 << 10, 64 << 10, None)
     assert views == list(zip(sizes, (0.8, 0.6, 0.4, 0.2, 0.0), strict=True))
 
@@ -70,12 +70,6 @@ def test_a_label_that_the_model_lacks(checkpoint: Checkpoint, tmp_path: Path) ->
     write(tmp_path / "test.jsonl", [{"text": "a", "label": "moon"}])
     with pytest.raises(CorpusError, match=r"test\.jsonl, line 1: .*'moon'"):
         evaluate(checkpoint, tmp_path, "test")
-
-
-def test_macro_f1() -> None:
-    actual, predicted = np.array([0, 0, 1, 2]), np.array([0, 1, 1, 3])
-    # 0: precision 1, recall 1/2; 1: precision 1/2, recall 1; 2 never found, 3 only predicted.
-    assert macro_f1(predicted, actual) == pytest.approx((2 / 3 + 2 / 3 + 0 + 0) / 4)
 
 
 def test_components_in_use() -> None:

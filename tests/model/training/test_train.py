@@ -31,7 +31,7 @@ class TestTraining:
         checkpoint = weights.load(run())
         assert checkpoint.config.labels == ("court", "farm", "sea")
         measured = evaluate(checkpoint, data, "valid")
-        assert [view.accuracy for view in measured.views] == [1.0] * 5
+        assert [view.figures["accuracy"] for view in measured.views] == [1.0] * 5
 
         lines = log_of(data.parent / "run/checkpoint")
         assert [line["step"] for line in lines if "label_loss" in line] == [4, 8]
@@ -51,18 +51,18 @@ class TestTraining:
         config.write_text(config.read_text().replace("steps = 10", "steps = 0"))
         checkpoint = weights.load(train(data, tmp_path / "deep", config))
         assert not checkpoint.classifier.pooling.token.weight.any()
-        assert evaluate(checkpoint, data, "valid").views[-1].accuracy == 1.0
+        assert evaluate(checkpoint, data, "valid").views[-1].figures["accuracy"] == 1.0
 
     def test_bidirectional(self, run: Train, data: Path) -> None:
         checkpoint = weights.load(run(model={"causal": False}))
         assert not checkpoint.config.causal
-        assert evaluate(checkpoint, data, "valid").views[-1].accuracy == 1.0
+        assert evaluate(checkpoint, data, "valid").views[-1].figures["accuracy"] == 1.0
 
     def test_the_paper_s_form(self, run: Train, data: Path) -> None:
         assert weights.load(run("forgetting")).config.form == "forgetting"
         checkpoint = weights.load(run(model={"form": "paper"}))
         assert (checkpoint.config.form, checkpoint.config.format_version) == ("paper", 2)
-        assert evaluate(checkpoint, data, "valid").views[-1].accuracy == 1.0
+        assert evaluate(checkpoint, data, "valid").views[-1].figures["accuracy"] == 1.0
 
     def test_compressed_data_in_shards(self, run: Train, data: Path) -> None:
         plain = run("plain")
@@ -243,7 +243,8 @@ class TestChoice:
         def figured(*arguments: Any) -> Any:
             measured = measure_tokens(*arguments)
             accuracy, f1 = next(figures)
-            views = [replace(view, accuracy=accuracy, macro_f1=f1) for view in measured.views]
+            found = {"accuracy": accuracy, "macro_f1": f1}
+            views = [replace(view, figures=found) for view in measured.views]
             return replace(measured, views=tuple(views))
 
         monkeypatch.setattr("gma.model.training.run.measure_tokens", figured)

@@ -38,7 +38,7 @@ from tests.model.training.documents import (
         ({"model": {"width": "64"}}, "width: input should be a valid integer, not '64'"),
         ({"balance": 1.5}, "balance"),
         ({"label_weights": 2.0}, "label_weights"),
-        ({"choose_by": "loss"}, "choose_by: input should be 'accuracy' or 'macro_f1', not 'loss'"),
+        ({"choose_by": "loss"}, "choose_by: input should be 'accuracy', 'macro_f1', 'micro_f1' or"),
         ({"model": {"heads": -1}}, "heads"),
         ({"model": {"labels": ["a", "b"]}}, "labels"),
         ({"model": {"prior_tokens": 3.0}}, "prior_tokens"),

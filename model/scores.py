@@ -1,0 +1,35 @@
+"""From logits to scores, and from scores to the labels that the model says are there."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from gma.model.config import ModelConfig
+
+
+def scores(config: ModelConfig, logits: Tensor) -> Tensor:
+    """Turn logits (..., labels) into scores in [0, 1], of the same shape and dtype.
+
+    They are the labels' shares of 1 (softmax), or each by itself (sigmoid) if the model is
+    multi-label.
+    """
+    return logits.sigmoid() if config.multi_label else logits.softmax(-1)
+
+
+def labels_of(config: ModelConfig, scores: Tensor) -> Tensor:
+    """Say which labels are there: scores (..., labels) -> bool (..., labels).
+
+    Of a multi-label model these are all whose score reaches their threshold, .5 if it has none.
+    Of another it is the best label, the first of equals; none if that has a threshold and does not
+    reach it.
+    """
+    there = torch.ones_like(scores, dtype=torch.bool)
+    if config.thresholds is not None:
+        there = scores >= scores.new_tensor(config.thresholds)
+    elif config.multi_label:
+        there = scores >= 0.5
+    if config.multi_label:
+        return there
+    best = torch.zeros_like(there).scatter(-1, scores.argmax(-1, keepdim=True), value=True)
+    return best & there
