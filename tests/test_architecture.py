@@ -69,7 +69,7 @@ ORDER: dict[str, tuple[set[str], ...]] = {
         {"layers"},
         {"mixers"},
         {"state", "tokenizer", "grid"},
-        {"ops"},
+        {"ops", "scores"},
         {"config"},
     ),
 }

@@ -52,7 +52,6 @@ def fit(splits: Splits, survey: Survey, progress: Progress) -> Figures:
     not.
     """
     try:
-        from scipy.special import expit
         from sklearn.exceptions import ConvergenceWarning
         from sklearn.feature_extraction.text import TfidfVectorizer
         from sklearn.multiclass import OneVsRestClassifier
@@ -87,7 +86,7 @@ def fit(splits: Splits, survey: Survey, progress: Progress) -> Figures:
         if not texts:
             continue
         if survey.multi_label:
-            scores = expit(model.decision_function(texts))
+            scores = 1 / (1 + np.exp(-model.decision_function(texts)))
             thresholds = thresholds or best_f1(scores, has)  # valid comes first
             said = scores >= np.array(thresholds)
             measured = {

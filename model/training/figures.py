@@ -18,7 +18,8 @@ BINS = 10
 
 def one_hot(labels: NDArray[np.int64], count: int) -> Labels:
     """Say as bool (D, L) which one of ``count`` labels each of the documents (D,) has."""
-    return labels[:, None] == np.arange(count)
+    hot: Labels = labels[:, None] == np.arange(count)
+    return hot
 
 
 def accuracy(said: Labels, actual: Labels) -> float:

@@ -77,8 +77,10 @@ class TestBestF1:
         actual = np.array([True] * 10 + [False] * 10)[:, None]
         told_apart = np.where(actual, 0.9, 0.2)
         assert thresholds.best_f1(told_apart, actual) == (0.5,)
-        assert thresholds.best_f1(told_apart / 2, actual) == (pytest.approx((0.45 + 0.1) / 2),)
-        assert thresholds.best_f1(np.full((20, 1), 0.3), actual) == (pytest.approx(0.15),)
+        (between,) = thresholds.best_f1(told_apart / 2, actual)
+        assert between == pytest.approx((0.45 + 0.1) / 2)
+        (below_all,) = thresholds.best_f1(np.full((20, 1), 0.3), actual)
+        assert below_all == pytest.approx(0.15)
 
     def test_few_take_that_of_all(self) -> None:
         rng = np.random.default_rng(0)

@@ -5,18 +5,18 @@ from __future__ import annotations
 import csv
 import gzip
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
 import zstandard
 
 from gma.model.training.errors import CorpusError
-from gma.model.training.labelled import Fields
+from gma.model.training.labelled import Fields, Label
 from gma.model.training.splits import Splits
 
 ROWS = [('a ship,\nor "two"\tat sea', "sea"), ("hay " * 40_000, "farm"), ("naïve 船", "sea")]
-Found = list[tuple[str, str]]
+Found = list[tuple[str, Label]]
 
 
 def read(data: Path, split: str = "train") -> Found:
@@ -24,7 +24,7 @@ def read(data: Path, split: str = "train") -> Found:
     return [(d.text, d.label) for source in Splits(data).sources(split) for d in source.read()]
 
 
-def write_table(file: Path, rows: Found, delimiter: str = ",") -> None:
+def write_table(file: Path, rows: Sequence[tuple[str, str]], delimiter: str = ",") -> None:
     with file.open("w", newline="", encoding="utf-8-sig") as opened:
         writer = csv.writer(opened, delimiter=delimiter)
         writer.writerows([("id", "label", "text"), *((i, y, x) for i, (x, y) in enumerate(rows))])
