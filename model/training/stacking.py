@@ -70,17 +70,18 @@ def fit(classifier: Classifier, valid: Corpus) -> Stacking:
     # much as one document does.
     stay = 0.5 / len(valid)
 
-    none = deep.new_zeros(1)
+    def offsets_in(x: Tensor) -> Tensor:
+        return x[2:] if valid.multi_label else x.new_zeros(1)
 
     def loss(x: Tensor, prior: float) -> Tensor:
-        return measured(x[:2].exp(), x[2:] if len(x) > 2 else none, prior) + stay * x.square().sum()
+        return measured(x[:2].exp(), offsets_in(x), prior) + stay * x.square().sum()
 
     # Logarithms of the factors, then the offsets: none where only differences of labels count.
     start = deep.new_zeros(2 + (deep.shape[1] if valid.multi_label else 0))
-    best, least = Stacking(), float(measured(deep.new_ones(2), none, 0.0))
+    best, least = Stacking(), float(measured(deep.new_ones(2), offsets_in(start), 0.0))
     for prior in PRIORS if math.isfinite(least) else ():
         x = _least(partial(loss, prior=prior), start)
-        factors, offsets = x[:2].exp().clamp(1 / LIMIT, LIMIT), x[2:] if len(x) > 2 else none
+        factors, offsets = x[:2].exp().clamp(1 / LIMIT, LIMIT), offsets_in(x)
         found = float(measured(factors, offsets, prior))
         if found < least:  # which what is NaN is not
             fitted = tuple(offsets.tolist()) if valid.multi_label else None

@@ -322,6 +322,8 @@ class TestErrors:
         assert result.status == 130
         again = f"gma train --data d --out {tmp_path} --config c.toml --resume\n"
         assert result.err.endswith(again)
+        result = gma("train", *arguments, "--labels", "tags")
+        assert result.err.endswith("--config c.toml --labels tags --resume\n")
 
     def test_a_damaged_checkpoint(self, gma: Gma, checkpoint: Path, tmp_path: Path) -> None:
         for file in checkpoint.iterdir():

@@ -26,9 +26,8 @@ def test_as_scikit_learn_has_them(seed: int) -> None:
     metrics = pytest.importorskip("sklearn.metrics")
     scores, actual = drawn(seed)
     said = scores >= 0.5
-    for found, average in ((figures.micro_f1(said, actual), "micro"),):
-        expected = metrics.f1_score(actual, said, average=average, zero_division=0)
-        assert found == pytest.approx(expected, abs=1e-12)
+    expected = metrics.f1_score(actual, said, average="micro")
+    assert figures.micro_f1(said, actual) == pytest.approx(expected, abs=1e-12)
     each = metrics.f1_score(actual, said, average=None, zero_division=np.nan)
     np.testing.assert_allclose(figures.f1(said, actual), each, atol=1e-12)
     assert figures.macro_f1(said, actual) == pytest.approx(np.nanmean(each), abs=1e-12)
@@ -81,6 +80,12 @@ class TestBestF1:
         assert between == pytest.approx((0.45 + 0.1) / 2)
         (below_all,) = thresholds.best_f1(np.full((20, 1), 0.3), actual)
         assert below_all == pytest.approx(0.15)
+
+    def test_the_nearest_to_even_of_equally_good_ones(self) -> None:
+        """Six of 12 found without a mistake, or all of them with 12: F1 is 2/3 for both."""
+        scores = np.array([0.95] * 6 + [0.6] * 12 + [0.52] * 6)[:, None]
+        actual = scores != 0.6
+        assert thresholds.best_f1(scores, actual) == (0.5,)
 
     def test_few_take_that_of_all(self) -> None:
         rng = np.random.default_rng(0)

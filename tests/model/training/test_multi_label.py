@@ -98,7 +98,9 @@ class TestTraining:
         assert "| whole | " in (folder / "README.md").read_text()
         said = capsys.readouterr().err
         assert "On whole documents, micro-F1, macro-F1 and average precision" in said
-        assert re.search(r"test \(20 documents\)  this model +0\.\d+|1\.000", said)
+        assert re.search(
+            r"test \(20 documents\)  this model +[01]\.\d{3}  [01]\.\d{3}  [01]\.\d{3}", said
+        )
 
     def test_a_baseline_with_thresholds(self, run: Train, data: Path) -> None:
         pytest.importorskip("sklearn")
