@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import torch
 
+from gma.model import scores as model_scores
 from gma.service.gateway.scores import scores, thresholds
 from tests.model.small import SMALL
 
@@ -40,3 +42,23 @@ def test_small_scores_are_as_exact_as_large_ones() -> None:
 )
 def test_thresholds(changes: dict[str, object], expected: tuple[float, ...] | None) -> None:
     assert thresholds(SMALL.model_copy(update=changes)) == expected
+
+
+@pytest.mark.parametrize("multi_label", [False, True])
+@pytest.mark.parametrize("least", [None, (0.0, 0.3, 0.9), (0.5, 0.5, 1.0)])
+def test_training_and_the_gateway_say_the_same(
+    multi_label: bool, least: tuple[float, ...] | None
+) -> None:
+    """One has no torch, the other is measured with it."""
+    config = SMALL.model_copy(
+        update={"labels": ("a", "b", "c"), "multi_label": multi_label, "thresholds": least}
+    )
+    logits = np.random.default_rng(0).normal(size=(64, 3)) * 4
+    found = scores(logits, multi_label)
+    tensor = model_scores.scores(config, torch.from_numpy(logits))
+    np.testing.assert_allclose(found, tensor.numpy(), rtol=1e-12)
+    own = thresholds(config) or (0.0,) * 3
+    there = found >= own
+    if not multi_label:
+        there &= found == found.max(1, keepdims=True)
+    assert (model_scores.labels_of(config, tensor).numpy() == there).all()
