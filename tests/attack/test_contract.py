@@ -16,7 +16,7 @@ from tests.attack.contract import found_wrong
         (False, {}),
         (True, {}),
         (False, {"multi_label": True}),
-        (False, {"thresholds": (1.0, 1.0, 1.0)}),
+        pytest.param(False, {"thresholds": (1.0, 1.0, 1.0)}, marks=pytest.mark.long),
     ],
     ids=["open", "with keys", "multi-label", "abstaining"],
 )

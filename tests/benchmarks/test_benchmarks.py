@@ -32,7 +32,7 @@ ON_CPU = [contender for contender in CONTENDERS if not contender.gpu]
         # Our kernels, which are interpreted here, are checked below.
         (mixers, ["--only", "PyTorch", "cumulative"], "check"),
         (mixers, ["--only", "PyTorch", "--backward"], "check"),
-        (models, [], "verdict"),
+        pytest.param(models, [], "verdict", marks=pytest.mark.long),
         (models, ["--only", "ours"], "verdict"),
     ],
     ids=["mixers", "mixers-backward", "models", "models-only"],

@@ -171,6 +171,7 @@ def check_overflow(
             assert_close(outcome.logits[document], expected, TOLERANCE)
 
 
+@pytest.mark.long
 def test_compiled_it_answers_as_exactly_and_compiles_no_more(compiled: PassRunner) -> None:
     """However many layers there are, a grid takes three compilations."""
     compilations = Compilations()
