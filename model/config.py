@@ -28,6 +28,9 @@ Positive = Annotated[int, Field(gt=0)]
 
 Score = Annotated[float, Field(ge=0, le=1)]
 
+EVEN = 0.5
+"""The threshold of a multi-label model's labels where nothing tells of another."""
+
 
 class ModelConfig(BaseModel):
     """Architecture of one classifier. Unknown fields are errors; a change of meaning raises
@@ -91,6 +94,14 @@ class ModelConfig(BaseModel):
         if self.conv_kernel == 1:
             raise ValueError("conv_kernel is 0 (none) or at least 2: one tap sees no neighbour")
         return self
+
+    @property
+    def least_scores(self) -> tuple[float, ...] | None:
+        """The least score, label by label, at which the model says that it is there; None if it
+        says the best label whatever its score."""
+        if self.multi_label and self.thresholds is None:
+            return (EVEN,) * len(self.labels)
+        return self.thresholds
 
     @property
     def tail(self) -> int:

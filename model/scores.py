@@ -20,15 +20,13 @@ def scores(config: ModelConfig, logits: Tensor) -> Tensor:
 def labels_of(config: ModelConfig, scores: Tensor) -> Tensor:
     """Say which labels are there: scores (..., labels) -> bool (..., labels).
 
-    Of a multi-label model these are all whose score reaches their threshold, .5 if it has none.
+    Of a multi-label model these are all whose score reaches their threshold.
     Of another it is the best label, the first of equals; none if that has a threshold and does not
     reach it.
     """
     there = torch.ones_like(scores, dtype=torch.bool)
-    if config.thresholds is not None:
-        there = scores >= scores.new_tensor(config.thresholds)
-    elif config.multi_label:
-        there = scores >= 0.5
+    if config.least_scores is not None:
+        there = scores >= scores.new_tensor(config.least_scores)
     if config.multi_label:
         return there
     best = torch.zeros_like(there).scatter(-1, scores.argmax(-1, keepdim=True), value=True)

@@ -5,13 +5,11 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
+from gma.model.config import EVEN
 from gma.model.training.figures import Labels, Scores
 
 ENOUGH = 10
 """Documents that a label needs for a threshold of its own; with fewer it has that of all."""
-
-EVEN = 0.5
-"""The threshold where nothing tells of another."""
 
 Thresholds = tuple[float, ...]
 

@@ -19,7 +19,7 @@ from gma.service.gateway.contract import (
     Verdict,
 )
 from gma.service.gateway.evidence import Share
-from gma.service.gateway.scores import scores, thresholds
+from gma.service.gateway.scores import scores
 
 
 @overload
@@ -97,7 +97,7 @@ def verdict(
     config: ModelConfig, logits: NDArray[np.float64], found: NDArray[np.float64]
 ) -> Verdict:
     """What the model says is there, from the logits and the scores, (labels,), of all labels."""
-    labels, least = config.labels, thresholds(config)
+    labels, least = config.labels, config.least_scores
     ranked = _best_first(logits).tolist()
     if least is None:
         return Verdict(label=labels[ranked[0]])
@@ -119,7 +119,7 @@ def _scores(
     listed: NDArray[np.intp],
 ) -> list[LabelScore]:
     """The labels at `listed`, with what there is of `logits` and of scores, `found`, for them."""
-    least = thresholds(config)
+    least = config.least_scores
     told = [
         LabelScore(label=config.labels[i], score=score, logit=logit)
         for i, score, logit in zip(

@@ -18,7 +18,6 @@ from gma.service import heap
 from gma.service.cores import cores
 from gma.service.gateway.admission import Admission
 from gma.service.gateway.contract import Info, Limits
-from gma.service.gateway.scores import thresholds
 from gma.service.link.client import WorkerClient
 from gma.service.observe import metrics
 from gma.service.observe.memory import Memory, resident_memory
@@ -58,7 +57,7 @@ class Gateway:
         """What runs here. Raises NotReady without a worker."""
         settings = self.settings
         worker = await self.workers.info()
-        least = thresholds(self.config)
+        least = self.config.least_scores
         return Info(
             model=self.config.name,
             labels=list(self.config.labels),

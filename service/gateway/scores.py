@@ -1,14 +1,9 @@
-"""What logits say: a score for each label, and the least score at which a label is there."""
+"""What logits say: a score for each label."""
 
 from __future__ import annotations
 
 import numpy as np
 from numpy.typing import NDArray
-
-from gma.model.config import ModelConfig
-
-EVEN = 0.5
-"""The threshold of a multi-label model's labels, unless its configuration says otherwise."""
 
 
 def scores(logits: NDArray[np.float64], multi_label: bool) -> NDArray[np.float64]:
@@ -25,11 +20,3 @@ def scores(logits: NDArray[np.float64], multi_label: bool) -> NDArray[np.float64
         whole = parts.sum(-1, keepdims=True)
     found: NDArray[np.float64] = parts / whole
     return found
-
-
-def thresholds(config: ModelConfig) -> tuple[float, ...] | None:
-    """The least score, label by label, at which the model says that it is there; None if it says
-    the best label whatever its score."""
-    if config.multi_label and config.thresholds is None:
-        return (EVEN,) * len(config.labels)
-    return config.thresholds

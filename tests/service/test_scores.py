@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from gma.model import scores as model_scores
-from gma.service.gateway.scores import scores, thresholds
+from gma.service.gateway.scores import scores
 from tests.model.small import SMALL
 
 LOGITS = np.array([[0.0, 1.5, -2.0], [1e4, -1e4, 40.0]])
@@ -41,7 +41,7 @@ def test_small_scores_are_as_exact_as_large_ones() -> None:
     ],
 )
 def test_thresholds(changes: dict[str, object], expected: tuple[float, ...] | None) -> None:
-    assert thresholds(SMALL.model_copy(update=changes)) == expected
+    assert SMALL.model_copy(update=changes).least_scores == expected
 
 
 @pytest.mark.parametrize("multi_label", [False, True])
@@ -57,7 +57,7 @@ def test_training_and_the_gateway_say_the_same(
     found = scores(logits, multi_label)
     tensor = model_scores.scores(config, torch.from_numpy(logits))
     np.testing.assert_allclose(found, tensor.numpy(), rtol=1e-12)
-    own = thresholds(config) or (0.0,) * 3
+    own = config.least_scores or (0.0,) * 3
     there = found >= own
     if not multi_label:
         there &= found == found.max(1, keepdims=True)

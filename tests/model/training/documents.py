@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import json
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import pytest
 import zstandard
+
+from gma.model.training.evaluation import measure_tokens
 
 Train = Callable[..., Path]
 Tables = dict[str, dict[str, Any]]
@@ -83,3 +87,21 @@ def log_of(checkpoint: Path) -> list[dict[str, Any]]:
 
 def evaluations(checkpoint: Path) -> list[dict[str, Any]]:
     return [line for line in log_of(checkpoint) if "valid" in line]
+
+
+@contextmanager
+def interrupted() -> Iterator[None]:
+    """A training within is interrupted at its second evaluation, and must be by then."""
+    calls = 0
+
+    def measured(*arguments: Any) -> Any:
+        nonlocal calls
+        calls += 1
+        if calls == 2:
+            raise KeyboardInterrupt
+        return measure_tokens(*arguments)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("gma.model.training.run.measure_tokens", measured)
+        with pytest.raises(KeyboardInterrupt):
+            yield

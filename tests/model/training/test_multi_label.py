@@ -32,6 +32,7 @@ from tests.model.training.documents import (
     configuration,
     documents,
     evaluations,
+    interrupted,
     log_of,
     write,
 )
@@ -137,23 +138,10 @@ class TestTraining:
         assert 1 <= court["said"] <= 6
         assert court["score"] < 0.1  # though drawn as often as the others
 
-    def test_a_resumed_run_ends_where_an_uninterrupted_one_does(
-        self, run: Train, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
+    def test_a_resumed_run_ends_where_an_uninterrupted_one_does(self, run: Train) -> None:
         whole = run("whole")
-        calls = 0
-
-        def interrupted(*arguments: Any) -> Any:
-            nonlocal calls
-            calls += 1
-            if calls == 2:
-                raise KeyboardInterrupt
-            return measure_tokens(*arguments)
-
-        with monkeypatch.context() as patch:
-            patch.setattr("gma.model.training.run.measure_tokens", interrupted)
-            with pytest.raises(KeyboardInterrupt):
-                run("parts")
+        with interrupted():
+            run("parts")
         parts = run("parts", resume=True)
         expected = load_file(whole.parent / "resume.safetensors")
         found = load_file(parts.parent / "resume.safetensors")
