@@ -61,7 +61,7 @@ class Mixer(nn.Module):
         self.operation = CHUNKED
         heads, routing, value = config.heads, config.routing_dim, config.value_dim
         self.widths = [heads * routing, heads * routing, heads * value]
-        self.queries, *self.keyed = _slices(self.widths)
+        self.queries, self.keys, self.values = _slices(self.widths)
         self.norm = nn.RMSNorm(config.width, eps=1e-6)
         self.project = nn.Linear(config.width, sum(self.widths) + others, bias=False)
         self.mixture = Mixture(config)
@@ -83,7 +83,7 @@ class Mixer(nn.Module):
 
     def write(self, x: Tensor, rows: Rows) -> tuple[Tensor, Tensor]:
         """Return what rows x (R, C, W) add to memory (D, H, K, v) and mass (D, H, K)."""
-        k, val = self.projected(x, *self.keyed)
+        k, val = self.projected(x, self.keys, self.values)
         mixture, normalize = self.mixture.coefficients(), self.config.normalize_routing
         with torch.autocast(x.device.type, enabled=False):
             return self.operation.write(k, val, mixture, rows, normalize=normalize)
@@ -97,7 +97,7 @@ class Mixer(nn.Module):
     def usage(self, x: Tensor, rows: Rows) -> Tensor:
         """Return how much of rows x (R, C, W) each component takes, (R, H, K); see
         `gma.model.ops.chunked.usage`."""
-        (k,) = self.projected(x, self.keyed[0])
+        (k,) = self.projected(x, self.keys)
         with torch.autocast(x.device.type, enabled=False):
             return chunked.usage(
                 k, self.mixture.coefficients(), rows, normalize=self.config.normalize_routing

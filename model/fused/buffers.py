@@ -82,7 +82,7 @@ class Activations(NamedTuple):
     normal: Tensor  # (N, W): one of both, normalised, as products take it
     last: Tensor  # (N, W) bfloat16: what the pooling reads
     routed: Tensor  # (N, what a mixer projects, and more) bfloat16
-    read: Tensor  # (N, H * v) bfloat16
+    read: Tensor  # (N, H * v), what the mixer reads, as products take it
     hidden: Tensor  # (N, mlp_width), as products take it
     deep: Tensor  # (N, labels + 1 and more) float32
     inverse: Tensor  # (N,) float32: one over a row's root mean square
@@ -111,7 +111,7 @@ class Activations(NamedTuple):
             normal=normal,
             last=buffer(config.width) if narrow == FLOAT8 else normal,
             routed=buffer(routed),
-            read=buffer(read),
+            read=buffer(read, dtype=narrow),
             hidden=buffer(config.mlp_width, dtype=narrow),
             deep=buffer(scores, dtype=torch.float32),
             inverse=buffer(dtype=torch.float32),

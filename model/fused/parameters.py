@@ -35,15 +35,34 @@ class Matrix(NamedTuple):
         return cls((weight * scale).to(FLOAT8).contiguous(), 1.0 / scale)
 
 
+class Keep(NamedTuple):
+    """What the rates are projected with at which heads forget, a power of two of them."""
+
+    weight: Tensor  # (16 or more, W) bfloat16
+    bias: Tensor  # (16 or more,) float32
+
+    @classmethod
+    def of(cls, weight: Tensor, bias: Tensor, heads: int) -> Keep:
+        """Prepare those of the last heads (H - lasting, W), (H - lasting,)."""
+        most = max(16, 1 << (heads - 1).bit_length())
+        first = heads - len(bias)
+        filled = 0, 0, first, most - heads
+        return cls(
+            weight=functional.pad(weight, filled).to(torch.bfloat16).contiguous(),
+            bias=functional.pad(bias.float(), filled[2:]),
+        )
+
+
 class LayerParameters(NamedTuple):
     """The weights of one layer."""
 
     project: Matrix
-    out: Tensor  # (W, H * v) bfloat16
+    out: Matrix
     up: Matrix
     down: Matrix
     mixture: Coefficients
-    keep_bias: Tensor | None  # (H - lasting,) float32, see `tokens.forget`
+    keep: Keep | None  # None if nothing is forgotten
+    read_scale: float  # what the mixer reads is multiplied by, to be as products take it
     taps: Tensor  # (4, W) bfloat16, times conv_norm
     tail_taps: Tensor  # (4, W) float32, zeros before the convolution's
     conv_norm: Tensor  # (W,) float32
@@ -53,9 +72,17 @@ class LayerParameters(NamedTuple):
         """Prepare the weights of a layer, where they are."""
         mixer, mlp = layer.mixer, layer.mlp
         project = mixer.project.weight.float() * mixer.norm.weight.float()
-        # Rows of zeros fill up 16 bytes of an output.
-        project = functional.pad(project, (0, 0, 0, -len(project) % 16))
-        keep_bias = mixer.keep_bias.float() if isinstance(mixer, ForgettingMixer) else None
+        keep = None
+        if isinstance(mixer, ForgettingMixer):
+            forgetting = len(mixer.keep_bias)
+            project, rates = torch.split(project, [len(project) - forgetting, forgetting])
+            keep = Keep.of(rates, mixer.keep_bias, mixer.config.heads)
+        out, scale = Matrix.of(mixer.out.weight.float(), precision), 1.0
+        if precision == "fp8":
+            # A normalised row is no longer than the root of its width, so no value is larger than
+            # this but for rounding, no mean of values, and no gated one.
+            values = project[mixer.values].norm(dim=1) * mixer.config.width**0.5
+            scale = LARGEST["fp8"] / float(values.max().clamp_min(1e-12))
         up = mlp.up.weight.float() * mlp.norm.weight.float()
         width, device = mixer.config.width, mixer.out.weight.device
         norm, taps = torch.ones(width), torch.zeros(TAPS, width)
@@ -65,10 +92,11 @@ class LayerParameters(NamedTuple):
         norm, taps = norm.to(device), taps.to(device)
         return cls(
             project=Matrix.of(project, precision),
-            out=mixer.out.weight.to(torch.bfloat16),
+            out=out._replace(alpha=out.alpha / scale),
+            read_scale=scale,
             up=Matrix.of(up, precision),
             down=Matrix.of(mlp.down.weight.float(), precision),
-            keep_bias=keep_bias,
+            keep=keep,
             mixture=Coefficients(*(x.contiguous() for x in mixer.mixture.coefficients())),
             # As narrow as the rows: a warp then holds both alike.
             taps=(taps * norm).to(torch.bfloat16),

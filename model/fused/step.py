@@ -18,10 +18,11 @@ import triton
 from torch import Tensor
 
 from gma.model.classifier import Classifier
+from gma.model.config import LASTING
 from gma.model.fused import tokens
 from gma.model.fused.buffers import Activations, Inputs, Outputs
 from gma.model.fused.obstacles import FusedPrecision, obstacle
-from gma.model.fused.parameters import LayerParameters, Matrix, Parameters
+from gma.model.fused.parameters import Keep, LayerParameters, Matrix, Parameters
 from gma.model.fused.products import multiply
 from gma.model.fused.tokens import STRIP
 from gma.model.grid import Grid
@@ -167,14 +168,14 @@ class FusedStep:
         if self.precision == "fp8":
             self._multiply(normal, parameters.project, between.routed)
             self._mix(parameters, inputs, between, states, index)
-            y.addmm_(between.read, parameters.out.T)
+            self._multiply(between.read, parameters.out, y, add=True)
             self._normalize(y, normal=normal)
             self._multiply(normal, parameters.up, hidden, gelu=True)
             self._multiply(hidden, parameters.down, y, add=True)
         else:
             self._multiply(y, parameters.project, between.routed, factor=inverse)
             self._mix(parameters, inputs, between, states, index)
-            y.addmm_(between.read, parameters.out.T)
+            y.addmm_(between.read, parameters.out.weight.T)
             self._normalize(y, inverse=inverse)
             self._multiply(y, parameters.up, hidden, factor=inverse, gelu=True)
             y.addmm_(hidden, parameters.down.weight.T)
@@ -215,16 +216,12 @@ class FusedStep:
         rows, chunk = inputs.tokens.shape
         launcher = self._launchers[rows - 1]
         heads, routing, value = self.config.heads, self.config.routing_dim, self.config.value_dim
-        read, width = heads * value, between.routed.shape[1]
-        own = 2 * heads * routing + read
-        *tokens_, others = torch.split(
-            between.routed, [heads * routing, heads * routing, read, width - own], dim=-1
-        )
-        q, k, val = (part.view(rows, chunk, heads, -1) for part in tokens_)
-        units, open_gate = Units(), None
-        if parameters.keep_bias is not None:
-            open_gate = others[:, :read].view(rows, chunk, heads, value)
-            units = self._forget(parameters.keep_bias, inputs, between.routed, own + read)
+        widths = [heads * routing] * 2 + [heads * value] * (1 if parameters.keep is None else 2)
+        parts = torch.split(between.routed, widths, dim=-1)
+        q, k, val, *gates = (part.view(rows, chunk, heads, -1) for part in parts)
+        units = Units()
+        if parameters.keep is not None:
+            units = self._forget(parameters.keep, inputs, between)
         mixture, lengths, kept = parameters.mixture, inputs.lengths, self._kept
         state = states.memory[:, index], states.mass[:, index]
         sums = self._sums
@@ -235,7 +232,8 @@ class FusedStep:
         )  # fmt: skip
         launcher.read_segments(
             q, val, units, mixture, lengths, sums.sums, kept, between.read,
-            epsilon=self.config.epsilon, open_gate=open_gate,
+            epsilon=self.config.epsilon, open_gate=next(iter(gates), None),
+            scale=parameters.read_scale,
         )  # fmt: skip
 
     def _count(
@@ -251,17 +249,19 @@ class FusedStep:
             K=self.config.num_components, **self._launchers[rows - 1].tuned,
         )  # fmt: skip
 
-    def _forget(self, keep_bias: Tensor, inputs: Inputs, projected: Tensor, first: int) -> Units:
-        """Compute the units of blocks from what is projected (N, .), from entry `first` on."""
+    def _forget(self, keep: Keep, inputs: Inputs, between: Activations) -> Units:
+        """Compute the units of blocks from the layer's convolved rows."""
         rows, chunk = inputs.tokens.shape
         launcher = self._launchers[rows - 1]
         units = Units(*(x[:rows] for x in self._units))
+        narrow = self.precision == "fp8"
         launch(
-            tokens.forget, (rows * launcher.blocks,), projected=projected, keep_bias=keep_bias,
-            lengths=inputs.lengths, **units._asdict(), C=chunk, width=projected.shape[1],
-            most=MOST_FORGOTTEN, AT=first, H=self.config.heads,
-            LASTING=self.config.heads - len(keep_bias), BLOCK=launcher.cut.block,
-            HEADS=triton.next_power_of_2(self.config.heads),
+            tokens.project_rates, (rows * launcher.blocks,),
+            x=between.normal if narrow else between.y, factor=between.inverse, keep=keep.weight,
+            keep_bias=keep.bias, lengths=inputs.lengths, **units._asdict(), C=chunk,
+            width=self.config.width, most=MOST_FORGOTTEN, H=self.config.heads,
+            LASTING=min(LASTING, self.config.heads), HEADS=len(keep.bias),
+            BLOCK=launcher.cut.block, DEPTH=128, FACTOR=not narrow,
         )  # fmt: skip
         return units
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from gma.model.ops.triton.device import INTERPRETED, backwards
+from gma.model.ops.triton.device import INTERPRETED, backwards, dot
 from gma.model.ops.triton.units import store_units
 
 REGISTERS = 200
@@ -38,6 +38,21 @@ def embed(tokens, table, x, width, count, WIDTH: tl.constexpr, TOKENS: tl.conste
 
 
 @triton.jit
+def _store_units(
+    rate, there, grown, left, row, block, C, most,
+    H: tl.constexpr, HEADS: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    """Store what `units.convert` does, of what is projected for a block's rates (B, HEADS)."""
+    # softplus, but for rates that are cut anyway; log(1 + y) as a series, exact where y is tiny
+    y = tl.exp(tl.minimum(rate, -1.25))
+    s = y / (2.0 + y)
+    t = s * s
+    rate = 2.0 * s * (1.0 + t * (1.0 / 3 + t * (1.0 / 5 + t * (1.0 / 7 + t * (1.0 / 9)))))
+    rate = tl.where(there, tl.minimum(rate, most), 0.0)
+    store_units(rate, grown, left, row, block, C, H, HEADS, BLOCK)
+
+
+@triton.jit
 def forget(
     projected, keep_bias, lengths, grown, left, C, width, most,
     AT: tl.constexpr, H: tl.constexpr, LASTING: tl.constexpr, HEADS: tl.constexpr,
@@ -58,14 +73,41 @@ def forget(
     own = projected + (row * C + token)[:, None] * width + AT + head[None, :] - LASTING
     rate = tl.load(own, mask=there, other=0.0).to(tl.float32)
     rate += tl.load(keep_bias + head - LASTING, mask=forgets, other=0.0)[None, :]
-    # softplus, but for rates that are cut anyway; log(1 + y) as a series, exact where y is tiny
-    y = tl.exp(tl.minimum(rate, -1.25))
-    s = y / (2.0 + y)
-    t = s * s
-    rate = 2.0 * s * (1.0 + t * (1.0 / 3 + t * (1.0 / 5 + t * (1.0 / 7 + t * (1.0 / 9)))))
-    rate = tl.minimum(rate, most)
-    rate = tl.where(there, rate, 0.0)
-    store_units(rate, grown, left, row, block, C, H, HEADS, BLOCK)
+    _store_units(rate, there, grown, left, row, block, C, most, H, HEADS, BLOCK)
+
+
+@triton.jit
+def project_rates(
+    x, factor, keep, keep_bias, lengths, grown, left, C, width, most,
+    H: tl.constexpr, LASTING: tl.constexpr, HEADS: tl.constexpr, BLOCK: tl.constexpr,
+    DEPTH: tl.constexpr, FACTOR: tl.constexpr,
+):  # fmt: skip
+    """Store the same as `forget`, of x (N, width), which is projected by keep (HEADS, width).
+
+    In a product with what else is projected, a few rates would take another tile of outputs. With
+    FACTOR, rows of x are multiplied by factor (N,). keep_bias (HEADS,). HEADS: the power of two
+    from H, and at least 16.
+    """
+    blocks = tl.cdiv(C, BLOCK)
+    row = (tl.program_id(0) // blocks).to(tl.int64)
+    block = tl.program_id(0) % blocks
+    token = block * BLOCK + tl.arange(0, BLOCK)
+    head = tl.arange(0, HEADS)
+    here = token < tl.load(lengths + row)
+    there = here[:, None] & ((head >= LASTING) & (head < H))[None, :]
+    inner = tl.max_contiguous(tl.arange(0, DEPTH), 16)
+    x += (row * C + token)[:, None] * width + inner[None, :]
+    keep += head[:, None] * width + inner[None, :]
+    rate = tl.zeros((BLOCK, HEADS), tl.float32)
+    for start in tl.range(0, width, DEPTH):
+        inside = (start + inner < width)[None, :]
+        of_tokens = tl.load(x + start, mask=here[:, None] & inside, other=0.0)
+        of_heads = tl.load(keep + start, mask=inside, other=0.0)
+        rate = dot(of_tokens.to(of_heads.dtype), tl.trans(of_heads), rate)
+    if FACTOR:
+        rate *= tl.load(factor + row * C + token, mask=here, other=0.0)[:, None]
+    rate += tl.load(keep_bias + head)[None, :]
+    _store_units(rate, there, grown, left, row, block, C, most, H, HEADS, BLOCK)
 
 
 @triton.jit

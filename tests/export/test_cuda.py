@@ -136,7 +136,7 @@ def test_mixture(name: str, chunk: int, dtype: torch.dtype) -> None:
     forward.read_segments[(R * segments * H,)](
         q, gammas, masses, val, grown, left, opened, *mixture, lengths, sums, out, *q.stride()[:3],
         *val.stride()[:3], *((0, 0, 0) if opened is None else opened.stride()[:3]), C, segments,
-        1e-6, FORGET=forgets, OPEN=forgets, **cut,
+        1e-6, 1.0, FORGET=forgets, OPEN=forgets, **cut,
     )  # fmt: skip
     found = {"out": out, "memory_after": after, "mass_after": mass_after, "usage": usage}
     for name, x in expected.items():

@@ -79,14 +79,15 @@ class Binary(NamedTuple):
 
 LASTING: dict[str, Any] = {"FORGET": False, "left": None}
 SUM = {**LASTING, "KEEP": True, "grown": None, "decays": None}
-READ = {**LASTING, "grown": None, "open_gate": None, "OPEN": False}
+UNSCALED = {"scale": 1.0}
+READ = {**LASTING, **UNSCALED, "grown": None, "open_gate": None, "OPEN": False}
 READ |= dict.fromkeys(("o_row", "o_token", "o_head"), 0)
 """Constants of kernels that forget nothing."""
 
 FORGETTING = {"FORGET": True}
 FORMS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "": (SUM, READ),
-    " forgetting": ({**FORGETTING, "KEEP": True}, {**FORGETTING, "OPEN": True}),
+    " forgetting": ({**FORGETTING, "KEEP": True}, {**FORGETTING, **UNSCALED, "OPEN": True}),
 }
 """What the kernels of a form sum and read with, by what is added to their names."""
 

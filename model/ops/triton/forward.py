@@ -138,7 +138,7 @@ def _recall(reading, memory):
 @triton.jit
 def _read_block(
     queries, gammas, values, grown, left, open_gates, masses, out, memory, mass, there,
-    inside, linear, quadratic, bias, epsilon, NORMALIZE: tl.constexpr, EPSILON: tl.constexpr,
+    inside, linear, quadratic, bias, epsilon, scale, NORMALIZE: tl.constexpr, EPSILON: tl.constexpr,
     FORGET: tl.constexpr, OPEN: tl.constexpr, ALL: tl.constexpr,
 ):  # fmt: skip
     """Write a block's outputs and return memory (v, K) after it, and what it keeps of mass (K,),
@@ -162,7 +162,7 @@ def _read_block(
     weight += epsilon * total
     read = _recall(rounded, memory)
     read = dot(affinity.to(val.dtype), val, read)
-    inverse = 1.0 / weight
+    inverse = scale / weight
     if not ALL:
         inverse = tl.where(there, inverse, 0.0)
     read *= inverse[:, None]
@@ -181,7 +181,7 @@ def _read_block(
 def read_segments(
     q, gammas, masses, val, grown, left, open_gate, linear, quadratic, bias, lengths, before,
     out, q_row, q_token, q_head, v_row, v_token, v_head, o_row, o_token, o_head, C, segments,
-    epsilon,
+    epsilon, scale,
     H: tl.constexpr, R: tl.constexpr, K: tl.constexpr, V: tl.constexpr,
     SEGMENT: tl.constexpr, BLOCK: tl.constexpr,
     NORMALIZE: tl.constexpr, EPSILON: tl.constexpr, STAGES: tl.constexpr, FORGET: tl.constexpr,
@@ -190,7 +190,7 @@ def read_segments(
     """out (R, C, H, v), contiguous: each token's mean over what was written up to it.
 
     gammas and masses are those that `sum_segments` kept. With OPEN, the means are multiplied by the
-    sigmoid of open_gate (R, C, H, v).
+    sigmoid of open_gate (R, C, H, v). All are multiplied by `scale`.
     """
     head, row, first, here, width = locate(tl.program_id(0), lengths, segments, C, SEGMENT, H)
     token = tl.arange(0, BLOCK)
@@ -221,7 +221,7 @@ def read_segments(
         for _block in tl.range(0, here // BLOCK, num_stages=STAGES):
             memory, mass = _read_block(
                 queries, gamma, values, grows, lefts, open_gates, inner, out + out_at, memory, mass,
-                token, token, A, B, b, epsilon, NORMALIZE, EPSILON, FORGET, OPEN, True,
+                token, token, A, B, b, epsilon, scale, NORMALIZE, EPSILON, FORGET, OPEN, True,
             )  # fmt: skip
             queries += BLOCK * q_token
             values += BLOCK * v_token
@@ -238,7 +238,8 @@ def read_segments(
             inside = token < width - here // BLOCK * BLOCK
             _read_block(
                 queries, gamma, values, grows, lefts, open_gates, inner, out + out_at, memory, mass,
-                there, inside, A, B, b, epsilon, NORMALIZE, EPSILON, FORGET, OPEN, False,
+                there, inside, A, B, b, epsilon, scale, NORMALIZE, EPSILON, FORGET, OPEN,
+                False,
             )  # fmt: skip
             out += BLOCK * H * V
     # Whoever multiplies by zero later what stands where no token is must not find NaN there.

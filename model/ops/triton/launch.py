@@ -321,13 +321,15 @@ class Launcher(NamedTuple):
         *,
         epsilon: float,
         open_gate: Tensor | None = None,
+        scale: float = 1.0,
     ) -> None:
         """Put each token's mean into `out` (R, C, H, v), from the states before the segments.
 
-        With open_gate (R, C, H, v) it goes through the gate.
+        With open_gate (R, C, H, v) it goes through the gate. `scale` multiplies all.
         """
         self.over_segments(
             forward.read_segments, q=q, val=val, **units.arguments, **mixture._asdict(),
             lengths=lengths, before=before, **kept._asdict(), out=out, epsilon=epsilon,
-            open_gate=open_gate, OPEN=open_gate is not None, **at_most(self.cut.read_registers),
+            scale=scale, open_gate=open_gate, OPEN=open_gate is not None,
+            **at_most(self.cut.read_registers),
         )  # fmt: skip

@@ -241,9 +241,10 @@ def test_long_segments(monkeypatch: pytest.MonkeyPatch, form: str) -> None:
             "normalize_routing": False,
         },
         {"labels": tuple(map(str, range(1200)))},
-        {"form": "forgetting", "heads": 3, "normalize_routing": False},
+        {"form": "forgetting", "heads": 3, "normalize_routing": False, "width": 264},
+        pytest.param({"form": "forgetting", "heads": 17}, marks=pytest.mark.long),
     ],
-    ids=["wide", "many labels", "more labels than a row's blocks fit beside", "forgetting"],
+    ids=["wide", "many labels", "more labels than blocks", "forgetting", "many heads"],
 )
 def test_every_architecture(changes: dict[str, object]) -> None:
     check(fitting(**changes), 6)
