@@ -91,7 +91,7 @@ def run_all(wanted: Wanted, folder: Folder, texts: Path, args: argparse.Namespac
     began = time.monotonic()
     device = torch.device(args.device)
     if device.type == "cuda":
-        torch.cuda.set_device(device)
+        torch.cuda.set_device(device.index or 0)
     torch.set_float32_matmul_precision("high")
     if args.untuned:
         libraries.untune()

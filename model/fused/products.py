@@ -113,9 +113,12 @@ class Tiles(NamedTuple):
     programs: int  # of a multiprocessor
 
     @classmethod
-    def of(cls, tokens: int, outputs: int, multiprocessors: int, *, gelu: bool) -> Tiles:
+    def of(
+        cls, tokens: int, outputs: int, multiprocessors: int, *, gelu: bool, add: bool = False
+    ) -> Tiles:
         """Choose the largest that still give each multiprocessor one."""
-        large = [cls(128, 128, 4, 3, 2)] if gelu else [cls(128, 256, 8, 3, 1)]
+        # What is added to takes the shared memory of a stage.
+        large = [cls(128, 128, 4, 3, 2) if gelu else cls(128, 256, 8, 3 if add else 4, 1)]
         small = [cls(128, 128, 4, 3, 2), cls(64, 128, 4, 3, 2), cls(64, 64, 4, 3, 2)]
         for tiles in (*large, *small):
             n = min(tiles.n, max(64, triton.next_power_of_2(outputs)))
@@ -143,7 +146,7 @@ def multiply(
     """
     tokens, inner = a.shape
     outputs = len(weight)
-    tiles = Tiles.of(tokens, outputs, multiprocessors, gelu=gelu)
+    tiles = Tiles.of(tokens, outputs, multiprocessors, gelu=gelu, add=add)
     depth = 128 // a.element_size()
     count = -(-tokens // tiles.m) * -(-outputs // tiles.n)
     programs = min(tiles.programs * multiprocessors, count)

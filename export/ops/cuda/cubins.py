@@ -117,7 +117,7 @@ def mixers(shape: tuple[int, int, int], type_: str) -> Iterator[Kernel]:
         for form, (sums, reads) in FORMS.items():
             for name, function, more, registers in (
                 ("sum", forward.sum_segments, sums, cut.sum_registers),
-                ("read", forward.read_segments, reads, cut.read_registers),
+                ("read", forward.read_segments, reads, 0 if form else cut.read_registers),
             ):
                 options = {"num_warps": cut.warps}
                 if registers and capped:

@@ -18,6 +18,7 @@ import triton
 import triton.language as tl
 
 from gma.model.ops.triton.device import (
+    INTERPRETED,
     backwards,
     dot,
     head_mixture,
@@ -136,6 +137,51 @@ def _recall(reading, memory):
 
 
 @triton.jit
+def _opening(gate):
+    """The sigmoid of a gate, in float32; of bfloat16s to 2^-11, two at once by one tanh."""
+    if INTERPRETED or gate.dtype != tl.bfloat16:
+        opening = tl.sigmoid(gate.to(tl.float32))
+    else:
+        narrow = tl.inline_asm_elementwise(
+            """{
+                .reg .b32 x, y, half;
+                shl.b32 x, $1, 16;
+                and.b32 y, $1, 0xffff0000;
+                mul.f32 x, x, 0f3f000000;
+                mul.f32 y, y, 0f3f000000;
+                cvt.rn.f16x2.f32 x, y, x;
+                mov.b32 half, 0x38003800;
+                tanh.approx.f16x2 x, x;
+                fma.rn.f16x2 $0, x, half, half;
+                }""",
+            "=r,r",
+            [gate],
+            dtype=tl.float16,
+            is_pure=True,
+            pack=2,
+        )
+        opening = narrow.to(tl.float32)
+    return opening
+
+
+@triton.jit
+def _put(out, rows, there, ALL: tl.constexpr):
+    """Store rows (B, v); where out is of int16s, (B, v / 2), as pairs of float8s.
+
+    Bytes would cross from one layout of registers to another one by one.
+    """
+    if out.dtype.element_ty == tl.int16:
+        even, odd = tl.split(tl.reshape(rows, (rows.shape[0], rows.shape[1] // 2, 2)))
+        pairs = tl.inline_asm_elementwise(
+            "cvt.rn.satfinite.e4m3x2.f32 $0, $2, $1;", "=h,f,f", [even, odd], dtype=tl.int16,
+            is_pure=True, pack=1,
+        )  # fmt: skip
+        store(out, pairs, there, ALL)
+    else:
+        store(out, rows.to(out.dtype.element_ty), there, ALL)
+
+
+@triton.jit
 def _read_block(
     queries, gammas, values, grown, left, open_gates, masses, out, memory, mass, there,
     inside, linear, quadratic, bias, epsilon, scale, NORMALIZE: tl.constexpr, EPSILON: tl.constexpr,
@@ -167,8 +213,8 @@ def _read_block(
         inverse = tl.where(there, inverse, 0.0)
     read *= inverse[:, None]
     if OPEN:
-        read *= tl.sigmoid(load(open_gates, there, ALL).to(tl.float32))
-    store(out, read.to(out.dtype.element_ty), inside, ALL)
+        read *= _opening(load(open_gates, there, ALL))
+    _put(out, read, inside, ALL)
     memory = dot(tl.trans(val), gamma, memory)
     if FORGET:
         share = tl.load(left)
@@ -196,8 +242,12 @@ def read_segments(
     token = tl.arange(0, BLOCK)
     component = tl.arange(0, K)
     value = tl.arange(0, V)
-    out += ((row * C + first) * H + head) * V
-    out_at = token[:, None] * (H * V) + value[None, :]
+    # Of elements, or of pairs of float8s, see `_put`.
+    WIDE: tl.constexpr = V // 2 if not INTERPRETED and out.dtype.element_ty == tl.float8e4nv else V
+    if WIDE < V:
+        out = out.to(tl.pointer_type(tl.int16), bitcast=True)
+    out += ((row * C + first) * H + head) * WIDE
+    out_at = token[:, None] * (H * WIDE) + tl.arange(0, WIDE)[None, :]
     if here > 0:
         A, B, b = head_mixture(linear, quadratic, bias, head, K, R)
         segment = tl.program_id(0).to(tl.int64)
@@ -227,7 +277,7 @@ def read_segments(
             values += BLOCK * v_token
             gamma += BLOCK * K
             inner += K
-            out += BLOCK * H * V
+            out += BLOCK * H * WIDE
             if OPEN:
                 open_gates += BLOCK * o_token
             if FORGET:
@@ -241,12 +291,12 @@ def read_segments(
                 there, inside, A, B, b, epsilon, scale, NORMALIZE, EPSILON, FORGET, OPEN,
                 False,
             )  # fmt: skip
-            out += BLOCK * H * V
+            out += BLOCK * H * WIDE
     # Whoever multiplies by zero later what stands where no token is must not find NaN there.
-    nothing = tl.zeros((BLOCK, V), out.dtype.element_ty)
+    nothing = tl.zeros((BLOCK, WIDE), out.dtype.element_ty)
     for start in range(tl.cdiv(here, BLOCK) * BLOCK, width, BLOCK):
         tl.store(out + out_at, nothing, mask=(start + token < width)[:, None])
-        out += BLOCK * H * V
+        out += BLOCK * H * WIDE
 
 
 @triton.jit

@@ -98,7 +98,7 @@ class Cut(NamedTuple):
     warps: int = 4
     stages: int = 3
     sum_registers: int = 0  # a thread, at most, see `at_most`
-    read_registers: int = 0
+    read_registers: int = 0  # where no gate is, whose numbers are held too
 
     @classmethod
     def of(cls, shape: Shape) -> Cut:
@@ -331,5 +331,5 @@ class Launcher(NamedTuple):
             forward.read_segments, q=q, val=val, **units.arguments, **mixture._asdict(),
             lengths=lengths, before=before, **kept._asdict(), out=out, epsilon=epsilon,
             scale=scale, open_gate=open_gate, OPEN=open_gate is not None,
-            **at_most(self.cut.read_registers),
+            **at_most(0 if open_gate is not None else self.cut.read_registers),
         )  # fmt: skip
