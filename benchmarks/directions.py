@@ -86,7 +86,7 @@ def runner_of(config: ModelConfig, direction: str, arguments: argparse.Namespace
         page_memory=memory,
         rows=rows,
         chunk=chunk,
-        compile=arguments.compile_passes,
+        compile=arguments.device == "cuda",
     )
 
 
@@ -191,11 +191,8 @@ def main(given: list[str] | None = None) -> None:
     parser.add_argument("--tiny", action="store_true", help="one layer of 16")
     parser.add_argument("--layers", type=int, help="of the model")
     parser.add_argument("--form", choices=("paper", "forgetting"), default="forgetting")
-    parser.add_argument("--only", choices=DIRECTIONS)
     parser.add_argument(
-        "--compile-passes",
-        action="store_true",
-        help="with torch 2.11 only where it is the only one",
+        "--only", choices=DIRECTIONS, help="on a GPU: both are compiled, which takes a process each"
     )
     arguments = parser.parse_args(given)
     config = (TINY if arguments.tiny else REALISTIC).model_copy(update={"form": arguments.form})

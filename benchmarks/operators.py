@@ -16,13 +16,12 @@ follows how far each one's state is from float64 after many steps of one long do
 from __future__ import annotations
 
 import argparse
-import gc
 import os
 import sys
 from collections.abc import Callable, Sequence
 from importlib import import_module
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import onnxruntime
 import torch
@@ -208,12 +207,15 @@ def main(argv: Sequence[str] | None = None) -> None:
         return
     # Not the default stream, which ONNX Runtime can't be given.
     with torch.cuda.stream(torch.cuda.Stream()):
-        run(arguments, torch.device("cuda"))
-        gc.collect()  # sessions end before the stream that they use
+        _kept = run(arguments, torch.device("cuda"))
+        sys.stdout.flush()
+        # A session frees pinned memory when it ends, which CUDA refuses in a callback of its own
+        # or after its end, and that aborts: so none ends.
+        os._exit(0)
 
 
-def run(arguments: argparse.Namespace, device: torch.device) -> None:
-    """Check, time and print, on one device."""
+def run(arguments: argparse.Namespace, device: torch.device) -> dict[str, Any]:
+    """Check, time and print, on one device; return the contenders."""
     library = arguments.library or import_module("gma_ops").library()
     dtype, tokens, tolerance = PRECISIONS[arguments.precision]
     size, forgets = Size(heads=arguments.heads), arguments.form == "forgetting"
@@ -257,13 +259,8 @@ def run(arguments: argparse.Namespace, device: torch.device) -> None:
     }
     timing.save(arguments.out, "operators", found, text)
     print(text)
-    if device.type == "cuda":
-        # A session's callbacks hold its pinned memory, and may not free it: they end before it.
-        torch.cuda.synchronize()
+    return contenders
 
 
 if __name__ == "__main__":
     main()
-    sys.stdout.flush()
-    # What ONNX Runtime keeps of pinned memory would be freed after CUDA's end, which aborts.
-    os._exit(0)
