@@ -78,9 +78,20 @@ class ModelConfig(BaseModel):
     epsilon: Annotated[
         float, Field(gt=0, description="added to the mass that a read divides by")
     ] = 1e-6
+    pooling: Annotated[
+        Literal["mean", "any"],
+        Field(
+            description="of the tokens: their mean says which labels are there, or any passage "
+            "does by itself (multi-label models alone)"
+        ),
+    ] = "mean"
     prior_tokens: Annotated[
         float,
-        Field(ge=0, description="tokens of score 0 in every mean: they keep short texts unsure"),
+        Field(
+            ge=0,
+            description="tokens of score 0 in every mean: they keep short texts unsure; pooling "
+            '"any" has none',
+        ),
     ] = 0.0
 
     @model_validator(mode="after")
@@ -93,6 +104,10 @@ class ModelConfig(BaseModel):
             raise ValueError(f"form {self.form} needs format_version 2")
         if self.conv_kernel == 1:
             raise ValueError("conv_kernel is 0 (none) or at least 2: one tap sees no neighbour")
+        if self.pooling == "any" and not self.multi_label:
+            raise ValueError("pooling any is for multi-label models: it scores labels one by one")
+        if self.pooling == "any" and self.prior_tokens:
+            raise ValueError("prior_tokens are for pooling mean: pooling any has no mean")
         return self
 
     @property

@@ -87,6 +87,14 @@ class TrainingConfig(BaseModel):
         ),
     ] = (1.0, 0.3)
     class_weight: Annotated[float, Field(ge=0, description="weight of the label's loss")] = 1.0
+    span_weight: Annotated[
+        float,
+        Field(
+            ge=0,
+            description='weight of the loss of documents\' spans, for pooling "any"; at 0 nothing '
+            "that is trained sees where they are",
+        ),
+    ] = 1.0
     average: Annotated[
         float,
         Field(ge=0, lt=1, description="decay a step of the averaged weights; 0: no averaging"),
@@ -123,9 +131,11 @@ class TrainingConfig(BaseModel):
             raise ValueError("token_dropout is (least, most)")
         return self
 
-    def check(self, *, multi_label: bool) -> None:
+    def check(self, *, multi_label: bool, pooling: str) -> None:
         """Raise TrainingError for what does not go with documents that have one label, or any
         number."""
+        if pooling == "any" and not multi_label:
+            raise TrainingError("pooling any is for documents with lists of labels, not one each")
         allowed = MULTI_LABEL if multi_label else ONE_LABEL
         if self.choose_by not in allowed:
             documents = "lists of labels" if multi_label else "one label each"
@@ -176,7 +186,12 @@ def read_config(file: Path) -> tuple[ModelConfig, TrainingConfig]:
     try:
         table = "model"
         architecture = ModelConfig.model_validate(
-            {"form": "forgetting", **model, "labels": ("a", "b")}
+            {
+                "form": "forgetting",
+                **model,
+                "labels": ("a", "b"),
+                "multi_label": model.get("pooling") == "any",
+            }
         )
         table = "training"
         return architecture, TrainingConfig.model_validate(training)

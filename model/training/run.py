@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from gma.model import weights
 from gma.model.classifier import Classifier
 from gma.model.config import ModelConfig, Place, dotted
-from gma.model.training import stacking, thresholds, token_scores
+from gma.model.training import factors, stacking, thresholds, token_scores
 from gma.model.training.card import card_of
 from gma.model.training.config import TrainingConfig
 from gma.model.training.crops import Crops
@@ -63,6 +63,7 @@ class Run:
             self.device,
             balance=config.balance,
             label_weights=self._label_weights(),
+            spans=model.pooling == "any" and config.span_weight > 0,
         )
         rates = self.crops.rates
         losses = Losses(
@@ -149,11 +150,12 @@ class Run:
             evaluating = self.step % self.config.evaluate_every == 0
             evaluating |= self.step == self.config.steps
             if evaluating or self.step % LOG_EVERY == 0:
-                label, language = self._finite(losses)
+                label, language, spans = self._finite(losses)
                 progress.update(bar, description=f"training, loss {label:.3f}")
                 self.log(
                     label_loss=label,
                     language_loss=language,
+                    **({"span_loss": spans} if self.model.pooling == "any" else {}),
                     tokens_per_second=round(
                         torch.stack(tokens).sum().item() / (time.monotonic() - started)
                     ),
@@ -169,15 +171,16 @@ class Run:
         if self.stopped:
             self.log(stopped=f"no better for {self.since_best} evaluations")
 
-    def _finite(self, losses: list[Tensor]) -> tuple[float, float]:
-        """Return the mean label and next-token loss of the last steps, if they are finite."""
-        label, language = torch.stack(losses).mean(0).tolist()
-        if not math.isfinite(label + language):
+    def _finite(self, losses: list[Tensor]) -> list[float]:
+        """Return the mean label, next-token and span loss of the last steps, if they are finite."""
+        label, language, spans = torch.stack(losses).mean(0).tolist()
+        if not math.isfinite(label + language + spans):
             raise TrainingError(
                 f"the loss is no longer finite after {self.step} steps (label {label}, next token "
-                f"{language}): lower learning_rate or gradient_clip and start another run"
+                f"{language}, spans {spans}): lower learning_rate or gradient_clip and start "
+                "another run"
             )
-        return label, language
+        return [label, language, spans]
 
     def _length(self, step: int) -> int:
         """Return how long a crop is: as the curriculum says, as far as documents are."""
@@ -185,7 +188,7 @@ class Run:
         return min(self.config.length_at(step), -(-self.crops.longest // prefix) * prefix)
 
     def _train_step(self) -> tuple[Tensor, Tensor]:
-        """Do a step; return label and next-token loss (2,), and the tokens read ()."""
+        """Do a step; return label, next-token and span loss (3,), and the tokens read ()."""
         for group in self.optimizer.param_groups:
             group["lr"] = self.config.learning_rate_at(self.step)
         seeds = np.random.SeedSequence([self.config.seed, self.step])
@@ -193,11 +196,15 @@ class Run:
         torch.manual_seed(int(seeds.generate_state(1, np.uint64)[0] >> 1))
         length = self._length(self.step)
         rows = max(1, self.config.tokens_per_step // length)
-        tokens, lengths, labels = self.crops.draw(np.random.default_rng(seeds), rows, length)
-        keep = self._kept(tokens)
+        drawn = self.crops.draw(np.random.default_rng(seeds), rows, length)
+        keep = self._kept(drawn.tokens)
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.device.type == "cuda"):
-            losses: Tensor = self.losses(tokens, lengths, labels, keep)
-        weights = [self.config.class_weight, self.config.language_weight_at(self.step)]
+            losses: Tensor = self.losses(drawn, keep)
+        weights = [
+            self.config.class_weight,
+            self.config.language_weight_at(self.step),
+            self.config.span_weight,
+        ]
         torch.autograd.backward(losses @ losses.new_tensor(weights))
         nn.utils.clip_grad_norm_(self.classifier.parameters(), self.config.gradient_clip)
         self.optimizer.step()
@@ -211,7 +218,7 @@ class Run:
                 [*self.classifier.parameters()],
                 1.0 - decay if self.config.average else 1.0,
             )
-        return losses.detach(), lengths.sum()
+        return losses.detach(), drawn.lengths.sum()
 
     def _kept(self, tokens: Tensor) -> Tensor:
         """Draw what is hidden, (B, N) float: 0 where a token is; each crop draws its own share."""
@@ -225,20 +232,29 @@ class Run:
         """Stack and measure the averaged weights; keep them if no evaluation so far was better."""
         candidate = copy.deepcopy(self.average)
         valid = self.prepared.valid
-        stacked = stacking.fit(candidate, valid)
-        stacking.apply(candidate, stacked)
+        calibrated = self._calibrate(candidate)
         measured = measure_tokens(candidate, valid, self.prepared.tokenizer, self._fit)
         chosen = {"thresholds": measured.thresholds}
         candidate.config = candidate.config.model_copy(update=chosen)
         score = measured.score(self.config.choose_by)
         kept = score > self.best
-        self.log(valid=measured.as_dict(), stacking=stacked._asdict(), kept=kept)
+        self.log(valid=measured.as_dict(), **calibrated, kept=kept)
         if not kept:
             self.since_best += 1
             return
         self.best, self.since_best = score, 0
         card = card_of(candidate.config, self.config, measured, self.step)
         weights.save(self.out / "checkpoint", candidate, self.prepared.tokenizer, card=card)
+
+    def _calibrate(self, candidate: Classifier) -> dict[str, object]:
+        """Make the scores mean something on valid; return what the log tells of it."""
+        if self.model.pooling == "any":
+            fitted = factors.fit(candidate, self.prepared.valid)
+            factors.apply(candidate, fitted)
+            return {"factors": fitted}
+        stacked = stacking.fit(candidate, self.prepared.valid)
+        stacking.apply(candidate, stacked)
+        return {"stacking": stacked._asdict()}
 
     def log(self, **line: object) -> None:
         """Add a line to the log, with the step it is at."""

@@ -90,14 +90,15 @@ def _started(
 ) -> Run:
     """Begin a run: look at the data, prepare it, and fit what is linear."""
     survey = Survey(splits, progress)
-    training.check(multi_label=survey.multi_label)
+    training.check(multi_label=survey.multi_label, pooling=model.pooling)
     for warning in survey.warnings():
         progress.console.print("warning:", warning)
     prepared = Prepared.make(splits, survey, out / PREPARED, model.vocab_size, progress)
     (out / LOG).unlink(missing_ok=True)  # of a run that ended before its first evaluation
     run = _run(prepared, out, model, training)
     run.log(baseline=baseline.fit(splits, survey, progress))
-    run.fit_token_scores(progress)
+    if model.pooling == "mean":
+        run.fit_token_scores(progress)
     return run
 
 
