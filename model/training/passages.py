@@ -18,6 +18,9 @@ from gma.model.scores import LEAST, log_odds
 from gma.model.training.crops import Drawn
 from gma.model.training.cross_entropy import binary_cross_entropies
 
+THOUSAND = 1024
+"""Tokens that the spans' loss is told of, so that long crops weigh no more than short ones."""
+
 
 class Passages(NamedTuple):
     """The rates of crops' tokens, and what is known of where their labels stand."""
@@ -64,7 +67,8 @@ class Passages(NamedTuple):
         return (each * known).sum() / known.sum().clamp_min(1) * has.shape[-1]
 
     def span_loss(self) -> Tensor:
-        """Return how unlikely crops' spans are, a crop: -log of a Poisson process's likelihood.
+        """Return how unlikely the spans are: -log of a Poisson process's likelihood, a THOUSAND
+        tokens.
 
         Each span that is wholly in its crop should be found, at any of its tokens: -log(1 -
         exp(-its sum)). Nothing should be found elsewhere: the sum of all rates there. Labels whose
@@ -90,5 +94,5 @@ class Passages(NamedTuple):
         found = (flat[at(self.end)] - flat[at(self.start)]).clamp_min(LEAST)
         whole = is_one & (self.start >= 0) & (self.end <= self.lengths[:, None])
         missed = -torch.log(-torch.expm1(-found)) * whole
-        crops = is_one.any(1).sum().clamp_min(1)
-        return (outside.sum() + missed.sum()) / crops
+        read = (self.lengths * is_one.any(1)).sum().clamp_min(1)
+        return (outside.sum() + missed.sum()) / (read / THOUSAND)

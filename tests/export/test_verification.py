@@ -21,6 +21,7 @@ from gma.model.state import State
 from gma.service.cli import main as cli
 from tests.export.conftest import CHUNK, Exported, checkpoint_of
 from tests.matrix import some
+from tests.model.small import ANY
 
 
 @pytest.mark.parametrize("precision", some(PRECISIONS, always=["float32", "int8"]))
@@ -60,6 +61,7 @@ def _check_usage(*models: Model) -> None:
     [
         {"form": "forgetting", "layers": 1, "heads": 1, "conv_kernel": 0},
         {"conv_kernel": 0, "layers": 1, "normalize_routing": False, "prior_tokens": 0.0},
+        {"layers": 1, **ANY},
         {"conv_kernel": 2, "layers": 1, "heads": 1, "num_components": 1, "labels": ("a", "b")},
     ],
     ids=str,

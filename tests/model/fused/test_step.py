@@ -15,7 +15,7 @@ from gma.model.classifier import Classifier
 from gma.model.fused.obstacles import FusedPrecision
 from gma.model.state import State
 from tests.model.invariant import Read, Share, assert_near, assert_same, documents_of, used_state
-from tests.model.small import error, small
+from tests.model.small import ANY, error, small
 
 pytest.importorskip("triton")
 
@@ -243,8 +243,9 @@ def test_long_segments(monkeypatch: pytest.MonkeyPatch, form: str) -> None:
         {"labels": tuple(map(str, range(1200)))},
         {"form": "forgetting", "heads": 3, "normalize_routing": False, "width": 264},
         pytest.param({"form": "forgetting", "heads": 17}, marks=pytest.mark.long),
+        ANY,
     ],
-    ids=["wide", "many labels", "more labels than blocks", "forgetting", "many heads"],
+    ids=["wide", "many labels", "more labels than blocks", "forgetting", "many heads", "any"],
 )
 def test_every_architecture(changes: dict[str, object]) -> None:
     check(fitting(**changes), 6)
