@@ -67,8 +67,8 @@ class Passages(NamedTuple):
         return (each * known).sum() / known.sum().clamp_min(1) * has.shape[-1]
 
     def span_loss(self) -> Tensor:
-        """Return how unlikely the spans are: -log of a Poisson process's likelihood, a THOUSAND
-        tokens.
+        """Return how unlikely the spans are: -log of a Poisson process's likelihood, per
+        1,024 tokens.
 
         Each span that is wholly in its crop should be found, at any of its tokens: -log(1 -
         exp(-its sum)). Nothing should be found elsewhere: the sum of all rates there. Labels whose
