@@ -246,6 +246,13 @@ class Info(WorkerInfo):
             "label is said whatever its score"
         ),
     ]
+    pooling: Annotated[
+        Literal["mean", "any"],
+        Field(
+            description="what a document's answer is of its parts': their mean, or whether any of "
+            "them says so"
+        ),
+    ]
     causal: Annotated[
         bool,
         Field(
