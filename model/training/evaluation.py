@@ -15,7 +15,7 @@ from gma.model.classifier import Classifier
 from gma.model.config import ModelConfig
 from gma.model.reading import Findings, read
 from gma.model.scores import labels_of, scores
-from gma.model.tokenizer import Tokenizer
+from gma.model.tokenizer import Tokenizer, Tokens
 from gma.model.training import figures, placing
 from gma.model.training.corpus import Corpus, Spans, indices, matrix
 from gma.model.training.errors import CorpusError
@@ -170,14 +170,14 @@ def measure_tokens(
     """Measure prefixes that are cut between tokens: quick, for use while training."""
     lengths = tokenizer.byte_lengths
 
-    def cut(tokens: NDArray[np.uint16] | NDArray[np.int32], prefix: int | None) -> Tensor:
+    def cut(tokens: Tokens, prefix: int | None) -> Tensor:
         if prefix is not None:
             # No token is empty, so a prefix of n bytes has at most n tokens.
             tokens = tokens[:prefix]
             tokens = tokens[: max(1, np.searchsorted(lengths[tokens].cumsum(), prefix, "right"))]
-        return torch.from_numpy(tokens.astype(np.int32))
+        return torch.from_numpy(tokens)
 
-    whole = [documents[i] for i in range(len(documents))]
+    whole = [documents[i].astype(np.int32) for i in range(len(documents))]
     views = [(p, [cut(document, p) for document in whole]) for p in prefixes(classifier.config)]
     placed = placing.measure(classifier, whole, tokenizer, documents.spans)
     return measure(classifier, views, documents.labels, fit, placed)
@@ -193,7 +193,8 @@ def evaluate(
     """
     config = checkpoint.config
     index = {label: i for i, label in enumerate(config.labels)}
-    texts, found = [], []
+    texts: list[bytes] = []
+    found: list[NDArray[np.int64]] = []
     spans: list[tuple[int, ...]] = []
     for document in Splits(data, names).read(split):
         if document.multi_label != config.multi_label:

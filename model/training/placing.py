@@ -96,9 +96,10 @@ def _average_precision(hits: NDArray[np.bool_]) -> float:
 def _hits(ends: NDArray[np.int64], spans: NDArray[np.int64]) -> NDArray[np.bool_]:
     """Say which windows (n,) overlap one of the spans (m, 2)."""
     starts = np.concatenate([[0], ends[:-1]])
-    hits: NDArray[np.bool_] = ((starts[:, None] < spans[:, 1]) & (spans[:, 0] < ends[:, None])).any(
-        1
+    overlaps: NDArray[np.bool_] = np.logical_and(
+        starts[:, None] < spans[:, 1], spans[:, 0] < ends[:, None]
     )
+    hits: NDArray[np.bool_] = overlaps.any(1)
     return hits
 
 

@@ -101,7 +101,7 @@ class TestTraining:
     def test_ends_where_it_would_have_without_an_interruption(
         self, data: Path, tmp_path: Path
     ) -> None:
-        short = {"steps": 4, "evaluate_every": 2}
+        short: dict[str, Any] = {"steps": 4, "evaluate_every": 2}
         whole = trained(data, tmp_path / "whole", **short)
         with interrupted():
             trained(data, tmp_path / "again", **short)
@@ -146,7 +146,7 @@ class TestTraining:
     ],
 )
 def test_a_wrong_span_is_told(span: object, wrong: str) -> None:
-    line = {"text": "abé!", "labels": ["sea"], "spans": [span]}
+    line: dict[str, object] = {"text": "abé!", "labels": ["sea"], "spans": [span]}
     with pytest.raises(CorpusError, match=f"x.jsonl, line 7: 'spans', .*{wrong}"):
         LabelledText.of(line, "x.jsonl, line 7")
 
@@ -161,7 +161,7 @@ def test_spans_are_kept_as_tokens_and_bytes(tmp_path: Path) -> None:
     text = "one é two three. "
     tokenizer = Tokenizer.train(iter([text]), 260)
     start = text.encode().index(b"two")
-    lines = [
+    lines: list[dict[str, object]] = [
         {"text": "x", "labels": []},
         {
             "text": text,
