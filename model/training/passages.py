@@ -42,7 +42,8 @@ class Passages(NamedTuple):
     @property
     def of_label(self) -> Tensor:
         """(B, M, L) float: 1 where the span is the label's."""
-        return functional.one_hot(self.label + 1, self.has.shape[1] + 1)[..., 1:].float()
+        labels = torch.arange(self.has.shape[1], device=self.label.device)
+        return (self.label[..., None] == labels).float()
 
     def label_loss(self, prefix: int, smoothing: float, towards: Tensor | None) -> Tensor:
         """Return the mean over prefixes of the labels' binary cross-entropies, summed.

@@ -99,7 +99,7 @@ def _hits(ends: NDArray[np.int64], spans: NDArray[np.int64]) -> NDArray[np.bool_
     overlaps: NDArray[np.bool_] = np.logical_and(
         starts[:, None] < spans[:, 1], spans[:, 0] < ends[:, None]
     )
-    hits: NDArray[np.bool_] = overlaps.any(1)
+    hits: NDArray[np.bool_] = np.logical_or.reduce(overlaps, axis=1)
     return hits
 
 
