@@ -80,7 +80,9 @@ def trained(data: Path, out: Path, *, resume: bool = False, **training: Any) -> 
 
 
 class TestTraining:
-    def test_finds_what_there_is_and_where(self, data: Path, tmp_path: Path) -> None:
+    def test_finds_what_there_is_and_where(
+        self, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
         folder = trained(data, tmp_path / "run")
         checkpoint = weights.load(folder)
         assert checkpoint.config.pooling == "any"
@@ -92,6 +94,7 @@ class TestTraining:
         assert measured.placing.hit_at_1 > 0.9
         assert "| windows of 1,000 bytes | " in measured.table()
         json.dumps(measured.as_dict(), allow_nan=False)
+        assert "(24 labels that have spans): the best is right" in capsys.readouterr().err
         last = evaluations(folder)[-1]
         assert last["valid"]["placing"]["pairs"] == 24
         assert len(last["factors"]) == 3
