@@ -162,7 +162,7 @@ def test_spans_that_are_no_list_are_told() -> None:
 
 def test_spans_are_kept_as_tokens_and_bytes(tmp_path: Path) -> None:
     text = "one é two three. "
-    tokenizer = Tokenizer.train(iter([text]), 260)
+    tokenizer = Tokenizer.train(iter([text]), 300)  # of whole words: the span ends inside one
     start = text.encode().index(b"two")
     lines: list[dict[str, object]] = [
         {"text": "x", "labels": []},
@@ -347,6 +347,18 @@ class TestPlacing:
         assert found.pairs == 3
         assert found.hit_at_1 == pytest.approx(1 / 3)
         assert found.hit_at_3 == pytest.approx(2 / 3)  # the few at the start come second
+
+    def test_a_token_is_of_the_window_that_it_ends_in(self) -> None:
+        text = "a" * 999 + "b" + "a" * 1500
+        tokenizer = Tokenizer.train(iter([text]), 256)
+        classifier = small(**ANY, vocab_size=256)
+        classifier.pooling.deep.weight.zero_()
+        own = classifier.pooling.token.weight.zero_()
+        own[int(tokenizer.encode("b")[0])] = 20.0
+        spans = Spans.of([(0, 0, 0, 0, 998, 1000)])
+        found = placing.measure(classifier, [tokenizer.encode(text)], tokenizer, spans)
+        assert found is not None
+        assert found.hit_at_1 == 1.0
 
     def test_documents_without_spans_have_none(self) -> None:
         tokenizer = Tokenizer.train(iter(["x"]), 256)
