@@ -10,6 +10,7 @@ from __future__ import annotations
 import codecs
 import json
 import re
+import string
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Self
@@ -40,6 +41,10 @@ _SPACE = re.compile(r".*\S(?=[ \t\r\n])", re.DOTALL)
 _WHITESPACE = re.compile(r"[^\S\x1c-\x1f]+")  # the scan's \s+
 _SPACE_SEARCH = 256  # characters; past them the scan itself is asked
 
+_RUNS = " \n-_.=\t*#" + string.punctuation + "\u2014\u2026\u2500\u2550\u00a0\u3000" + string.ascii_letters
+"""Characters whose runs have tokens of their own, the likeliest first."""
+_SHARE_OF_RUNS = 32  # of so many tokens, one at most is a run's
+
 _PART = 4 * 1024  # characters given to one thread at a time; a usual network read feeds several
 _BATCH = 128  # parts encoded at once: bounds the memory of the records kept for each token
 
@@ -67,7 +72,11 @@ class Tokenizer:
 
     @classmethod
     def train(cls, texts: Iterator[str], vocab_size: int) -> Self:
-        """Learns at most `vocab_size` tokens, at least the 256 single bytes."""
+        """Learns at most `vocab_size` tokens, at least the 256 single bytes.
+
+        Some are runs of one character, whether texts have them or not: a document of spaces or
+        dashes would else have a token for each.
+        """
         bpe = _untrained()
         alphabet = pre_tokenizers.ByteLevel.alphabet()
         bpe.train_from_iterator(
@@ -76,7 +85,7 @@ class Tokenizer:
                 vocab_size=vocab_size, initial_alphabet=alphabet, show_progress=False
             ),
         )
-        return cls(bpe)
+        return cls(_with_runs(bpe))
 
     @classmethod
     def load(cls, path: str | Path) -> Self:
@@ -179,6 +188,7 @@ class TokenStream:
 
 
 _words = pre_tokenizers.Split(hf.Regex(WORD), behavior="isolated")
+_byte_level = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
 
 
 def _split(text: str) -> tuple[list[str], str]:
@@ -223,10 +233,48 @@ def _decode(data: bytes, start: int, *, final: bool) -> tuple[str, int]:
 def _untrained() -> hf.Tokenizer:
     bpe = hf.Tokenizer(models.BPE())
     bpe.pre_tokenizer = pre_tokenizers.Sequence(
-        [_words, pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)]
+        [_words, _byte_level]
     )
     bpe.decoder = decoders.ByteLevel()
     return bpe
+
+
+def _with_runs(bpe: hf.Tokenizer) -> hf.Tokenizer:
+    """The same with runs of one character for its last and rarest tokens, as far as it lacks them.
+
+    What is learned last counts last: no other text has other tokens but for those that are gone.
+    """
+    spec = json.loads(bpe.to_str())
+    merges = [tuple(pair) for pair in spec["model"]["merges"]]
+    places = (len(merges) + len(pre_tokenizers.ByteLevel.alphabet())) // _SHARE_OF_RUNS
+    kept = merges[: max(len(merges) - places, 0)]
+    missing = _missing_runs(set(kept), places)
+    kept = merges[: len(merges) - len(missing)]
+    kept += [pair for pair in missing if pair not in set(kept)]
+    alphabet = sorted(spec["model"]["vocab"].items(), key=lambda item: item[1])[:256]
+    tokens = dict.fromkeys([*(token for token, _ in alphabet), *map("".join, kept)])
+    spec["model"]["vocab"] = {token: index for index, token in enumerate(tokens)}
+    spec["model"]["merges"] = kept
+    return hf.Tokenizer.from_str(json.dumps(spec))
+
+
+def _missing_runs(known: set[tuple[str, ...]], most: int) -> list[tuple[str, str]]:
+    """At most so many merges that lead to runs, and are not known: all that a character takes."""
+    found: list[tuple[str, str]] = []
+    for character in dict.fromkeys(_RUNS):
+        first, *rest = (_byte_level.pre_tokenize_str(character)[0][0])
+        lacking = []
+        for byte in rest:
+            lacking.append((first, byte))
+            first += byte
+        longest = len(_words.pre_tokenize_str(character * WINDOW)[0][0])
+        while len(first) // (len(rest) + 1) * 2 <= longest:
+            lacking.append((first, first))
+            first += first
+        lacking = [pair for pair in lacking if pair not in known]
+        if len(found) + len(lacking) <= most:
+            found += lacking
+    return found
 
 
 def _byte_lengths(spec: dict[str, Any]) -> Tokens:

@@ -20,6 +20,7 @@ from gma.service.cli.key import key
 from gma.service.cli.metrics import metrics
 from gma.service.cli.serve import serve
 from gma.service.cli.terminal import complain
+from gma.service.cli.tokenizer import tokenizer
 from gma.service.cli.train import train
 from gma.service.cores import cores
 
@@ -39,6 +40,7 @@ app.command("compile")(compile_kernels)
 app.command()(classify)
 app.command()(train)
 app.command()(evaluate)
+app.command()(tokenizer)
 app.command()(export)
 app.command()(loadtest)
 app.command()(info)

@@ -1,0 +1,19 @@
+"""How far training is, on stderr."""
+
+from __future__ import annotations
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+
+def on_stderr() -> Progress:
+    """Make bars that are shown if stderr is a terminal; its console prints there in any case."""
+    console = Console(stderr=True, markup=False, highlight=False, soft_wrap=True)
+    return Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        TextColumn("{task.completed}/{task.total}"),
+        TimeRemainingColumn(),
+        console=console,
+        disable=not console.is_terminal,
+    )
