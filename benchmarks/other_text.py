@@ -38,7 +38,9 @@ TOGETHER = 100
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--wheels", type=Path, required=True, help="folder of wheels")
     parser.add_argument("--out", type=Path, required=True, help="folder for both")
     given = parser.parse_args()
@@ -85,8 +87,6 @@ def _write(folder: Path, texts: Iterable[str]) -> None:
         for text in texts:
             if text.strip():
                 file.write(json.dumps({"text": text}, ensure_ascii=False) + "\n")
-
-
 
 
 if __name__ == "__main__":

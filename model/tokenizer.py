@@ -8,6 +8,7 @@ it without a single space, is tokenized in constant memory.
 from __future__ import annotations
 
 import codecs
+import hashlib
 import json
 import re
 import string
@@ -41,7 +42,12 @@ _SPACE = re.compile(r".*\S(?=[ \t\r\n])", re.DOTALL)
 _WHITESPACE = re.compile(r"[^\S\x1c-\x1f]+")  # the scan's \s+
 _SPACE_SEARCH = 256  # characters; past them the scan itself is asked
 
-_RUNS = " \n-_.=\t*#" + string.punctuation + "\u2014\u2026\u2500\u2550\u00a0\u3000" + string.ascii_letters
+_RUNS = (
+    " \n-_.=\t*#"
+    + string.punctuation
+    + "\u2014\u2026\u2500\u2550\u00a0\u3000"
+    + string.ascii_letters
+)
 """Characters whose runs have tokens of their own, the likeliest first."""
 _SHARE_OF_RUNS = 32  # of so many tokens, one at most is a run's
 
@@ -103,6 +109,11 @@ class Tokenizer:
     @property
     def vocab_size(self) -> int:
         return len(self.byte_lengths)
+
+    @property
+    def fingerprint(self) -> str:
+        """SHA-256 of all that its tokens depend on."""
+        return hashlib.sha256(self._bpe.to_str().encode()).hexdigest()
 
     def encode(self, text: str | bytes) -> Tokens:
         """The tokens of a whole text in one piece: (tokens,) int32. Raises `NotUtf8`."""
@@ -232,9 +243,7 @@ def _decode(data: bytes, start: int, *, final: bool) -> tuple[str, int]:
 
 def _untrained() -> hf.Tokenizer:
     bpe = hf.Tokenizer(models.BPE())
-    bpe.pre_tokenizer = pre_tokenizers.Sequence(
-        [_words, _byte_level]
-    )
+    bpe.pre_tokenizer = pre_tokenizers.Sequence([_words, _byte_level])
     bpe.decoder = decoders.ByteLevel()
     return bpe
 
@@ -262,7 +271,7 @@ def _missing_runs(known: set[tuple[str, ...]], most: int) -> list[tuple[str, str
     """At most so many merges that lead to runs, and are not known: all that a character takes."""
     found: list[tuple[str, str]] = []
     for character in dict.fromkeys(_RUNS):
-        first, *rest = (_byte_level.pre_tokenize_str(character)[0][0])
+        first, *rest = _byte_level.pre_tokenize_str(character)[0][0]
         lacking = []
         for byte in rest:
             lacking.append((first, byte))

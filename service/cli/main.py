@@ -18,6 +18,7 @@ from gma.service.cli.export import export
 from gma.service.cli.info import info
 from gma.service.cli.key import key
 from gma.service.cli.metrics import metrics
+from gma.service.cli.pretrain import pretrain
 from gma.service.cli.serve import serve
 from gma.service.cli.terminal import complain
 from gma.service.cli.tokenizer import tokenizer
@@ -39,6 +40,7 @@ app.command()(metrics)
 app.command("compile")(compile_kernels)
 app.command()(classify)
 app.command()(train)
+app.command()(pretrain)
 app.command()(evaluate)
 app.command()(tokenizer)
 app.command()(export)
