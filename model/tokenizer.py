@@ -84,14 +84,13 @@ class Tokenizer:
         dashes would else have a token for each.
         """
         bpe = _untrained()
-        alphabet = pre_tokenizers.ByteLevel.alphabet()
         bpe.train_from_iterator(
             texts,
             trainers.BpeTrainer(
-                vocab_size=vocab_size, initial_alphabet=alphabet, show_progress=False
+                vocab_size=vocab_size, initial_alphabet=_ALPHABET, show_progress=False
             ),
         )
-        return cls(_with_runs(bpe))
+        return cls(_with_runs(bpe, vocab_size))
 
     @classmethod
     def load(cls, path: str | Path) -> Self:
@@ -200,6 +199,7 @@ class TokenStream:
 
 _words = pre_tokenizers.Split(hf.Regex(WORD), behavior="isolated")
 _byte_level = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+_ALPHABET = sorted(pre_tokenizers.ByteLevel.alphabet())
 
 
 def _split(text: str) -> tuple[list[str], str]:
@@ -248,20 +248,18 @@ def _untrained() -> hf.Tokenizer:
     return bpe
 
 
-def _with_runs(bpe: hf.Tokenizer) -> hf.Tokenizer:
+def _with_runs(bpe: hf.Tokenizer, vocab_size: int) -> hf.Tokenizer:
     """The same with runs of one character for its last and rarest tokens, as far as it lacks them.
 
     What is learned last counts last: no other text has other tokens but for those that are gone.
     """
     spec = json.loads(bpe.to_str())
     merges = [tuple(pair) for pair in spec["model"]["merges"]]
-    places = (len(merges) + len(pre_tokenizers.ByteLevel.alphabet())) // _SHARE_OF_RUNS
-    kept = merges[: max(len(merges) - places, 0)]
-    missing = _missing_runs(set(kept), places)
-    kept = merges[: len(merges) - len(missing)]
-    kept += [pair for pair in missing if pair not in set(kept)]
-    alphabet = sorted(spec["model"]["vocab"].items(), key=lambda item: item[1])[:256]
-    tokens = dict.fromkeys([*(token for token, _ in alphabet), *map("".join, kept)])
+    most = vocab_size - len(_ALPHABET)
+    places = min(vocab_size // _SHARE_OF_RUNS, most)
+    missing = _missing_runs(set(merges[: most - places]), places)
+    kept = [*dict.fromkeys(merges[: most - len(missing)] + missing)]
+    tokens = dict.fromkeys([*_ALPHABET, *map("".join, kept)])
     spec["model"]["vocab"] = {token: index for index, token in enumerate(tokens)}
     spec["model"]["merges"] = kept
     return hf.Tokenizer.from_str(json.dumps(spec))
@@ -295,7 +293,7 @@ def _byte_lengths(spec: dict[str, Any]) -> Tokens:
     vocabulary: dict[str, int] = spec["model"]["vocab"]
     if sorted(vocabulary.values()) != list(range(len(vocabulary))):
         raise ValueError("the vocabulary's ids are not 0, 1, 2, ... without gaps")
-    alphabet = set(pre_tokenizers.ByteLevel.alphabet())
+    alphabet = set(_ALPHABET)
     if missing := alphabet - vocabulary.keys():
         raise ValueError(f"the vocabulary lacks {len(missing)} of the 256 single bytes")
     lengths = np.zeros(len(vocabulary), np.int32)

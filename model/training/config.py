@@ -131,13 +131,18 @@ def read_config(
     for name, origin in FROM_DATA.items():
         if name in model:
             raise TrainingError(f"{file}: [model] takes no {name}: {origin}")
-    begun = {"form": "forgetting"} if base is None else base.model_dump()
-    for name in model.keys() & begun.keys() - {"name"} if base else ():
-        if model[name] != begun[name]:
-            raise TrainingError(
-                f"{file}, [model]: {name} is {model[name]!r}, but in the checkpoint to begin from "
-                f"it is {begun[name]!r}: leave it out"
-            )
+    begun: dict[str, Any] = {"form": "forgetting"}
+    if base:
+        begun = base.model_dump()
+        most = model.get("vocab_size")
+        if isinstance(most, int) and most >= base.vocab_size:
+            model = {**model, "vocab_size": base.vocab_size}
+        for name in begun.keys() & model.keys() - {"name"}:
+            if model[name] != begun[name]:
+                raise TrainingError(
+                    f"{file}, [model]: {name} is {model[name]!r}, but in the checkpoint to begin "
+                    f"from it is {begun[name]!r}: leave it out"
+                )
     try:
         table = "model"
         architecture = ModelConfig.model_validate({**begun, **model, "labels": ("a", "b")})

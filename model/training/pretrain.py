@@ -53,12 +53,15 @@ def pretrain(
     tokenizer: Path | None = None,
     text: str = "text",
     resume: bool = False,
+    prepare_only: bool = False,
 ) -> Path:
     """Train a base and return the folder of its best checkpoint.
 
     ``data`` is as ``prepare`` takes it; ``config`` is a TOML file (``read_config``). ``out`` gets
     the prepared tokens, a log, and the checkpoint that was best on valid; with ``resume`` an
-    interrupted run in ``out`` goes on, and ``data`` is not read. Seeds torch's global generator.
+    interrupted run in ``out`` goes on, and ``data`` is not read. With ``prepare_only`` nothing is
+    trained, and the folder of prepared tokens is returned, which elsewhere may be ``data``. Seeds
+    torch's global generator.
 
     Raises TrainingError or CorpusError before anything is trained, TrainingError if it diverges.
     """
@@ -70,6 +73,8 @@ def pretrain(
         else:
             vocabulary = Tokenizer.load(tokenizer) if tokenizer else model.vocab_size
             prepared = prepare(data, out / PREPARED, vocabulary, text, progress)
+        if prepare_only:
+            return out / PREPARED
         fitting = {"vocab_size": prepared.tokenizer.vocab_size}
         out.mkdir(parents=True, exist_ok=True)
         run = Pretraining(

@@ -29,12 +29,12 @@ ARCHITECTURE = {
     "form": "forgetting",
     "vocab_size": 16384,
     "width": 256,
-    "layers": 4,
-    "heads": 4,
+    "layers": 3,
+    "heads": 3,
     "routing_dim": 32,
     "value_dim": 64,
     "num_components": 32,
-    "mlp_width": 512,
+    "mlp_width": 768,
 }
 """A base, where nothing else is said."""
 

@@ -1,4 +1,4 @@
-"""Documents without labels as token ids, in files that are mapped into memory and not read whole."""
+"""Documents without labels as token ids, in files that are mapped into memory."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from gma.model.tokenizer import Tokenizer
+from gma.model.training.errors import CorpusError
 
 Ids: TypeAlias = NDArray[np.uint16] | NDArray[np.uint32]
 
@@ -72,11 +73,14 @@ class Texts:
     def windows(self, length: int, most: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """Cut documents into windows of ``length``: where they start, and their lengths.
 
-        If they have more than ``most`` tokens together, some are left out, equally far apart.
+        If they have more than ``most`` tokens together, some are left out, equally far apart. Raises
+        CorpusError if none has two tokens.
         """
         begin = np.concatenate([[0], self.ends[:-1]])
         found = [np.arange(a, b - 1, length) for a, b in zip(begin, self.ends, strict=True)]
         starts = np.concatenate(found)
+        if not len(starts):
+            raise CorpusError("no document of valid has two tokens: nothing can be measured")
         lengths = np.minimum(np.repeat(self.ends, [*map(len, found)]) - starts, length)
         every = max(1, -(-int(lengths.sum()) // most))
         return starts[::every], lengths[::every]

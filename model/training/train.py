@@ -39,11 +39,11 @@ def train(
 
     ``data`` holds splits (``Splits``) whose fields are called ``names``; ``config`` is a TOML file
     (``read_config``), which may be missing if there is a ``base``: a checkpoint whose backbone and
-    tokenizer training begins from. ``out`` gets the prepared tokens, a log and the checkpoint that was best on
-    valid; with ``resume`` an interrupted run in ``out`` goes on, and of ``data`` only the test
-    split is read, if it is still there. What a user should know goes to stderr: what is odd about
-    the data, how far training is, and in the end how good the model is, beside a linear baseline.
-    Seeds torch's global generator.
+    tokenizer training begins from. ``out`` gets the prepared tokens, a log and the checkpoint that
+    was best on valid; with ``resume`` an interrupted run in ``out`` goes on, and of ``data`` only
+    the test split is read, if it is still there. What a user should know goes to stderr: what is
+    odd about the data, how far training is, and in the end how good the model is, beside a linear
+    baseline. Seeds torch's global generator.
 
     Raises TrainingError or CorpusError before anything is trained, TrainingError if it diverges.
     """

@@ -71,8 +71,9 @@ def gma(
     """Classify documents of any length with Gaussian Mixture Attention.
 
     `gma classify book.txt` answers here and now. `gma serve` answers over HTTP. `gma train` makes a
-    classifier of your own labelled documents, `gma evaluate` measures it, `gma info` describes it,
-    `gma export` writes it as an ONNX model. `gma loadtest` puts a running service under load.
+    classifier of your own labelled documents, `gma pretrain` a base to begin from, `gma tokenizer`
+    what either reads with. `gma evaluate` measures a classifier, `gma info` describes it, `gma
+    export` writes it as an ONNX model. `gma loadtest` puts a running service under load.
     """
     if show_version:
         typer.echo(version("gma-service"))

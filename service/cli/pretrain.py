@@ -29,16 +29,21 @@ def pretrain(
         typer.Option(metavar="FILE", help="A tokenizer.json, in place of one learned from DIR."),
     ] = None,
     text: TextOption = "text",
+    prepare: Annotated[
+        bool,
+        typer.Option(
+            "--prepare", help="Make prepared/ and stop: what another machine needs for --data."
+        ),
+    ] = False,
     resume: Annotated[
         bool, typer.Option("--resume", help="Go on with the interrupted run in --out.")
     ] = False,
 ) -> None:
     """Train a base: a model without labels that learns to tell the next token of texts.
 
-    `gma train --from` makes a classifier of it, with far fewer labelled documents than it would take
-    without. The run's folder gets a log and the checkpoint that was best on the valid split, which
-    is drawn from the texts if there is none. Progress goes to stderr, the checkpoint's name to
-    stdout.
+    `gma train --from` makes a classifier of it. The run's folder gets a log and the checkpoint that
+    was best on the valid split, which is drawn from the texts if there is none. Progress goes to
+    stderr, the checkpoint's name to stdout.
 
     \b
     Examples:
@@ -49,7 +54,16 @@ def pretrain(
     from gma.model.training.pretrain import pretrain as pretraining
 
     try:
-        typer.echo(pretraining(data, out, config, tokenizer=tokenizer, text=text, resume=resume))
+        made = pretraining(
+            data,
+            out,
+            config,
+            tokenizer=tokenizer,
+            text=text,
+            resume=resume,
+            prepare_only=prepare,
+        )
+        typer.echo(made)
     except KeyboardInterrupt:
         if resumable(out):
             typer.echo("gma: interrupted; the same command with --resume goes on", err=True)
