@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from gma.model.backbone import Backbone
 from gma.model.config import Place, dotted
+from gma.model.training import together
 from gma.model.training.errors import TrainingError
 from gma.model.training.schedule import Schedule
 
@@ -38,7 +39,7 @@ class Loop(ABC, Generic[Trained, Config]):
     """One run and its folder: ``log.jsonl``, ``resume.safetensors``, ``checkpoint/``.
 
     A step draws all that is random from the seed and its own number, so a resumed run ends where an
-    uninterrupted one does.
+    uninterrupted one does. Several processes (``together``) share a step's crops.
     """
 
     losses_of: ClassVar[tuple[str, ...]]
@@ -46,7 +47,7 @@ class Loop(ABC, Generic[Trained, Config]):
 
     def __init__(self, out: Path, model: Trained, config: Config) -> None:
         self.out, self.config = out, config
-        self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        self.device = together.device()
         if self.device.type == "cuda":
             torch.set_float32_matmul_precision("high")
         self.trained: Trained = model.to(self.device)
@@ -121,6 +122,7 @@ class Loop(ABC, Generic[Trained, Config]):
 
         Raises TrainingError if a loss is not finite.
         """
+        together.spread([*self.trained.parameters(), *self.average.parameters()])
         bar = progress.add_task("training", total=self.config.steps, completed=self.step)
         started = time.monotonic()
         losses: list[Tensor] = []
@@ -139,7 +141,8 @@ class Loop(ABC, Generic[Trained, Config]):
                 self.log(
                     **means,
                     tokens_per_second=round(
-                        torch.stack(tokens).sum().item() / (time.monotonic() - started)
+                        together.total(torch.stack(tokens).sum()).item()
+                        / (time.monotonic() - started)
                     ),
                     length=self._length(self.step - 1),
                 )
@@ -147,15 +150,24 @@ class Loop(ABC, Generic[Trained, Config]):
                 tokens.clear()
                 if evaluating:
                     progress.update(bar, description="training, measuring valid")
-                    self.evaluate()
-                    self._save_resume()
+                    self._evaluate()
                 started = time.monotonic()
         if self.stopped:
             self.log(stopped=f"no better for {self.since_best} evaluations")
 
+    def _evaluate(self) -> None:
+        """Evaluate and save in the first process, and tell the others what came of it."""
+        if together.first():
+            self.evaluate()
+            self._save_resume()
+        found = torch.tensor([self.best, self.since_best], dtype=torch.float64, device=self.device)
+        together.spread([found])
+        self.best, self.since_best = found[0].item(), int(found[1])
+
     def _finite(self, losses: list[Tensor]) -> dict[str, float]:
         """Return the mean losses of the last steps, if they are finite."""
-        means = dict(zip(self.losses_of, torch.stack(losses).mean(0).tolist(), strict=True))
+        mean = together.total(torch.stack(losses).mean(0)) / together.size()
+        means = dict(zip(self.losses_of, mean.tolist(), strict=True))
         if not all(map(math.isfinite, means.values())):
             told = ", ".join(f"{name} {mean}" for name, mean in means.items())
             raise TrainingError(
@@ -172,14 +184,16 @@ class Loop(ABC, Generic[Trained, Config]):
         """Do a step; return its losses, and the tokens read ()."""
         for group in self.optimizer.param_groups:
             group["lr"] = self.config.learning_rate_at(self.step) * group["rate"]
-        seeds = np.random.SeedSequence([self.config.seed, self.step])
+        own = [together.rank()] if together.size() > 1 else []
+        seeds = np.random.SeedSequence([self.config.seed, self.step, *own])
         # For the hidden tokens and dropout.
         torch.manual_seed(int(seeds.generate_state(1, np.uint64)[0] >> 1))
         length = self._length(self.step)
-        rows = max(1, self.config.tokens_per_step // length)
+        rows = max(1, self.config.tokens_per_step // (length * together.size()))
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.device.type == "cuda"):
             losses, read = self.losses_at(np.random.default_rng(seeds), rows, length)
         torch.autograd.backward(losses @ losses.new_tensor(self.loss_weights))
+        together.average_gradients(self.trained.parameters())
         nn.utils.clip_grad_norm_(self.trained.parameters(), self.config.gradient_clip)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
@@ -196,6 +210,8 @@ class Loop(ABC, Generic[Trained, Config]):
 
     def log(self, **line: object) -> None:
         """Add a line to the log, with the step it is at."""
+        if not together.first():
+            return
         with (self.out / LOG).open("a") as file:
             file.write(json.dumps({"step": self.step, **line}) + "\n")
 
@@ -244,7 +260,8 @@ class Loop(ABC, Generic[Trained, Config]):
             tensor.copy_(tensors[name])
         step, self.best, since_best = tensors["run"].tolist()
         self.step, self.since_best = int(step), int(since_best)
-        self._forget_later_lines()
+        if together.first():
+            self._forget_later_lines()
 
     def _forget_later_lines(self) -> None:
         """Take those lines off the log that this run is about to write again."""

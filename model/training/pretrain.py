@@ -11,6 +11,7 @@ from typing import NamedTuple
 from rich.progress import Progress
 
 from gma.model.tokenizer import Tokenizer
+from gma.model.training import together
 from gma.model.training.errors import TrainingError
 from gma.model.training.labelled import TEXT_ALONE
 from gma.model.training.loop import LOG, check_folder
@@ -67,12 +68,15 @@ def pretrain(
     """
     model, training = read_config(config)
     check_folder(out, resume=resume)
-    with on_stderr() as progress:
+    with together.processes(), on_stderr() as progress:
         if resume and not _is_prepared(data):
             prepared = Prepared.load(out / PREPARED)
         else:
             vocabulary = Tokenizer.load(tokenizer) if tokenizer else model.vocab_size
-            prepared = prepare(data, out / PREPARED, vocabulary, text, progress)
+            if together.first():
+                prepare(data, out / PREPARED, vocabulary, text, progress)
+            together.wait()
+            prepared = Prepared.load(data if _is_prepared(data) else out / PREPARED)
         if prepare_only:
             return out / PREPARED
         fitting = {"vocab_size": prepared.tokenizer.vocab_size}
@@ -87,7 +91,7 @@ def pretrain(
         )
         if resume:
             run.resume()
-        else:
+        elif together.first():
             (out / LOG).unlink(missing_ok=True)  # of a run that ended before its first evaluation
         run.train(progress)
         progress.console.print(f"On valid, bits per byte: {-run.best:.4f}")

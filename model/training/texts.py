@@ -73,8 +73,8 @@ class Texts:
     def windows(self, length: int, most: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """Cut documents into windows of ``length``: where they start, and their lengths.
 
-        If they have more than ``most`` tokens together, some are left out, equally far apart. Raises
-        CorpusError if none has two tokens.
+        If they have more than ``most`` tokens together, some are left out, equally far apart.
+        Raises CorpusError if none has two tokens.
         """
         begin = np.concatenate([[0], self.ends[:-1]])
         found = [np.arange(a, b - 1, length) for a, b in zip(begin, self.ends, strict=True)]

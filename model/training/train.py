@@ -9,7 +9,7 @@ from rich.progress import Progress
 
 from gma.model import weights
 from gma.model.config import ModelConfig
-from gma.model.training import baseline
+from gma.model.training import baseline, together
 from gma.model.training.config import TrainingConfig, read_config
 from gma.model.training.evaluation import evaluate
 from gma.model.training.labelled import TEXT_AND_LABEL, Fields
@@ -54,7 +54,7 @@ def train(
     begun = weights.load_base(base) if base else None
     model, training = read_config(config, begun and begun.config)
     check_folder(out, resume=resume)
-    with on_stderr() as progress:
+    with together.processes(), on_stderr() as progress:
         if resume or not splits:
             run = _run(Prepared.load(out / PREPARED), out, model, training, begun)
             run.resume()
@@ -62,6 +62,8 @@ def train(
             run = _started(splits, out, model, training, begun, progress)
         run.train(progress)
         checkpoint = out / "checkpoint"
+        if not together.first():
+            return checkpoint
         if splits and splits.has(TEST):
             bar = progress.add_task("measuring test", total=1)
             loaded = weights.load(checkpoint, device=run.device)
@@ -87,10 +89,14 @@ def _started(
     for warning in survey.warnings():
         progress.console.print("warning:", warning)
     tokenizer = base.tokenizer if base else model.vocab_size
-    prepared = Prepared.make(splits, survey, out / PREPARED, tokenizer, progress)
-    (out / LOG).unlink(missing_ok=True)  # of a run that ended before its first evaluation
+    if together.first():
+        Prepared.make(splits, survey, out / PREPARED, tokenizer, progress)
+        (out / LOG).unlink(missing_ok=True)  # of a run that ended before its first evaluation
+    together.wait()
+    prepared = Prepared.load(out / PREPARED)
     run = _run(prepared, out, model, training, base)
-    run.log(baseline=baseline.fit(splits, survey, progress))
+    if together.first():
+        run.log(baseline=baseline.fit(splits, survey, progress))
     run.fit_token_scores(progress)
     return run
 

@@ -52,6 +52,7 @@ def pretrain(
     """
     from gma.model.training.loop import resumable
     from gma.model.training.pretrain import pretrain as pretraining
+    from gma.model.training.together import first
 
     try:
         made = pretraining(
@@ -63,7 +64,8 @@ def pretrain(
             resume=resume,
             prepare_only=prepare,
         )
-        typer.echo(made)
+        if first():
+            typer.echo(made)
     except KeyboardInterrupt:
         if resumable(out):
             typer.echo("gma: interrupted; the same command with --resume goes on", err=True)

@@ -61,12 +61,15 @@ def train(
     from gma.model.training import train as training
     from gma.model.training.labelled import Fields
     from gma.model.training.loop import resumable
+    from gma.model.training.together import first
 
     if not config and not base:
         raise typer.BadParameter("without --from there must be a --config")
     names = Fields(text, label, labels)
     try:
-        typer.echo(training.train(data, out, config, base=base, resume=resume, names=names))
+        made = training.train(data, out, config, base=base, resume=resume, names=names)
+        if first():
+            typer.echo(made)
     except KeyboardInterrupt:
         again = f"gma train --data {data} --out {out}"
         again += f" --config {config}" if config else ""
