@@ -269,7 +269,7 @@ def _missing_runs(known: set[tuple[str, ...]], most: int) -> list[tuple[str, str
     """At most so many merges that lead to runs, and are not known: all that a character takes."""
     found: list[tuple[str, str]] = []
     for character in dict.fromkeys(_RUNS):
-        first, *rest = _byte_level.pre_tokenize_str(character)[0][0]
+        first, *rest = [*_byte_level.pre_tokenize_str(character)[0][0]]
         lacking = []
         for byte in rest:
             lacking.append((first, byte))

@@ -39,8 +39,9 @@ class Texts:
             for text in texts:
                 data, stream = text.encode(), tokenizer.stream()
                 for start in range(0, len(data), PIECE):
-                    end += out.write(stream.feed(data[start : start + PIECE]).astype(dtype))
-                end += out.write(stream.finish().astype(dtype))
+                    ids = stream.feed(data[start : start + PIECE])
+                    end += out.write(ids.astype(dtype).tobytes())
+                end += out.write(stream.finish().astype(dtype).tobytes())
                 ends.append(end // np.dtype(dtype).itemsize)
         np.save(_ends(file), np.array(ends, dtype=np.int64))
         return cls.load(tokenizer, file)

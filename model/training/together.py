@@ -82,5 +82,6 @@ def average_gradients(parameters: Iterable[Tensor]) -> None:
         return
     gradients = [x.grad for x in parameters if x.grad is not None]
     flat = total(torch.cat([x.flatten() for x in gradients])) / size()
-    for gradient, mean in zip(gradients, flat.split([x.numel() for x in gradients]), strict=True):
+    means = torch.split(flat, [x.numel() for x in gradients])
+    for gradient, mean in zip(gradients, means, strict=True):
         gradient.copy_(mean.view_as(gradient))

@@ -52,7 +52,7 @@ def train(
         for split in TRAIN, VALID:  # the likeliest mistake, and named at once
             splits.sources(split)
     begun = weights.load_base(base) if base else None
-    model, training = read_config(config, begun and begun.config)
+    model, training = read_config(config, begun.config if begun else None)
     check_folder(out, resume=resume)
     with together.processes(), on_stderr() as progress:
         if resume or not splits:

@@ -20,6 +20,7 @@ from gma.model.tokenizer import Tokenizer
 from gma.model.training.errors import CorpusError, TrainingError
 from gma.model.training.pretrain import pretrain
 from gma.model.training.pretraining import Pretraining
+from gma.model.training.run import Run
 from gma.model.training.texts import Texts
 from gma.model.training.train import train
 from gma.model.weights import CheckpointError
@@ -116,9 +117,12 @@ class TestPretrain:
         self, base: Pretrain, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         runs: list[Pretraining] = []
-        monkeypatch.setattr(
-            Pretraining, "train", lambda run, _: (runs.append(run), setattr(run, "best", 0.0))
-        )
+
+        def untrained(run: Pretraining, _: object) -> None:
+            run.best = 0.0
+            runs.append(run)
+
+        monkeypatch.setattr(Pretraining, "train", untrained)
         base(lengths=[[0.0, 64]])
         run = runs[0]
         backbone = run.average.double()
@@ -286,13 +290,16 @@ class TestFrom:
         self, run: Train, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         first = run()
-        seen: list[object] = []
-        monkeypatch.setattr(
-            "gma.model.training.run.Run.train", lambda run, _: seen.append(run) or _stop()
-        )
+        seen: list[Run] = []
+
+        def stopped(run: Run, _: object) -> None:
+            seen.append(run)
+            raise KeyboardInterrupt
+
+        monkeypatch.setattr(Run, "train", stopped)
         with pytest.raises(KeyboardInterrupt):
             train(data, tmp_path / "second", None, base=first)
-        assert seen[0].trained.config.backbone == weights.load(first).config.backbone  # type: ignore[attr-defined]
+        assert seen[0].trained.config.backbone == weights.load(first).config.backbone
 
     def test_the_backbone_may_stand_still(self, base: Pretrain, data: Path, tmp_path: Path) -> None:
         checkpoint = base()
@@ -339,7 +346,3 @@ class TestFrom:
 
 def _alone(length: int) -> Rows:
     return Rows.of(torch.tensor([length]), torch.tensor([0]), length, torch.float64)
-
-
-def _stop() -> None:
-    raise KeyboardInterrupt
