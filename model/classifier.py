@@ -6,11 +6,11 @@ from dataclasses import replace
 from typing import NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
+from gma.model.backbone import Backbone
 from gma.model.config import ModelConfig
-from gma.model.layers import MLP, Layer, Pooling
-from gma.model.ops.choice import choose
+from gma.model.layers import Layer, Pooling
 from gma.model.ops.chunked import Rows
 from gma.model.state import State
 
@@ -34,40 +34,14 @@ class PassStep(NamedTuple):
     usage: Tensor | None = None  # (R, H, K) float32 of the layer that was written, if asked for
 
 
-class Classifier(nn.Module):
+class Classifier(Backbone):
     """Token ids in, evidence for each label out."""
 
+    config: ModelConfig
+
     def __init__(self, config: ModelConfig) -> None:
-        super().__init__()
-        self.config = config
-        self.embedding = nn.Embedding(config.vocab_size, config.width)
-        nn.init.normal_(self.embedding.weight, std=0.5)
-        self.layers = nn.ModuleList(Layer(config) for _ in range(config.layers))
+        super().__init__(config)
         self.pooling = Pooling(config)
-        for name, parameter in self.named_parameters():
-            if name.endswith(("out.weight", "down.weight")):
-                nn.init.normal_(parameter, std=0.5 * (parameter.shape[1] * config.layers) ** -0.5)
-
-    @property
-    def dtype(self) -> torch.dtype:
-        """What states and sums are kept in: at least float32."""
-        return torch.promote_types(self.embedding.weight.dtype, torch.float32)
-
-    @property
-    def mixers(self) -> str:
-        """The name of the operation that the layers use, see `gma.model.ops.choice`."""
-        return self._layer(0).mixer.operation.name
-
-    def choose_mixers(self) -> None:
-        """Use the fastest implementation where the weights are, in their dtype."""
-        operation = choose(self.config, self.embedding.weight)
-        for layer in self.layers:
-            assert isinstance(layer, Layer)
-            layer.mixer.operation = operation
-
-    def hidden_reach(self) -> float:
-        """Return a bound that no hidden activation of any layer exceeds."""
-        return max(module.reach() for module in self.modules() if isinstance(module, MLP))
 
     def logits(self, evidence: Tensor, weight: Tensor) -> Tensor:
         """Divide sums of scores (..., labels) by sums of weights (...).
@@ -76,75 +50,6 @@ class Classifier(nn.Module):
         so that a few tokens, however clearly they speak, do not make an answer sure.
         """
         return evidence / (weight[..., None] + self.config.prior_tokens)
-
-    def new_states(self, documents: int) -> State:
-        """Make states of documents of which nothing was read yet, where the weights are."""
-        device = self.embedding.weight.device
-        return State.zeros(self.config, documents, device=device, dtype=self.dtype)
-
-    def hidden(
-        self, x: Tensor, rows: Rows, states: State, usage: list[Tensor] | None = None
-    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Take embedded tokens (R, C, W) through causal layers.
-
-        Returns hidden (R, C, W), and the states' memory, mass and tail after them. `usage` gets
-        each layer's, (R, H, K).
-        """
-        memories, masses, tails = [], [], []
-        for index, layer in enumerate(self.layers):
-            state = states.memory[:, index], states.mass[:, index], states.tail[:, index]
-            x, memory, mass, tail = layer(x, *state, rows, usage)
-            memories.append(memory)
-            masses.append(mass)
-            tails.append(tail)
-        return x, torch.stack(memories, 1), torch.stack(masses, 1), torch.stack(tails, 1)
-
-    def layers_of(self, number: int) -> tuple[Layer | None, Layer | None]:
-        """Return the layer whose memory pass `number` reads, and the one whose memory it writes.
-
-        A bidirectional model's passes are 0 to L: the first reads none, the last writes none.
-        """
-        last = number == self.config.layers
-        return (
-            self._layer(number - 1) if number > 0 else None,
-            None if last else self._layer(number),
-        )
-
-    def hidden_between(
-        self, reads: Layer | None, writes: Layer | None, x: Tensor, rows: Rows, states: State
-    ) -> tuple[Tensor, State]:
-        """Take x (R, C, W) through the pass between two layers, see `layers_of`.
-
-        The first pass takes embedded tokens, each other what the one before it gave. It reads the
-        memory that the pass before wrote, all of it, and writes the next layer's.
-        """
-        if reads is not None:
-            x = reads.recall(x, states.memory[:, 0], states.mass[:, 0], rows)
-        if writes is None:
-            return x, states
-        x, tail = writes.convolve(x, states.tail[:, 1], rows)
-        memory, mass = writes.mixer.write(x, rows)
-        return x, replace(
-            states,
-            memory=torch.stack([states.memory[:, 0], states.memory[:, 1] + memory], 1),
-            mass=torch.stack([states.mass[:, 0], states.mass[:, 1] + mass], 1),
-            tail=torch.stack([states.tail[:, 0], tail], 1),
-        )
-
-    def _layer(self, index: int) -> Layer:
-        layer = self.layers[index]
-        assert isinstance(layer, Layer)
-        return layer
-
-    def hidden_alone(self, x: Tensor, rows: Rows) -> Tensor:
-        """Take embedded tokens (R, C, W) through all layers, each row a whole document."""
-        if self.config.causal:
-            return self.hidden(x, rows, self.new_states(len(x)))[0]
-        states, all_begin = self.new_states(len(x)), rows.lengths.new_ones(len(x)).bool()
-        for number in range(self.config.passes):
-            layers = self.layers_of(number)
-            x, states = self.hidden_between(*layers, x, rows, states.turned(all_begin))
-        return x
 
     def forward(
         self,

@@ -7,7 +7,7 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Annotated, Any, Literal, Protocol, Self, TypeAlias
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 DEFAULT_CHECKPOINT = Path(__file__).parent / "checkpoints" / "books"
 """The checkpoint that comes with the package."""
@@ -32,9 +32,9 @@ EVEN = 0.5
 """The threshold of a multi-label model's labels where nothing tells of another."""
 
 
-class ModelConfig(BaseModel):
-    """Architecture of one classifier. Unknown fields are errors; a change of meaning raises
-    ``format_version``."""
+class BackboneConfig(BaseModel):
+    """Architecture of what reads tokens, whatever they are read for. Unknown fields are errors; a
+    change of meaning raises ``format_version``."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
 
@@ -44,19 +44,6 @@ class ModelConfig(BaseModel):
         Field(description="of the mixer: the paper's, or one that forgets"),
     ] = "paper"
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
-    labels: Annotated[tuple[str, ...], Field(min_length=2, strict=False)]
-    multi_label: Annotated[
-        bool, Field(description="a document has any number of the labels, each scored by itself")
-    ] = False
-    thresholds: Annotated[
-        tuple[Score, ...] | None,
-        Field(
-            strict=False,
-            description="the least score, label by label, at which the model says it is there; "
-            "without them .5 if multi_label, else the best label whatever its score",
-        ),
-    ] = None
-
     vocab_size: Positive
     width: Positive
     layers: Positive
@@ -78,17 +65,9 @@ class ModelConfig(BaseModel):
     epsilon: Annotated[
         float, Field(gt=0, description="added to the mass that a read divides by")
     ] = 1e-6
-    prior_tokens: Annotated[
-        float,
-        Field(ge=0, description="tokens of score 0 in every mean: they keep short texts unsure"),
-    ] = 0.0
 
     @model_validator(mode="after")
-    def _check(self) -> Self:
-        if len(set(self.labels)) != len(self.labels):
-            raise ValueError("labels must be distinct")
-        if self.thresholds is not None and len(self.thresholds) != len(self.labels):
-            raise ValueError("thresholds must be as many as labels")
+    def _check_backbone(self) -> Self:
         if self.format_version == 1 and self.form != "paper":
             raise ValueError(f"form {self.form} needs format_version 2")
         if self.conv_kernel == 1:
@@ -96,12 +75,9 @@ class ModelConfig(BaseModel):
         return self
 
     @property
-    def least_scores(self) -> tuple[float, ...] | None:
-        """The least score, label by label, at which the model says that it is there; None if it
-        says the best label whatever its score."""
-        if self.multi_label and self.thresholds is None:
-            return (EVEN,) * len(self.labels)
-        return self.thresholds
+    def label_count(self) -> int:
+        """How many labels a document's evidence is for; a backbone alone has none."""
+        return 0
 
     @property
     def tail(self) -> int:
@@ -119,6 +95,76 @@ class ModelConfig(BaseModel):
         """Layers whose memory a document's state holds: all, or the one that a pass reads and the
         one that it writes."""
         return self.layers if self.causal else 2
+
+
+class ModelConfig(BackboneConfig):
+    """Architecture of one classifier."""
+
+    labels: Annotated[tuple[str, ...], Field(min_length=2, strict=False)]
+    multi_label: Annotated[
+        bool, Field(description="a document has any number of the labels, each scored by itself")
+    ] = False
+    thresholds: Annotated[
+        tuple[Score, ...] | None,
+        Field(
+            strict=False,
+            description="the least score, label by label, at which the model says it is there; "
+            "without them .5 if multi_label, else the best label whatever its score",
+        ),
+    ] = None
+    prior_tokens: Annotated[
+        float,
+        Field(ge=0, description="tokens of score 0 in every mean: they keep short texts unsure"),
+    ] = 0.0
+
+    @model_validator(mode="before")
+    @classmethod
+    def _check_labels(cls, fields: Any) -> Any:
+        if isinstance(fields, dict) and "labels" not in fields:
+            raise ValueError(
+                "labels is missing: a base without labels answers nothing; make a classifier of it "
+                "with `gma train --from`"
+            )
+        return fields
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if len(set(self.labels)) != len(self.labels):
+            raise ValueError("labels must be distinct")
+        if self.thresholds is not None and len(self.thresholds) != len(self.labels):
+            raise ValueError("thresholds must be as many as labels")
+        return self
+
+    @property
+    def label_count(self) -> int:
+        """How many labels a document's evidence is for."""
+        return len(self.labels)
+
+    @property
+    def backbone(self) -> BackboneConfig:
+        """What the architecture is but for the labels."""
+        return BackboneConfig(**self.model_dump(include={*BackboneConfig.model_fields}))
+
+    @property
+    def least_scores(self) -> tuple[float, ...] | None:
+        """The least score, label by label, at which the model says that it is there; None if it
+        says the best label whatever its score."""
+        if self.multi_label and self.thresholds is None:
+            return (EVEN,) * len(self.labels)
+        return self.thresholds
+
+
+def backbone_of(description: bytes) -> BackboneConfig:
+    """Read the architecture in a ``config.json``, a base's or a classifier's.
+
+    Raises pydantic's ValidationError.
+    """
+    try:
+        return ModelConfig.model_validate_json(description).backbone
+    except ValidationError:
+        if b'"labels"' in description:
+            raise
+        return BackboneConfig.model_validate_json(description)
 
 
 def lacking(folder: Path) -> str | None:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from gma.model.config import ModelConfig
+from gma.model.config import BackboneConfig, ModelConfig
 from gma.model.mixers import ForgettingMixer, Mixer
 from gma.model.ops.chunked import Rows
 
@@ -21,7 +21,7 @@ from gma.model.ops.chunked import Rows
 class ShortConvolution(nn.Module):
     """Causal depthwise convolution over a few tokens: the model's only notion of position."""
 
-    def __init__(self, config: ModelConfig) -> None:
+    def __init__(self, config: BackboneConfig) -> None:
         super().__init__()
         self.tail = config.tail
         self.norm = nn.RMSNorm(config.width, eps=1e-6)
@@ -59,7 +59,7 @@ class ShortConvolution(nn.Module):
 class MLP(nn.Module):
     """Works on each token alone: it is normalised, widened, put through GELU and narrowed."""
 
-    def __init__(self, config: ModelConfig) -> None:
+    def __init__(self, config: BackboneConfig) -> None:
         super().__init__()
         self.norm = nn.RMSNorm(config.width, eps=1e-6)
         self.up = nn.Linear(config.width, config.mlp_width, bias=False)
@@ -81,7 +81,7 @@ class MLP(nn.Module):
 class Layer(nn.Module):
     """Short convolution, mixer and MLP, each added to what it reads."""
 
-    def __init__(self, config: ModelConfig) -> None:
+    def __init__(self, config: BackboneConfig) -> None:
         super().__init__()
         self.convolution = ShortConvolution(config) if config.tail else None
         self.mixer = Mixer(config) if config.form == "paper" else ForgettingMixer(config)

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from gma.model.config import LASTING, ModelConfig
+from gma.model.config import LASTING, BackboneConfig
 from gma.model.ops import chunked
 from gma.model.ops.choice import CHUNKED
 from gma.model.ops.chunked import Coefficients, Rows
@@ -30,7 +30,7 @@ HALF_LIVES = 4.0, 2000.0
 class Mixture(nn.Module):
     """The Gaussian mixture that queries and keys are scored by, one per head."""
 
-    def __init__(self, config: ModelConfig) -> None:
+    def __init__(self, config: BackboneConfig) -> None:
         super().__init__()
         shape = config.heads, config.num_components, config.routing_dim
         self.floor = config.variance_floor
@@ -54,7 +54,7 @@ class Mixture(nn.Module):
 class Mixer(nn.Module):
     """Gaussian Mixture Attention with its projections, in the paper's form (arXiv:2606.18283)."""
 
-    def __init__(self, config: ModelConfig, others: int = 0) -> None:
+    def __init__(self, config: BackboneConfig, others: int = 0) -> None:
         """`others`: numbers that are projected beside queries, keys and values."""
         super().__init__()
         self.config = config
@@ -136,7 +136,7 @@ class ForgettingMixer(Mixer):
 
     lasting = LASTING
 
-    def __init__(self, config: ModelConfig) -> None:
+    def __init__(self, config: BackboneConfig) -> None:
         heads = config.heads
         read = heads * config.value_dim
         # What is read only once it is finished forgets nothing.

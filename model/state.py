@@ -8,7 +8,7 @@ from dataclasses import dataclass, fields
 import torch
 from torch import Tensor
 
-from gma.model.config import ModelConfig
+from gma.model.config import BackboneConfig
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,7 @@ class State:
     @classmethod
     def zeros(
         cls,
-        config: ModelConfig,
+        config: BackboneConfig,
         documents: int,
         *,
         device: torch.device | str = "cpu",
@@ -47,7 +47,7 @@ class State:
             memory=zeros(layers, heads, components, config.value_dim),
             mass=zeros(layers, heads, components),
             tail=zeros(layers, config.tail, config.width),
-            evidence=zeros(len(config.labels), dtype=torch.float64),
+            evidence=zeros(config.label_count, dtype=torch.float64),
             weight=zeros(dtype=torch.float64),
         )
 

@@ -8,8 +8,10 @@ it without a single space, is tokenized in constant memory.
 from __future__ import annotations
 
 import codecs
+import hashlib
 import json
 import re
+import string
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Self
@@ -40,6 +42,15 @@ _SPACE = re.compile(r".*\S(?=[ \t\r\n])", re.DOTALL)
 _WHITESPACE = re.compile(r"[^\S\x1c-\x1f]+")  # the scan's \s+
 _SPACE_SEARCH = 256  # characters; past them the scan itself is asked
 
+_RUNS = (
+    " \n-_.=\t*#"
+    + string.punctuation
+    + "\u2014\u2026\u2500\u2550\u00a0\u3000"
+    + string.ascii_letters
+)
+"""Characters whose runs have tokens of their own, the likeliest first."""
+_SHARE_OF_RUNS = 32  # of so many tokens, one at most is a run's
+
 _PART = 4 * 1024  # characters given to one thread at a time; a usual network read feeds several
 _BATCH = 128  # parts encoded at once: bounds the memory of the records kept for each token
 
@@ -67,16 +78,19 @@ class Tokenizer:
 
     @classmethod
     def train(cls, texts: Iterator[str], vocab_size: int) -> Self:
-        """Learns at most `vocab_size` tokens, at least the 256 single bytes."""
+        """Learns at most `vocab_size` tokens, at least the 256 single bytes.
+
+        Some are runs of one character, whether texts have them or not: a document of spaces or
+        dashes would else have a token for each.
+        """
         bpe = _untrained()
-        alphabet = pre_tokenizers.ByteLevel.alphabet()
         bpe.train_from_iterator(
             texts,
             trainers.BpeTrainer(
-                vocab_size=vocab_size, initial_alphabet=alphabet, show_progress=False
+                vocab_size=vocab_size, initial_alphabet=_ALPHABET, show_progress=False
             ),
         )
-        return cls(bpe)
+        return cls(_with_runs(bpe, vocab_size))
 
     @classmethod
     def load(cls, path: str | Path) -> Self:
@@ -94,6 +108,11 @@ class Tokenizer:
     @property
     def vocab_size(self) -> int:
         return len(self.byte_lengths)
+
+    @property
+    def fingerprint(self) -> str:
+        """SHA-256 of all that its tokens depend on."""
+        return hashlib.sha256(self._bpe.to_str().encode()).hexdigest()
 
     def encode(self, text: str | bytes) -> Tokens:
         """The tokens of a whole text in one piece: (tokens,) int32. Raises `NotUtf8`."""
@@ -179,6 +198,8 @@ class TokenStream:
 
 
 _words = pre_tokenizers.Split(hf.Regex(WORD), behavior="isolated")
+_byte_level = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+_ALPHABET = sorted(pre_tokenizers.ByteLevel.alphabet())
 
 
 def _split(text: str) -> tuple[list[str], str]:
@@ -222,11 +243,45 @@ def _decode(data: bytes, start: int, *, final: bool) -> tuple[str, int]:
 
 def _untrained() -> hf.Tokenizer:
     bpe = hf.Tokenizer(models.BPE())
-    bpe.pre_tokenizer = pre_tokenizers.Sequence(
-        [_words, pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)]
-    )
+    bpe.pre_tokenizer = pre_tokenizers.Sequence([_words, _byte_level])
     bpe.decoder = decoders.ByteLevel()
     return bpe
+
+
+def _with_runs(bpe: hf.Tokenizer, vocab_size: int) -> hf.Tokenizer:
+    """The same with runs of one character for its last and rarest tokens, as far as it lacks them.
+
+    What is learned last counts last: no other text has other tokens but for those that are gone.
+    """
+    spec = json.loads(bpe.to_str())
+    merges = [tuple(pair) for pair in spec["model"]["merges"]]
+    most = vocab_size - len(_ALPHABET)
+    places = min(vocab_size // _SHARE_OF_RUNS, most)
+    missing = _missing_runs(set(merges[: most - places]), places)
+    kept = [*dict.fromkeys(merges[: most - len(missing)] + missing)]
+    tokens = dict.fromkeys([*_ALPHABET, *map("".join, kept)])
+    spec["model"]["vocab"] = {token: index for index, token in enumerate(tokens)}
+    spec["model"]["merges"] = kept
+    return hf.Tokenizer.from_str(json.dumps(spec))
+
+
+def _missing_runs(known: set[tuple[str, ...]], most: int) -> list[tuple[str, str]]:
+    """At most so many merges that lead to runs, and are not known: all that a character takes."""
+    found: list[tuple[str, str]] = []
+    for character in dict.fromkeys(_RUNS):
+        first, *rest = [*_byte_level.pre_tokenize_str(character)[0][0]]
+        lacking = []
+        for byte in rest:
+            lacking.append((first, byte))
+            first += byte
+        longest = len(_words.pre_tokenize_str(character * WINDOW)[0][0])
+        while len(first) // (len(rest) + 1) * 2 <= longest:
+            lacking.append((first, first))
+            first += first
+        lacking = [pair for pair in lacking if pair not in known]
+        if len(found) + len(lacking) <= most:
+            found += lacking
+    return found
 
 
 def _byte_lengths(spec: dict[str, Any]) -> Tokens:
@@ -238,7 +293,7 @@ def _byte_lengths(spec: dict[str, Any]) -> Tokens:
     vocabulary: dict[str, int] = spec["model"]["vocab"]
     if sorted(vocabulary.values()) != list(range(len(vocabulary))):
         raise ValueError("the vocabulary's ids are not 0, 1, 2, ... without gaps")
-    alphabet = set(pre_tokenizers.ByteLevel.alphabet())
+    alphabet = set(_ALPHABET)
     if missing := alphabet - vocabulary.keys():
         raise ValueError(f"the vocabulary lacks {len(missing)} of the 256 single bytes")
     lengths = np.zeros(len(vocabulary), np.int32)

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from pydantic import ValidationError
@@ -15,9 +16,15 @@ from safetensors.torch import save as to_bytes
 from torch import nn
 from torch.overrides import TorchFunctionMode
 
+from gma.model.backbone import Backbone
 from gma.model.classifier import Classifier
-from gma.model.config import FILES, ModelConfig, lacking, problems
+from gma.model.config import FILES, BackboneConfig, ModelConfig, backbone_of, lacking, problems
 from gma.model.tokenizer import Tokenizer
+
+POOLING = "pooling."
+"""What names of tensors begin with that a base lacks."""
+
+Config = TypeVar("Config", bound=BackboneConfig)
 
 STORED = {"F16": torch.float16, "BF16": torch.bfloat16, "F32": torch.float32}
 
@@ -52,62 +59,73 @@ class Checkpoint:
     """SHA-256 of the three files: states and snapshots belong to exactly one."""
 
 
+@dataclass(frozen=True)
+class Base:
+    """What a classifier can begin from: a backbone that has read much, and its tokenizer."""
+
+    config: BackboneConfig
+    backbone: Backbone
+    tokenizer: Tokenizer
+    fingerprint: str
+    """SHA-256 of the three files."""
+
+
 def load(
     path: Path | str, *, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32
 ) -> Checkpoint:
     """Read and check a checkpoint; the classifier comes in eval mode, in ``dtype`` on ``device``.
 
     Raises CheckpointError for a file that is missing or malformed, for a tokenizer of another size,
-    and for tensors whose names or shapes are not what ``config.json`` says, or whose dtypes or
-    values can't be used.
+    for tensors whose names or shapes are not what ``config.json`` says, or whose dtypes or values
+    can't be used, and for a base, which has no labels.
     """
-    folder = Path(path)
-    if reason := lacking(folder):
-        raise CheckpointError(reason)
-    files = [folder / name for name in FILES]
-    config_file, weights_file, tokenizer_file = files
-    try:
-        config = ModelConfig.model_validate_json(config_file.read_bytes())
-    except ValidationError as error:
-        raise CheckpointError(f"{config_file}: {problems(error)}") from error
-    try:
-        tokenizer = Tokenizer.load(tokenizer_file)
-    except ValueError as error:
-        raise CheckpointError(str(error)) from error
-    if tokenizer.vocab_size != config.vocab_size:
-        raise CheckpointError(
-            f"{tokenizer_file} has {tokenizer.vocab_size} tokens, "
-            f"config.json says {config.vocab_size}"
-        )
-    try:
-        tensors = load_file(weights_file)
-    except (SafetensorError, OSError) as error:
-        raise CheckpointError(f"{weights_file}: {error}") from error
+    files = _files(path)
+    config = _read(files.config, ModelConfig.model_validate_json)
+    tokenizer = _tokenizer(files, config)
+    tensors = _tensors(files)
     with torch.device("meta"), Undrawn():
         classifier = Classifier(config)
-    _check(tensors, classifier.state_dict(), weights_file)
-    classifier.load_state_dict({k: x.to(device, dtype) for k, x in tensors.items()}, assign=True)
-    classifier.requires_grad_(False).eval()
-    classifier.choose_mixers()
+    _assign(classifier, tensors, files, device, dtype)
     return Checkpoint(config, classifier, tokenizer, _fingerprint(files))
+
+
+def load_base(path: Path | str) -> Base:
+    """Read and check a base, or what a classifier was before its labels; as ``load`` does."""
+    files = _files(path)
+    config = _read(files.config, backbone_of)
+    tokenizer = _tokenizer(files, config)
+    tensors = {name: x for name, x in _tensors(files).items() if not name.startswith(POOLING)}
+    with torch.device("meta"), Undrawn():
+        backbone = Backbone(config)
+    _assign(backbone, tensors, files, "cpu", torch.float32)
+    return Base(config, backbone, tokenizer, _fingerprint(files))
+
+
+def is_base(path: Path | str) -> bool:
+    """Say whether a checkpoint's folder holds a base: one without labels. Raises CheckpointError
+    unless it holds either."""
+    description = _files(path).config
+    _read(description, backbone_of)
+    return b'"labels"' not in description.read_bytes()
 
 
 def save(
     path: Path | str,
-    classifier: Classifier,
+    model: Backbone,
     tokenizer: Tokenizer,
     *,
     card: str,
     dtype: torch.dtype = torch.float16,
 ) -> None:
-    """Write a checkpoint with its model card (``README.md``), the weights stored in ``dtype``.
+    """Write a checkpoint, of a classifier or a base, with its model card (``README.md``), the
+    weights stored in ``dtype``.
 
     Whoever loads it meanwhile gets the weights of before or those of after, nothing between.
     """
     folder = Path(path)
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "config.json").write_text(classifier.config.model_dump_json(indent=2) + "\n")
-    state = classifier.state_dict()
+    (folder / "config.json").write_text(model.config.model_dump_json(indent=2) + "\n")
+    state = model.state_dict()
     tensors = {name: x.detach().to("cpu", dtype).contiguous() for name, x in state.items()}
     partial = folder / "model.safetensors.partial"
     # Not safetensors' own save_file: its files are readable by their owner only.
@@ -115,6 +133,60 @@ def save(
     partial.replace(folder / "model.safetensors")
     tokenizer.save(folder / "tokenizer.json")
     (folder / "README.md").write_text(card)
+
+
+class _Files(NamedTuple):
+    config: Path
+    weights: Path
+    tokenizer: Path
+
+
+def _files(path: Path | str) -> _Files:
+    folder = Path(path)
+    if reason := lacking(folder):
+        raise CheckpointError(reason)
+    return _Files(*(folder / name for name in FILES))
+
+
+def _read(file: Path, parse: Callable[[bytes], Config]) -> Config:
+    try:
+        return parse(file.read_bytes())
+    except ValidationError as error:
+        raise CheckpointError(f"{file}: {problems(error)}") from error
+
+
+def _tokenizer(files: _Files, config: BackboneConfig) -> Tokenizer:
+    try:
+        tokenizer = Tokenizer.load(files.tokenizer)
+    except ValueError as error:
+        raise CheckpointError(str(error)) from error
+    if tokenizer.vocab_size != config.vocab_size:
+        raise CheckpointError(
+            f"{files.tokenizer} has {tokenizer.vocab_size} tokens, "
+            f"config.json says {config.vocab_size}"
+        )
+    return tokenizer
+
+
+def _tensors(files: _Files) -> dict[str, torch.Tensor]:
+    try:
+        return load_file(files.weights)
+    except (SafetensorError, OSError) as error:
+        raise CheckpointError(f"{files.weights}: {error}") from error
+
+
+def _assign(
+    model: Backbone,
+    tensors: dict[str, torch.Tensor],
+    files: _Files,
+    device: torch.device | str,
+    dtype: torch.dtype,
+) -> None:
+    """Give a model on the meta device its weights, ready to read."""
+    _check(tensors, model.state_dict(), files.weights)
+    model.load_state_dict({k: x.to(device, dtype) for k, x in tensors.items()}, assign=True)
+    model.requires_grad_(False).eval()
+    model.choose_mixers()
 
 
 def _check(found: dict[str, torch.Tensor], expected: dict[str, torch.Tensor], file: Path) -> None:
@@ -132,7 +204,7 @@ def _check(found: dict[str, torch.Tensor], expected: dict[str, torch.Tensor], fi
         raise CheckpointError(f"{file}: " + "; ".join(wrong[:8]) + (" ..." if wrong[8:] else ""))
 
 
-def _fingerprint(files: list[Path]) -> str:
+def _fingerprint(files: _Files) -> str:
     digest = hashlib.sha256()
     for file in files:
         digest.update(hashlib.sha256(file.read_bytes()).digest())

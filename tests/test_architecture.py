@@ -66,6 +66,7 @@ ORDER: dict[str, tuple[set[str], ...]] = {
         {"reading"},
         {"weights", "fused"},
         {"classifier"},
+        {"backbone"},
         {"layers"},
         {"mixers"},
         {"state", "tokenizer", "grid"},

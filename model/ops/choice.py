@@ -8,7 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from gma.model.config import ModelConfig
+from gma.model.config import BackboneConfig
 from gma.model.ops import chunked, forgetting
 from gma.model.ops.triton.limits import misfit
 
@@ -26,7 +26,7 @@ class Operation(NamedTuple):
 CHUNKED = Operation("chunked", chunked.causal, chunked.write, chunked.read, forgetting.causal)
 
 
-def choose(config: ModelConfig, weight: Tensor) -> Operation:
+def choose(config: BackboneConfig, weight: Tensor) -> Operation:
     """Choose Triton's kernels on a CUDA device if they fit the model, else the chunked form.
 
     weight: any of the model's, for its device and dtype.

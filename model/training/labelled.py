@@ -13,29 +13,37 @@ from gma.model.training.errors import CorpusError
 class Fields(NamedTuple):
     """What the fields of a document are called in its file.
 
-    A document has either a label, or labels: a list of any length.
+    A document has either a label, or labels: a list of any length. Where labels have no name,
+    those that are there count for nothing.
     """
 
     text: str = "text"
     label: str = "label"
     labels: str = "labels"
 
-    def columns(self, there: Sequence[str], where: str) -> tuple[str, str]:
-        """Pick the two columns that count: the text's, and the label's or the labels'.
+    @property
+    def labelled(self) -> bool:
+        """Whether labels count."""
+        return bool(self.label)
+
+    def columns(self, there: Sequence[str], where: str) -> tuple[str, ...]:
+        """Pick the columns that count: the text's, and if labels do, the label's or the labels'.
 
         Raises CorpusError if one is missing or there twice, or if label and labels are both there.
         """
         of_labels = self.labels if self.labels in there else self.label
-        if of_labels == self.labels and self.label in there:
+        if self.labelled and of_labels == self.labels and self.label in there:
             raise CorpusError(f"{where}: {_both(self)}")
-        for name in (self.text, of_labels):
+        counting = (self.text, of_labels) if self.labelled else (self.text,)
+        for name in counting:
             if there.count(name) != 1:
                 many = "two columns are" if name in there else "no column is"
                 raise CorpusError(f"{where}: {many} named {name!r}: they are {', '.join(there)}")
-        return self.text, of_labels
+        return counting
 
 
 TEXT_AND_LABEL = Fields()
+TEXT_ALONE = Fields(label="", labels="")
 
 Label: TypeAlias = str | tuple[str, ...]
 """A document's one label; or all that it has, sorted, where it may have any number."""
@@ -58,7 +66,9 @@ class LabelledText:
         if there are both label and labels.
         """
         label: Label
-        if names.labels not in fields:
+        if not names.labelled:
+            label = ()
+        elif names.labels not in fields:
             label = _label(fields, where, names.label)
         elif names.label in fields:
             raise CorpusError(f"{where}: {_both(names)}")

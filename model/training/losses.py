@@ -5,15 +5,12 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
-from torch.utils.checkpoint import checkpoint
 
 from gma.model.classifier import Classifier
 from gma.model.ops.chunked import Rows
 from gma.model.training.config import TrainingConfig
 from gma.model.training.cross_entropy import cross_entropy
-
-LOGITS = 1 << 14
-"""Tokens whose next-token logits, as many as the vocabulary, are in memory at a time."""
+from gma.model.training.next_token import next_token_loss
 
 
 class Losses(nn.Module):
@@ -69,22 +66,4 @@ class Losses(nn.Module):
         """
         if not self.classifier.config.causal or not any(self.config.language_weight):
             return hidden.new_zeros((), dtype=torch.float32)
-        targets = tokens.roll(-1, 1).masked_fill(~rows.valid.roll(-1, 1), -100)
-        targets[:, -1] = -100
-        # Piece by piece and recomputed backward: the logits of all tokens would fill the memory.
-        pieces = zip(
-            torch.split(hidden.flatten(0, 1), LOGITS),
-            torch.split(targets.flatten(), LOGITS),
-            strict=True,
-        )
-        embedding = self.classifier.embedding.weight
-        total = [checkpoint(_next_token, x, embedding, y, use_reentrant=False) for x, y in pieces]
-        return torch.stack(total).sum() / (targets >= 0).sum().clamp_min(1)
-
-
-def _next_token(hidden: Tensor, embedding: Tensor, targets: Tensor) -> Tensor:
-    """Sum cross-entropies: hidden (n, W), embedding (vocab, W), targets (n,), -100 for none."""
-    # Their norm is 4: the embedding's entries begin near 0.5, so the logits near 2.
-    normed = functional.rms_norm(hidden, hidden.shape[-1:], eps=1e-6) * hidden.shape[-1] ** -0.5
-    logits = functional.linear(normed * 4.0, embedding)
-    return functional.cross_entropy(logits.float(), targets, reduction="sum")
+        return next_token_loss(hidden, tokens, rows, self.classifier.embedding.weight)

@@ -27,15 +27,24 @@ class Prepared:
 
     @classmethod
     def make(
-        cls, splits: Splits, survey: Survey, out: Path, vocab_size: int, progress: Progress
+        cls,
+        splits: Splits,
+        survey: Survey,
+        out: Path,
+        tokenizer: int | Tokenizer,
+        progress: Progress,
     ) -> Prepared:
-        """Train a tokenizer on the train split, encode both splits, and keep them in ``out``.
+        """Encode both splits and keep them in ``out``.
 
+        ``tokenizer`` is one, or how many tokens that may have which is trained on the train split.
         Documents of valid whose text train has are left out. What is in ``out`` already is taken if
-        it was made of the same documents and for the same size.
+        it was made of the same documents, and with the same tokenizer or for the same size.
         """
         surveyed = {split: survey.surveyed[split].digest for split in (TRAIN, VALID)}
-        source = json.dumps({"vocab_size": vocab_size, "documents": surveyed}, indent=2)
+        made: dict[str, object] = {"vocab_size": tokenizer}
+        if isinstance(tokenizer, Tokenizer):
+            made = {"tokenizer": tokenizer.fingerprint}
+        source = json.dumps({**made, "documents": surveyed}, indent=2)
         complete = out / "source.json"
         if complete.is_file() and complete.read_text() == source:
             return cls.load(out)
@@ -45,8 +54,9 @@ class Prepared:
         def read(split: str, title: str) -> Iterator[LabelledText]:
             return _watched(splits.read(split), title, survey.surveyed[split].bytes, progress)
 
-        texts = (document.text for document in read(TRAIN, "making the tokenizer, MB"))
-        tokenizer = Tokenizer.train(texts, vocab_size)
+        if not isinstance(tokenizer, Tokenizer):
+            texts = (document.text for document in read(TRAIN, "making the tokenizer, MB"))
+            tokenizer = Tokenizer.train(texts, tokenizer)
         # Valid first: it is the smaller, and a label that it alone has is an error.
         kept = (d for d in read(VALID, "tokenizing valid, MB") if not survey.in_train(d))
         valid = Corpus.encode(kept, tokenizer, labels)

@@ -1,12 +1,8 @@
-"""One training run: its steps, its evaluations, and how it goes on after an interruption."""
+"""The training of a classifier: what it draws, what it makes small, and what it keeps."""
 
 from __future__ import annotations
 
 import copy
-import json
-import math
-import time
-from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -14,49 +10,44 @@ from typing import Any
 import numpy as np
 import torch
 from rich.progress import Progress
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file, save_file
-from torch import Tensor, nn
+from torch import Tensor
 
 from gma.model import weights
 from gma.model.classifier import Classifier
-from gma.model.config import ModelConfig, Place, dotted
+from gma.model.config import ModelConfig
 from gma.model.training import stacking, thresholds, token_scores
 from gma.model.training.card import card_of
 from gma.model.training.config import TrainingConfig
 from gma.model.training.crops import Crops
 from gma.model.training.errors import TrainingError
 from gma.model.training.evaluation import Fit, measure_tokens
+from gma.model.training.loop import Loop
 from gma.model.training.losses import Losses
 from gma.model.training.prepared import Prepared
-
-LOG = "log.jsonl"
-RESUME = "resume.safetensors"
-"""Files of a run: a line for each report, and all that it takes to go on."""
-
-LOG_EVERY = 20
-"""Steps whose mean losses make a line of the log."""
+from gma.model.weights import POOLING, Base
 
 
-class Run:
-    """One training run and its folder: ``log.jsonl``, ``resume.safetensors``, ``checkpoint/``.
+class Run(Loop[Classifier, TrainingConfig]):
+    """The training of a classifier."""
 
-    A step draws all that is random from the seed and its own number, so a resumed run ends where an
-    uninterrupted one does.
-    """
+    losses_of = "label_loss", "language_loss"
 
     def __init__(
-        self, prepared: Prepared, out: Path, model: ModelConfig, config: TrainingConfig
+        self,
+        prepared: Prepared,
+        out: Path,
+        model: ModelConfig,
+        config: TrainingConfig,
+        base: Base | None = None,
     ) -> None:
-        self.prepared, self.out, self.model, self.config = prepared, out, model, config
-        self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        if self.device.type == "cuda":
-            torch.set_float32_matmul_precision("high")
+        """Begin from ``base``'s backbone, if there is one, and from new weights."""
+        self.prepared, self.model, self.base = prepared, model, base
         torch.manual_seed(config.seed)
-        self.classifier = Classifier(model).to(self.device)
-        self.classifier.choose_mixers()
-        self.classifier.pooling.token.weight.requires_grad_(False)
-        self.average = copy.deepcopy(self.classifier).requires_grad_(False).eval()
+        classifier = Classifier(model)
+        classifier.pooling.token.weight.requires_grad_(False)
+        if base:
+            classifier.load_state_dict(base.backbone.state_dict(), strict=False)
+        super().__init__(out, classifier, config)
         self.crops = Crops(
             prepared.train,
             config.start_fraction,
@@ -66,20 +57,12 @@ class Run:
         )
         rates = self.crops.rates
         losses = Losses(
-            self.classifier,
+            self.trained,
             config,
             None if rates is None else torch.from_numpy(rates).float().to(self.device),
         )
         self.losses = torch.compile(losses, dynamic=False) if config.compile else losses
-        self.optimizer = torch.optim.AdamW(
-            self._groups(),
-            lr=config.learning_rate,
-            betas=(0.9, 0.98),
-            fused=self.device.type == "cuda",
-        )
         self.rare = self._rare() if config.rare_dropout else None
-        self.step = 0
-        self.best, self.since_best = -math.inf, 0
 
     @property
     def _fit(self) -> Fit | None:
@@ -89,11 +72,6 @@ class Run:
         share = self.config.none_below
         return None if share is None else partial(thresholds.keeping, lost=share)
 
-    @property
-    def stopped(self) -> bool:
-        """Whether valid has not improved for ``patience`` evaluations."""
-        return 0 < self.config.patience <= self.since_best
-
     def _label_weights(self) -> dict[int, float]:
         """Look the labels up that the configuration weighs."""
         index = {label: i for i, label in enumerate(self.prepared.labels)}
@@ -101,19 +79,6 @@ class Run:
             if label not in index:
                 raise TrainingError(f"label_weights: no document of train has the label {label!r}")
         return {index[label]: weight for label, weight in self.config.label_weights.items()}
-
-    def _groups(self) -> list[dict[str, object]]:
-        """Group what is trained: matrices decay, norms, biases and mixtures do not."""
-        matrices: list[nn.Parameter] = []
-        others: list[nn.Parameter] = []
-        for name, parameter in self.classifier.named_parameters():
-            if not parameter.requires_grad:
-                continue
-            (others if parameter.ndim < 2 or ".mixture." in name else matrices).append(parameter)
-        return [
-            {"params": matrices, "weight_decay": self.config.weight_decay},
-            {"params": others, "weight_decay": 0.0},
-        ]
 
     def _rare(self) -> Tensor:
         """Find the tokens that few training documents use, names above all: (vocab,) bool."""
@@ -128,90 +93,37 @@ class Run:
         )
         if not fitted.isfinite().all():
             raise TrainingError("the tokens' own scores diverged: lower their learning_rate")
-        for classifier in self.classifier, self.average:
+        for classifier in self.trained, self.average:
             classifier.pooling.token.weight.data.copy_(fitted)
 
-    def train(self, progress: Progress) -> None:
-        """Train to the last step, or until valid has not improved for ``patience`` evaluations.
-
-        Raises TrainingError if a loss is not finite.
-        """
-        bar = progress.add_task("training", total=self.config.steps, completed=self.step)
-        started = time.monotonic()
-        losses: list[Tensor] = []
-        tokens: list[Tensor] = []
-        while self.step < self.config.steps and not self.stopped:
-            loss, read = self._train_step()
-            losses.append(loss)
-            tokens.append(read)
-            self.step += 1
-            progress.update(bar, advance=1)
-            evaluating = self.step % self.config.evaluate_every == 0
-            evaluating |= self.step == self.config.steps
-            if evaluating or self.step % LOG_EVERY == 0:
-                label, language = self._finite(losses)
-                progress.update(bar, description=f"training, loss {label:.3f}")
-                self.log(
-                    label_loss=label,
-                    language_loss=language,
-                    tokens_per_second=round(
-                        torch.stack(tokens).sum().item() / (time.monotonic() - started)
-                    ),
-                    length=self._length(self.step - 1),
-                )
-                losses.clear()
-                tokens.clear()
-                if evaluating:
-                    progress.update(bar, description="training, measuring valid")
-                    self._evaluate()
-                    self._save_resume()
-                started = time.monotonic()
-        if self.stopped:
-            self.log(stopped=f"no better for {self.since_best} evaluations")
-
-    def _finite(self, losses: list[Tensor]) -> tuple[float, float]:
-        """Return the mean label and next-token loss of the last steps, if they are finite."""
-        label, language = torch.stack(losses).mean(0).tolist()
-        if not math.isfinite(label + language):
-            raise TrainingError(
-                f"the loss is no longer finite after {self.step} steps (label {label}, next token "
-                f"{language}): lower learning_rate or gradient_clip and start another run"
-            )
-        return label, language
-
-    def _length(self, step: int) -> int:
-        """Return how long a crop is: as the curriculum says, as far as documents are."""
+    @property
+    def longest(self) -> int:
+        """Tokens that the longest crop has, at most: a multiple of ``prefix``."""
         prefix = self.config.prefix
-        return min(self.config.length_at(step), -(-self.crops.longest // prefix) * prefix)
+        return -(-self.crops.longest // prefix) * prefix
 
-    def _train_step(self) -> tuple[Tensor, Tensor]:
-        """Do a step; return label and next-token loss (2,), and the tokens read ()."""
-        for group in self.optimizer.param_groups:
-            group["lr"] = self.config.learning_rate_at(self.step)
-        seeds = np.random.SeedSequence([self.config.seed, self.step])
-        # For the hidden tokens and dropout.
-        torch.manual_seed(int(seeds.generate_state(1, np.uint64)[0] >> 1))
-        length = self._length(self.step)
-        rows = max(1, self.config.tokens_per_step // length)
-        tokens, lengths, labels = self.crops.draw(np.random.default_rng(seeds), rows, length)
-        keep = self._kept(tokens)
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.device.type == "cuda"):
-            losses: Tensor = self.losses(tokens, lengths, labels, keep)
-        weights = [self.config.class_weight, self.config.language_weight_at(self.step)]
-        torch.autograd.backward(losses @ losses.new_tensor(weights))
-        nn.utils.clip_grad_norm_(self.classifier.parameters(), self.config.gradient_clip)
-        self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)
-        # Early on the average follows closely, or it would remember the random start.
-        decay = min(self.config.average, (self.step + 1) / (self.step + 10))
-        averaged: list[Tensor] = [*self.average.parameters()]
-        with torch.no_grad():
-            torch._foreach_lerp_(
-                averaged,
-                [*self.classifier.parameters()],
-                1.0 - decay if self.config.average else 1.0,
-            )
-        return losses.detach(), lengths.sum()
+    @property
+    def loss_weights(self) -> list[float]:
+        """How much each loss counts in this step."""
+        return [self.config.class_weight, self.config.language_weight_at(self.step)]
+
+    def rate_of(self, name: str) -> float:
+        """See `Loop.rate_of`: what a base began may learn slower."""
+        began = self.base is not None and not name.startswith(POOLING)
+        return self.config.backbone_learning_rate if began else 1.0
+
+    @property
+    def described(self) -> dict[str, Any]:
+        """What a run can't change on its way."""
+        fixed = super().described
+        fixed["model"] = self.model.model_dump(mode="json")
+        return {**fixed, "base": self.base.fingerprint} if self.base else fixed
+
+    def losses_at(self, rng: np.random.Generator, rows: int, length: int) -> tuple[Tensor, Tensor]:
+        """Return label and next-token loss (2,) of crops, and the tokens read ()."""
+        tokens, lengths, labels = self.crops.draw(rng, rows, length)
+        losses: Tensor = self.losses(tokens, lengths, labels, self._kept(tokens))
+        return losses, lengths.sum()
 
     def _kept(self, tokens: Tensor) -> Tensor:
         """Draw what is hidden, (B, N) float: 0 where a token is; each crop draws its own share."""
@@ -221,7 +133,7 @@ class Run:
             share = torch.where(self.rare[tokens], self.config.rare_dropout, share)
         return (torch.rand(tokens.shape, device=self.device) >= share).float()
 
-    def _evaluate(self) -> None:
+    def evaluate(self) -> None:
         """Stack and measure the averaged weights; keep them if no evaluation so far was better."""
         candidate = copy.deepcopy(self.average)
         valid = self.prepared.valid
@@ -231,86 +143,9 @@ class Run:
         chosen = {"thresholds": measured.thresholds}
         candidate.config = candidate.config.model_copy(update=chosen)
         score = measured.score(self.config.choose_by)
-        kept = score > self.best
+        kept = self.better(score)
         self.log(valid=measured.as_dict(), stacking=stacked._asdict(), kept=kept)
         if not kept:
-            self.since_best += 1
             return
-        self.best, self.since_best = score, 0
         card = card_of(candidate.config, self.config, measured, self.step)
         weights.save(self.out / "checkpoint", candidate, self.prepared.tokenizer, card=card)
-
-    def log(self, **line: object) -> None:
-        """Add a line to the log, with the step it is at."""
-        with (self.out / LOG).open("a") as file:
-            file.write(json.dumps({"step": self.step, **line}) + "\n")
-
-    def _resumable(self) -> Iterator[tuple[str, Tensor]]:
-        """Yield the name and tensor of all that a run consists of beside its counters."""
-        for name, parameter in self.classifier.named_parameters():
-            yield f"model/{name}", parameter.data
-            for key, value in self.optimizer.state.get(parameter, {}).items():
-                yield f"{key}/{name}", value
-        for name, parameter in self.average.named_parameters():
-            yield f"average/{name}", parameter.data
-
-    def _save_resume(self) -> None:
-        tensors = {name: x.detach().cpu().contiguous() for name, x in self._resumable()}
-        tensors["run"] = torch.tensor([self.step, self.best, self.since_best], dtype=torch.float64)
-        partial = self.out / f"{RESUME}.partial"
-        save_file(tensors, partial, metadata={"config": self._described()})
-        partial.replace(self.out / RESUME)
-
-    def _described(self) -> str:
-        """Describe what a run can't change on its way."""
-        fixed = self.config.model_dump(mode="json", exclude={"compile", "patience"})
-        return json.dumps({"model": self.model.model_dump(mode="json"), "training": fixed})
-
-    def resume(self) -> None:
-        """Go on where the last evaluation of an interrupted run left off.
-
-        Raises TrainingError if that run can't be read, or was another configuration's.
-        """
-        file = self.out / RESUME
-        try:
-            with safe_open(file, "pt") as opened:
-                described = (opened.metadata() or {}).get("config")
-            tensors = load_file(file, device=str(self.device))
-        except SafetensorError as error:
-            raise TrainingError(f"{file}: {error}") from error
-        if changed := _changed(json.loads(described or "{}"), json.loads(self._described())):
-            raise TrainingError(
-                f"{file} is of a run with another configuration: {'; '.join(changed)}"
-            )
-        for parameter in filter(lambda p: p.requires_grad, self.classifier.parameters()):
-            on_gpu = self.device.type == "cuda"
-            self.optimizer.state[parameter] = {
-                "step": torch.zeros((), device=self.device if on_gpu else "cpu"),
-                "exp_avg": torch.zeros_like(parameter),
-                "exp_avg_sq": torch.zeros_like(parameter),
-            }
-        for name, tensor in self._resumable():
-            tensor.copy_(tensors[name])
-        step, self.best, since_best = tensors["run"].tolist()
-        self.step, self.since_best = int(step), int(since_best)
-        self._forget_later_lines()
-
-    def _forget_later_lines(self) -> None:
-        """Take those lines off the log that this run is about to write again."""
-        log = self.out / LOG
-        lines = log.read_text().splitlines(keepends=True) if log.exists() else []
-        log.write_text("".join(line for line in lines if self._is_past(line)))
-
-    def _is_past(self, line: str) -> bool:
-        try:
-            return bool(json.loads(line)["step"] <= self.step)
-        except json.JSONDecodeError:  # half a line, when the run was interrupted
-            return False
-
-
-def _changed(old: Any, new: Any, place: Place = ()) -> list[str]:
-    """Say which fields of nested tables differ, with what was and what is."""
-    if isinstance(old, dict) and isinstance(new, dict):
-        names = dict.fromkeys([*old, *new])
-        return [x for name in names for x in _changed(old.get(name), new.get(name), (*place, name))]
-    return [] if old == new else [f"{dotted(place)} was {json.dumps(old)}, not {json.dumps(new)}"]

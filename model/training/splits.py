@@ -58,7 +58,8 @@ class Splits:
     ``validation`` is ``valid`` too. A file, a saved data set or a folder of labels that stands for
     all data is the train split. Where there is no valid split, one is drawn from train by the
     texts' digests: the same from the same texts, whatever their order. All documents have a
-    label, or all have a list of labels.
+    label, or all have a list of labels. Where labels do not count, a folder of ``.txt`` files is
+    a split too.
     """
 
     def __init__(self, data: Path, names: Fields = TEXT_AND_LABEL) -> None:
@@ -140,9 +141,8 @@ class Splits:
             for digest in sorted(found)[: -(-len(found) // DRAWN) if len(found) > 1 else 0]
         )
         if by_label and not drawn:
-            raise CorpusError(
-                f"{self.data}: no label has two texts, so no valid split can be drawn from train"
-            )
+            few = "no label has two texts" if self.names.labelled else "it has one text alone"
+            raise CorpusError(f"{self.data}: {few}, so no valid split can be drawn from train")
         return drawn
 
     def _documents(self, sources: list[Source]) -> Iterator[LabelledText]:
@@ -184,6 +184,9 @@ class Splits:
         """What a folder is that holds a whole split."""
         if (folder / saved.MARK).is_file():
             return [Source(folder, saved.read, self.names)]
+        if not self.names.labelled:
+            alone = folders.texts(folder)
+            return [Source(folder, folders.read_alone, self.names)] if alone else []
         labels = folders.labels(folder)
         return [Source(folder, folders.read, self.names)] if labels else []
 

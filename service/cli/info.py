@@ -21,19 +21,28 @@ def info(
     ] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Describe a checkpoint: its labels, its architecture, its size.
+    """Describe a checkpoint: its labels, unless it is a base; its architecture, its size.
 
     \b
     Examples:
       gma info
       gma info runs/reviews/checkpoint --json
     """
-    loaded = load(checkpoint, Device.cpu)
+    from gma.model import weights
+    from gma.model.backbone import Backbone
+
+    model: Backbone
+    if checkpoint and weights.is_base(checkpoint):
+        base = weights.load_base(checkpoint)
+        model, fingerprint = base.backbone, base.fingerprint
+    else:
+        loaded = load(checkpoint, Device.cpu)
+        model, fingerprint = loaded.classifier, loaded.fingerprint
     description = {
-        **loaded.config.model_dump(mode="json"),
-        "parameters": sum(x.numel() for x in loaded.classifier.parameters()),
-        "state_bytes": loaded.classifier.new_states(1).nbytes,
-        "fingerprint": loaded.fingerprint,
+        **model.config.model_dump(mode="json"),
+        "parameters": sum(x.numel() for x in model.parameters()),
+        "state_bytes": model.new_states(1).nbytes,
+        "fingerprint": fingerprint,
     }
     if as_json:
         print_json(description)

@@ -18,8 +18,10 @@ from gma.service.cli.export import export
 from gma.service.cli.info import info
 from gma.service.cli.key import key
 from gma.service.cli.metrics import metrics
+from gma.service.cli.pretrain import pretrain
 from gma.service.cli.serve import serve
 from gma.service.cli.terminal import complain
+from gma.service.cli.tokenizer import tokenizer
 from gma.service.cli.train import train
 from gma.service.cores import cores
 
@@ -38,7 +40,9 @@ app.command()(metrics)
 app.command("compile")(compile_kernels)
 app.command()(classify)
 app.command()(train)
+app.command()(pretrain)
 app.command()(evaluate)
+app.command()(tokenizer)
 app.command()(export)
 app.command()(loadtest)
 app.command()(info)
@@ -67,8 +71,9 @@ def gma(
     """Classify documents of any length with Gaussian Mixture Attention.
 
     `gma classify book.txt` answers here and now. `gma serve` answers over HTTP. `gma train` makes a
-    classifier of your own labelled documents, `gma evaluate` measures it, `gma info` describes it,
-    `gma export` writes it as an ONNX model. `gma loadtest` puts a running service under load.
+    classifier of your own labelled documents, `gma pretrain` a base to begin from, `gma tokenizer`
+    what either reads with. `gma evaluate` measures a classifier, `gma info` describes it, `gma
+    export` writes it as an ONNX model. `gma loadtest` puts a running service under load.
     """
     if show_version:
         typer.echo(version("gma-service"))

@@ -21,8 +21,21 @@ def train(
     ],
     out: Annotated[Path, typer.Option(metavar="DIR", help="Folder of the run, made if need be.")],
     config: Annotated[
-        Path, typer.Option(metavar="FILE", help="TOML: [model] architecture, [training] schedule.")
-    ],
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="TOML: [model] architecture, [training] schedule. It may be missing with --from.",
+        ),
+    ] = None,
+    base: Annotated[
+        Path | None,
+        typer.Option(
+            "--from",
+            metavar="CHECKPOINT",
+            help="Begin from this checkpoint's backbone and tokenizer: one of `gma pretrain`, or "
+            "any other. Labels are new.",
+        ),
+    ] = None,
     text: TextOption = "text",
     label: LabelOption = "label",
     labels: LabelsOption = "labels",
@@ -41,21 +54,30 @@ def train(
     Examples:
       gma train --data reviews --out runs/reviews --config small.toml
       gma train --data reviews --out runs/reviews --config small.toml --resume
+      gma train --data reviews --out runs/reviews --from runs/base/checkpoint
       gma train --data r.csv --text review --label stars --out runs/r --config small.toml
       gma classify --checkpoint runs/reviews/checkpoint review.txt
     """
     from gma.model.training import train as training
     from gma.model.training.labelled import Fields
+    from gma.model.training.loop import resumable
+    from gma.model.training.together import first
 
+    if not config and not base:
+        raise typer.BadParameter("without --from there must be a --config")
     names = Fields(text, label, labels)
     try:
-        typer.echo(training.train(data, out, config, resume=resume, names=names))
+        made = training.train(data, out, config, base=base, resume=resume, names=names)
+        if first():
+            typer.echo(made)
     except KeyboardInterrupt:
-        again = f"gma train --data {data} --out {out} --config {config}"
+        again = f"gma train --data {data} --out {out}"
+        again += f" --config {config}" if config else ""
+        again += f" --from {base}" if base else ""
         again += "".join(
             f" --{name} {given}" for name, given in names._asdict().items() if given != name
         )
-        if training.resumable(out):
+        if resumable(out):
             typer.echo(f"gma: interrupted; to go on: {again} --resume", err=True)
         else:
             typer.echo(f"gma: interrupted before the first evaluation; again: {again}", err=True)

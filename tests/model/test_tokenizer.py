@@ -99,6 +99,36 @@ class TestEncode:
                 np.testing.assert_array_equal(tokens, expected)
 
 
+class TestRuns:
+    """One character again and again is few tokens, though no text ever had it so."""
+
+    @pytest.fixture(scope="class")
+    def plain(self) -> Tokenizer:
+        return Tokenizer.train(iter([WORDS * 3]), vocab_size=2000)
+
+    @pytest.mark.parametrize(
+        ("character", "together"), [(" ", 32), ("\n", 32), ("-", 8), ("_", 8), ("=", 8), (".", 8)]
+    )
+    def test_are_as_long_as_words(self, plain: Tokenizer, character: str, together: int) -> None:
+        assert len(plain.encode(character * 3200)) == 3200 // together
+
+    def test_of_letters_where_the_vocabulary_is_large(self) -> None:
+        tokenizer = Tokenizer.train(iter([WORDS]), vocab_size=16384)
+        for character in "axZ\u2014\u3000":
+            data = (character * 3200).encode()
+            assert len(tokenizer.encode(data)) <= 3200 // 8
+
+    @pytest.mark.parametrize("vocab_size", [256, 257, 260, 300, 512])
+    def test_take_no_more_than_their_places(self, vocab_size: int) -> None:
+        tokenizer = Tokenizer.train(texts(), vocab_size)
+        assert tokenizer.vocab_size <= vocab_size
+
+    def test_leave_other_tokens_as_they_were(self, plain: Tokenizer) -> None:
+        """What is learned last counts last: words have the tokens of a smaller vocabulary."""
+        assert [plain.byte_lengths[t] for t in plain.encode(" rose")] == [5]
+        assert len(plain.encode(WORDS)) < len(WORDS) / 2
+
+
 class TestStream:
     @pytest.mark.parametrize("text", HOSTILE.values(), ids=HOSTILE.keys())
     @pytest.mark.parametrize("size", [1, 2, 7, 64, 1 << 20])

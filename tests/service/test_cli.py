@@ -380,6 +380,8 @@ class TestHelp:
             "compile",
             "classify",
             "train",
+            "pretrain",
+            "tokenizer",
             "evaluate",
             "export",
             "info",

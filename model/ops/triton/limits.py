@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import torch
 
 if TYPE_CHECKING:
-    from gma.model.config import ModelConfig
+    from gma.model.config import BackboneConfig
 
 SIZES = frozenset({16, 32, 64, 128})
 """What routing_dim, num_components and value_dim may be."""
@@ -16,7 +16,7 @@ MIXTURE = 64 * 128
 """Entries of a head's means, at most, in float32: more leave a block's memory no room."""
 
 
-def misfit(config: ModelConfig, dtype: torch.dtype = torch.bfloat16) -> str | None:
+def misfit(config: BackboneConfig, dtype: torch.dtype = torch.bfloat16) -> str | None:
     """Why the kernels can't compute this model with tokens in `dtype`, or None."""
     sizes = config.routing_dim, config.num_components, config.value_dim
     if not set(sizes) <= SIZES:

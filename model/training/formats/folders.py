@@ -1,4 +1,4 @@
-"""A folder per label, a text file per document."""
+"""A folder of text files, one per document: a folder per label, or one of texts alone."""
 
 from __future__ import annotations
 
@@ -16,18 +16,40 @@ def read(folder: Path, names: Fields) -> Iterator[LabelledText]:
     blank, or not UTF-8.
     """
     for label in labels(folder):
-        for file in sorted(label.rglob("*")):
-            if file.is_file() and not _hidden(file.relative_to(label)):
-                try:
-                    text = file.read_bytes().decode()
-                except UnicodeDecodeError as error:
-                    raise CorpusError(f"{file}: not UTF-8: {error}") from error
-                yield LabelledText.of({names.text: text, names.label: label.name}, str(file), names)
+        for file in _files(label):
+            fields = {names.text: _text(file), names.label: label.name}
+            yield LabelledText.of(fields, str(file), names)
+
+
+def read_alone(folder: Path, names: Fields) -> Iterator[LabelledText]:
+    """Yield the documents of ``texts``, without labels.
+
+    Raises CorpusError as ``read`` does.
+    """
+    for file in texts(folder):
+        yield LabelledText.of({names.text: _text(file)}, str(file), names)
+
+
+def texts(folder: Path) -> list[Path]:
+    """Return the files in a folder's folders, and its own ``.txt``, in the order of their paths."""
+    return [file for file in _files(folder) if file.suffix == ".txt" or file.parent != folder]
 
 
 def labels(folder: Path) -> list[Path]:
     """Return the folders of labels, in the order of their names."""
     return sorted(x for x in folder.iterdir() if x.is_dir() and not _hidden(Path(x.name)))
+
+
+def _files(folder: Path) -> list[Path]:
+    found = sorted(folder.rglob("*"))
+    return [file for file in found if file.is_file() and not _hidden(file.relative_to(folder))]
+
+
+def _text(file: Path) -> str:
+    try:
+        return file.read_bytes().decode()
+    except UnicodeDecodeError as error:
+        raise CorpusError(f"{file}: not UTF-8: {error}") from error
 
 
 def _hidden(path: Path) -> bool:

@@ -14,7 +14,7 @@ BATCH = 64
 
 
 def read(file: Path, names: Fields) -> Iterator[LabelledText]:
-    """Yield the documents of two columns; that of labels has lists.
+    """Yield the documents of the columns that count; that of labels has lists.
 
     Raises CorpusError for the first row that is no document, and if pyarrow is not installed.
     """

@@ -14,7 +14,7 @@ MARK = "state.json"
 
 
 def read(folder: Path, names: Fields) -> Iterator[LabelledText]:
-    """Yield the documents of two columns; class labels have their names.
+    """Yield the documents of the columns that count; class labels have their names.
 
     Raises CorpusError for the first row that is no document, for a folder that can't be read, and
     if ``datasets`` is not installed.
@@ -26,11 +26,14 @@ def read(folder: Path, names: Fields) -> Iterator[LabelledText]:
     except (OSError, ValueError, TypeError, KeyError) as error:
         raise CorpusError(f"{folder}: {error}") from error
     columns = names.columns([*found.features], str(folder))
-    column = columns[1]
+    column = columns[-1]
     feature = found.features[column]
     classes = getattr(getattr(feature, "feature", feature), "names", None)
     for number, row in enumerate(found.select_columns([*columns]), 1):
         where = f"{folder}, row {number}"
+        if not names.labelled:
+            yield LabelledText.of(row, where, names)
+            continue
         label = row[column]
         if classes is not None and label is not None:
             called = [_class(x, classes, f"{where}: {column!r}") for x in _listed(label)]

@@ -49,7 +49,7 @@ def _read(file: Path, names: Fields, delimiter: str) -> Iterator[LabelledText]:
                         f"{where}: {len(row)} cells, where the first row has {len(header)}"
                     )
                 fields: dict[str, object] = dict(zip(header, row, strict=True))
-                if names.labels in fields:
+                if names.labelled and names.labels in fields:
                     fields[names.labels] = _labels(str(fields[names.labels]))
                 yield LabelledText.of(fields, where, names)
     except csv.Error as error:

@@ -12,7 +12,7 @@ import pytest
 import zstandard
 
 from gma.model.training.errors import CorpusError
-from gma.model.training.labelled import Fields, Label
+from gma.model.training.labelled import TEXT_ALONE, Fields, Label
 from gma.model.training.splits import Splits
 
 ROWS = [('a ship,\nor "two"\tat sea', "sea"), ("hay " * 40_000, "farm"), ("naïve 船", "sea")]
@@ -188,3 +188,40 @@ class TestWrong:
         (tmp_path / name).write_text("text,label\na,b\n")
         with pytest.raises(CorpusError, match=name):
             read(tmp_path)
+
+
+class TestWithoutLabels:
+    """Where labels do not count, each kind of file gives its texts alone."""
+
+    @staticmethod
+    def texts_of(data: Path) -> list[str]:
+        sources = Splits(data, TEXT_ALONE).sources("train")
+        found = [document for source in sources for document in source.read()]
+        assert {document.labels for document in found} == {()}
+        return [document.text for document in found]
+
+    @pytest.mark.parametrize("label", ["label", "labels", "other"])
+    def test_of_tables(self, tmp_path: Path, label: str) -> None:
+        (tmp_path / "train.csv").write_text(f"text,{label}\na ship,\nhay,|\n")
+        assert self.texts_of(tmp_path) == ["a ship", "hay"]
+
+    def test_of_parquet(self, tmp_path: Path) -> None:
+        pyarrow = pytest.importorskip("pyarrow")
+        parquet = pytest.importorskip("pyarrow.parquet")
+        table = pyarrow.table({"text": ["a ship", "hay"], "label": [None, [1]]})
+        parquet.write_table(table, tmp_path / "train.parquet")
+        assert self.texts_of(tmp_path) == ["a ship", "hay"]
+
+    def test_of_a_saved_data_set(self, tmp_path: Path) -> None:
+        datasets = pytest.importorskip("datasets")
+        datasets.Dataset.from_dict({"text": ["a ship", "hay"]}).save_to_disk(tmp_path / "train")
+        assert self.texts_of(tmp_path) == ["a ship", "hay"]
+
+    def test_of_folders(self, tmp_path: Path) -> None:
+        for name in ("a.txt", "notes.md", "inner/b", "inner/.hidden", "c.txt"):
+            (tmp_path / name).parent.mkdir(exist_ok=True)
+            (tmp_path / name).write_text(name)
+        assert self.texts_of(tmp_path) == ["a.txt", "c.txt", "inner/b"]
+        (tmp_path / "train").mkdir()
+        (tmp_path / "train/d.txt").write_text("d")
+        assert self.texts_of(tmp_path) == ["d"]
