@@ -41,11 +41,10 @@ evaluate_every = 2
 def in_two_processes(folder: Path, *arguments: object) -> subprocess.CompletedProcess[str]:
     command = folder / "command.py"
     command.write_text("from gma.service.cli.main import main\nmain()\n")
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+    torchrun += ["--nproc-per-node", "2"]
     return subprocess.run(
-        [
-            *(sys.executable, "-m", "torch.distributed.run", "--standalone"),
-            *("--nproc-per-node", "2", command, *map(str, arguments)),
-        ],
+        [*torchrun, str(command), *map(str, arguments)],
         capture_output=True,
         text=True,
         check=False,
