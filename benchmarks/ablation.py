@@ -32,7 +32,7 @@ from gma.model.ops.forgetting import MOST_FORGOTTEN
 from gma.model.tokenizer import Tokenizer
 from gma.model.training.config import TrainingConfig
 from gma.model.training.corpus import Corpus
-from gma.model.training.crops import Crops
+from gma.model.training.crops import Crops, Drawn
 from gma.model.training.losses import Losses
 from gma.model.training.splits import Splits
 
@@ -279,11 +279,11 @@ class Run:
                 group["lr"] = config.learning_rate_at(step)
             rng = np.random.default_rng([self.seed, step, len(lengths)])
             rows = max(1, self.recipe.tokens // length)
-            tokens, sizes, labels = self.train.draw(rng, rows, length)
-            keep = torch.ones(tokens.shape, device=self.device)
+            drawn = self.train.draw(rng, rows, length)
+            keep = torch.ones(drawn.tokens.shape, device=self.device)
             with self._narrow():
-                both: Tensor = losses(tokens, sizes, labels, keep)
-            torch.autograd.backward(both @ both.new_tensor(weights))
+                each: Tensor = losses(drawn, keep)
+            torch.autograd.backward(each @ each.new_tensor([*weights, 0.0]))
             nn.utils.clip_grad_norm_(parameters, 1.0)
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
@@ -301,9 +301,10 @@ class Run:
             lengths = torch.full((len(pieces),), pieces.shape[1], device=self.device)
             keep = torch.ones(pieces.shape, device=self.device)
             labels = torch.zeros_like(lengths)
+            spans = labels.new_empty(len(pieces), 0, 3)
             with self._narrow():
-                both: Tensor = losses(pieces, lengths, labels, keep)
-            nats += float(both[1]) * (pieces.numel() - len(pieces))
+                each: Tensor = losses(Drawn(pieces, lengths, labels, spans), keep)
+            nats += float(each[1]) * (pieces.numel() - len(pieces))
             size += int(sizes[pieces[:, 1:]].sum())
         return nats / math.log(2.0) / size
 
@@ -340,11 +341,11 @@ def measure(
     run.language()
     seconds = time.monotonic() - began
     drawn = np.random.default_rng(0)
-    long, _, _ = valid.draw(drawn, recipe.evaluated, CONTEXTS[1])
+    long = valid.draw(drawn, recipe.evaluated, CONTEXTS[1]).tokens
     sizes = torch.from_numpy(tokenizer.byte_lengths).to(device)
     bits = [run.bits_per_byte(long, sizes, context) for context in CONTEXTS]
     run.label()
-    crops, _, wanted = valid.draw(drawn, 4 * recipe.evaluated, PREFIXES[-1])
+    crops, _, wanted, _ = valid.draw(drawn, 4 * recipe.evaluated, PREFIXES[-1])
     return {
         "variant": name,
         "seed": seed,

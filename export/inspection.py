@@ -29,9 +29,9 @@ LARGEST_STATE = 1024**3
 """Bytes of a document's state, at most."""
 
 STANDARD = frozenset(
-    """Abs Add And Cast Concat Div Equal Gather Gelu Greater Identity IsInf IsNaN Less MatMul
-    MatMulInteger Max Mul Not Or Range ReduceMax ReduceMin ReduceSum Reshape Round Shape Slice
-    Softplus Squeeze Unsqueeze Where""".split()  # noqa: SIM905 - words, not fifty lines
+    """Abs Add And Cast Concat Div Equal Exp Gather Gelu Greater Identity IsInf IsNaN Less Log
+    MatMul MatMulInteger Max Mul Neg Not Or Range ReduceMax ReduceMin ReduceSum Relu Reshape Round
+    Shape Slice Softplus Squeeze Sub Unsqueeze Where""".split()  # noqa: SIM905 - words, not fifty lines
 )
 """The standard operators of a step. None has a graph of its own, and none makes much of little but
 Range, which may count documents only."""
@@ -87,6 +87,7 @@ def outputs(config: ModelConfig) -> Tensors:
 def weights(config: ModelConfig, precision: Precision) -> Tensors:
     """List the weights as `gma.export.step` names them: type and shape by name."""
     width, hidden, labels = config.width, config.mlp_width, len(config.labels)
+    readings = labels if config.pooling == "any" else labels + 1
     mixture = config.heads, config.num_components, config.routing_dim
     values = config.heads * config.value_dim
     routed = 2 * config.heads * config.routing_dim + values
@@ -112,9 +113,11 @@ def weights(config: ModelConfig, precision: Precision) -> Tensors:
         **{name: (FLOAT, shape) for name, shape in vectors.items()},
         "embedding": (of_type, (config.vocab_size, width)),
         "token": (FLOAT, (config.vocab_size, labels)),
-        "deep_bias": (FLOAT, (labels + 1,)),
+        "deep_bias": (FLOAT, (readings,)),
     }
-    deep = {"deep": (width, labels + 1)}
+    if config.pooling == "any":
+        expected["factor"] = FLOAT, (labels,)
+    deep = {"deep": (width, readings)}
     if precision != "int8":
         expected |= {name: (of_type, shape) for name, shape in matrices.items()}
         return expected | {name: (FLOAT, shape) for name, shape in deep.items()}

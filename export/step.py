@@ -19,6 +19,7 @@ from gma.model.layers import Layer
 from gma.model.mixers import ForgettingMixer
 from gma.model.ops.chunked import ROUTING_EPSILON
 from gma.model.ops.forgetting import MOST_FORGOTTEN
+from gma.model.scores import LEAST
 
 EPSILON = 1e-6
 """What every RMSNorm in `gma.model.layers` adds to the mean square."""
@@ -119,6 +120,7 @@ class PreparedStep(nn.Module):
         Activations and matrices will be in ``dtype``.
         """
         super().__init__()
+        self.any = classifier.config.pooling == "any"
         self.prior = classifier.config.prior_tokens
         pooling = classifier.pooling
         self.embedding = _constant(classifier.embedding.weight, dtype)
@@ -126,6 +128,7 @@ class PreparedStep(nn.Module):
         self.token = _constant(pooling.token.weight)
         self.deep = _constant((pooling.deep.weight * pooling.norm.weight).T)
         self.deep_bias = _constant(pooling.deep.bias)
+        self.factor = _constant(pooling.factor) if self.any else None
         self.layers = nn.ModuleList(PreparedLayer(x, dtype) for x in _layers(classifier))
 
     def forward(
@@ -159,14 +162,34 @@ class PreparedStep(nn.Module):
         evidence = evidence.masked_fill(fresh[:, None], 0.0) + added
         weight = weight.masked_fill(fresh, 0.0) + belongs @ lengths.double()
         memory, mass, tail, *usage = (torch.stack(parts, 1) for parts in zip(*after, strict=True))
-        logits = evidence / (weight[:, None] + self.prior)
+        logits = _log_odds(evidence) if self.any else evidence / (weight[:, None] + self.prior)
         return *Outputs(row_evidence, logits, memory, mass, tail, evidence, weight), *usage
 
     def _scores(self, x: Tensor, tokens: Tensor) -> Tensor:
         """Score every token (R, C, W) -> (R, C, G), in float32: `gma.model.layers.Pooling`."""
         both = placeholders.normalize(x, epsilon=EPSILON).float() @ self.deep + self.deep_bias
+        own = functional.embedding(tokens, self.token)
+        if self.factor is not None:
+            return _softplus(both + own) * self.factor
         deep: Tensor = both[..., :-1] * functional.softplus(both[..., -1:])
-        return deep + functional.embedding(tokens, self.token)
+        return deep + own
+
+
+def _softplus(x: Tensor) -> Tensor:
+    """Compute log(1 + exp(x)) of operators that keep small results exact on every provider.
+
+    Some compute their own operator as it is written here, and 1 + exp(x) loses a small exp(x).
+    """
+    small = x.abs().neg().exp()
+    series = small * (1.0 - small * (0.5 - small * (1.0 / 3.0 - small * 0.25)))
+    return x.relu() + torch.where(small < 0.06, series, (1.0 + small).log())
+
+
+def _log_odds(evidence: Tensor) -> Tensor:
+    """Compute `gma.model.scores.log_odds`, without an operator that ONNX lacks."""
+    x = torch.where(evidence < LEAST, LEAST, evidence)  # which what is NaN stays
+    series = x * (1.0 - x * (0.5 - x * (1.0 / 6.0 - x * (1.0 / 24.0))))
+    return x + torch.where(x < 1e-3, series, 1.0 - x.neg().exp()).log()
 
 
 def _layers(classifier: Classifier) -> list[Layer]:

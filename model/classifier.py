@@ -12,6 +12,7 @@ from gma.model.backbone import Backbone
 from gma.model.config import ModelConfig
 from gma.model.layers import Layer, Pooling
 from gma.model.ops.chunked import Rows
+from gma.model.scores import log_odds
 from gma.model.state import State
 
 
@@ -44,11 +45,14 @@ class Classifier(Backbone):
         self.pooling = Pooling(config)
 
     def logits(self, evidence: Tensor, weight: Tensor) -> Tensor:
-        """Divide sums of scores (..., labels) by sums of weights (...).
+        """Turn sums of scores (..., labels) and of weights (...) into logits (..., labels).
 
-        This mean score, (..., labels), counts ``prior_tokens`` more that score 0 for every label,
-        so that a few tokens, however clearly they speak, do not make an answer sure.
+        Pooling "mean" divides the one by the other. This mean score counts ``prior_tokens`` more
+        that score 0 for every label, so that a few tokens, however clearly they speak, do not make
+        an answer sure. Pooling "any" looks at the scores alone, see `gma.model.scores.log_odds`.
         """
+        if self.config.pooling == "any":
+            return log_odds(evidence)
         return evidence / (weight[..., None] + self.config.prior_tokens)
 
     def forward(

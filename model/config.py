@@ -112,9 +112,20 @@ class ModelConfig(BackboneConfig):
             "without them .5 if multi_label, else the best label whatever its score",
         ),
     ] = None
+    pooling: Annotated[
+        Literal["mean", "any"],
+        Field(
+            description="of the tokens: their mean says which labels are there, or any passage "
+            "does by itself (multi-label models alone)"
+        ),
+    ] = "mean"
     prior_tokens: Annotated[
         float,
-        Field(ge=0, description="tokens of score 0 in every mean: they keep short texts unsure"),
+        Field(
+            ge=0,
+            description="tokens of score 0 in every mean: they keep short texts unsure; pooling "
+            '"any" has none',
+        ),
     ] = 0.0
 
     @model_validator(mode="before")
@@ -133,6 +144,10 @@ class ModelConfig(BackboneConfig):
             raise ValueError("labels must be distinct")
         if self.thresholds is not None and len(self.thresholds) != len(self.labels):
             raise ValueError("thresholds must be as many as labels")
+        if self.pooling == "any" and not self.multi_label:
+            raise ValueError("pooling any is for multi-label models: it scores labels one by one")
+        if self.pooling == "any" and self.prior_tokens:
+            raise ValueError("prior_tokens are for pooling mean: pooling any has no mean")
         return self
 
     @property

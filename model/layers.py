@@ -17,6 +17,9 @@ from gma.model.config import BackboneConfig, ModelConfig
 from gma.model.mixers import ForgettingMixer, Mixer
 from gma.model.ops.chunked import Rows
 
+QUIET = -11.0
+"""Readings of pooling "any" begin here: 10,000 tokens that tell nothing add up to .17."""
+
 
 class ShortConvolution(nn.Module):
     """Causal depthwise convolution over a few tokens: the model's only notion of position."""
@@ -124,30 +127,46 @@ class Layer(nn.Module):
 
 
 class Pooling(nn.Module):
-    """Scores each token for each label: its deep score, gated, plus the token's own.
+    """Scores each token for each label: what is summed over a document and any part of it.
 
-    The document's logits are the mean of its tokens' scores, so any part's share of them is exact.
-    The tokens' own scores are a bag of words: a linear model of the whole document, however long.
+    Pooling "mean" adds up a token's deep score, gated, and the token's own. The document's logits
+    are the mean of its tokens' scores, so any part's share of them is exact. The tokens' own scores
+    are a bag of words: a linear model of the whole document, however long.
+
+    Pooling "any" adds up rates, which are never negative: softplus of a token's reading and its own
+    score, times the label's factor. See `gma.model.scores.log_odds` for what their sum says.
     """
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         labels = len(config.labels)
+        self.any = config.pooling == "any"
         self.norm = nn.RMSNorm(config.width, eps=1e-6)
-        self.deep = nn.Linear(config.width, labels + 1)
+        self.deep = nn.Linear(config.width, labels if self.any else labels + 1)
         self.token = nn.Embedding(config.vocab_size, labels)
         nn.init.zeros_(self.token.weight)
+        if self.any:
+            nn.init.constant_(self.deep.bias, QUIET)
+            self.factor = nn.Parameter(torch.ones(labels), requires_grad=False)
 
     def deep_scores(self, x: Tensor) -> Tensor:
-        """Score x (R, C, W) deeply, (R, C, labels): the gate >= 0 says how much the token tells."""
-        both: Tensor = self.deep(self.norm(x))
-        both = both.to(torch.promote_types(both.dtype, torch.float32))
+        """Score x (R, C, W) deeply for a mean, (R, C, labels).
+
+        The gate >= 0 says how much the token tells.
+        """
+        both = self._read(x)
         return both[..., :-1] * functional.softplus(both[..., -1:])
+
+    def _read(self, x: Tensor) -> Tensor:
+        read: Tensor = self.deep(self.norm(x))
+        return read.to(torch.promote_types(read.dtype, torch.float32))
 
     def forward(self, x: Tensor, tokens: Tensor) -> Tensor:
         """Score hidden x (R, C, W) of tokens (R, C): (R, C, labels)."""
-        scores: Tensor = self.deep_scores(x) + self.token(tokens)
-        return scores
+        own: Tensor = self.token(tokens)
+        if self.any:
+            return functional.softplus(self._read(x) + own) * self.factor
+        return self.deep_scores(x) + own
 
     @torch.no_grad()
     def scale_(self, deep: float, token: float, offsets: Sequence[float] | None = None) -> None:

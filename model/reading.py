@@ -154,18 +154,52 @@ def read(
     if any(len(document) == 0 for document in documents):
         raise ValueError("an empty document has no answer")
     if not classifier.config.causal:
-        return [_read_bidirectional(classifier, document, chunk, rows) for document in documents]
+        # Rows wider than the chunks are not full, and so only one can be in a step.
+        rows = rows if chunk >= classifier.config.tail else 1
+        return [
+            _read_bidirectional(
+                classifier,
+                [
+                    _grid(classifier, torch.split(several, chunk), chunk)
+                    for several in torch.split(document, rows * chunk)
+                ],
+            )
+            for document in documents
+        ]
+    return read_cut(classifier, [torch.split(document, chunk) for document in documents], rows=rows)
+
+
+@torch.inference_mode()
+def read_cut(
+    classifier: Classifier, documents: Sequence[Sequence[Tensor]], *, rows: int = 8
+) -> list[Findings]:
+    """Read whole documents as `read` does, each cut at will into pieces, (n,) ids each.
+
+    Where it is cut changes no answer: evidence and weight are those of the pieces, not of chunks.
+    """
+    if not classifier.config.causal:
+        return [
+            _read_bidirectional(
+                classifier, [_grid(classifier, [piece], len(piece)) for piece in pieces]
+            )
+            for pieces in documents
+        ]
     found: list[Findings] = []
     for first in range(0, len(documents), rows):
-        found += _read_causal(classifier, documents[first : first + rows], chunk)
+        found += _read_causal(classifier, documents[first : first + rows])
     return found
 
 
-def _read_causal(classifier: Classifier, documents: Sequence[Tensor], chunk: int) -> list[Findings]:
-    counts = [-(-len(document) // chunk) for document in documents]
+def _read_causal(classifier: Classifier, documents: Sequence[Sequence[Tensor]]) -> list[Findings]:
+    counts = [len(pieces) for pieces in documents]
+    chunk = max(len(piece) for pieces in documents for piece in pieces)
+    nothing = torch.empty(0, dtype=torch.long)
     steps = (
-        [Chunk(i, tokens[start : start + chunk]) for i, tokens in enumerate(documents)]
-        for start in range(0, max(counts) * chunk, chunk)
+        [
+            Chunk(i, pieces[index] if index < len(pieces) else nothing)
+            for i, pieces in enumerate(documents)
+        ]
+        for index in range(max(counts))
     )
     # Made once: a small tensor kept of each step would scatter over the heap.
     shape, device = (len(documents), max(counts)), classifier.embedding.weight.device
@@ -227,17 +261,9 @@ def _grid(classifier: Classifier, rows: Sequence[Tensor], chunk: int) -> tuple[T
     return tokens.to(device), lengths.to(device)
 
 
-def _read_bidirectional(
-    classifier: Classifier, document: Tensor, chunk: int, rows: int
-) -> Findings:
-    """Read a document over and over, each time in steps of up to `rows` of its chunks."""
+def _read_bidirectional(classifier: Classifier, steps: Sequence[tuple[Tensor, Tensor]]) -> Findings:
+    """Read a document over and over, each time in the same steps: tokens (R, C), lengths (R,)."""
     config = classifier.config
-    # Rows wider than the chunks are not full, and so only one can be in a step.
-    rows = rows if chunk >= config.tail else 1
-    steps = [
-        _grid(classifier, torch.split(several, chunk), chunk)
-        for several in torch.split(document, rows * chunk)
-    ]
     hidden = [classifier.embedding(tokens) for tokens, _ in steps]
     states = classifier.new_states(1)
     usage = states.mass.new_zeros(config.layers, *states.mass.shape[2:], dtype=torch.float64)

@@ -7,6 +7,19 @@ from torch import Tensor
 
 from gma.model.config import ModelConfig
 
+LEAST = 1e-30
+"""Less evidence of pooling "any" counts as this much, whose score is as good as 0."""
+
+
+def log_odds(evidence: Tensor) -> Tensor:
+    """Turn evidence of pooling "any", sums of rates >= 0, into logits, float64 of any shape.
+
+    Rates are those at which a label's passages are found: by noisy-or, sums S of them find at least
+    one with probability 1 - exp(-S), whose logit is log(exp(S) - 1).
+    """
+    total = evidence.double().clamp_min(LEAST)
+    return total + torch.log(-torch.expm1(-total))
+
 
 def scores(config: ModelConfig, logits: Tensor) -> Tensor:
     """Turn logits (..., labels) into scores in [0, 1], of the same shape and dtype.

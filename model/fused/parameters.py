@@ -111,8 +111,9 @@ class Parameters(NamedTuple):
     table: Tensor  # (V, W) bfloat16
     layers: list[LayerParameters]
     deep: Tensor  # (labels + 1 and more, W) bfloat16: rows of zeros fill up 16 bytes of an output
-    deep_bias: Tensor  # (labels + 1,) float32
+    deep_bias: Tensor  # (labels + 1,) float32, or (labels,) if the pooling is "any"
     own_scores: Tensor  # (V, labels) float32
+    factor: Tensor | None  # (labels,) float32, if the pooling is "any"
 
     @classmethod
     def of(cls, classifier: Classifier, precision: FusedPrecision) -> Parameters:
@@ -131,4 +132,5 @@ class Parameters(NamedTuple):
             deep=deep.to(torch.bfloat16),
             deep_bias=pooling.deep.bias.float(),
             own_scores=pooling.token.weight.float(),
+            factor=pooling.factor.float() if pooling.any else None,
         )

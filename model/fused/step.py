@@ -29,6 +29,7 @@ from gma.model.grid import Grid
 from gma.model.ops.forgetting import MOST_FORGOTTEN
 from gma.model.ops.triton.launch import Cut, Kept, Launcher, Shape, Sums, Units, at_most, launch
 from gma.model.ops.triton.usage import count
+from gma.model.scores import LEAST
 from gma.model.state import State
 
 NORM_EPSILON = 1e-6
@@ -270,8 +271,10 @@ class FusedStep:
         rows, chunk = inputs.tokens.shape
         blocks = -(-chunk // self._scored)
         labels = {"labels": self._labels, "LABELS": self._label_width}
+        bias, factor = self._parameters.deep_bias, self._parameters.factor
         launch(
-            tokens.score, (rows * blocks,), deep=deep, bias=self._parameters.deep_bias,
+            tokens.score, (rows * blocks,), deep=deep, bias=bias,
+            factor=bias if factor is None else factor, ANY=factor is not None,
             tokens=inputs.tokens, table=self._parameters.own_scores, lengths=inputs.lengths,
             shares=self._shares, C=chunk, TOKENS=self._scored, **labels,
         )  # fmt: skip
@@ -283,7 +286,8 @@ class FusedStep:
             tokens.pool, (rows,), row_evidence=outputs.evidence, lengths=inputs.lengths,
             first_row=inputs.first_row, row_count=inputs.row_count, slots=inputs.slots,
             fresh=inputs.fresh, evidence=states.evidence, weight=states.weight,
-            logits=outputs.logits, prior=self.config.prior_tokens, ROWS=32, **labels,
+            logits=outputs.logits, prior=self.config.prior_tokens, ROWS=32, LEAST=LEAST,
+            ANY=factor is not None, **labels,
         )  # fmt: skip
 
     def _multiply(

@@ -295,14 +295,26 @@ def remember(
 
 
 @triton.jit
+def _softplus(x):
+    """Compute log(1 + exp(x)), which is x where exp would overflow, as exactly where it is small.
+
+    Background rates of 1e-5 add up over a book, and 1 + 1e-5 has lost most of them.
+    """
+    small = tl.exp(tl.minimum(x, 20.0))
+    series = small * (1.0 - small * (0.5 - small * (1.0 / 3.0 - small * 0.25)))
+    return tl.where(x > 20.0, x, tl.where(small < 0.06, series, tl.log(1.0 + small)))
+
+
+@triton.jit
 def score(
-    deep, bias, tokens, table, lengths, shares, C, labels, deep_stride,
-    LABELS: tl.constexpr, TOKENS: tl.constexpr,
+    deep, bias, tokens, table, factor, lengths, shares, C, labels, deep_stride,
+    LABELS: tl.constexpr, TOKENS: tl.constexpr, ANY: tl.constexpr,
 ):  # fmt: skip
     """What each block of a row says: shares (R, blocks, labels), sums of its tokens' scores.
 
     deep (N, deep_stride): a reading for each label, then the gate's. table (V, labels) has the
-    tokens' own scores.
+    tokens' own scores. With ANY scores are rates, there is no gate, and factor (labels,) is the
+    labels'.
     """
     blocks = tl.cdiv(C, TOKENS)
     row = tl.program_id(0) // blocks
@@ -315,12 +327,15 @@ def score(
     id_ = tl.load(tokens + at, mask=there, other=0).to(tl.int64)
     reading = tl.load(deep + at[:, None] * deep_stride + label[None, :], mask=inside, other=0.0)
     reading += tl.load(bias + label, mask=known, other=0.0)[None, :]
-    gate = tl.load(deep + at * deep_stride + labels, mask=there, other=0.0)
-    gate += tl.load(bias + labels)
-    # softplus, which is the identity where exp would overflow
-    open_ = tl.where(gate > 20.0, gate, tl.log(1.0 + tl.exp(tl.minimum(gate, 20.0))))
     own = tl.load(table + id_[:, None] * labels + label[None, :], mask=inside, other=0.0)
-    total = tl.sum(tl.where(inside, reading * open_[:, None] + own, 0.0), 0)
+    if ANY:
+        scores = _softplus(reading + own)
+        scores *= tl.load(factor + label, mask=known, other=0.0)[None, :]
+    else:
+        gate = tl.load(deep + at * deep_stride + labels, mask=there, other=0.0)
+        gate += tl.load(bias + labels)
+        scores = reading * _softplus(gate)[:, None] + own
+    total = tl.sum(tl.where(inside, scores, 0.0), 0)
     tl.store(shares + tl.program_id(0).to(tl.int64) * labels + label, total, mask=known)
 
 
@@ -339,13 +354,21 @@ def add_shares(shares, evidence, blocks, labels, BLOCKS: tl.constexpr, LABELS: t
 
 
 @triton.jit
+def _log_odds(x):
+    """Compute log(exp(x) - 1) of x > 0 in float64, as x + log(1 - exp(-x))."""
+    series = x * (1.0 - x * (0.5 - x * (1.0 / 6.0 - x * (1.0 / 24.0))))
+    return x + tl.log(tl.where(x < 1e-3, series, 1.0 - tl.exp(-x)))
+
+
+@triton.jit
 def pool(
     row_evidence, lengths, first_row, row_count, slots, fresh, evidence, weight, logits, labels,
-    prior, ROWS: tl.constexpr, LABELS: tl.constexpr,
+    prior, ROWS: tl.constexpr, LABELS: tl.constexpr, LEAST: tl.constexpr, ANY: tl.constexpr,
 ):  # fmt: skip
     """Add a document's rows to its sums, evidence (S, labels) and weight (S,) float64, in place.
 
-    row_evidence (R, labels) is each row's, logits (D, labels) float64 become the document's mean.
+    row_evidence (R, labels) is each row's, logits (D, labels) float64 become the document's mean,
+    or with ANY the log odds of its sums, of which less than LEAST counts as that.
     """
     document = tl.program_id(0)
     count = tl.load(row_count + document)
@@ -367,4 +390,8 @@ def pool(
             tokens += tl.sum(length, 0).to(tl.float64)
         tl.store(evidence + slot * labels + label, total, mask=known)
         tl.store(weight + slot, tokens)
-        tl.store(logits + document * labels + label, total / (tokens + prior), mask=known)
+        if ANY:
+            answer = _log_odds(tl.where(total < LEAST, LEAST, total))
+        else:
+            answer = total / (tokens + prior)
+        tl.store(logits + document * labels + label, answer, mask=known)

@@ -70,6 +70,14 @@ class TrainingConfig(Schedule):
         ),
     ] = (1.0, 0.3)
     class_weight: Annotated[float, Field(ge=0, description="weight of the label's loss")] = 1.0
+    span_weight: Annotated[
+        float,
+        Field(
+            ge=0,
+            description='weight of the loss of documents\' spans, for pooling "any"; at 0 nothing '
+            "that is trained sees where they are",
+        ),
+    ] = 1.0
     choose_by: Annotated[
         Figure,
         Field(description="the weights are kept whose mean of it over valid's views is best"),
@@ -94,9 +102,11 @@ class TrainingConfig(Schedule):
             raise ValueError("token_dropout is (least, most)")
         return self
 
-    def check(self, *, multi_label: bool) -> None:
+    def check(self, *, multi_label: bool, pooling: str) -> None:
         """Raise TrainingError for what does not go with documents that have one label, or any
         number."""
+        if pooling == "any" and not multi_label:
+            raise TrainingError("pooling any is for documents with lists of labels, not one each")
         allowed = MULTI_LABEL if multi_label else ONE_LABEL
         if self.choose_by not in allowed:
             documents = "lists of labels" if multi_label else "one label each"
@@ -145,7 +155,14 @@ def read_config(
                 )
     try:
         table = "model"
-        architecture = ModelConfig.model_validate({**begun, **model, "labels": ("a", "b")})
+        architecture = ModelConfig.model_validate(
+            {
+                **begun,
+                **model,
+                "labels": ("a", "b"),
+                "multi_label": model.get("pooling") == "any",
+            }
+        )
         table = "training"
         return architecture, TrainingConfig.model_validate(training)
     except ValidationError as error:

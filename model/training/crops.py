@@ -3,13 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from gma.model.training.corpus import Corpus
+from gma.model.training.corpus import NO_SPANS, Corpus
+
+
+class Drawn(NamedTuple):
+    """B crops of up to N tokens, of documents with up to M spans."""
+
+    tokens: Tensor  # (B, N) int64; what follows a crop in its row is nobody's
+    lengths: Tensor  # (B,)
+    labels: Tensor  # (B,), or (B, labels) bool: the document's
+    spans: Tensor
+    """(B, M, 3) int64: label, first token and the first after it, of all spans of the document;
+    tokens are counted from the crop's first, and label is -1 where there is no span."""
 
 
 class Crops:
@@ -23,6 +35,7 @@ class Crops:
         *,
         balance: float = 1.0,
         label_weights: Mapping[int, float] | None = None,
+        spans: bool = False,
     ) -> None:
         """Crop the documents of ``train``.
 
@@ -32,7 +45,7 @@ class Crops:
         many times as often it is drawn as that says; 1 if it has none.
 
         Of documents with lists of labels, a label is drawn and then one of those that have it; to
-        have none counts as a label.
+        have none counts as a label. ``spans``: tell where documents' spans are.
         """
         self.start_fraction = start_fraction
         self.tokens = torch.from_numpy(train.tokens.astype(np.int32)).to(device)
@@ -47,14 +60,15 @@ class Crops:
         self.shares = shares / shares.sum()  # (labels in train,): how often each is drawn
         self.longest = int((self.ends - self.starts).max())
         """Tokens of the longest document: no crop needs to be longer."""
+        found = train.spans if spans else NO_SPANS
+        self._spans = np.column_stack([found.label, found.tokens])
+        self._spans_end = np.bincount(found.document, minlength=len(train)).cumsum()
+        self._most_spans = int(np.diff(self._spans_end, prepend=0).max())
 
-    def draw(
-        self, rng: np.random.Generator, rows: int, length: int
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """Draw ``rows`` crops: tokens (B, N) int64, lengths (B,), labels (B,) or (B, labels) bool.
+    def draw(self, rng: np.random.Generator, rows: int, length: int) -> Drawn:
+        """Draw ``rows`` crops of ``length`` tokens.
 
-        A crop of a document that is shorter than ``length`` is the whole of it; what follows it
-        in its row is nobody's.
+        A crop of a document that is shorter is the whole of it.
         """
         documents = np.array([rng.choice(self.by_label[i]) for i in self._labels(rng, rows)])
         sizes = self.ends[documents] - self.starts[documents]
@@ -65,7 +79,18 @@ class Crops:
         device = self.tokens.device
         index = first.to(device)[:, None] + torch.arange(length, device=device)
         tokens = self.tokens[index.clamp_(max=len(self.tokens) - 1)].long()
-        return tokens, lengths.to(device), torch.from_numpy(self.labels[documents]).to(device)
+        labels = torch.from_numpy(self.labels[documents])
+        spans = torch.from_numpy(self._spans_of(documents, at))
+        return Drawn(tokens, lengths.to(device), labels.to(device), spans.to(device))
+
+    def _spans_of(self, documents: NDArray[np.int64], at: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Tell the spans of documents (B,) whose crops begin at tokens (B,)."""
+        spans = np.full((len(documents), self._most_spans, 3), -1)
+        for row, document, first in zip(spans, documents, at, strict=True):
+            start = self._spans_end[document - 1] if document else 0
+            own = self._spans[start : self._spans_end[document]]
+            row[: len(own)] = own - [0, first, first]
+        return spans
 
     def _labels(self, rng: np.random.Generator, rows: int) -> NDArray[np.int64]:
         """Draw labels, each as often as its share says, or one more or less: (rows,)."""

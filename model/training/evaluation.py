@@ -15,13 +15,14 @@ from gma.model.classifier import Classifier
 from gma.model.config import ModelConfig
 from gma.model.reading import Findings, read
 from gma.model.scores import labels_of, scores
-from gma.model.tokenizer import Tokenizer
-from gma.model.training import figures
-from gma.model.training.corpus import Corpus, indices, matrix
+from gma.model.tokenizer import Tokenizer, Tokens
+from gma.model.training import figures, placing
+from gma.model.training.corpus import Corpus, Spans, indices, matrix
 from gma.model.training.errors import CorpusError
 from gma.model.training.figures import Labels, Scores
 from gma.model.training.labelled import TEXT_AND_LABEL, Fields
 from gma.model.training.measured import LabelView, Measured, View
+from gma.model.training.placing import Placing
 from gma.model.training.splits import Splits
 from gma.model.training.thresholds import Thresholds
 from gma.model.weights import Checkpoint
@@ -47,18 +48,19 @@ def measure(
     views: Sequence[tuple[int | None, Sequence[Tensor]]],
     labels: NDArray[np.int64] | NDArray[np.bool_],
     fit: Fit | None = None,
+    placed: Placing | None = None,
 ) -> Measured:
     """Measure views: each a prefix in bytes, and every document's tokens up to there.
 
     labels (documents,): index of each document's label; or (documents, labels) bool: which it has.
-    ``fit`` chooses thresholds by the last view; without it they are the model's.
+    ``fit`` chooses thresholds by the last view; without it they are the model's. ``placed`` is told
+    with the rest.
     """
     config = classifier.config
     if labels.ndim == 1:
         labels = figures.one_hot(labels.astype(np.int64), len(config.labels))
     actual = labels.astype(np.bool_)
     logits = []
-    chunk, rows = (4096, 32) if classifier.embedding.weight.is_cuda else (512, 8)
     found: dict[int, Findings] = {}
     before: Sequence[Tensor] = ()
     for _, documents in views:
@@ -66,9 +68,7 @@ def measure(
         changed = [
             i for i, x in enumerate(documents) if not before or not torch.equal(x, before[i])
         ]
-        # Documents of like length side by side: the shorter ones would wait for the longest.
-        changed.sort(key=lambda i: len(documents[i]))
-        read_now = read(classifier, [documents[i] for i in changed], chunk=chunk, rows=rows)
+        read_now = read_all(classifier, [documents[i] for i in changed])
         found.update(zip(changed, read_now, strict=True))
         before = documents
         logits.append(torch.stack([found[i].logits for i in range(len(documents))]).cpu())
@@ -86,7 +86,18 @@ def measure(
         config.num_components,
         config.thresholds,
         label_views(config, scores(config, logits[-1]), actual) if config.multi_label else (),
+        placed,
     )
+
+
+def read_all(classifier: Classifier, documents: Sequence[Tensor]) -> list[Findings]:
+    """Read whole documents, (N,) ids each, in steps that suit where the weights are."""
+    chunk, rows = (4096, 32) if classifier.embedding.weight.is_cuda else (512, 8)
+    # Documents of like length side by side: the shorter ones would wait for the longest.
+    order = sorted(range(len(documents)), key=lambda i: len(documents[i]))
+    found = read(classifier, [documents[i] for i in order], chunk=chunk, rows=rows)
+    in_place = dict(zip(order, found, strict=True))
+    return [in_place[i] for i in range(len(documents))]
 
 
 def figures_of(config: ModelConfig, scores: Tensor, actual: Labels) -> dict[str, float]:
@@ -145,21 +156,31 @@ def components_in_use(usage: Tensor) -> NDArray[np.float64]:
     return used
 
 
+def prefixes(config: ModelConfig) -> tuple[int | None, ...]:
+    """Return the views of a document: pooling "any" has but the whole.
+
+    What a document has is not what its beginning has if any passage decides, wherever it stands.
+    """
+    return PREFIXES if config.pooling == "mean" else PREFIXES[-1:]
+
+
 def measure_tokens(
     classifier: Classifier, documents: Corpus, tokenizer: Tokenizer, fit: Fit | None = None
 ) -> Measured:
     """Measure prefixes that are cut between tokens: quick, for use while training."""
     lengths = tokenizer.byte_lengths
 
-    def cut(tokens: NDArray[np.uint16] | NDArray[np.int32], prefix: int | None) -> Tensor:
+    def cut(tokens: Tokens, prefix: int | None) -> Tensor:
         if prefix is not None:
             # No token is empty, so a prefix of n bytes has at most n tokens.
             tokens = tokens[:prefix]
             tokens = tokens[: max(1, np.searchsorted(lengths[tokens].cumsum(), prefix, "right"))]
-        return torch.from_numpy(tokens.astype(np.int32))
+        return torch.from_numpy(tokens)
 
-    views = [(p, [cut(documents[i], p) for i in range(len(documents))]) for p in PREFIXES]
-    return measure(classifier, views, documents.labels, fit)
+    whole = [documents[i].astype(np.int32) for i in range(len(documents))]
+    views = [(p, [cut(document, p) for document in whole]) for p in prefixes(classifier.config)]
+    placed = placing.measure(classifier, whole, tokenizer, documents.spans)
+    return measure(classifier, views, documents.labels, fit, placed)
 
 
 def evaluate(
@@ -172,11 +193,14 @@ def evaluate(
     """
     config = checkpoint.config
     index = {label: i for i, label in enumerate(config.labels)}
-    texts, found = [], []
+    texts: list[bytes] = []
+    found: list[NDArray[np.int64]] = []
+    spans: list[tuple[int, ...]] = []
     for document in Splits(data, names).read(split):
         if document.multi_label != config.multi_label:
             has, gives = ("one label", "any number")[:: -1 if document.multi_label else 1]
             raise CorpusError(f"{document.where}: has {has}, where the model gives {gives}")
+        spans += ((len(found), index[x.label], 0, 0, x.start, x.end) for x in document.spans)
         found.append(indices(document, index))
         texts.append(document.text.encode())
 
@@ -185,5 +209,7 @@ def evaluate(
         head = text[:prefix].decode(errors="ignore")
         return torch.from_numpy(checkpoint.tokenizer.encode(head))
 
-    views = [(prefix, [tokens(text, prefix) for text in texts]) for prefix in PREFIXES]
-    return measure(checkpoint.classifier, views, matrix(found, len(config.labels)))
+    views = [(prefix, [tokens(text, prefix) for text in texts]) for prefix in prefixes(config)]
+    whole = [document.numpy() for document in views[-1][1]]
+    placed = placing.measure(checkpoint.classifier, whole, checkpoint.tokenizer, Spans.of(spans))
+    return measure(checkpoint.classifier, views, matrix(found, len(config.labels)), placed=placed)

@@ -20,6 +20,7 @@ class Fields(NamedTuple):
     text: str = "text"
     label: str = "label"
     labels: str = "labels"
+    spans: str = "spans"
 
     @property
     def labelled(self) -> bool:
@@ -49,6 +50,14 @@ Label: TypeAlias = str | tuple[str, ...]
 """A document's one label; or all that it has, sorted, where it may have any number."""
 
 
+class Span(NamedTuple):
+    """Where a text says what a label stands for, in UTF-8 bytes of it."""
+
+    label: str
+    start: int
+    end: int
+
+
 @dataclass(frozen=True)
 class LabelledText:
     """One document of a split; nothing of it is empty or blank, but it may have no labels."""
@@ -57,15 +66,18 @@ class LabelledText:
     label: Label
     where: str
     """File, and line or row, for errors."""
+    spans: tuple[Span, ...] = ()
+    """Passages that are known to speak for some of the labels."""
 
     @classmethod
     def of(cls, fields: Mapping[str, object], where: str, names: Fields = TEXT_AND_LABEL) -> Self:
-        """Take text and label, or labels, from the fields of a line or row.
+        """Take text and label, or labels and spans of them, from the fields of a line or row.
 
-        Raises CorpusError that names the field if they are missing, blank, or of another type, and
-        if there are both label and labels.
+        Raises CorpusError that names the field if they are missing, blank, or of another type, if
+        there are both label and labels, and for a span that is none of the text and its labels.
         """
         label: Label
+        text = text_of(fields, where, names.text)
         if not names.labelled:
             label = ()
         elif names.labels not in fields:
@@ -74,7 +86,10 @@ class LabelledText:
             raise CorpusError(f"{where}: {_both(names)}")
         else:
             label = _labels(fields[names.labels], where, names.labels)
-        return cls(text_of(fields, where, names.text), label, where)
+            if fields.get(names.spans) is not None:
+                spans = _spans(fields[names.spans], text, label, f"{where}: {names.spans!r}")
+                return cls(text, label, where, spans)
+        return cls(text, label, where)
 
     @property
     def multi_label(self) -> bool:
@@ -127,6 +142,29 @@ def _labels(labels: object, where: str, name: str) -> tuple[str, ...]:
     if not all(str(label).strip() for label in labels):
         raise CorpusError(f"{where}: {name!r} has a blank label")
     return tuple(sorted({str(label) for label in labels}))
+
+
+def _spans(spans: object, text: str, labels: tuple[str, ...], where: str) -> tuple[Span, ...]:
+    if not isinstance(spans, list | tuple):
+        raise CorpusError(f"{where} is no list")
+    return tuple(_span(x, text.encode(), labels, f"{where}, {i}") for i, x in enumerate(spans))
+
+
+def _span(span: object, text: bytes, labels: tuple[str, ...], where: str) -> Span:
+    if not isinstance(span, Mapping) or not {*Span._fields} <= span.keys():
+        raise CorpusError(f"{where} is no object with {', '.join(Span._fields)}")
+    label, start, end = (span[name] for name in Span._fields)
+    if not _is_label(label) or str(label) not in labels:
+        raise CorpusError(f"{where}: label {label!r} is none of the document's")
+    if type(start) is not int or type(end) is not int or not 0 <= start < end <= len(text):
+        raise CorpusError(
+            f"{where}: start {start!r} and end {end!r} are not in order, "
+            f"or not in the text's {len(text)} bytes"
+        )
+    for at in start, end:
+        if at < len(text) and text[at] & 0xC0 == 0x80:
+            raise CorpusError(f"{where}: byte {at} is inside a character")
+    return Span(str(label), start, end)
 
 
 def _is_label(label: object) -> bool:

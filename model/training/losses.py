@@ -9,12 +9,14 @@ from torch.nn import functional
 from gma.model.classifier import Classifier
 from gma.model.ops.chunked import Rows
 from gma.model.training.config import TrainingConfig
+from gma.model.training.crops import Drawn
 from gma.model.training.cross_entropy import cross_entropy
 from gma.model.training.next_token import next_token_loss
+from gma.model.training.passages import Passages
 
 
 class Losses(nn.Module):
-    """The losses of a batch of crops: the label's at every prefix, and the next token's."""
+    """The losses of a batch of crops: the label's at every prefix, the next token's, the spans'."""
 
     def __init__(
         self, classifier: Classifier, config: TrainingConfig, rates: Tensor | None = None
@@ -25,33 +27,48 @@ class Losses(nn.Module):
         self.config = config
         self.rates = rates
 
-    def forward(self, tokens: Tensor, lengths: Tensor, labels: Tensor, keep: Tensor) -> Tensor:
-        """Return label and next-token loss (2,): tokens and keep (B, N), lengths (B,).
-
-        labels (B,), or (B, labels) bool if there are ``rates``.
-        """
+    def forward(self, drawn: Drawn, keep: Tensor) -> Tensor:
+        """Return label, next-token and span loss (3,) of crops; keep (B, N) is 0 for a token that
+        is hidden."""
+        tokens, lengths, labels, _ = drawn
         # Each crop is a document of one row, with nothing before it.
         which = torch.arange(len(tokens), device=tokens.device)
         rows = Rows.of(lengths, which, tokens.shape[1], torch.float32)
         embedded = self.classifier.embedding(tokens) * keep[..., None]
         hidden = self.classifier.hidden_alone(embedded, rows)
         with torch.autocast(tokens.device.type, enabled=False):
-            label = self.label_loss(hidden.float(), labels, rows)
-        return torch.stack([label, self.language_loss(hidden, tokens, rows)])
+            read = functional.dropout(hidden.float(), self.config.dropout, self.training)
+            if self.classifier.config.pooling == "any":
+                label, of_spans = self.passages(read, drawn, rows)
+            else:
+                label = self.label_loss(read, labels, rows)
+                of_spans = torch.zeros_like(label)
+        return torch.stack([label, self.language_loss(hidden, tokens, rows), of_spans])
+
+    def passages(self, hidden: Tensor, drawn: Drawn, rows: Rows) -> tuple[Tensor, Tensor]:
+        """Return label and span loss of hidden (B, N, W), for pooling "any"."""
+        rates = self.classifier.pooling(hidden, drawn.tokens) * rows.valid[..., None]
+        passages = Passages.of(rates, drawn)
+        label = passages.label_loss(self.config.prefix, self.smoothing, self.rates)
+        return label.float(), passages.span_loss().float()
+
+    @property
+    def smoothing(self) -> float:
+        """How much labels are smoothed now."""
+        return self.config.label_smoothing if self.training else 0.0
 
     def label_loss(self, hidden: Tensor, labels: Tensor, rows: Rows) -> Tensor:
         """Return the mean cross-entropy over the prefixes of hidden (B, N, W).
 
         It takes the deep scores alone: beside the tokens' own they had little left to learn.
         """
-        hidden = functional.dropout(hidden, self.config.dropout, training=self.training)
         there = rows.valid[..., None].float()
         scores = self.classifier.pooling.deep_scores(hidden) * there
         prefixes = self._up_to(scores) / self._up_to(there).clamp_min(1.0)
         return cross_entropy(
             prefixes.flatten(0, 1),
             labels.repeat_interleave(prefixes.shape[1], 0),
-            smoothing=self.config.label_smoothing if self.training else 0.0,
+            smoothing=self.smoothing,
             rates=self.rates,
         ).mean()
 

@@ -8,6 +8,8 @@ from dataclasses import asdict, dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from gma.model.training.placing import Placing
+
 TITLES = {
     "accuracy": "accuracy",
     "macro_f1": "macro-F1",
@@ -57,6 +59,7 @@ class Measured:
     num_components: int  # that there are, in each head
     thresholds: tuple[float, ...] | None  # that the answers come from: see ModelConfig
     labels: tuple[LabelView, ...] = ()
+    placing: Placing | None = None  # none if documents have no spans
 
     def score(self, figure: str) -> float:
         """Return what training keeps the best of: the mean of one figure of the views."""
@@ -72,6 +75,9 @@ class Measured:
             ],
             "components_in_use": self.components.round(1).tolist(),
         }
+        if self.placing:
+            placing = self.placing._asdict()
+            found["placing"] = {name: round(figure, 4) for name, figure in placing.items()}
         if self.labels:
             found["labels"] = [
                 {k: round(x, 4) if isinstance(x, float) else x for k, x in asdict(label).items()}
@@ -90,6 +96,7 @@ class Measured:
         for view in self.views:
             figures = " | ".join(f"{view.figures[name]:.3f}" for name in names)
             lines.append(f"| {view.name} | {figures} |")
+        lines += self._placing()
         lines += self._labels()
         used = [", ".join(f"{head:.1f}" for head in layer) for layer in self.components]
         lines += [
@@ -98,6 +105,14 @@ class Measured:
             + "; ".join(f"{layer}: {heads}" for layer, heads in enumerate(used, 1)),
         ]
         return "\n".join(lines)
+
+    def _placing(self) -> Iterator[str]:
+        if self.placing:
+            pairs, *figures = self.placing
+            yield ""
+            yield f"| evidence ({pairs} pairs) | hit@1 | hit@3 | average precision |"
+            yield "|---" * 4 + "|"
+            yield "| windows of 1,000 bytes | " + " | ".join(f"{x:.3f}" for x in figures) + " |"
 
     def _labels(self) -> Iterator[str]:
         if self.labels:

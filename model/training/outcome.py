@@ -61,6 +61,7 @@ class Outcome:
             if split in self.baseline:
                 rival = self.baseline[split]
                 yield self._row(split, rival["documents"], "linear baseline", rival)
+        yield from self._placing()
         if (fitted := self.baseline.get("documents", 0)) < self.baseline.get("of", 0):
             yield f"  (the baseline was fitted to {fitted:,} documents of {self.baseline['of']:,})"
         if missing := self.baseline.get("missing"):
@@ -74,6 +75,16 @@ class Outcome:
                 f"{self.label_loss:.3f}, and guessing has {self.guess:.3f}. What the model knows, "
                 "single tokens say: try more steps, another learning_rate, or longer crops"
             )
+
+    def _placing(self) -> Iterator[str]:
+        for split, measured in (("valid", self.best), ("test", self.test)):
+            if placing := (measured or {}).get("placing"):
+                yield (
+                    f"  {split}, windows of 1,000 bytes by their evidence ({placing['pairs']:,} "
+                    f"labels that have spans): the best is right {placing['hit_at_1']:.3f}, one of "
+                    f"three {placing['hit_at_3']:.3f}, average precision "
+                    f"{placing['average_precision']:.3f}"
+                )
 
     def _row(self, split: str, documents: int, who: str, figures: dict[str, float]) -> str:
         shown = "  ".join(f"{figures[name]:.3f}" for name in self.names)

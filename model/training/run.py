@@ -15,7 +15,7 @@ from torch import Tensor
 from gma.model import weights
 from gma.model.classifier import Classifier
 from gma.model.config import ModelConfig
-from gma.model.training import stacking, thresholds, token_scores
+from gma.model.training import factors, stacking, thresholds, token_scores
 from gma.model.training.card import card_of
 from gma.model.training.config import TrainingConfig
 from gma.model.training.crops import Crops
@@ -30,7 +30,7 @@ from gma.model.weights import POOLING, Base
 class Run(Loop[Classifier, TrainingConfig]):
     """The training of a classifier."""
 
-    losses_of = "label_loss", "language_loss"
+    losses_of = "label_loss", "language_loss", "span_loss"
 
     def __init__(
         self,
@@ -54,6 +54,7 @@ class Run(Loop[Classifier, TrainingConfig]):
             self.device,
             balance=config.balance,
             label_weights=self._label_weights(),
+            spans=model.pooling == "any" and config.span_weight > 0,
         )
         rates = self.crops.rates
         losses = Losses(
@@ -105,7 +106,11 @@ class Run(Loop[Classifier, TrainingConfig]):
     @property
     def loss_weights(self) -> list[float]:
         """How much each loss counts in this step."""
-        return [self.config.class_weight, self.config.language_weight_at(self.step)]
+        return [
+            self.config.class_weight,
+            self.config.language_weight_at(self.step),
+            self.config.span_weight,
+        ]
 
     def rate_of(self, name: str) -> float:
         """See `Loop.rate_of`: what a base began may learn slower."""
@@ -120,10 +125,10 @@ class Run(Loop[Classifier, TrainingConfig]):
         return {**fixed, "base": self.base.fingerprint} if self.base else fixed
 
     def losses_at(self, rng: np.random.Generator, rows: int, length: int) -> tuple[Tensor, Tensor]:
-        """Return label and next-token loss (2,) of crops, and the tokens read ()."""
-        tokens, lengths, labels = self.crops.draw(rng, rows, length)
-        losses: Tensor = self.losses(tokens, lengths, labels, self._kept(tokens))
-        return losses, lengths.sum()
+        """Return label, next-token and span loss (3,) of crops, and the tokens read ()."""
+        drawn = self.crops.draw(rng, rows, length)
+        losses: Tensor = self.losses(drawn, self._kept(drawn.tokens))
+        return losses, drawn.lengths.sum()
 
     def _kept(self, tokens: Tensor) -> Tensor:
         """Draw what is hidden, (B, N) float: 0 where a token is; each crop draws its own share."""
@@ -137,15 +142,24 @@ class Run(Loop[Classifier, TrainingConfig]):
         """Stack and measure the averaged weights; keep them if no evaluation so far was better."""
         candidate = copy.deepcopy(self.average)
         valid = self.prepared.valid
-        stacked = stacking.fit(candidate, valid)
-        stacking.apply(candidate, stacked)
+        calibrated = self._calibrate(candidate)
         measured = measure_tokens(candidate, valid, self.prepared.tokenizer, self._fit)
         chosen = {"thresholds": measured.thresholds}
         candidate.config = candidate.config.model_copy(update=chosen)
         score = measured.score(self.config.choose_by)
         kept = self.better(score)
-        self.log(valid=measured.as_dict(), stacking=stacked._asdict(), kept=kept)
+        self.log(valid=measured.as_dict(), **calibrated, kept=kept)
         if not kept:
             return
         card = card_of(candidate.config, self.config, measured, self.step)
         weights.save(self.out / "checkpoint", candidate, self.prepared.tokenizer, card=card)
+
+    def _calibrate(self, candidate: Classifier) -> dict[str, object]:
+        """Make the scores mean something on valid; return what the log tells of it."""
+        if self.model.pooling == "any":
+            fitted = factors.fit(candidate, self.prepared.valid)
+            factors.apply(candidate, fitted)
+            return {"factors": fitted}
+        stacked = stacking.fit(candidate, self.prepared.valid)
+        stacking.apply(candidate, stacked)
+        return {"stacking": stacked._asdict()}

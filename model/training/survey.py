@@ -33,7 +33,7 @@ class Surveyed:
 
     documents: int = 0
     bytes: int = 0  # of text
-    digest: str = ""  # of all texts and labels, in order
+    digest: str = ""  # of all texts, labels and spans, in order
     leaked: Found = field(default_factory=Found)  # texts that train has too
 
 
@@ -70,7 +70,7 @@ class Survey:
         for document in self._splits.read(split):
             surveyed.documents += 1
             surveyed.bytes += len(document.text.encode())
-            digest.update(document.digest + repr(document.label).encode())
+            digest.update(document.digest + repr((document.label, document.spans)).encode())
             if split == TRAIN:
                 self._count(document)
             elif unknown := [label for label in document.labels if label not in self.labels]:

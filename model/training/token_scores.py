@@ -64,7 +64,7 @@ def fit(
         for group in optimizer.param_groups:
             group["lr"] = config.learning_rate * (1 - step / config.steps)
         rng = np.random.default_rng([config.seed, step])
-        tokens, lengths, labels = crops.draw(rng, config.crops, length)
+        tokens, lengths, labels, _ = crops.draw(rng, config.crops, length)
         valid = torch.arange(length, device=device) < lengths[:, None]
         shares = valid / lengths[:, None]
         logits = functional.embedding_bag(

@@ -85,7 +85,7 @@ def _started(
 ) -> Run:
     """Begin a run: look at the data, prepare it, and fit what is linear."""
     survey = Survey(splits, progress)
-    training.check(multi_label=survey.multi_label)
+    training.check(multi_label=survey.multi_label, pooling=model.pooling)
     for warning in survey.warnings():
         progress.console.print("warning:", warning)
     tokenizer = base.tokenizer if base else model.vocab_size
@@ -97,7 +97,8 @@ def _started(
     run = _run(prepared, out, model, training, base)
     if together.first():
         run.log(baseline=baseline.fit(splits, survey, progress))
-    run.fit_token_scores(progress)
+    if model.pooling == "mean":
+        run.fit_token_scores(progress)
     return run
 
 

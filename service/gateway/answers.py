@@ -19,7 +19,7 @@ from gma.service.gateway.contract import (
     Verdict,
 )
 from gma.service.gateway.evidence import Share
-from gma.service.gateway.scores import scores
+from gma.service.gateway.scores import logits_of, scores
 
 
 @overload
@@ -138,14 +138,15 @@ def _spans(
     """The shares as spans that tile the document, with the scores of the labels at `listed`.
 
     What the prior takes off the document's logits is taken off each span's alike, so the spans'
-    weighted mean is the document's logits.
+    weighted mean is the document's logits. With pooling "any" the document's evidence is their sum,
+    so what 1 - score is of the spans multiplies to what it is of the document.
     """
     total = sum(share.weight for share in shares)
     seen = total / (total + config.prior_tokens)
     spans = []
     start = 0
     for share in shares:
-        logits = share.evidence / share.weight * seen
+        logits = logits_of(config, share.evidence, share.weight) * seen
         found = scores(logits, config.multi_label)
         spans.append(
             EvidenceSpan(

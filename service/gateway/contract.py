@@ -142,7 +142,8 @@ class EvidenceSpan(TypedDict):
         float,
         Field(
             description="share of the whole document's: weights sum to 1, and the sum of "
-            "weight * logit over the spans is the document's logit"
+            "weight * logit over the spans is the document's logit; with pooling any it is that of "
+            "tokens alone, and the product of 1 - score over the spans is that of the document"
         ),
     ]
     label: NotRequired[BestLabel]
@@ -243,6 +244,13 @@ class Info(WorkerInfo):
         Field(
             description="the least score, label by label, at which it is there; null if the best "
             "label is said whatever its score"
+        ),
+    ]
+    pooling: Annotated[
+        Literal["mean", "any"],
+        Field(
+            description="what a document's answer is of its parts': their mean, or whether any of "
+            "them says so"
         ),
     ]
     causal: Annotated[

@@ -63,6 +63,7 @@ class Gateway:
             labels=list(self.config.labels),
             multi_label=self.config.multi_label,
             thresholds=None if least is None else list(least),
+            pooling=self.config.pooling,
             causal=self.config.causal,
             workers=self.workers.count,
             limits=Limits(

@@ -1,9 +1,28 @@
-"""What logits say: a score for each label."""
+"""What evidence and logits say: a score for each label."""
 
 from __future__ import annotations
 
 import numpy as np
 from numpy.typing import NDArray
+
+from gma.model.config import ModelConfig
+
+LEAST = 1e-30
+"""Less evidence of pooling "any" counts as this much."""
+
+
+def logits_of(
+    config: ModelConfig, evidence: NDArray[np.float64], weight: float
+) -> NDArray[np.float64]:
+    """Logits (labels,) of a part of a document by itself, of its evidence (labels,) and weight.
+
+    Pooling "mean" divides the one by the other; pooling "any" takes log(exp(evidence) - 1).
+    """
+    if config.pooling == "mean":
+        return evidence / weight
+    total = np.maximum(evidence, LEAST)
+    logits: NDArray[np.float64] = total + np.log(-np.expm1(-total))
+    return logits
 
 
 def scores(logits: NDArray[np.float64], multi_label: bool) -> NDArray[np.float64]:

@@ -21,6 +21,7 @@ from gma.model.state import State
 from gma.service.cli import main as cli
 from tests.export.conftest import CHUNK, Exported, checkpoint_of
 from tests.matrix import some
+from tests.model.small import ANY
 
 
 @pytest.mark.parametrize("precision", some(PRECISIONS, always=["float32", "int8"]))
@@ -60,6 +61,7 @@ def _check_usage(*models: Model) -> None:
     [
         {"form": "forgetting", "layers": 1, "heads": 1, "conv_kernel": 0},
         {"conv_kernel": 0, "layers": 1, "normalize_routing": False, "prior_tokens": 0.0},
+        {"layers": 1, **ANY},
         {"conv_kernel": 2, "layers": 1, "heads": 1, "num_components": 1, "labels": ("a", "b")},
     ],
     ids=str,
@@ -69,6 +71,28 @@ def test_every_architecture_is_exported(changes: dict[str, object], tmp_path: Pa
     made = export(source, tmp_path / "out", chunk=8)
     checks = list(verify(made, weights.load(source, dtype=torch.float64)))
     assert [check for check in checks if not check.holds] == []
+
+
+def test_rates_that_are_small_add_up(tmp_path: Path) -> None:
+    """1e-5 a token and 1e-8: most of the one and all of the other is lost beside 1 in float32."""
+    source = checkpoint_of(tmp_path / "checkpoint", layers=1, **ANY)
+    loaded = weights.load(source)
+    quiet = torch.tensor([-11.0, -18.0, -60.0])
+    loaded.classifier.pooling.deep.weight.zero_()
+    loaded.classifier.pooling.token.weight.zero_()
+    loaded.classifier.pooling.deep.bias.copy_(quiet)
+    weights.save(source, loaded.classifier, loaded.tokenizer, card="", dtype=torch.float32)
+    made = export(source, tmp_path / "out", chunk=64)
+    tokens = np.zeros(64, np.int64)
+    states = {
+        name: x.float().numpy() if name not in ("evidence", "weight") else x.numpy()
+        for name, x in loaded.classifier.new_states(1).tensors()
+    }
+    found = Model(made).step([(0, tokens)], np.array([True]), states)
+    expected = 64 * quiet.double().exp().log1p() * loaded.classifier.pooling.factor
+    np.testing.assert_allclose(found["row_evidence"][0], expected, 2e-6)
+    logits = torch.log(torch.expm1(expected))
+    np.testing.assert_allclose(found["logits"][0], logits, 2e-6)
 
 
 @pytest.mark.parametrize("precision", ["float32", "int8"])

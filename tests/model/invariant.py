@@ -38,11 +38,12 @@ def used_state(config: ModelConfig, documents: int, rng: np.random.Generator) ->
         return torch.randn(like.shape, generator=generator)
 
     mass = normal(zeros.mass).abs() * 100 + 1
+    evidence = normal(zeros.evidence).double()
     return State(
         memory=normal(zeros.memory) * mass[..., None],
         mass=mass,
         tail=normal(zeros.tail),
-        evidence=normal(zeros.evidence).double() * 100,
+        evidence=evidence.abs() if config.pooling == "any" else evidence * 100,
         weight=torch.full_like(zeros.weight, 321.0),
     )
 

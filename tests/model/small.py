@@ -39,6 +39,9 @@ FITTING = SMALL.model_copy(
 )
 """One that Triton's kernels and the fused step can compute."""
 
+ANY: dict[str, object] = {"pooling": "any", "multi_label": True, "prior_tokens": 0.0}
+"""Changes that make a model's pooling "any"."""
+
 
 def small(**changes: object) -> Classifier:
     """Always the same weights; ``changes`` to the configuration."""
@@ -48,6 +51,9 @@ def small(**changes: object) -> Classifier:
     for name, parameter in classifier.named_parameters():
         if name.endswith(("alpha", "omega", "norm.weight", "bias")):
             parameter.add_(torch.randn_like(parameter) * 0.3)
+    if classifier.pooling.any:  # some tokens loud, most as quiet as they begin
+        classifier.pooling.token.weight.mul_(4.0)
+        classifier.pooling.factor.mul_(torch.rand_like(classifier.pooling.factor) + 0.5)
     return classifier
 
 
@@ -117,9 +123,15 @@ def by_hand(classifier: Classifier, tokens: Tensor, state: State) -> ByHand:
         memories.append(memory)
         masses.append(mass)
         tails.append(tail)
-    scores = classifier.pooling(x[None], tokens[None])[0]
-    silent = scores.new_zeros(int(config.prior_tokens), scores.shape[1])
-    logits = torch.cat([silent, scores]).mean(0)
+    if config.pooling == "any":
+        pooling = classifier.pooling
+        reading = pooling.deep(pooling.norm(x)) + pooling.token(tokens)
+        scores = torch.logaddexp(torch.zeros_like(reading), reading) * pooling.factor
+        logits = torch.log(torch.expm1(scores.sum(0)))
+    else:
+        scores = classifier.pooling(x[None], tokens[None])[0]
+        silent = scores.new_zeros(int(config.prior_tokens), scores.shape[1])
+        logits = torch.cat([silent, scores]).mean(0)
     states = (torch.stack(parts) for parts in (memories, masses, tails, gammas))
     return ByHand(scores, logits, *states)
 

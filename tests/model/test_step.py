@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from gma.model.classifier import Classifier, Step
-from gma.model.reading import read
+from gma.model.reading import read, read_cut
 from gma.model.state import State
 from tests.model.invariant import (
     Read,
@@ -21,7 +21,7 @@ from tests.model.invariant import (
     one_shot,
     used_state,
 )
-from tests.model.small import SMALL, error, small
+from tests.model.small import ANY, SMALL, error, small
 
 ROWS = 7
 
@@ -35,6 +35,8 @@ VARIANTS: dict[str, dict[str, object]] = {
     "forgetting": {"form": "forgetting"},
     "forgetting, one head": {"form": "forgetting", "heads": 1},
     "forgetting, raw routing vectors": {"form": "forgetting", "normalize_routing": False},
+    "any": ANY,
+    "any, forgetting": {**ANY, "form": "forgetting"},
 }
 
 
@@ -139,9 +141,10 @@ def test_from_nothing(chunk: int) -> None:
     assert_same(classifier, documents, before, found, 1e-5)
 
 
-def test_evidence_of_the_rows_is_the_logits() -> None:
+@pytest.mark.parametrize("changes", [{}, ANY], ids=["mean", "any"])
+def test_evidence_of_the_rows_is_the_logits(changes: dict[str, object]) -> None:
     rng = np.random.default_rng(3)
-    classifier = small()
+    classifier = small(**changes)
     (document,) = documents_of([500], rng)
     found = read_in_steps(classifier, [document], classifier.new_states(1), 17, rng)
     evidence = torch.stack([share.evidence for share in found.shares[0]]).double().sum(0)
@@ -155,10 +158,11 @@ def test_evidence_of_the_rows_is_the_logits() -> None:
     assert error(whole.logits, expected) <= 1e-5
 
 
+@pytest.mark.parametrize("changes", [{}, ANY], ids=["mean", "any"])
 @pytest.mark.parametrize("chunk", [1, 2, 8])
-def test_read_of_several_is_each_alone(chunk: int) -> None:
+def test_read_of_several_is_each_alone(chunk: int, changes: dict[str, object]) -> None:
     rng = np.random.default_rng(4)
-    classifier = small()
+    classifier = small(**changes)
     documents = documents_of([1, 7, 8, 9, 100, 63], rng)
     together = read(classifier, documents, chunk=chunk, rows=4)
     for document, reading in zip(documents, together, strict=True):
@@ -166,6 +170,21 @@ def test_read_of_several_is_each_alone(chunk: int) -> None:
         assert len(reading.evidence) == len(reading.weight) == -(-len(document) // chunk)
         assert error(reading.logits, expected.logits) <= 1e-5
         assert error(reading.usage, expected.usage) <= 1e-5
+
+
+@pytest.mark.parametrize("causal", [True, False])
+@pytest.mark.parametrize("changes", [{}, ANY], ids=["mean", "any"])
+def test_where_a_document_is_cut_changes_nothing(causal: bool, changes: dict[str, object]) -> None:
+    rng = np.random.default_rng(8)
+    classifier = small(causal=causal, **changes)
+    documents = documents_of([1, 90, 63], rng)
+    cut = [[1], [5, 0, 31, 1, 53], [60, 3]]
+    pieces = [torch.split(x, sizes) for x, sizes in zip(documents, cut, strict=True)]
+    for document, sizes, found in zip(documents, cut, read_cut(classifier, pieces), strict=True):
+        expected = one_shot(classifier, document, classifier.new_states(1))
+        assert error(found.logits, expected.logits) <= 1e-5
+        for mine, scores in zip(found.evidence, torch.split(expected.scores, sizes), strict=True):
+            assert (mine - scores.sum(0)).abs().max() <= 1e-5 * expected.scores.abs().sum(0).max()
 
 
 def step_of(classifier: Classifier, document: Tensor, chunk: int) -> Step:

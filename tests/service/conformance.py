@@ -134,16 +134,15 @@ def check_all(
     if lengths is None:
         lengths = [1, chunk - 1, chunk, chunk + 1, 63, 1000, 2, rows * chunk]
     documents = [tokens_of(runner, length, seed) for length in lengths]
-    prior_tokens = classifier.config.prior_tokens
     answers = zip(documents, read_all(runner, documents, seed), strict=True)
     for index, (tokens, progress) in enumerate(answers):
         findings = found(classifier, tokens)
         expected = findings.logits.numpy()
         assert_close(progress.logits, expected, tolerance)
         assert progress.shares
-        evidence = progress.shares.evidence.sum(0, dtype=np.float64)
-        weight = progress.shares.weight.sum()
-        assert_close(evidence / (weight + prior_tokens), expected, tolerance)
+        evidence = torch.from_numpy(progress.shares.evidence.sum(0, dtype=np.float64))
+        weight = torch.tensor(progress.shares.weight.sum())
+        assert_close(classifier.logits(evidence, weight).numpy(), expected, tolerance)
         assert progress.shares.tokens.sum() == len(tokens)
         assert (progress.usage is not None) == (runner.counts and not index % 2)
         if progress.usage is not None:

@@ -6,8 +6,10 @@ from itertools import pairwise
 
 import numpy as np
 import pytest
+import torch
 
 from gma.model.config import ModelConfig
+from gma.model.scores import log_odds
 from gma.service.gateway.answers import answered
 from gma.service.gateway.contract import Timing, Usage
 from gma.service.gateway.evidence import Evidence
@@ -60,6 +62,28 @@ def test_lists_the_best_labels_of_equals_the_first(top_k: int | None, labels: st
     assert finding["label"] == listed[0]
     # Scores are among all labels, also those not listed.
     assert finding["scores"][0]["score"] == pytest.approx(1 / (2 + np.exp(-1.5)))
+
+
+@pytest.mark.parametrize("most", [2, 3, 5])
+def test_spans_of_pooling_any_say_what_of_the_document_each_says(most: int) -> None:
+    changes = {"pooling": "any", "multi_label": True, "prior_tokens": 0.0, "labels": ("a", "b")}
+    config = CONFIG.model_copy(update=changes)
+    rows = np.array([[0.0, 1e-9], [3.0, 1e-5], [1e-4, 0.0], [0.2, 0.0], [0.0, 60.0]])
+    gathered = Evidence(most)
+    for row in rows:
+        gathered.add(4, 10, 4.0, row)
+    logits = log_odds(torch.from_numpy(rows.sum(0))).numpy()
+    answer = answered(config, logits, USAGE, gathered.shares, evidence=True)
+    spans = answer["evidence"]
+    assert sum(span["weight"] for span in spans) == pytest.approx(1.0)
+    for each in answer["scores"]:
+        own = [x for span in spans for x in span["scores"] if x["label"] == each["label"]]
+        evidence = [np.logaddexp(0.0, x["logit"]) for x in own]
+        expected = rows[:, config.labels.index(each["label"])]
+        assert sum(evidence) == pytest.approx(expected.sum())
+        assert np.prod([1 - x["score"] for x in own]) == pytest.approx(1 - each["score"])
+    assert answer["labels"] == ["b", "a"]
+    assert [label for span in spans for label in span["labels"]].count("b") == 1
 
 
 class TestAScoreAtItsThreshold:

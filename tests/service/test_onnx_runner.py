@@ -23,6 +23,7 @@ from gma.model.classifier import Classifier
 from gma.service.engine.step import Batch
 from gma.service.runners.onnx import OnnxRunner
 from gma.service.runners.torch import TorchRunner
+from tests.model.small import ANY
 from tests.service.asgi import save_checkpoint
 from tests.service.conformance import (
     assert_close,
@@ -206,7 +207,11 @@ def test_grids_double_up_to_the_full_one(artifact: Artifact, rows: int, grids: l
     assert [tuple(grid) for grid in runner.grids] == [(rows, CHUNK) for rows in grids]
 
 
-@pytest.mark.parametrize("changes", [{"conv_kernel": 0}, {"form": "forgetting"}], ids=str)
+@pytest.mark.parametrize(
+    "changes",
+    [{"conv_kernel": 0}, {"form": "forgetting"}, {**ANY, "layers": 1}],
+    ids=["no convolution", "forgetting", "pooling any"],
+)
 def test_other_models(changes: dict[str, Any], library: Path, tmp_path: Path) -> None:
     folder = save_checkpoint(tmp_path / "checkpoint", **changes)
     artifact = export(folder, tmp_path / "exported", chunk=CHUNK)

@@ -15,7 +15,7 @@ from gma.service.engine.opening import Tokens
 from gma.service.engine.step import Batch, Outcome
 from gma.service.runners.compilations import Compilations
 from gma.service.runners.passes import PassRunner
-from tests.model.small import small
+from tests.model.small import ANY, small
 from tests.service.conformance import (
     assert_close,
     batch_of,
@@ -86,6 +86,14 @@ def test_any_mix_and_any_cut_give_the_exact_answer(
     runner.warm_up()
     poison(runner)
     check_all(runner, classifier, seed, tolerance=TOLERANCE)
+
+
+def test_whatever_the_pooling() -> None:
+    classifier = small(causal=False, **ANY)
+    runner = runner_of(classifier)
+    runner.warm_up()
+    poison(runner)
+    check_all(runner, classifier, 0, tolerance=TOLERANCE)
 
 
 @pytest.mark.parametrize("rows", [1, 3])

@@ -11,6 +11,7 @@ from gma.model.classifier import Classifier
 from gma.model.config import ModelConfig
 from gma.service.engine.step import Outcome
 from gma.service.runners.torch import TorchRunner
+from tests.model.small import ANY, small
 from tests.service.conformance import (
     assert_close,
     batch_of,
@@ -61,6 +62,13 @@ def test_any_mix_and_any_cut_give_the_exact_answer(
     """Nothing of the past is left in a slot: each, the unused rows' too, holds NaN before."""
     poison(runner)
     check_all(runner, classifier, seed, tolerance=TOLERANCE)
+
+
+def test_whatever_the_pooling() -> None:
+    classifier = small(**ANY)
+    runner = TorchRunner(classifier, slots=SLOTS, rows=ROWS, chunk=CHUNK)
+    poison(runner)
+    check_all(runner, classifier, 0, tolerance=TOLERANCE)
 
 
 @pytest.mark.parametrize("length", [1, 1000])

@@ -15,7 +15,7 @@ from gma.model.classifier import Classifier
 from gma.model.fused.obstacles import FusedPrecision
 from gma.model.state import State
 from tests.model.invariant import Read, Share, assert_near, assert_same, documents_of, used_state
-from tests.model.small import error, small
+from tests.model.small import ANY, error, small
 
 pytest.importorskip("triton")
 
@@ -243,11 +243,29 @@ def test_long_segments(monkeypatch: pytest.MonkeyPatch, form: str) -> None:
         {"labels": tuple(map(str, range(1200)))},
         {"form": "forgetting", "heads": 3, "normalize_routing": False, "width": 264},
         pytest.param({"form": "forgetting", "heads": 17}, marks=pytest.mark.long),
+        ANY,
     ],
-    ids=["wide", "many labels", "more labels than blocks", "forgetting", "many heads"],
+    ids=["wide", "many labels", "more labels than blocks", "forgetting", "many heads", "any"],
 )
 def test_every_architecture(changes: dict[str, object]) -> None:
     check(fitting(**changes), 6)
+
+
+def test_rates_that_are_small_add_up() -> None:
+    """1e-5 a token and 1e-8: most of the one and all of the other is lost beside 1 in float32."""
+    classifier = fitting(**ANY)
+    quiet = torch.tensor([-11.0, -18.0, -60.0])
+    classifier.pooling.deep.weight.zero_()
+    classifier.pooling.token.weight.zero_()
+    classifier.pooling.deep.bias.copy_(quiet)
+    document = torch.zeros(9, dtype=torch.long)
+    reader = Reader(classifier, [document], classifier.new_states(1), rows=2, chunk=6)
+    reader.read(2, {0: [6, 3]})
+    expected = 9 * quiet.double().exp().log1p() * classifier.pooling.factor
+    found = reader.result().states.evidence[0].cpu()
+    torch.testing.assert_close(found, expected, rtol=3e-6, atol=0.0)
+    logits = torch.log(torch.expm1(expected))
+    torch.testing.assert_close(reader.logits[0].cpu(), logits, rtol=1e-6, atol=0.0)
 
 
 @pytest.mark.parametrize("form", ["forgetting", pytest.param("paper", marks=pytest.mark.long)])

@@ -191,7 +191,7 @@ class TestCrops:
         labels[0, 1] = labels[1:50, 0] = True
         train = Corpus(np.arange(100, dtype=np.uint16), np.arange(1, 101), labels)
         crops = Crops(train, 0.0, torch.device("cpu"), balance=balance, label_weights={1: weight})
-        tokens, _, drawn = crops.draw(np.random.default_rng(0), 100, 1)
+        tokens, _, drawn, _ = crops.draw(np.random.default_rng(0), 100, 1)
         assert drawn.shape == (100, 2)
         assert abs(int(drawn[:, 1].sum()) - rare) <= 1
         assert ((tokens[:, 0] == 0) == drawn[:, 1]).all()

@@ -150,7 +150,7 @@ class TestImbalance:
         train = Corpus(np.arange(100, dtype=np.uint16), np.arange(1, 101), labels)
         device, weights = torch.device("cpu"), {1: weight}
         crops = Crops(train, 0.0, device, balance=balance, label_weights=weights)
-        tokens, _, drawn = crops.draw(np.random.default_rng(0), 100, 1)
+        tokens, _, drawn, _ = crops.draw(np.random.default_rng(0), 100, 1)
         assert abs(int(drawn.sum()) - rare) <= 1
         assert ((tokens[:, 0] == 0) == (drawn == 1)).all()
         share = crops.shares[1]
