@@ -30,7 +30,7 @@ OWN = ("gma.model", "gma.export", "gma.service", "gma.loadtest")
 
 # What a package may import beside itself.
 MAY_IMPORT: dict[str, tuple[str, ...]] = {
-    "gma": ("gma.model",),
+    "gma": ("gma.model", "gma.service"),
     "gma.model": (),
     "gma.export": ("gma.model",),
     "gma.service": ("gma.model", "gma.export"),
@@ -52,7 +52,7 @@ ORDER: dict[str, tuple[set[str], ...]] = {
     "gma.service": (
         {"cli"},
         {"app"},
-        {"http", "worker"},
+        {"http", "python", "worker"},
         {"meter"},
         {"gateway", "runners"},
         {"link"},
@@ -63,6 +63,7 @@ ORDER: dict[str, tuple[set[str], ...]] = {
     ),
     "gma.model": (
         {"training"},
+        {"reader"},
         {"reading"},
         {"weights", "fused"},
         {"classifier"},
