@@ -56,6 +56,7 @@ class Measured:
     components: NDArray[np.float64]  # (layers, heads): in use for the last view's documents
     num_components: int  # that there are, in each head
     thresholds: tuple[float, ...] | None  # that the answers come from: see ModelConfig
+    scores: NDArray[np.float64]  # (documents, labels), of the last view
     labels: tuple[LabelView, ...] = ()
 
     def score(self, figure: str) -> float:

@@ -19,6 +19,7 @@ from gma.service.cli.info import info
 from gma.service.cli.key import key
 from gma.service.cli.metrics import metrics
 from gma.service.cli.pretrain import pretrain
+from gma.service.cli.report import report
 from gma.service.cli.serve import serve
 from gma.service.cli.terminal import complain
 from gma.service.cli.tokenizer import tokenizer
@@ -41,6 +42,7 @@ app.command("compile")(compile_kernels)
 app.command()(classify)
 app.command()(train)
 app.command()(pretrain)
+app.command()(report)
 app.command()(evaluate)
 app.command()(tokenizer)
 app.command()(export)
