@@ -21,6 +21,11 @@ TITLES = {
 """What figures are called in tables."""
 
 
+def prefix_name(size: int | None) -> str:
+    """Name a prefix of so many bytes; None is the whole document."""
+    return "whole" if size is None else f"{size >> 10} KB"
+
+
 @dataclass(frozen=True)
 class View:
     """What was measured on one prefix of every document."""
@@ -31,7 +36,7 @@ class View:
     @property
     def name(self) -> str:
         """What tables call it."""
-        return "whole" if self.prefix is None else f"{self.prefix >> 10} KB"
+        return prefix_name(self.prefix)
 
 
 @dataclass(frozen=True)

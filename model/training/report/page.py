@@ -16,7 +16,7 @@ from gma.drawing.plot import Line as Curve
 from gma.model.scores import labels_of
 from gma.model.training.corpus import Corpus
 from gma.model.training.figures import Labels
-from gma.model.training.measured import TITLES
+from gma.model.training.measured import TITLES, prefix_name
 from gma.model.training.report import answers
 from gma.model.training.report.ended import Ended
 from gma.model.training.report.hardest import Hard, hardest
@@ -97,7 +97,7 @@ def _curves(run: Ended) -> Iterator[str]:
     for name in run.outcome.names:
         curves = [
             Curve(
-                _prefix(view["prefix_bytes"]),
+                prefix_name(view["prefix_bytes"]),
                 [(line["step"], line["valid"]["views"][i][name]) for line in run.evaluations],
             )
             for i, view in enumerate(run.outcome.best["views"])
@@ -107,13 +107,9 @@ def _curves(run: Ended) -> Iterator[str]:
         yield svg(f"Valid's {TITLES[name]}, by prefix", curves, steps, Axis(""))
 
 
-def _prefix(size: int | None) -> str:
-    return "whole" if size is None else f"{size >> 10} KB"
-
-
 def _by_length(run: Ended) -> str:
     views = run.outcome.best["views"]
-    ticks = [(float(i), _prefix(view["prefix_bytes"])) for i, view in enumerate(views)]
+    ticks = [(float(i), prefix_name(view["prefix_bytes"])) for i, view in enumerate(views)]
     curves = [
         Curve(TITLES[name], [(float(i), view[name]) for i, view in enumerate(views)])
         for name in run.outcome.names
