@@ -65,7 +65,7 @@ ORDER: dict[str, tuple[set[str], ...]] = {
     ),
     "gma.model": (
         {"training"},
-        {"reader"},
+        {"reader", "hub"},
         {"reading"},
         {"weights", "fused"},
         {"classifier"},
