@@ -108,6 +108,7 @@ def _hub(name: str) -> Iterator[Any]:
     try:
         import huggingface_hub as hub
         from huggingface_hub import errors
+        from huggingface_hub.errors import HTTPError  # type: ignore[attr-defined]  # httpx's
     except ModuleNotFoundError as error:
         raise HubError(f"{error.name} is not installed: gma-service[hub] has it") from error
     log_in = "log in with `hf auth login`, or set HF_TOKEN"
@@ -129,5 +130,5 @@ def _hub(name: str) -> Iterator[Any]:
         raise HubError(f"the hub answered {error.response.status_code}: {error}") from error
     except errors.OfflineModeIsEnabled as error:
         raise HubError("HF_HUB_OFFLINE is set: the hub is not asked") from error
-    except (errors.HTTPError, errors.LocalEntryNotFoundError) as error:
+    except (HTTPError, errors.LocalEntryNotFoundError) as error:
         raise HubError(f"the hub can't be reached: {error}") from error

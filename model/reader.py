@@ -185,35 +185,49 @@ def side_by_side(
     raise.
     """
     if not checkpoint.config.causal:
-        for index, rows in enumerate(documents):
-            found = _bidirectional(checkpoint, [*rows], count=count)
+        for index, document in enumerate(documents):
+            found = _bidirectional(checkpoint, [*document], count=count)
             yield from ((index, share) for share in found)
         return
     places = Places(checkpoint.classifier, min(ROWS, len(documents)), CHUNK, count=count)
     waiting = iter(range(len(documents)))
     in_place = dict(enumerate(islice(waiting, ROWS)))
-    while in_place:
-        rows: dict[int, list[Tensor]] = {}
-        for place in [*in_place]:
-            while place in in_place:
-                if (row := next(documents[in_place[place]], None)) is not None:
-                    rows[place] = [row]
-                    break
+    while rows := _next_rows(documents, places, in_place, waiting):
+        flat = [row for some in rows.values() for row in some]
+        with torch.inference_mode():
+            step = places.step(rows)
+            usage = None if step.usage is None else step.usage.double()
+            shares = _shares(checkpoint, flat, step.evidence, step.weight, usage)
+        owners = [in_place[place] for place, some in rows.items() for _ in some]
+        yield from zip(owners, shares, strict=True)
+
+
+def _next_rows(
+    documents: Sequence[Iterator[Tensor]],
+    places: Places,
+    in_place: dict[int, int],
+    waiting: Iterator[int],
+) -> dict[int, list[Tensor]]:
+    """Take the rows of a step; none if all documents have ended.
+
+    One of each document in a place, where one that has ended makes room for one that waits; then
+    more of those that have more.
+    """
+    rows: dict[int, list[Tensor]] = {}
+    for place in [*in_place]:
+        while place not in rows and place in in_place:
+            row = next(documents[in_place[place]], None)
+            if row is not None:
+                rows[place] = [row]
+            elif (index := next(waiting, None)) is not None:
+                places.clear(place)
+                in_place[place] = index
+            else:
                 del in_place[place]
-                if (index := next(waiting, None)) is not None:
-                    places.clear(place)
-                    in_place[place] = index
-        for place in rows:
-            left = ROWS - sum(map(len, rows.values()))
-            rows[place] += islice(documents[in_place[place]], left)
-        if rows:
-            with torch.inference_mode():
-                step = places.step(rows)
-                flat = [row for some in rows.values() for row in some]
-                usage = None if step.usage is None else step.usage.double()
-                shares = _shares(checkpoint, flat, step.evidence, step.weight, usage)
-            owners = [in_place[place] for place, some in rows.items() for _ in some]
-            yield from zip(owners, shares, strict=True)
+    for place, some in rows.items():
+        left = ROWS - sum(len(each) for each in rows.values())
+        some += islice(documents[in_place[place]], left)
+    return rows
 
 
 def _bidirectional(checkpoint: Checkpoint, rows: Sequence[Tensor], *, count: bool) -> list[Share]:

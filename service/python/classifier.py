@@ -58,7 +58,7 @@ class Classifier:
         return self.config.labels
 
     @overload
-    def classify(
+    def classify(  # type: ignore[overload-overlap]  # a string is one text
         self,
         text: str,
         /,

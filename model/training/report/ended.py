@@ -45,14 +45,15 @@ class Ended:
             raise TrainingError(f"{folder / RESUME}: {error}") from error
         prepared = Prepared.load(folder / PREPARED)
         labels = prepared.valid.labels
-        actual = labels if labels.ndim == 2 else one_hot(labels, len(prepared.labels))
+        if labels.ndim == 1:
+            labels = one_hot(labels.astype(np.int64), len(prepared.labels))
         return cls(
             prepared,
             weights.load(folder / CHECKPOINT),
             configuration,
             [json.loads(line) for line in (folder / LOG).read_text().splitlines()],
             np.load(folder / SCORES, allow_pickle=False).astype(np.float64),
-            actual.astype(np.bool_),
+            labels.astype(np.bool_),
         )
 
     @property
