@@ -27,7 +27,7 @@ summary{cursor:pointer}
 .plots{display:grid;grid-template-columns:repeat(auto-fit,minmax(min(100%,420px),1fr));gap:1em}
 svg text{font-size:12px;fill:var(--ink)}svg .title{font-size:13px;font-weight:600}
 .x{text-anchor:middle}.y{text-anchor:end}
-.grid{stroke:var(--line)}.curve{stroke-width:1.6;fill:none}
+.grid{stroke:var(--line)}.curve{stroke-width:1.6}
 .good{color:var(--good)}.bad{color:var(--bad)}
 """ + "".join(
     f".curve.c{i}{{stroke:var(--c{i})}}circle.c{i},svg text.c{i}{{fill:var(--c{i})}}\n"

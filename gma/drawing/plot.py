@@ -79,7 +79,7 @@ def _drawn(lines: Sequence[Line], across: Scale, up: Scale, x_log: bool, y_log: 
             parts.append(f'<circle cx="{across(a):.1f}" cy="{last:.1f}" r="1.8" class="{colour}"/>')
             end = last
         if steps:
-            parts.append(f'<path d="{"".join(steps)}" class="curve {colour}"/>')
+            parts.append(f'<path d="{"".join(steps)}" class="curve {colour}" fill="none"/>')
             ends.append((end, line.label, colour))
     floor = -math.inf
     for height, label, colour in sorted(ends):

@@ -29,7 +29,7 @@ STYLE = """
 .matrix th:first-child{text-align:right;position:sticky;left:0;background:var(--back)}
 .matrix thead th{vertical-align:bottom}
 .matrix thead th span{writing-mode:vertical-rl;transform:rotate(180deg);font-weight:400}
-.matrix td{background:color-mix(in srgb,var(--fill) calc(var(--share)*85%),transparent)}
+.matrix td{background:color-mix(in srgb,var(--fill) calc(var(--share)*65%),transparent)}
 """
 
 
