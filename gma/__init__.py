@@ -8,25 +8,33 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from gma.model.classifier import Classifier as Classifier
     from gma.model.weights import Checkpoint as Checkpoint
     from gma.model.weights import load as load
+    from gma.service.python.answer import Answer as Answer
+    from gma.service.python.answer import LabelScore as LabelScore
+    from gma.service.python.answer import Span as Span
+    from gma.service.python.classifier import Classifier as Classifier
+    from gma.service.python.stream import Stream as Stream
 
 # ONNX Runtime's builds for Linux tell Microsoft of each model that is loaded, from 1.29 on, unless
 # this is set before it is imported.
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
-__all__ = ["Checkpoint", "Classifier", "load"]
+__all__ = ["Answer", "Checkpoint", "Classifier", "LabelScore", "Span", "Stream", "load"]
 
 _MODULES = {
+    "Answer": "gma.service.python.answer",
     "Checkpoint": "gma.model.weights",
-    "Classifier": "gma.model.classifier",
+    "Classifier": "gma.service.python.classifier",
+    "LabelScore": "gma.service.python.answer",
+    "Span": "gma.service.python.answer",
+    "Stream": "gma.service.python.stream",
     "load": "gma.model.weights",
 }
 
 
 def __getattr__(name: str) -> Any:
-    """PyTorch is imported by whoever asks for one of these, not by the command or the gateways."""
+    """PyTorch is imported by whoever asks for what needs it, not by the command or the gateways."""
     if name not in _MODULES:
         raise AttributeError(f"module 'gma' has no attribute {name!r}")
     return getattr(import_module(_MODULES[name]), name)

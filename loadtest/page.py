@@ -5,28 +5,15 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from html import escape
 
-from gma.loadtest.plot import Axis, Line, short, svg
+from gma.drawing.page import Marked, table
+from gma.drawing.page import page as html
+from gma.drawing.plot import Axis, Line, short, svg
 from gma.loadtest.report import QUANTILES, Latency, Report
-
-STYLE = """
-body{font:15px/1.5 system-ui,sans-serif;color:#222;max-width:1180px;margin:2em auto;padding:0 1em}
-h1{font-size:1.5em}h2{font-size:1.15em;margin-top:2em}
-table{border-collapse:collapse;font-variant-numeric:tabular-nums}
-th,td{padding:.2em .9em .2em 0;text-align:right;border-bottom:1px solid #ddd}
-th:first-child,td:first-child{text-align:left}
-.plots{display:grid;grid-template-columns:repeat(auto-fit,minmax(420px,1fr));gap:1em}
-svg text{font-size:11px}svg .title{font-size:13px;font-weight:600}
-.x{text-anchor:middle}.y{text-anchor:end}
-.grid{stroke:#e4e4e4}svg path{stroke-width:1.6}
-.met{color:#00795a}.missed{color:#b34700}
-"""
-
-Row = Sequence[object]
 
 
 def page(report: Report) -> str:
     """The page of one trial."""
-    return _html(f"Load test of {report.load.url}", _trial(report))
+    return html(f"Load test of {report.load.url}", _trial(report))
 
 
 def sweep_page(reports: Sequence[Report], highest: float | None) -> str:
@@ -36,7 +23,7 @@ def sweep_page(reports: Sequence[Report], highest: float | None) -> str:
     found = f"{highest:.3g} documents a second" if highest else "none of the rates tried"
     parts = [
         f"<p>Highest rate that meets {escape(slos)}: <b>{found}</b>.</p>",
-        _table(
+        table(
             ("offered a second", "answered", "good", "p50", "p99", "errors", ""),
             [
                 (
@@ -45,7 +32,7 @@ def sweep_page(reports: Sequence[Report], highest: float | None) -> str:
                     f"{report.good:.1%}",
                     *(_all(report, name) for name in ("p50", "p99")),
                     sum(report.errors.values()),
-                    "met" if report.met else "missed",
+                    _kept(report.met),
                 )
                 for report in ordered
             ],
@@ -74,7 +61,7 @@ def sweep_page(reports: Sequence[Report], highest: float | None) -> str:
     best = [report for report in ordered if report.load.rate == highest]
     if best:
         parts += [f"<h1>At {highest:.3g} a second</h1>", _trial(best[-1])]
-    return _html(f"Sweep of {ordered[0].load.url}", "".join(parts))
+    return html(f"Sweep of {ordered[0].load.url}", "".join(parts))
 
 
 def _trial(report: Report) -> str:
@@ -97,7 +84,7 @@ def _trial(report: Report) -> str:
     parts = [
         f"<p>{escape(what)}</p>",
         _hides(report),
-        _table(
+        table(
             ("a second", "documents", "bytes", "tokens"),
             [
                 ("offered", *_rates(report.offered.documents, report.offered.bytes), ""),
@@ -113,13 +100,13 @@ def _trial(report: Report) -> str:
             ],
         ),
         "<h2>Objectives</h2>",
-        _table(
+        table(
             ("SLO", "measured", ""),
             [
                 (
                     kept.slo,
                     "-" if kept.seconds is None else f"{kept.seconds:.3f} s",
-                    "met" if kept.met else "missed",
+                    _kept(kept.met),
                 )
                 for kept in report.slos
             ],
@@ -128,13 +115,13 @@ def _trial(report: Report) -> str:
         _latencies(report.latency.items()),
         f"<p>{late}</p>",
         "<h2>Errors</h2>",
-        _table(("kind", "documents"), report.errors.items()) if report.errors else "<p>None.</p>",
+        table(("kind", "documents"), report.errors.items()) if report.errors else "<p>None.</p>",
         '<div class="plots">',
         *_plots(report),
         "</div>",
         "<h2>The server's own times, seconds</h2>",
         _latencies(report.answers.items()) if report.answers else "",
-        _table(
+        table(
             ("metric", "count", "mean", "p50", "p99"),
             [
                 (name, f"{s.count:g}", f"{s.mean:.4f}", f"{s.p50:.4f}", f"{s.p99:.4f}")
@@ -144,7 +131,7 @@ def _trial(report: Report) -> str:
         if report.stages
         else "<p>It told none at /metrics.</p>",
         "<h2>The server's peak memory</h2>",
-        _table(
+        table(
             ("metric", "role", "MB"),
             [
                 (name, role, f"{size / 1e6:,.0f}")
@@ -226,7 +213,7 @@ def _plots(report: Report) -> list[str]:
 
 
 def _latencies(rows: Iterable[tuple[str, Latency]]) -> str:
-    return _table(
+    return table(
         ("", "documents", "mean", *QUANTILES, "max"),
         [
             (
@@ -241,6 +228,10 @@ def _latencies(rows: Iterable[tuple[str, Latency]]) -> str:
     )
 
 
+def _kept(met: bool) -> Marked:
+    return Marked("met", "good") if met else Marked("missed", "bad")
+
+
 def _quantile(latency: Latency | None, name: str) -> float | None:
     return latency.quantiles[name] if latency else None
 
@@ -252,23 +243,3 @@ def _all(report: Report, name: str) -> str:
 
 def _rates(*values: float) -> tuple[str, ...]:
     return tuple(map(short, values))
-
-
-def _table(head: Row, rows: Iterable[Row]) -> str:
-    def row(cells: Row, tag: str) -> str:
-        marks = (f' class="{cell}"' if cell in ("met", "missed") else "" for cell in cells)
-        inner = (
-            f"<{tag}{mark}>{escape(str(cell))}</{tag}>"
-            for cell, mark in zip(cells, marks, strict=True)
-        )
-        return f"<tr>{''.join(inner)}</tr>"
-
-    return f"<table>{row(head, 'th')}{''.join(row(cells, 'td') for cells in rows)}</table>"
-
-
-def _html(title: str, body: str) -> str:
-    return (
-        '<!doctype html><html lang="en"><meta charset="utf-8">'
-        f"<title>{escape(title)}</title><style>{STYLE}</style>"
-        f"<h1>{escape(title)}</h1>{body}</html>\n"
-    )

@@ -1,35 +1,17 @@
-"""Reading whole documents, for programs that have no service around them.
+"""Reading whole documents of tokens, for programs that have no service around them.
 
 Shapes: D documents, R rows, L layers, H heads, K components.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from gma.model.classifier import Classifier, Step
-from gma.model.tokenizer import Tokenizer, Tokens
-from gma.model.weights import Checkpoint
-
-CHUNK = 256
-"""Tokens of a row of a `Reader`."""
-
-ROWS = 8
-"""Rows of a step of a `Reader`, at most."""
-
-
-class Chunk(NamedTuple):
-    """The next tokens of one document; none if it has ended."""
-
-    document: int
-    tokens: Tensor  # (n,) ids
 
 
 @dataclass(frozen=True)
@@ -42,103 +24,44 @@ class Findings:
     usage: Tensor  # (L, H, K) float64: see `Mixer.usage`
 
 
-@dataclass(frozen=True)
-class Share:
-    """What one chunk contributes: logits are `Classifier.logits` of the shares' sums."""
+class Places:
+    """Causal documents that are read side by side, each with its state in a place."""
 
-    tokens: int
-    bytes: int
-    weight: float
-    evidence: NDArray[np.float32]  # (labels,)
+    def __init__(self, classifier: Classifier, places: int, chunk: int, *, count: bool) -> None:
+        """`chunk`: tokens of a row at most. `count`: steps tell the usage of components too."""
+        self._classifier, self._chunk, self._count = classifier, chunk, count
+        self.states = classifier.new_states(places)
 
+    def step(self, rows: Mapping[int, Sequence[Tensor]]) -> Step:
+        """Read the next tokens, (n,) ids in each row, of the documents in some places.
 
-class Reader:
-    """Reads one document, in memory that its length does not change if the model is causal."""
-
-    def __init__(
-        self, checkpoint: Checkpoint, *, max_tokens: int | None = None, count: bool = False
-    ) -> None:
-        """`max_tokens`: read no more than the first so many; by default nothing is truncated.
-        `count`: tell the usage of components too."""
-        self.truncated = False
-        """Whether `max_tokens` cut something, once the document was read."""
-        self.usage: NDArray[np.float64] | None = None
-        """(L, H, K), of what was read so far, if it is counted: see `Mixer.usage`."""
-        self._count = count
-        self._classifier = checkpoint.classifier
-        self._tokenizer = checkpoint.tokenizer
-        self._max_tokens = max_tokens
-
-    def read(self, pieces: Iterable[bytes]) -> Iterator[Share]:
-        """Yield the document's shares in order, as they are read. They tile what was read.
-
-        `pieces` are its bytes, cut anywhere. Raises `NotUtf8`. An empty document has no shares.
+        All rows of a document but its last are full. What is told is row by row, in this order;
+        the states stay here.
         """
-        tokens = self._limited(_tokens(self._tokenizer, pieces))
-        causal = self._classifier.config.causal
-        with torch.inference_mode():
-            yield from self._causal(tokens) if causal else self._bidirectional(tokens)
+        device = self._classifier.embedding.weight.device
+        own = torch.tensor([*rows], device=device)
+        tokens = [row for of_document in rows.values() for row in of_document]
+        document = torch.tensor(
+            [index for index, of_document in enumerate(rows.values()) for _ in of_document],
+            device=device,
+        )
+        # A step takes as many states as rows: copies of a document's are no row's, and ignored.
+        copies = own[:1].expand(len(tokens) - len(own))
+        # Where all are short the grid is narrow, of one of a few widths.
+        longest = max(map(len, tokens))
+        step = self._classifier.step(
+            *_grid(self._classifier, tokens, min(self._chunk, 1 << (longest - 1).bit_length())),
+            document,
+            self.states.gather(torch.cat([own, copies])),
+            count=self._count,
+        )
+        self.states.scatter_(own, step.states.gather(torch.arange(len(own), device=device)))
+        return step
 
-    def _limited(self, pieces: Iterable[Tokens]) -> Iterator[Tokens]:
-        left = self._max_tokens
-        for tokens in pieces:
-            if left is not None and len(tokens) > left:
-                self.truncated = True
-                yield tokens[:left]
-                return
-            yield tokens
-            left = None if left is None else left - len(tokens)
-
-    def _causal(self, pieces: Iterable[Tokens]) -> Iterator[Share]:
-        steps = ([Chunk(0, row) for row in _rows(whole)] for whole in _full(pieces, ROWS * CHUNK))
-        for chunks, step in _read_in_steps(self._classifier, 1, steps, CHUNK, count=self._count):
-            rows = [chunk.tokens for chunk in chunks]
-            if step.usage is not None:
-                self._add(step.usage.double().sum(0))
-            yield from self._shares(rows, step.evidence, step.weight)
-
-    def _bidirectional(self, pieces: Iterable[Tokens]) -> Iterator[Share]:
-        """Read all before the first answer: its first chunk reads the last token too."""
-        tokens = np.concatenate([np.empty(0, np.int32), *pieces])
-        if len(tokens):
-            (found,) = read(self._classifier, [torch.from_numpy(tokens)], chunk=CHUNK)
-            if self._count:
-                self._add(found.usage)
-            yield from self._shares(_rows(tokens), found.evidence, found.weight)
-
-    def _add(self, usage: Tensor) -> None:
-        added = usage.cpu().numpy()
-        self.usage = added if self.usage is None else self.usage + added
-
-    def _shares(self, rows: Sequence[Tensor], evidence: Tensor, weight: Tensor) -> Iterator[Share]:
-        lengths = self._tokenizer.byte_lengths
-        for row, share, size in zip(
-            rows, evidence.float().cpu().numpy(), weight.tolist(), strict=True
-        ):
-            yield Share(len(row), int(lengths[row.numpy()].sum()), size, share)
-
-
-def _tokens(tokenizer: Tokenizer, pieces: Iterable[bytes]) -> Iterator[Tokens]:
-    stream = tokenizer.stream()
-    for piece in pieces:
-        yield stream.feed(piece)
-    yield stream.finish()
-
-
-def _full(pieces: Iterable[Tokens], size: int) -> Iterator[Tokens]:
-    """Cut the same tokens into pieces of `size`; the last may be shorter, and none is empty."""
-    held = np.empty(0, np.int32)
-    for piece in pieces:
-        held = np.concatenate([held, piece])
-        whole = len(held) - len(held) % size
-        yield from np.split(held[:whole], range(size, whole, size)) if whole else ()
-        held = held[whole:]
-    if len(held):
-        yield held
-
-
-def _rows(tokens: Tokens) -> Sequence[Tensor]:
-    return torch.split(torch.from_numpy(tokens), CHUNK)
+    def clear(self, place: int) -> None:
+        """Let another document begin in a place."""
+        at = torch.tensor([place], device=self.states.weight.device)
+        self.states.scatter_(at, self._classifier.new_states(1))
 
 
 @torch.inference_mode()
@@ -193,61 +116,25 @@ def read_cut(
 def _read_causal(classifier: Classifier, documents: Sequence[Sequence[Tensor]]) -> list[Findings]:
     counts = [len(pieces) for pieces in documents]
     chunk = max(len(piece) for pieces in documents for piece in pieces)
-    nothing = torch.empty(0, dtype=torch.long)
-    steps = (
-        [
-            Chunk(i, pieces[index] if index < len(pieces) else nothing)
-            for i, pieces in enumerate(documents)
-        ]
-        for index in range(max(counts))
-    )
     # Made once: a small tensor kept of each step would scatter over the heap.
     shape, device = (len(documents), max(counts)), classifier.embedding.weight.device
     labels = len(classifier.config.labels)
     evidence = torch.empty(*shape, labels, dtype=classifier.dtype, device=device)
     weight = torch.empty(shape, dtype=classifier.dtype, device=device)
     usage = torch.zeros_like(classifier.new_states(len(documents)).mass, dtype=torch.float64)
-    read_in_steps = _read_in_steps(classifier, len(documents), steps, chunk, count=True)
-    for index, (_, step) in enumerate(read_in_steps):
-        evidence[:, index] = step.evidence
-        weight[:, index] = step.weight
+    places = Places(classifier, len(documents), chunk, count=True)
+    for index in range(max(counts)):
+        own = [i for i, count in enumerate(counts) if index < count]
+        step = places.step({i: [documents[i][index]] for i in own})
+        evidence[own, index] = step.evidence
+        weight[own, index] = step.weight
         assert step.usage is not None
-        usage += step.usage
-    logits = classifier.logits(step.states.evidence, step.states.weight)
+        usage[own] += step.usage
+    logits = classifier.logits(places.states.evidence, places.states.weight)
     return [
         Findings(logits[row], evidence[row, :count], weight[row, :count], usage[row])
         for row, count in enumerate(counts)
     ]
-
-
-def _read_in_steps(
-    classifier: Classifier,
-    documents: int,
-    steps: Iterable[Sequence[Chunk]],
-    chunk: int,
-    *,
-    count: bool,
-) -> Iterator[tuple[Sequence[Chunk], Step]]:
-    """Read new documents, in each step a row for each of its chunks, of up to `chunk` tokens.
-
-    Every document has at least one row in every step, and its rows stand together and in order.
-    Yields what was read, and what the step answers, with the states (D) of the documents alone.
-    """
-    device = classifier.embedding.weight.device
-    states = classifier.new_states(documents)
-    own = torch.arange(documents, device=device)
-    for chunks in steps:
-        document = torch.tensor([each.document for each in chunks], device=device)
-        # A step takes as many states as rows: copies of a document's are no row's, and ignored.
-        copies = own.new_zeros(len(chunks) - documents)
-        step = classifier.step(
-            *_grid(classifier, [each.tokens for each in chunks], chunk),
-            document,
-            states.gather(torch.cat([own, copies])),
-            count=count,
-        )
-        states = step.states.gather(own)
-        yield chunks, step._replace(states=states)
 
 
 def _grid(classifier: Classifier, rows: Sequence[Tensor], chunk: int) -> tuple[Tensor, Tensor]:

@@ -89,6 +89,10 @@ class State:
             weight=self.weight.masked_fill(begins, 0),
         )
 
+    def copy(self) -> State:
+        """Copy all states."""
+        return State(**{name: x.clone() for name, x in self.tensors()})
+
     def to(self, device: torch.device | str) -> State:
         """Copy the states to another device, or return them if they are there."""
         return State(**{name: x.to(device) for name, x in self.tensors()})

@@ -132,6 +132,11 @@ class Tokenizer:
         """
         return TokenStream(self, pending, offset)
 
+    def decode(self, tokens: Tokens) -> str:
+        """The text of tokens, (n,); what is half a character becomes U+FFFD."""
+        text: str = self._bpe.decode(tokens.tolist(), skip_special_tokens=False)
+        return text
+
     def encode_parts(self, parts: list[str]) -> Tokens:
         """The tokens of each part on its own, joined; parts are spread over the cores.
 
@@ -190,6 +195,13 @@ class TokenStream:
         self._pending = data[taken:]
         self._offset += taken
         return tokens
+
+    def rest(self) -> Tokens:
+        """The tokens that would end the document here, (tokens,) int32; it may go on.
+
+        An unfinished last character has none.
+        """
+        return self._tokenizer.encode_parts([_decode(self._pending, self._offset, final=False)[0]])
 
     def finish(self) -> Tokens:
         """Ends the document; returns its remaining tokens, (tokens,) int32.

@@ -17,6 +17,7 @@ ROOT = Path(__file__).parent.parent
 
 # Where the modules of each package lie.
 FOLDERS = {
+    "gma.drawing": "gma/drawing",
     "gma.model": "model",
     "gma.export": "export",
     "gma.service": "service",
@@ -26,15 +27,16 @@ FOLDERS = {
     "docs.examples": "docs/examples",
     "tests": "tests",
 }
-OWN = ("gma.model", "gma.export", "gma.service", "gma.loadtest")
+OWN = ("gma.drawing", "gma.model", "gma.export", "gma.service", "gma.loadtest")
 
 # What a package may import beside itself.
 MAY_IMPORT: dict[str, tuple[str, ...]] = {
-    "gma": ("gma.model",),
-    "gma.model": (),
+    "gma": ("gma.model", "gma.service"),
+    "gma.drawing": (),
+    "gma.model": ("gma.drawing",),
     "gma.export": ("gma.model",),
     "gma.service": ("gma.model", "gma.export"),
-    "gma.loadtest": (),
+    "gma.loadtest": ("gma.drawing",),
     "benchmarks": ("gma", *OWN),
     "deploy": ("gma", *OWN),
     "docs.examples": ("gma", *OWN),
@@ -52,7 +54,7 @@ ORDER: dict[str, tuple[set[str], ...]] = {
     "gma.service": (
         {"cli"},
         {"app"},
-        {"http", "worker"},
+        {"http", "python", "worker"},
         {"meter"},
         {"gateway", "runners"},
         {"link"},
@@ -63,6 +65,7 @@ ORDER: dict[str, tuple[set[str], ...]] = {
     ),
     "gma.model": (
         {"training"},
+        {"reader", "hub"},
         {"reading"},
         {"weights", "fused"},
         {"classifier"},

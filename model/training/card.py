@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import json
+
 from gma.model.config import ModelConfig
+from gma.model.hub import METADATA
 from gma.model.training.config import TrainingConfig
 from gma.model.training.measured import Measured
 
@@ -10,7 +13,11 @@ from gma.model.training.measured import Measured
 def card_of(model: ModelConfig, config: TrainingConfig, measured: Measured, step: int) -> str:
     """Write the card of a checkpoint that was measured after so many steps."""
     any_number = "any number of which a document may have, " if model.multi_label else ""
-    return f"""# {model.name}
+    told = "".join(f"{name}: {json.dumps(value)}\n" for name, value in METADATA.items())
+    return f"""---
+{told}---
+
+# {model.name}
 
 A Gaussian Mixture Attention classifier (arXiv:2606.18283) with {len(model.labels)} labels,
 {any_number}{model.layers} layers of {model.width}; step {step} of {config.steps}, averaged weights.

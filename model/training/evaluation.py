@@ -85,6 +85,7 @@ def measure(
         components_in_use(usage),
         config.num_components,
         config.thresholds,
+        scores(config, logits[-1]).double().numpy(),
         label_views(config, scores(config, logits[-1]), actual) if config.multi_label else (),
         placed,
     )

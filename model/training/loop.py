@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from gma.model.backbone import Backbone
 from gma.model.config import Place, dotted
 from gma.model.training import together
+from gma.model.training.board import Board
 from gma.model.training.errors import TrainingError
 from gma.model.training.schedule import Schedule
 
@@ -61,6 +62,7 @@ class Loop(ABC, Generic[Trained, Config]):
         )
         self.step = 0
         self.best, self.since_best = -math.inf, 0
+        self.board: Board | None = None
 
     @property
     @abstractmethod
@@ -124,6 +126,8 @@ class Loop(ABC, Generic[Trained, Config]):
         """
         together.spread([*self.trained.parameters(), *self.average.parameters()])
         bar = progress.add_task("training", total=self.config.steps, completed=self.step)
+        if together.first():
+            self.board = Board(self.out, self.step + 1 if self.step else 0)
         started = time.monotonic()
         losses: list[Tensor] = []
         tokens: list[Tensor] = []
@@ -214,6 +218,8 @@ class Loop(ABC, Generic[Trained, Config]):
             return
         with (self.out / LOG).open("a") as file:
             file.write(json.dumps({"step": self.step, **line}) + "\n")
+        if self.board:
+            self.board.add(self.step, line)
 
     def _resumable(self) -> Iterator[tuple[str, Tensor]]:
         """Yield the name and tensor of all that a run consists of beside its counters."""

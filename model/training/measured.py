@@ -23,6 +23,11 @@ TITLES = {
 """What figures are called in tables."""
 
 
+def prefix_name(size: int | None) -> str:
+    """Name a prefix of so many bytes; None is the whole document."""
+    return "whole" if size is None else f"{size >> 10} KB"
+
+
 @dataclass(frozen=True)
 class View:
     """What was measured on one prefix of every document."""
@@ -33,7 +38,7 @@ class View:
     @property
     def name(self) -> str:
         """What tables call it."""
-        return "whole" if self.prefix is None else f"{self.prefix >> 10} KB"
+        return prefix_name(self.prefix)
 
 
 @dataclass(frozen=True)
@@ -58,6 +63,7 @@ class Measured:
     components: NDArray[np.float64]  # (layers, heads): in use for the last view's documents
     num_components: int  # that there are, in each head
     thresholds: tuple[float, ...] | None  # that the answers come from: see ModelConfig
+    scores: NDArray[np.float64]  # (documents, labels), of the last view
     labels: tuple[LabelView, ...] = ()
     placing: Placing | None = None  # none if documents have no spans
 

@@ -23,11 +23,11 @@ class Outcome:
     test: dict[str, Any] | None
     baseline: dict[str, Any]
     label_loss: float  # of the deep reading, where the run ended
-    guess: float  # label_loss of who knows only how often labels are drawn
+    guess: float  # `Crops.guess`
 
     @classmethod
-    def of(cls, lines: Sequence[dict[str, Any]], guess: float) -> Self:
-        """Read the lines of a log; ``guess`` is ``Crops.guess``."""
+    def of(cls, lines: Sequence[dict[str, Any]]) -> Self:
+        """Read the lines of a log."""
         last = {name: line for line in lines for name in line}
         kept = [line for line in lines if line.get("kept")][-1]
         return cls(
@@ -36,7 +36,7 @@ class Outcome:
             test=last["test"]["test"] if "test" in last else None,
             baseline=last["baseline"]["baseline"] if "baseline" in last else {},
             label_loss=last["label_loss"]["label_loss"],
-            guess=guess,
+            guess=last["guess"]["guess"],
         )
 
     @property
@@ -64,14 +64,18 @@ class Outcome:
         yield from self._placing()
         if (fitted := self.baseline.get("documents", 0)) < self.baseline.get("of", 0):
             yield f"  (the baseline was fitted to {fitted:,} documents of {self.baseline['of']:,})"
+        yield from (f"warning: {warning}" for warning in self.warnings())
+
+    def warnings(self) -> Iterator[str]:
+        """Yield what speaks against the model, a sentence or two each."""
         if missing := self.baseline.get("missing"):
-            yield f"warning: there is no linear baseline to compare with: it lacks {missing}"
+            yield f"there is no linear baseline to compare with: it lacks {missing}"
         own, rival = self.best["views"][-1], self.baseline.get("valid")
         if rival and all(own[name] < rival[name] for name in self.names):
-            yield "warning: the linear baseline is better than this model"
+            yield "the linear baseline is better than this model"
         if not self.learned:
             yield (
-                "warning: the deep reading learned nothing: its label loss is "
+                "the deep reading learned nothing: its label loss is "
                 f"{self.label_loss:.3f}, and guessing has {self.guess:.3f}. What the model knows, "
                 "single tokens say: try more steps, another learning_rate, or longer crops"
             )

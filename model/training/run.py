@@ -26,6 +26,13 @@ from gma.model.training.losses import Losses
 from gma.model.training.prepared import Prepared
 from gma.model.weights import POOLING, Base
 
+SCORES = "valid.npy"
+"""File of a run: the scores of valid's documents, (documents, labels) float32, by the weights that
+were kept."""
+
+PREPARED, CHECKPOINT = "prepared", "checkpoint"
+"""Folders of a run: tokens of both splits with the tokenizer, and the weights that were kept."""
+
 
 class Run(Loop[Classifier, TrainingConfig]):
     """The training of a classifier."""
@@ -152,7 +159,8 @@ class Run(Loop[Classifier, TrainingConfig]):
         if not kept:
             return
         card = card_of(candidate.config, self.config, measured, self.step)
-        weights.save(self.out / "checkpoint", candidate, self.prepared.tokenizer, card=card)
+        np.save(self.out / SCORES, measured.scores.astype(np.float32))
+        weights.save(self.out / CHECKPOINT, candidate, self.prepared.tokenizer, card=card)
 
     def _calibrate(self, candidate: Classifier) -> dict[str, object]:
         """Make the scores mean something on valid; return what the log tells of it."""

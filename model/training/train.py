@@ -17,13 +17,11 @@ from gma.model.training.loop import LOG, check_folder
 from gma.model.training.outcome import Outcome
 from gma.model.training.prepared import Prepared
 from gma.model.training.progress import on_stderr
-from gma.model.training.run import Run
+from gma.model.training.report import page
+from gma.model.training.run import CHECKPOINT, PREPARED, Run
 from gma.model.training.splits import TEST, TRAIN, VALID, Splits
 from gma.model.training.survey import Survey
 from gma.model.weights import Base
-
-PREPARED = "prepared"
-"""Folder of a run: the tokenizer, the labels and the token ids of both splits."""
 
 
 def train(
@@ -61,7 +59,7 @@ def train(
         else:
             run = _started(splits, out, model, training, begun, progress)
         run.train(progress)
-        checkpoint = out / "checkpoint"
+        checkpoint = out / CHECKPOINT
         if not together.first():
             return checkpoint
         if splits and splits.has(TEST):
@@ -70,8 +68,9 @@ def train(
             run.log(test=evaluate(loaded, data, TEST, names).as_dict())
             progress.update(bar, advance=1)
     lines = [json.loads(line) for line in (out / LOG).read_text().splitlines()]
-    for line in Outcome.of(lines, run.crops.guess).told():
+    for line in Outcome.of(lines).told():
         progress.console.print(line)
+    progress.console.print(f"report: {page.write(out)}")
     return checkpoint
 
 
@@ -86,7 +85,8 @@ def _started(
     """Begin a run: look at the data, prepare it, and fit what is linear."""
     survey = Survey(splits, progress)
     training.check(multi_label=survey.multi_label, pooling=model.pooling)
-    for warning in survey.warnings():
+    warnings = [*survey.warnings()]
+    for warning in warnings:
         progress.console.print("warning:", warning)
     tokenizer = base.tokenizer if base else model.vocab_size
     if together.first():
@@ -96,6 +96,7 @@ def _started(
     prepared = Prepared.load(out / PREPARED)
     run = _run(prepared, out, model, training, base)
     if together.first():
+        run.log(warnings=warnings, guess=run.crops.guess)
         run.log(baseline=baseline.fit(splits, survey, progress))
     if model.pooling == "mean":
         run.fit_token_scores(progress)

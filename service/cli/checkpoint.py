@@ -16,11 +16,6 @@ def load(folder: Path | None, device: Device) -> Checkpoint:
 
     Raises ValueError if the folder is not a checkpoint's.
     """
-    import torch
+    from gma.service.python.classifier import Classifier
 
-    from gma.model import weights
-    from gma.model.config import DEFAULT_CHECKPOINT
-
-    if device is Device.auto:
-        device = Device.cuda if torch.cuda.is_available() else Device.cpu
-    return weights.load(folder or DEFAULT_CHECKPOINT, device=device.value)
+    return Classifier.load(folder, device=device.value).checkpoint

@@ -15,7 +15,6 @@ from gma.service.cli.options import CheckpointOption, Device, DeviceOption, Json
 from gma.service.cli.terminal import complain, print_json, print_table, table, watched
 
 if TYPE_CHECKING:
-    from gma.model.weights import Checkpoint
     from gma.service.gateway.contract import EvidenceSpan, Finding, LabelScore
 
 LINES = ".jsonl", ".jsonl.gz", ".jsonl.zst"
@@ -81,21 +80,22 @@ def classify(
     """
     if components and not as_json:
         raise typer.BadParameter("they are told with --json only", param_hint="--components")
-    loaded = load(checkpoint, device)
+    from gma.service.python.classifier import Classifier
+
+    classifier = Classifier(load(checkpoint, device))
     spans = SPANS_IN_JSON if as_json else SPANS_IN_TABLE
     top_k = top_k if as_json else top_k or LABELS_IN_TABLE
     failed = False
     for document in _documents(files, text, as_text=as_text):
         try:
-            finding = _read(
-                loaded,
-                document.pieces(),
-                max_tokens=max_tokens,
-                spans=spans,
-                top_k=top_k,
-                evidence=evidence,
-                components=components,
-            )
+            with classifier.stream(
+                components=components, max_tokens=max_tokens, spans=spans
+            ) as stream:
+                for piece in document.pieces():
+                    stream.write(piece)
+                    if stream.truncated:
+                        break
+            finding = stream.finding(top_k=top_k, evidence=evidence)
         except (OSError, ValueError) as error:
             # Of a line it says where that is.
             named = isinstance(error, OSError) or document.line is not None
@@ -150,51 +150,6 @@ def _lines(file: Path, text: str) -> Iterator[Document]:
                 yield Document(file, number, partial(pieces, line))
     except (OSError, ValueError) as error:
         yield Document(file, number + 1, partial(broken, error))
-
-
-def _read(
-    checkpoint: Checkpoint,
-    pieces: Iterable[bytes],
-    *,
-    max_tokens: int | None,
-    spans: int,
-    top_k: int | None,
-    evidence: bool,
-    components: bool,
-) -> Finding:
-    """The HTTP service's answer, less its timing. Raises OSError, or ValueError."""
-    import numpy as np
-    import torch
-
-    from gma.model.reading import Reader
-    from gma.service.gateway.answers import answered, usage_of
-    from gma.service.gateway.evidence import Evidence
-
-    reader = Reader(checkpoint, max_tokens=max_tokens, count=components)
-    gathered = Evidence(spans)
-    chunks = 0
-    for chunk in reader.read(pieces):
-        gathered.add(chunk.tokens, chunk.bytes, chunk.weight, chunk.evidence)
-        chunks += 1
-    if not chunks:
-        raise ValueError("the document is empty")
-    shares = gathered.shares
-    weight = torch.tensor(sum(share.weight for share in shares))
-    scores = torch.from_numpy(np.sum([share.evidence for share in shares], axis=0))
-    return answered(
-        checkpoint.config,
-        checkpoint.classifier.logits(scores, weight).numpy(),
-        usage_of(
-            sum(share.bytes for share in shares),
-            sum(share.tokens for share in shares),
-            chunks,
-            reader.usage,
-        ),
-        shares,
-        top_k=top_k,
-        evidence=evidence,
-        truncated=reader.truncated,
-    )
 
 
 def _pieces(file: Path) -> Iterator[bytes]:

@@ -15,10 +15,12 @@ from gma.service.cli.classify import classify
 from gma.service.cli.compile import compile_kernels
 from gma.service.cli.evaluate import evaluate
 from gma.service.cli.export import export
+from gma.service.cli.hub import pull, push
 from gma.service.cli.info import info
 from gma.service.cli.key import key
 from gma.service.cli.metrics import metrics
 from gma.service.cli.pretrain import pretrain
+from gma.service.cli.report import report
 from gma.service.cli.serve import serve
 from gma.service.cli.terminal import complain
 from gma.service.cli.tokenizer import tokenizer
@@ -41,11 +43,14 @@ app.command("compile")(compile_kernels)
 app.command()(classify)
 app.command()(train)
 app.command()(pretrain)
+app.command()(report)
 app.command()(evaluate)
 app.command()(tokenizer)
 app.command()(export)
 app.command()(loadtest)
 app.command()(info)
+app.command()(push)
+app.command()(pull)
 
 
 def main() -> None:
@@ -74,6 +79,7 @@ def gma(
     classifier of your own labelled documents, `gma pretrain` a base to begin from, `gma tokenizer`
     what either reads with. `gma evaluate` measures a classifier, `gma info` describes it, `gma
     export` writes it as an ONNX model. `gma loadtest` puts a running service under load.
+    `gma push` and `gma pull` share checkpoints on the Hugging Face hub.
     """
     if show_version:
         typer.echo(version("gma-service"))

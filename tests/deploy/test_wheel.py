@@ -23,15 +23,10 @@ import json, sys
 from importlib.util import find_spec
 from pathlib import Path
 
-import gma, torch
-from gma import Classifier, load
-from gma.model.reading import read
+import gma
+from gma import Classifier
 
-checkpoint = load(Path(gma.__file__).parent / "model" / "checkpoints" / "books")
-assert isinstance(checkpoint.classifier, Classifier)
-tokens = torch.from_numpy(checkpoint.tokenizer.encode(Path(sys.argv[1]).read_text()))
-(found,) = read(checkpoint.classifier, [tokens])
-label = checkpoint.config.labels[int(found.logits.argmax())]
+label = Classifier.load("books").classify(Path(sys.argv[1]).read_text()).label
 ours = [name for name in ("benchmarks", "tests") if find_spec(name)]
 print(json.dumps({"label": label, "file": gma.__file__, "ours": ours}))
 """

@@ -18,7 +18,8 @@ from torch import Tensor
 from gma.model import weights
 from gma.model.classifier import Classifier
 from gma.model.config import DEFAULT_CHECKPOINT, ModelConfig
-from gma.model.reading import Reader, read
+from gma.model.reader import Reader
+from gma.model.reading import read
 from gma.model.tokenizer import Tokenizer
 from gma.model.weights import CheckpointError
 from tests.model.small import small
@@ -214,7 +215,8 @@ class TestDefaultCheckpoint:
         checkpoint = weights.load(DEFAULT_CHECKPOINT)
         for line in EXCERPTS.read_text().splitlines():
             excerpt = json.loads(line)
-            spans = list(Reader(checkpoint).read([excerpt["text"].encode()]))
+            reader = Reader(checkpoint)
+            spans = [*reader.feed(excerpt["text"].encode()), *reader.finish()]
             logits = np.sum([span.evidence for span in spans], axis=0)
             assert checkpoint.config.labels[int(logits.argmax())] == excerpt["label"]
 

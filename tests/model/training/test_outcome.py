@@ -31,13 +31,14 @@ NOTHING = "the deep reading learned nothing"
 
 def outcome(label_loss: float, guess: float, **baseline: Any) -> str:
     lines: list[dict[str, Any]] = [
+        {"step": 0, "warnings": [], "guess": guess},
         {"step": 0, "baseline": baseline},
         {"step": 5, "label_loss": label_loss},
         {"step": 5, "valid": measured(0.8, 0.7), "kept": True},
         {"step": 9, "label_loss": label_loss},
         {"step": 9, "valid": measured(0.1, 0.1), "kept": False},
     ]
-    return "\n".join(Outcome.of(lines, guess).told())
+    return "\n".join(Outcome.of(lines).told())
 
 
 def measured(accuracy: float, f1: float) -> dict[str, Any]:

@@ -7,12 +7,13 @@ from collections.abc import Callable, Sequence
 from html import escape
 from typing import NamedTuple
 
-WIDTH, HEIGHT = 560, 260
+WIDTH, HEIGHT = 480, 260
 LEFT, RIGHT, TOP, BOTTOM = 64, 110, 28, 40
 GAP = 14  # between the names of two lines
 
-# Okabe and Ito's, that colour-blind eyes tell apart.
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00")
+COLOURS = 6
+"""Classes c0, c1, ... of the page's style, near Okabe and Ito's colours, which colour-blind eyes
+tell apart."""
 
 Scale = Callable[[float], float]
 
@@ -66,7 +67,7 @@ def _drawn(lines: Sequence[Line], across: Scale, up: Scale, x_log: bool, y_log: 
     parts: list[str] = []
     ends: list[tuple[float, str, str]] = []
     for i, line in enumerate(lines):
-        colour = COLOURS[i % len(COLOURS)]
+        colour = f"c{i % COLOURS}"
         steps: list[str] = []
         last = None
         for a, b in line.points:
@@ -75,16 +76,16 @@ def _drawn(lines: Sequence[Line], across: Scale, up: Scale, x_log: bool, y_log: 
                 continue
             steps.append(f"{'M' if last is None else 'L'}{across(a):.1f} {up(b):.1f}")
             last = up(b)
-            parts.append(f'<circle cx="{across(a):.1f}" cy="{last:.1f}" r="1.8" fill="{colour}"/>')
+            parts.append(f'<circle cx="{across(a):.1f}" cy="{last:.1f}" r="1.8" class="{colour}"/>')
             end = last
         if steps:
-            parts.append(f'<path d="{"".join(steps)}" fill="none" stroke="{colour}"/>')
+            parts.append(f'<path d="{"".join(steps)}" class="curve {colour}" fill="none"/>')
             ends.append((end, line.label, colour))
     floor = -math.inf
     for height, label, colour in sorted(ends):
         floor = max(height, floor + GAP)
         parts.append(
-            f'<text x="{WIDTH - RIGHT + 8}" y="{floor + 4:.1f}" fill="{colour}">{escape(label)}'
+            f'<text x="{WIDTH - RIGHT + 8}" y="{floor + 4:.1f}" class="{colour}">{escape(label)}'
             "</text>"
         )
     return parts
