@@ -119,11 +119,6 @@ class Tokenizer:
         data = text.encode("utf-8", "surrogatepass") if isinstance(text, str) else text
         return self.encode_parts([_decode(data, start=0, final=True)[0]])
 
-    def decode(self, tokens: Tokens) -> str:
-        """The text of a whole text's tokens, (tokens,)."""
-        text: str = self._bpe.decode(tokens.tolist(), skip_special_tokens=False)
-        return text
-
     def stream(self, pending: bytes = b"", offset: int = 0) -> TokenStream:
         """Tokens of a text that arrives in pieces, from its beginning by default.
 

@@ -45,6 +45,7 @@ class Losses(nn.Module):
                 of_spans = torch.zeros_like(label)
         return torch.stack([label, self.language_loss(hidden, tokens, rows), of_spans])
 
+    @torch.compiler.disable  # type: ignore[untyped-decorator]  # inductor 2.11 fails on its sums
     def passages(self, hidden: Tensor, drawn: Drawn, rows: Rows) -> tuple[Tensor, Tensor]:
         """Return label and span loss of hidden (B, N, W), for pooling "any"."""
         rates = self.classifier.pooling(hidden, drawn.tokens) * rows.valid[..., None]

@@ -95,10 +95,25 @@ class TestOnAnOldGpu:
         assert runner.kernels.startswith("compiled PyTorch")
         assert "no fused kernels: an A100 has compute capability 8.0, less than 9.0" in caplog.text
 
-    def test_passes_are_eager(self, classifier: Classifier) -> None:
+    @pytest.mark.parametrize(("compiler", "how"), [("cc", "compiled"), ("", "eager")])
+    def test_passes_are_compiled_if_a_compiler_is_there(
+        self,
+        classifier: Classifier,
+        monkeypatch: pytest.MonkeyPatch,
+        tmp_path: Path,
+        caplog: pytest.LogCaptureFixture,
+        compiler: str,
+        how: str,
+    ) -> None:
+        monkeypatch.setenv("PATH", str(tmp_path))
+        monkeypatch.setenv("CC", compiler)
+        if compiler:
+            (tmp_path / compiler).touch(mode=0o755)
         classifier.config = classifier.config.model_copy(update={"causal": False})
-        runner = torch_runner(classifier, Settings.load())
-        assert runner.kernels.startswith("eager PyTorch in")
+        with caplog.at_level(logging.WARNING):
+            runner = torch_runner(classifier, Settings.load())
+        assert runner.kernels.startswith(f"{how} PyTorch in")
+        assert ("no C compiler" in caplog.text) == (not compiler)
 
     def test_no_inbox_that_its_chunks_would_not_fit_in(self, classifier: Classifier) -> None:
         """A chunk is longer than on the CPU, which is known only now."""
