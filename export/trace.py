@@ -35,10 +35,10 @@ def trace(classifier: Classifier, dtype: torch.dtype, chunk: int) -> onnx.ModelP
     of_rows, of_documents = {0: torch.export.Dim("R")}, {0: torch.export.Dim("D")}
     step = PreparedStep(classifier, dtype).eval()
     weights = {name: x.detach().clone() for name, x in step.named_parameters()}
-    # The exporter makes one weight of two that are equal, as norms' are before any training.
-    with torch.no_grad():
-        for number, x in enumerate(step.parameters()):
-            x.fill_(number)
+    # The exporter makes one weight of two that are equal, as norms' are before any training, and
+    # those that are empty.
+    for number, x in enumerate(step.parameters()):
+        x.data = torch.full(x.shape if x.numel() else (1,), number, dtype=x.dtype)
     program = torch.onnx.export(
         step,
         tuple(example),
@@ -59,9 +59,8 @@ def trace(classifier: Classifier, dtype: torch.dtype, chunk: int) -> onnx.ModelP
 
 
 def _fill(initializer: onnx.TensorProto, x: torch.Tensor) -> None:
-    whole = x.contiguous().view(torch.uint8).numpy().tobytes()
-    assert len(whole) == len(initializer.raw_data), initializer.name
-    initializer.raw_data = whole
+    initializer.dims[:] = x.shape
+    initializer.raw_data = x.contiguous().view(torch.uint8).numpy().tobytes()
 
 
 def _finished(model: onnx.ModelProto) -> onnx.ModelProto:

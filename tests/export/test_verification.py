@@ -59,7 +59,7 @@ def _check_usage(*models: Model) -> None:
 @pytest.mark.parametrize(
     "changes",
     [
-        {"form": "forgetting", "layers": 1, "heads": 1, "conv_kernel": 0},
+        {"form": "forgetting", "layers": 2, "heads": 1, "conv_kernel": 0},
         {"conv_kernel": 0, "layers": 1, "normalize_routing": False, "prior_tokens": 0.0},
         {"layers": 1, **ANY},
         {"conv_kernel": 2, "layers": 1, "heads": 1, "num_components": 1, "labels": ("a", "b")},

@@ -144,7 +144,7 @@ def test_what_is_forgotten_wholly_leaves_nothing_behind() -> None:
 
 @pytest.mark.parametrize("half_life", [100.0, 1e5])
 def test_ten_million_tokens(half_life: float) -> None:
-    """A float32 state, handed on row by row, against one in float64."""
+    """A float32 state against one in float64, of rows of four kinds, one after the other."""
     chunk, distinct = 4096, 4
     rate = torch.log(torch.tensor(2.0)).item() / half_life
 
