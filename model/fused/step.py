@@ -261,7 +261,7 @@ class FusedStep:
             x=between.normal if narrow else between.y, factor=between.inverse, keep=keep.weight,
             keep_bias=keep.bias, lengths=inputs.lengths, **units._asdict(), C=chunk,
             width=self.config.width, most=MOST_FORGOTTEN, H=self.config.heads,
-            LASTING=min(LASTING, self.config.heads), HEADS=len(keep.bias),
+            LASTING=LASTING, HEADS=len(keep.bias),
             BLOCK=launcher.cut.block, DEPTH=128 if narrow else 64, FACTOR=not narrow,
         )  # fmt: skip
         return units
