@@ -48,8 +48,8 @@ class Heard(NamedTuple):
 
     began: float
     now: float
-    last_pass: bool
-    """It was of the pass that answers."""
+    passes: range
+    """In which the step read them."""
 
 
 class Owner(Protocol):
@@ -223,8 +223,17 @@ class Document:
         return self.complete and self.read == self.fed
 
     @property
+    def at_once(self) -> bool:
+        """One step with all of it reads it to its end: see `last_pass`."""
+        return self._whole and self.fresh
+
+    @property
     def _whole(self) -> bool:
         return self._terms.passes > 1
+
+    @property
+    def _last_pass(self) -> int:
+        return self._terms.passes - 1
 
     @property
     def runnable(self) -> bool:
@@ -251,10 +260,15 @@ class Document:
         first = (self.fed - self.queued) // self._terms.chunk
         return self.pages[first : first + rows]
 
+    def last_pass(self, tokens: int) -> int:
+        """The last pass in which a step with its next `tokens` reads them: one step is enough for
+        all passes that are left if those are all tokens that it has."""
+        return self._last_pass if tokens == self.fed else self.pass_number
+
     def take(self, rows: Tokens, tokens: int, step: int) -> None:
         """Move its next `tokens` into `rows`, (r, C), of the step with this number."""
         row, taken = rows.reshape(-1), 0
-        again = self.pass_number < self._terms.passes - 1
+        again = self.last_pass(tokens) < self._last_pass
         while taken < tokens:
             piece = self._inbox.popleft()
             now = piece[: tokens - taken]
@@ -277,8 +291,8 @@ class Document:
         """Note that a step ended, and what it said: `logits`, (labels,), of all that was read, and
         among the step's `shares` those of its own rows. Returns whether that was its end."""
         rows = step.rows
-        self._heard += int(shares.tokens[rows].sum())
-        if step.last_pass:
+        self._heard += int(shares.tokens[rows].sum()) * len(step.passes)
+        if self._last_pass in step.passes:
             self._chunks += rows.stop - rows.start
             self._logits = logits.copy()
             if self._evidence:

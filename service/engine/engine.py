@@ -240,7 +240,8 @@ class Engine:
         for index, (document, tokens, own) in enumerate(self._placed(plan)):
             batch.slot_of_document[index] = document.slot
             batch.fresh[index] = document.fresh
-            batch.pass_of_document[index] = document.pass_number
+            batch.first_pass[index] = document.pass_number
+            batch.last_pass[index] = document.last_pass(tokens)
             if document.pages:
                 batch.page_of_row[own] = document.next_pages(own.stop - own.start)
             batch.document_of_row[own] = index
@@ -260,8 +261,9 @@ class Engine:
             return
         self._pace.learn(step.rows, now - began)
         self._hand_out(step, outcome, began, now)
-        used, tokens = np.count_nonzero(step.batch.lengths), step.batch.lengths.sum()
-        self._observer.stepped(int(used), step.rows, tokens / self._runner.passes, now - began)
+        used = np.count_nonzero(step.batch.lengths)
+        tokens = step.batch.tokens_read / self._runner.passes
+        self._observer.stepped(int(used), step.rows, tokens, now - began)
 
     def _hand_out(self, step: StepInFlight, outcome: Outcome, began: float, now: float) -> None:
         """Give each document of the step what it said."""
@@ -270,9 +272,8 @@ class Engine:
         shares = RowShares(lengths, outcome.weight.astype(np.float64), outcome.evidence)
         finite: NDArray[np.bool_] = outcome.finite
         certain: NDArray[np.bool_] = np.all(np.isfinite(outcome.logits), axis=1)
-        last_pass = step.batch.pass_of_document == self._runner.passes - 1
         for index, (document, _, own) in enumerate(self._placed(step.plan)):
-            heard = Heard(own, began, now, bool(last_pass[index]))
+            heard = Heard(own, began, now, step.batch.passes_of(index))
             if document.closed:
                 document.end_step(heard)
                 self._release(document)
@@ -294,8 +295,8 @@ class Engine:
         logger.error("a step with %d documents failed", len(names), exc_info=error, extra=fields)
         self.failed_steps += 1
         self._observer.step_failed()
-        for document, _, own in self._placed(step.plan):
-            document.end_step(Heard(own, began, now, last_pass=False))
+        for index, (document, _, own) in enumerate(self._placed(step.plan)):
+            document.end_step(Heard(own, began, now, step.batch.passes_of(index)))
             if document.closed:
                 self._release(document)
             else:

@@ -24,6 +24,10 @@ class Backlog(Protocol):
         served, and behind those that it passed over.
         """
 
+    @property
+    def at_once(self) -> bool:
+        """One step with all that it has queued saves it later ones."""
+
 
 DocumentT = TypeVar("DocumentT", bound=Backlog)
 
@@ -42,22 +46,32 @@ def schedule(documents: Iterable[DocumentT], rows: int, chunk: int) -> list[tupl
 
     Every document with a chunk ready gets one row before any gets a second. With more documents
     than rows, those served longest ago come first (ties in the order given, which is oldest first),
-    so N documents each have their turn within ceil(N / rows) steps, and none starves. Each row left
-    goes to the document that then has the most tokens without one; none is left empty while a chunk
-    is ready. The caller cuts a document's tokens into rows in order, all full but perhaps the last.
+    so N documents each have their turn within ceil(N / rows) steps, and none starves. Rows that are
+    left go to those that are best read at once and fit, the shortest first; then each to the
+    document that has the most tokens without one. None is left empty while a chunk is ready. The
+    caller cuts a document's tokens into rows in order, all full but perhaps the last.
     """
     ready = [document for document in documents if chunks_ready(document, chunk)]
     chosen = sorted(ready, key=lambda document: document.served)[:rows]
-    granted = [chunk] * len(chosen)
-    more = [(chunk - d.queued, i) for i, d in enumerate(chosen) if chunks_ready(d, chunk) > 1]
-    heapify(more)
-    for _ in range(rows - len(chosen)):
-        if not more:
+    granted = [1] * len(chosen)
+    left = rows - len(chosen)
+    at_once = [(d.queued, i) for i, d in enumerate(chosen) if d.at_once]
+    for _, i in sorted(at_once):
+        others = chunks_ready(chosen[i], chunk) - 1
+        if others > left:
             break
-        left, i = more[0]
-        granted[i] += chunk
-        if granted[i] // chunk < chunks_ready(chosen[i], chunk):
-            heapreplace(more, (left + chunk, i))
+        granted[i] += others
+        left -= others
+    more = [
+        (chunk - d.queued, i) for i, d in enumerate(chosen) if granted[i] < chunks_ready(d, chunk)
+    ]
+    heapify(more)
+    while left and more:
+        most, i = more[0]
+        granted[i] += 1
+        left -= 1
+        if granted[i] < chunks_ready(chosen[i], chunk):
+            heapreplace(more, (most + chunk, i))
         else:
             heappop(more)
-    return [(d, min(tokens, d.queued)) for d, tokens in zip(chosen, granted, strict=True)]
+    return [(d, min(own * chunk, d.queued)) for d, own in zip(chosen, granted, strict=True)]

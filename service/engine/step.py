@@ -25,7 +25,8 @@ class Batch:
     document_of_row: NDArray[np.int64]  # (R,) index into the two below
     slot_of_document: NDArray[np.int64]  # (R,)
     fresh: NDArray[np.bool_]  # (R,) its pass begins here: in the first, whatever lies in its slot
-    pass_of_document: NDArray[np.int64]  # (R,) of `Runner.passes`
+    first_pass: NDArray[np.int64]  # (R,) of `Runner.passes`, in which the step reads a document
+    last_pass: NDArray[np.int64]  # (R,) a later one only if the step has all rows of the document
     page_of_row: NDArray[np.int64]  # (R,) where the row lies between passes, if there are several
     count: bool = False  # usage of components is wanted of the step
 
@@ -42,13 +43,23 @@ class Batch:
             document_of_row=np.full(rows, rows - 1),
             slot_of_document=np.full(rows, scratch),
             fresh=np.ones(rows, np.bool_),
-            pass_of_document=np.zeros(rows, np.int64),
+            first_pass=np.zeros(rows, np.int64),
+            last_pass=np.zeros(rows, np.int64),
             page_of_row=np.zeros(rows, np.int64),
             count=count,
         )
 
     def rows_of(self, document: int) -> NDArray[np.intp]:
         return np.flatnonzero((self.document_of_row == document) & (self.lengths > 0))
+
+    def passes_of(self, document: int) -> range:
+        return range(self.first_pass[document], self.last_pass[document] + 1)
+
+    @property
+    def tokens_read(self) -> int:
+        """All rows' tokens, each as often as the step reads it."""
+        times = self.last_pass - self.first_pass + 1
+        return int((self.lengths * times[self.document_of_row]).sum())
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,7 @@ def grids_up_to(rows: int, chunk: int, config: ModelConfig) -> tuple[Grid, ...]:
 
 
 def warm_up(runner: Runner, grid: Grid) -> None:
-    """Run a full step of every pass in the scratch slot, while no document has pages.
+    """Run a full step, in every pass, in the scratch slot, while no document has pages.
 
     Raises RuntimeError if a result is not finite.
     """
@@ -28,11 +28,10 @@ def warm_up(runner: Runner, grid: Grid) -> None:
     batch.tokens[:] = ids.reshape(grid)
     batch.lengths[:] = grid.chunk
     batch.page_of_row[:] = np.arange(grid.rows) % max(runner.pages, 1)
-    for number in range(runner.passes):
-        batch.pass_of_document[:] = number
-        outcome = runner.launch(batch).outcome()
-        if not (outcome.finite.all() and np.isfinite(outcome.logits[-1]).all()):
-            raise RuntimeError(
-                f"a step of {grid.rows} x {grid.chunk} tokens gives what is not finite: "
-                "the weights are damaged, or too large for this device's precision"
-            )
+    batch.last_pass[:] = runner.passes - 1
+    outcome = runner.launch(batch).outcome()
+    if not (outcome.finite.all() and np.isfinite(outcome.logits[-1]).all()):
+        raise RuntimeError(
+            f"a step of {grid.rows} x {grid.chunk} tokens gives what is not finite: "
+            "the weights are damaged, or too large for this device's precision"
+        )

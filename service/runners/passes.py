@@ -101,22 +101,25 @@ class PassRunner:
         """A step from its launch to its end: one pass of the rows after the other."""
         counted = self._counted if batch.count else None
         outcome = Outcome.blank(len(batch.lengths), self._labels, counted)
-        pass_of_row = batch.pass_of_document[batch.document_of_row]
-        for number in np.unique(pass_of_row[batch.lengths > 0]):
-            rows = np.flatnonzero((pass_of_row == number) & (batch.lengths > 0))
-            self._read(int(number), batch, rows, outcome)
+        part: Part | None = None
+        for number in range(self.passes):
+            rows = _rows_in(number, batch, outcome)
+            if not len(rows):
+                continue
+            if part is None or not np.array_equal(rows, part.rows):
+                part = self._part(batch, rows)
+            self._read(number, batch, part, outcome)
         return outcome
 
-    def _read(self, number: int, batch: Batch, rows: NDArray[np.intp], outcome: Outcome) -> None:
-        """Read `rows`, (n,), all of some documents', in pass `number`, and note what they say."""
-        documents, part = self._part(batch, rows)
-        places = torch.from_numpy(_places(part)).to(self.device)
+    def _read(self, number: int, batch: Batch, part: Part, outcome: Outcome) -> None:
+        """Read a part of the batch in pass `number`, and note what it says."""
+        rows, documents, tokens, places = part
         slots, pages = places[0], places[1]
         # Usage is counted without a graph: it is rare, and would be another compilation a grid.
         step = (_step if batch.count else self._step)(
             self._classifier,
             *self._classifier.layers_of(number),
-            torch.from_numpy(part.tokens).to(self.device),
+            tokens,
             self.hidden.index_select(0, pages) if number else None,
             places,
             self.pool.states.gather(slots),
@@ -126,9 +129,10 @@ class PassRunner:
         told = Told.of(step.told.cpu().numpy(), len(documents), len(rows))
         if len(documents) > 1 and not told.finite.all():
             # The products that combine rows spread one document's NaN to all (0 * NaN is NaN), so
-            # each is read again, from its state and pages before the step.
+            # each is read again, from its state and pages before the pass.
             for document in documents:
-                self._read(number, batch, rows[batch.document_of_row[rows] == document], outcome)
+                own = rows[batch.document_of_row[rows] == document]
+                self._read(number, batch, self._part(batch, own), outcome)
             return
         self.pool.scatter(slots, step.states)
         if outcome.usage is not None and step.usage is not None:
@@ -140,8 +144,8 @@ class PassRunner:
         outcome.evidence[rows], outcome.weight[rows] = told.evidence, told.weight
         outcome.logits[documents] = told.logits
 
-    def _part(self, batch: Batch, rows: NDArray[np.intp]) -> tuple[NDArray[np.int64], Batch]:
-        """Some documents, all whose rows of a batch are `rows`, (n,), and a batch of them alone."""
+    def _part(self, batch: Batch, rows: NDArray[np.intp]) -> Part:
+        """`rows`, (n,), all of some documents', on the device."""
         documents, own = np.unique(batch.document_of_row[rows], return_inverse=True)
         # Without graphs any number of rows will do.
         grid = fitting(self.grids, len(rows)) if self._compiled else Grid(len(rows), self._chunk)
@@ -152,7 +156,8 @@ class PassRunner:
         part.page_of_row[: len(rows)] = batch.page_of_row[rows]
         part.slot_of_document[: len(documents)] = batch.slot_of_document[documents]
         part.fresh[: len(documents)] = batch.fresh[documents]
-        return documents, part
+        tokens, places = torch.from_numpy(part.tokens), torch.from_numpy(_places(part))
+        return Part(rows, documents, tokens.to(self.device), places.to(self.device))
 
     @property
     def state_bytes(self) -> int:
@@ -161,6 +166,15 @@ class PassRunner:
 
     def memory(self) -> Memory:
         return device_memory(self.device)
+
+
+class Part(NamedTuple):
+    """Rows of a batch that are read in the same pass, without the others, in a grid of R rows."""
+
+    rows: NDArray[np.intp]  # (n,) of the batch
+    documents: NDArray[np.int64]  # (D,) of the batch: all that have these rows, and no others
+    tokens: Tensor  # (R, C) ids
+    places: Tensor  # (5, R): see `_places`
 
 
 class Answer(NamedTuple):
@@ -185,6 +199,13 @@ class Told(NamedTuple):
         finite, weight = told[:documents, 0] != 0, told[:rows, 1]
         logits, evidence = np.split(told[:, 2:], 2, axis=1)
         return cls(finite, weight, logits[:documents], evidence[:rows])
+
+
+def _rows_in(number: int, batch: Batch, outcome: Outcome) -> NDArray[np.intp]:
+    """The rows, (n,), that are read in pass `number`: of documents that are numbers so far."""
+    reads = (batch.first_pass <= number) & (number <= batch.last_pass)
+    reads &= np.isfinite(outcome.logits).all(1)
+    return np.flatnonzero(reads[batch.document_of_row] & (batch.lengths > 0))
 
 
 def _places(batch: Batch) -> NDArray[np.int64]:

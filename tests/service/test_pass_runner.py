@@ -69,7 +69,7 @@ def in_pass(
     batch = batch_of(runner, [(slot, True, tokens) for slot, _, _, tokens in documents])
     row = 0
     for index, (_, number, pages, _) in enumerate(documents):
-        batch.pass_of_document[index] = number
+        batch.first_pass[index] = batch.last_pass[index] = number
         batch.page_of_row[row : row + len(pages)] = pages
         row += len(pages)
     return batch
