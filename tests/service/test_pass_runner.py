@@ -11,8 +11,10 @@ import pytest
 import torch
 
 from gma.model.classifier import Classifier
-from gma.service.engine.opening import Tokens
-from gma.service.engine.step import Batch, Outcome
+from gma.model.layers import Layer
+from gma.service.engine.engine import Engine
+from gma.service.engine.opening import Opening, Tokens
+from gma.service.engine.step import Batch, Launched, Outcome
 from gma.service.runners.compilations import Compilations
 from gma.service.runners.passes import PassRunner
 from tests.model.small import ANY, small
@@ -66,10 +68,23 @@ def in_pass(
     runner: PassRunner, documents: Sequence[tuple[int, int, Sequence[int], Tokens]]
 ) -> Batch:
     """One step of documents: slot, pass, pages, and all tokens."""
+    return in_passes(
+        runner,
+        [
+            (slot, range(number, number + 1), pages, tokens)
+            for slot, number, pages, tokens in documents
+        ],
+    )
+
+
+def in_passes(
+    runner: PassRunner, documents: Sequence[tuple[int, range, Sequence[int], Tokens]]
+) -> Batch:
+    """One step of documents: slot, passes, pages, and all tokens."""
     batch = batch_of(runner, [(slot, True, tokens) for slot, _, _, tokens in documents])
     row = 0
-    for index, (_, number, pages, _) in enumerate(documents):
-        batch.first_pass[index] = batch.last_pass[index] = number
+    for index, (_, passes, pages, _) in enumerate(documents):
+        batch.first_pass[index], batch.last_pass[index] = passes[0], passes[-1]
         batch.page_of_row[row : row + len(pages)] = pages
         row += len(pages)
     return batch
@@ -125,6 +140,98 @@ def test_documents_in_different_passes_of_one_step(
         assert_close(
             outcomes[runner.passes - 1 + late].logits[0], reference(classifier, own), TOLERANCE
         )
+
+
+def test_a_short_document_in_all_passes_of_a_step_in_which_others_are_in_one(
+    runner: PassRunner, classifier: Classifier
+) -> None:
+    poison(runner)
+    short = [tokens_of(runner, CHUNK + 3), tokens_of(runner, 5)]
+    others = tokens_of(runner, 2 * CHUNK)
+    everything = range(runner.passes)
+    for number in everything:
+        outcome = runner.step(
+            in_passes(
+                runner,
+                [
+                    (4, everything, [7, 3], short[0]),
+                    (0, range(number, number + 1), [5, 1], others),
+                    (1, everything, [2], short[1]),
+                ],
+            )
+        )
+        for document, tokens in ((0, short[0]), (2, short[1])):
+            assert_close(outcome.logits[document], reference(classifier, tokens), TOLERANCE)
+    assert_close(outcome.logits[1], reference(classifier, others), TOLERANCE)
+
+
+def test_a_document_goes_through_the_passes_that_it_has_left(
+    runner: PassRunner, classifier: Classifier
+) -> None:
+    tokens = tokens_of(runner, 3 * CHUNK - 1)
+    for cut in range(1, runner.passes):
+        poison(runner)
+        for passes in (range(cut), range(cut, runner.passes)):
+            outcome = runner.step(in_passes(runner, [(1, passes, [3, 1, 2], tokens)]))
+        assert_close(outcome.logits[0], reference(classifier, tokens), TOLERANCE)
+
+
+@pytest.mark.anyio
+async def test_a_short_document_beside_a_long_one_is_done_after_one_step(
+    classifier: Classifier, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    runner = runner_of(classifier, pages=PAGES)
+    steps: list[Batch] = []
+    launch = runner.launch
+
+    def remembered(batch: Batch) -> Launched:
+        steps.append(batch)
+        return launch(batch)
+
+    monkeypatch.setattr(runner, "launch", remembered)
+    tokens = np.full(CHUNK + 1, 3, np.int32)
+    engine = Engine(runner, max_waiting=9, inbox_tokens=1000, idle_timeout_s=60)
+    await engine.start()
+    try:
+        long = engine.open(Opening("long", np.full(100 * CHUNK, 4, np.int32), True, False, True))
+        await anext(aiter(long))
+        short = engine.open(Opening("short", tokens, True, False, False))
+        told = [progress async for progress in short]
+        assert not long.closed
+    finally:
+        await engine.stop()
+    with_short = [batch for batch in steps if (batch.tokens[:, 0] == 3).any()]
+    assert [(batch.tokens[:, 0] == 3).sum() for batch in with_short] == [2]
+    assert_close(told[-1].logits, reference(classifier, tokens), TOLERANCE)
+
+
+def test_of_short_documents_in_one_step_one_that_is_no_number_spoils_no_other(
+    classifier: Classifier, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nor is it read on: only its pass is read again, document by document."""
+    broken = copy.deepcopy(classifier)
+    broken.embedding.weight.data[7] = float("nan")
+    runner = runner_of(broken)
+    poison(runner)
+    tokens = [tokens_of(runner, length) for length in (CHUNK + 3, CHUNK, 5)]
+    for each in tokens:
+        each[each == 7] = 8
+    tokens[1][3] = 7
+    numbers: list[int] = []
+    layers_of = broken.layers_of
+
+    def remembered(number: int) -> tuple[Layer | None, Layer | None]:
+        numbers.append(number)
+        return layers_of(number)
+
+    monkeypatch.setattr(broken, "layers_of", remembered)
+    everything = range(runner.passes)
+    documents = [(0, everything, [0, 1], tokens[0]), (1, everything, [2], tokens[1])]
+    outcome = runner.step(in_passes(runner, [*documents, (2, everything, [3], tokens[2])]))
+    assert np.isfinite(outcome.logits[:3]).all(1).tolist() == [True, False, True]
+    assert len(numbers) == runner.passes + 3
+    for document in (0, 2):
+        assert_close(outcome.logits[document], reference(classifier, tokens[document]), TOLERANCE)
 
 
 def test_a_step_touches_the_slots_and_pages_of_its_documents_only(runner: PassRunner) -> None:

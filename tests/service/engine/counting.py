@@ -150,14 +150,15 @@ class PassingRunner(CountingRunner):
         outcome = super().count(batch)
         for row in np.flatnonzero(batch.lengths):
             document = batch.document_of_row[row]
-            slot, number = (
-                int(each[document]) for each in (batch.slot_of_document, batch.pass_of_document)
-            )
+            slot, passes = int(batch.slot_of_document[document]), batch.passes_of(document)
+            assert len(passes) == 1 or (batch.fresh[document] and passes[-1] == self.passes - 1)
             page, tokens = int(batch.page_of_row[row]), batch.tokens[row].tobytes()
-            if number:
-                assert self.left[page] == (slot, number - 1, tokens)
-            self.left[page] = slot, number, tokens
-            if number < self.passes - 1:
+            if passes[0]:
+                assert self.left[page] == (slot, passes[0] - 1, tokens)
+            self.left[page] = slot, passes[-1], tokens
+            if outcome.usage is not None and 0 not in passes:
+                outcome.usage[row] = 0  # its only layer is written in the first
+            if passes[-1] < self.passes - 1:
                 outcome.evidence[row], outcome.weight[row] = 0, 0
                 outcome.logits[document] = np.where(
                     np.isfinite(outcome.logits[document]), 0, np.nan

@@ -19,6 +19,7 @@ from tests.service.engine.counting import (
     marked,
     marks,
     tokens_of,
+    used,
 )
 from tests.service.engine.reading import (
     Witness,
@@ -93,23 +94,68 @@ async def test_progress_is_what_the_passes_amount_to_and_says_nothing_before_the
     check(progress, tokens_of(2 * FULL))
 
 
-async def test_a_short_document_has_its_rows_in_the_steps_that_follow() -> None:
-    runner = PassingRunner(pages=2 * SHORT_SHARE)
-    async with running(runner) as engine:
+@pytest.mark.parametrize("chunks", [1, 2, ROWS - 1])
+async def test_a_short_document_beside_a_long_one_is_done_after_one_step(chunks: int) -> None:
+    runner, witness = PassingRunner(pages=10 * SHORT_SHARE), Witness()
+    async with running(runner, witness) as engine:
         runner.pause()
         long = engine.open(opening(marked(1, 100)))
         await runner.until_in_step()
-        short = engine.open(opening(marked(2, 1)))
+        short = engine.open(opening(marked(2, chunks)))
         runner.resume()
-        await rest(short)
-        long.close()
-    of_short = [2 in marks(batch) for batch in runner.steps]
-    assert of_short[: PASSES + 1] == [False] + [True] * PASSES
-    assert [int(batch.pass_of_document[1]) for batch in list(runner.steps)[1 : PASSES + 1]] == [
-        0,
-        1,
-        2,
+        check(await rest(short), marked(2, chunks))
+        check(await rest(long), marked(1, 100))
+    assert [marks(batch).count(2) for batch in runner.steps][:3] == [0, chunks, 0]
+    assert witness.tokens == pytest.approx((100 + chunks) * CHUNK)
+
+
+async def test_short_documents_that_come_together_are_read_together() -> None:
+    runner = PassingRunner(pages=2 * SHORT_SHARE)
+    async with running(runner) as engine:
+        runner.pause()
+        documents = [engine.open(opening(tokens_of(2 * CHUNK - i, i))) for i in range(2)]
+        runner.resume()
+        for i, document in enumerate(documents):
+            check(await rest(document), tokens_of(2 * CHUNK - i, i))
+    assert [batch.passes_of(1) for batch in runner.steps] == [range(PASSES)]
+
+
+@pytest.mark.parametrize(("rows", "steps"), [(ROWS, 1), (ROWS + 1, 2 * PASSES)])
+async def test_one_that_fills_the_grid_takes_a_step_and_a_longer_one_its_passes(
+    rows: int, steps: int
+) -> None:
+    for length in (rows * CHUNK - CHUNK + 1, rows * CHUNK):
+        runner, witness = PassingRunner(pages=60), Witness()
+        async with running(runner, witness) as engine:
+            document = engine.open(opening(tokens_of(length), components=True))
+            progress = await rest(document)
+            check(progress, tokens_of(length))
+            usage = progress[-1].usage
+            assert usage is not None
+            assert usage[0, 0].tolist() == used(tokens_of(length))
+        assert len(runner.steps) == steps
+        assert witness.tokens == pytest.approx(length)
+
+
+async def test_one_that_joined_late_goes_through_the_passes_that_are_left() -> None:
+    """Its first pass is cut by others that want rows."""
+    runner = PassingRunner(pages=60)
+    async with running(runner) as engine:
+        runner.pause()
+        first = engine.open(opening(tokens_of(1)))
+        await runner.until_in_step()
+        others = [engine.open(opening(tokens_of(CHUNK, i))) for i in range(ROWS - 1)]
+        long = engine.open(opening(marked(7, ROWS)))
+        runner.resume()
+        for document in (first, *others):
+            await rest(document)
+        check(await rest(long), marked(7, ROWS))
+    own = [
+        (marks(batch).count(7), batch.passes_of(batch.document_of_row[marks(batch).index(7)]))
+        for batch in runner.steps
+        if 7 in marks(batch)
     ]
+    assert own == [(1, range(1)), (ROWS - 1, range(1)), (ROWS, range(1, PASSES))]
 
 
 async def test_short_documents_pass_one_that_waits_for_pages_which_gets_them() -> None:
@@ -189,6 +235,40 @@ async def test_one_that_is_no_number_fails_alone_and_in_its_first_pass() -> None
         check(results[0], tokens_of(99))
         assert witness.spoilt == 1
         check(await read(engine, tokens_of(200)), tokens_of(200))
+
+
+async def test_of_short_ones_in_one_step_one_that_is_no_number_fails_alone() -> None:
+    runner, witness = PassingRunner(pages=60), Witness()
+    async with running(runner, witness) as engine:
+        runner.pause()
+        first = engine.open(opening(tokens_of(1)))
+        await runner.until_in_step()
+        documents = [engine.open(opening(tokens_of(CHUNK, i))) for i in range(2)]
+        bad = engine.open(opening(np.full(CHUNK, OVERFLOWS, np.int32)))
+        runner.resume()
+        await rest(first)
+        for i, document in enumerate(documents):
+            check(await rest(document), tokens_of(CHUNK, i))
+        with pytest.raises(StepFailed):
+            await rest(bad)
+    assert len(runner.steps) == 2
+    assert witness.spoilt == 1
+
+
+async def test_closed_in_the_step_of_all_its_passes_it_keeps_its_place_until_that_ends() -> None:
+    runner, witness = PassingRunner(pages=ROWS, slots=1), Witness()
+    async with running(runner, witness) as engine:
+        runner.pause()
+        document = engine.open(opening(tokens_of(FULL)))
+        await runner.until_in_step()
+        following = engine.open(opening(tokens_of(FULL, 1)))
+        document.close()
+        assert (witness.waiting, witness.slots, witness.pages) == (1, 1, ROWS)
+        runner.resume()
+        check(await rest(following), tokens_of(FULL, 1))
+        with pytest.raises(UnknownDocument):
+            await rest(document)
+    assert [how for how, _ in witness.ended] == ["aborted", "done"]
 
 
 async def test_a_step_that_raises_gives_all_places_back() -> None:

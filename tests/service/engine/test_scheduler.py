@@ -17,6 +17,7 @@ class Backlog:
     queued: int
     complete: bool = True
     served: int = -1
+    at_once: bool = False
 
 
 def plan(backlogs: list[Backlog], rows: int) -> list[tuple[str, int]]:
@@ -34,6 +35,8 @@ def random_cases(seed: int, count: int = 300) -> Iterator[tuple[list[Backlog], i
             Backlog(str(i), rng.randrange(0, 40), rng.random() < 0.5, rng.randrange(5))
             for i in range(rng.randrange(0, 12))
         ]
+        for backlog in backlogs:
+            backlog.at_once = backlog.complete and rng.random() < 0.5
         yield backlogs, rng.randrange(1, 10)
 
 
@@ -69,6 +72,18 @@ def test_rows_left_level_the_longest_backlogs() -> None:
     assert plan(backlogs, rows=3 + 7) == [("a", 28), ("b", 8), ("c", 4)]
 
 
+def test_one_that_is_best_read_at_once_gets_all_its_rows_if_they_fit() -> None:
+    backlogs = [
+        Backlog("long", 1000, at_once=True),
+        Backlog("middle", 19, at_once=True),
+        Backlog("short", 7, at_once=True),
+    ]
+    assert plan(backlogs, rows=3 + 6) == [("long", 8), ("middle", 19), ("short", 7)]
+    assert plan(backlogs, rows=3 + 4) == [("long", 16), ("middle", 4), ("short", 7)]
+    assert plan(backlogs, rows=3) == [("long", 4), ("middle", 4), ("short", 4)]
+    assert plan(backlogs[1:], rows=7) == [("middle", 19), ("short", 7)]
+
+
 def test_with_too_few_rows_those_served_longest_ago_come_first() -> None:
     backlogs = [Backlog("a", 9, served=3), Backlog("b", 9, served=1), Backlog("c", 9, served=2)]
     assert plan(backlogs, rows=2) == [("b", 4), ("c", 4)]
@@ -101,7 +116,7 @@ def test_a_second_row_goes_to_no_shorter_backlog(seed: int) -> None:
     for backlogs, rows in random_cases(seed):
         granted = schedule(backlogs, rows, CHUNK)
         for taker, tokens in granted:
-            if tokens <= CHUNK:
+            if tokens <= CHUNK or (taker.at_once and tokens == taker.queued):
                 continue
             before_its_last_row = taker.queued - (rows_of(tokens) - 1) * CHUNK
             for other, others in granted:
