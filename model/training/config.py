@@ -78,6 +78,14 @@ class TrainingConfig(Schedule):
             "that is trained sees where they are",
         ),
     ] = 1.0
+    find_spans: Annotated[
+        int,
+        Field(
+            ge=0,
+            description='rounds in which spans are looked for by labels alone, for pooling "any"; '
+            "they take the place of those given. 0: the spans are those given",
+        ),
+    ] = 0
     choose_by: Annotated[
         Figure,
         Field(description="the weights are kept whose mean of it over valid's views is best"),
@@ -107,6 +115,8 @@ class TrainingConfig(Schedule):
         number."""
         if pooling == "any" and not multi_label:
             raise TrainingError("pooling any is for documents with lists of labels, not one each")
+        if self.find_spans and (pooling != "any" or not self.span_weight):
+            raise TrainingError('find_spans is for pooling "any", and span_weight above 0')
         allowed = MULTI_LABEL if multi_label else ONE_LABEL
         if self.choose_by not in allowed:
             documents = "lists of labels" if multi_label else "one label each"

@@ -10,6 +10,7 @@ from pathlib import Path
 from rich.progress import Progress
 
 from gma.model.tokenizer import Tokenizer
+from gma.model.training import found
 from gma.model.training.corpus import Corpus
 from gma.model.training.labelled import LabelledText
 from gma.model.training.splits import TRAIN, VALID, Splits
@@ -33,10 +34,13 @@ class Prepared:
         out: Path,
         tokenizer: int | Tokenizer,
         progress: Progress,
+        find_spans: int = 0,
     ) -> Prepared:
         """Encode both splits and keep them in ``out``.
 
         ``tokenizer`` is one, or how many tokens that may have which is trained on the train split.
+        With ``find_spans`` train has the spans that so many rounds of ``found.find`` find, in place
+        of those given.
         Documents of valid whose text train has are left out. What is in ``out`` already is taken if
         it was made of the same documents, and with the same tokenizer or for the same size.
         """
@@ -44,6 +48,8 @@ class Prepared:
         made: dict[str, object] = {"vocab_size": tokenizer}
         if isinstance(tokenizer, Tokenizer):
             made = {"tokenizer": tokenizer.fingerprint}
+        if find_spans:
+            made["find_spans"] = find_spans
         source = json.dumps({**made, "documents": surveyed}, indent=2)
         complete = out / "source.json"
         if complete.is_file() and complete.read_text() == source:
@@ -60,7 +66,10 @@ class Prepared:
         # Valid first: it is the smaller, and a label that it alone has is an error.
         kept = (d for d in read(VALID, "tokenizing valid, MB") if not survey.in_train(d))
         valid = Corpus.encode(kept, tokenizer, labels)
-        train = Corpus.encode(read(TRAIN, "tokenizing train, MB"), tokenizer, labels)
+        learned = read(TRAIN, "tokenizing train, MB")
+        if find_spans:
+            learned = iter(found.find(list(learned), find_spans, progress))
+        train = Corpus.encode(learned, tokenizer, labels)
         out.mkdir(parents=True, exist_ok=True)
         train.save(out / "train.npz")
         valid.save(out / "valid.npz")

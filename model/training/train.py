@@ -90,7 +90,8 @@ def _started(
         progress.console.print("warning:", warning)
     tokenizer = base.tokenizer if base else model.vocab_size
     if together.first():
-        Prepared.make(splits, survey, out / PREPARED, tokenizer, progress)
+        rounds = training.find_spans
+        Prepared.make(splits, survey, out / PREPARED, tokenizer, progress, rounds)
         (out / LOG).unlink(missing_ok=True)  # of a run that ended before its first evaluation
     together.wait()
     prepared = Prepared.load(out / PREPARED)

@@ -22,6 +22,7 @@ WORDS = {
     "farm": ["field", "cow", "barn", "wheat", "plough", "hay", "orchard", "goat"],
     "court": ["judge", "law", "oath", "plea", "jury", "clerk", "verdict", "bench"],
 }
+LABELS = "court", "farm", "sea"
 COMMON = ["the", "a", "of", "and", "to", "in", "it", "was", "he", "she", "that", "with"]
 
 
@@ -35,6 +36,24 @@ def document(rng: random.Random, label: str, words: int) -> dict[str, Any]:
 def documents(seed: int, each: int, words: int = 150) -> list[dict[str, Any]]:
     rng = random.Random(seed)
     return [document(rng, label, words) for label in WORDS for _ in range(each)]
+
+
+def passages_in_noise(seed: int, count: int, words: int = 500) -> list[dict[str, Any]]:
+    """Common words, and a few of each label's in one place."""
+    rng = random.Random(seed)
+    lines = []
+    for i in range(count):
+        labels = [label for bit, label in enumerate(LABELS) if i >> bit & 1]
+        text, spans = "", []
+        at = sorted(rng.sample(range(words), len(labels)))
+        for word in range(words):
+            for label, _ in filter(lambda x: x[1] == word, zip(labels, at, strict=True)):
+                passage = " ".join(rng.choices(WORDS[label], k=6))
+                spans.append({"label": label, "start": len(text), "end": len(text + passage)})
+                text += passage + " "
+            text += rng.choice(COMMON) + " "
+        lines.append({"text": text, "labels": labels, "spans": spans})
+    return lines
 
 
 def write(file: Path, lines: list[dict[str, Any]]) -> None:

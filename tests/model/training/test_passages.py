@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import random
 from pathlib import Path
 from typing import Any
 
@@ -25,35 +24,14 @@ from gma.model.training.passages import THOUSAND, Passages
 from gma.model.training.train import train
 from tests.model.small import ANY, small
 from tests.model.training.documents import (
-    COMMON,
-    WORDS,
     configuration,
     documents,
     evaluations,
     interrupted,
     log_of,
+    passages_in_noise,
     write,
 )
-
-LABELS = "court", "farm", "sea"
-
-
-def passages_in_noise(seed: int, count: int, words: int = 500) -> list[dict[str, Any]]:
-    """Common words, and a few of each label's in one place."""
-    rng = random.Random(seed)
-    lines = []
-    for i in range(count):
-        labels = [label for bit, label in enumerate(LABELS) if i >> bit & 1]
-        text, spans = "", []
-        at = sorted(rng.sample(range(words), len(labels)))
-        for word in range(words):
-            for label, _ in filter(lambda x: x[1] == word, zip(labels, at, strict=True)):
-                passage = " ".join(rng.choices(WORDS[label], k=6))
-                spans.append({"label": label, "start": len(text), "end": len(text + passage)})
-                text += passage + " "
-            text += rng.choice(COMMON) + " "
-        lines.append({"text": text, "labels": labels, "spans": spans})
-    return lines
 
 
 @pytest.fixture
