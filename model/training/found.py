@@ -25,7 +25,7 @@ from gma.model.training.placing import windows
 if TYPE_CHECKING:
     from scipy.sparse import csr_array
 
-FOLDS = 8
+FOLDS = 3
 """Parts of the documents, each of which is searched by what the others teach."""
 
 LEAST = 10
