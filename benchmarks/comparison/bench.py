@@ -80,8 +80,10 @@ class Bench(NamedTuple):
 
 
 def _trained(run: Run, task: Callable[[str], Task], trainer: Trainer) -> Result:
+    began = time.monotonic()
     made = task(run.task)
     recipe, model = made.recipe, trainer.model
+    prepared = time.monotonic()
     losses = []
     if run.pretrained and recipe.pretraining:
         text = trainer.pretrain(
@@ -90,13 +92,21 @@ def _trained(run: Run, task: Callable[[str], Task], trainer: Trainer) -> Result:
         losses.append(float(text[-1]))
     after = trainer.train(lambda step: made.batch(run.seed, step), recipe.steps)
     losses.append(float(torch.stack(after[-16:]).mean()))
+    trained = time.monotonic()
     valid = made.evaluate(model, "valid", trainer)
+    test = made.evaluate(model, "test", trainer)
+    ended = time.monotonic()
     return {
         "steps": recipe.steps,
         "tokens": (recipe.steps + (recipe.pretraining if run.pretrained else 0)) * recipe.tokens,
         "losses": losses,
         "valid": valid,
-        "test": made.evaluate(model, "test", trainer),
+        "test": test,
         "score": made.score(valid),
         "lower": made.lower,
+        "spent": {
+            "preparing": round(prepared - began, 1),
+            "training": round(trained - prepared, 1),
+            "judging": round(ended - trained, 1),
+        },
     }

@@ -68,8 +68,8 @@ class Language(Task):
     def examples(self, split: str) -> Iterator[tuple[str, Batch]]:
         for name, documents in self.held_out[split].items():
             for context in self.contexts:
-                for document in documents:
-                    yield _column(name, context), _asked(document.view(-1, context))
+                for some in documents.split(max(1, self.recipe.tokens // self.contexts[1])):
+                    yield _column(name, context), _asked(some.view(-1, context))
 
     @torch.no_grad()
     def evaluate(self, model: Backbone, split: str, trainer: Trainer) -> dict[str, float]:
