@@ -23,7 +23,6 @@ class Drawn(NamedTuple):
     """(B, M, 3) int64: label, first token and the first after it, of all spans of the document;
     tokens are counted from the crop's first, and label is -1 where there is no span."""
 
-
     def trimmed(self, multiple: int) -> Iterator[tuple[NDArray[np.int64], Self]]:
         """Yield rows of like length and their crops, no wider than they need to be.
 

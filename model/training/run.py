@@ -23,6 +23,7 @@ from gma.model.training.errors import TrainingError
 from gma.model.training.evaluation import Fit, measure_tokens
 from gma.model.training.loop import Loop
 from gma.model.training.losses import Losses
+from gma.model.training.measured import TITLES
 from gma.model.training.prepared import Prepared
 from gma.model.weights import POOLING, Base
 
@@ -160,7 +161,16 @@ class Run(Loop[Classifier, TrainingConfig]):
             share = torch.where(self.rare[tokens], self.config.rare_dropout, share)
         return (torch.rand(tokens.shape, device=self.device) >= share).float()
 
-    def evaluate(self) -> None:
+    @property
+    def tokens_of_evaluation(self) -> int:
+        """See `Loop.tokens_of_evaluation`: views, whole and short, and windows that are stacked."""
+        return 4 * len(self.prepared.valid.tokens)
+
+    def told(self, score: float) -> str:
+        """See `Loop.told`."""
+        return f"{TITLES[self.config.choose_by]} on valid {score:.3f}"
+
+    def evaluate(self) -> float:
         """Stack and measure the averaged weights; keep them if no evaluation so far was better."""
         candidate = copy.deepcopy(self.average)
         valid = self.prepared.valid
@@ -172,10 +182,11 @@ class Run(Loop[Classifier, TrainingConfig]):
         kept = self.better(score)
         self.log(valid=measured.as_dict(), **calibrated, kept=kept)
         if not kept:
-            return
+            return score
         card = card_of(candidate.config, self.config, measured, self.step)
         np.save(self.out / SCORES, measured.scores.astype(np.float32))
         weights.save(self.out / CHECKPOINT, candidate, self.prepared.tokenizer, card=card)
+        return score
 
     def _calibrate(self, candidate: Classifier) -> dict[str, object]:
         """Make the scores mean something on valid; return what the log tells of it."""

@@ -24,7 +24,7 @@ from gma.model.training.corpus import Corpus
 from gma.model.training.cross_entropy import cross_entropy
 
 WINDOWS = ((64, 16), (256, 16), (1024, 8), (4096, 4), (16384, 2))
-"""Tokens of a window, and the most windows of a document: short views count as much as long ones."""
+"""Tokens of a window, and a document's windows at most: short views count as much as long ones."""
 
 LIMIT = 100.0
 """Neither factor is larger, nor smaller than its inverse."""

@@ -1,10 +1,9 @@
 """The tokens' own scores: logistic regression for each label, on which tokens a crop has.
 
-A linear model of words over the whole document is hard to beat where little text was trained on, and
-it takes seconds to fit. A crop is the set of its tokens, the rare ones weighing more, at length 1: so
-long and short documents teach alike, and what is said twice teaches once (Wang and Manning, 2012).
-How much the scores are held back is chosen on the valid split. The deep scores are trained beside
-them.
+A linear model of words over the whole document is hard to beat where little text was trained on,
+and it takes seconds to fit. A crop is the set of its tokens, the rare ones weighing more, at
+length 1: so long and short documents teach alike, and what is said twice teaches once. How much the
+scores are held back is chosen on the valid split. The deep scores are trained beside them.
 """
 
 from __future__ import annotations
@@ -163,11 +162,11 @@ def _chosen(
     Each label is to count as it does in the crops: an offset must not make the rare ones silent.
     """
     means = torch.cat([*_means(fitted, valid)]).double()
-    labels = torch.from_numpy(valid.labels).to(fitted.device).repeat(len(PREFIXES), *(
-        (1,) * (valid.labels.ndim - 1)
-    ))
+    labels = torch.from_numpy(np.concatenate([valid.labels] * len(PREFIXES))).to(fitted.device)
     share = _shares(valid, crops).to(fitted.device).repeat(len(PREFIXES)) / len(PREFIXES)
-    loud = means.std((0, 2)).clamp_min(1e-6)
+    # Where valid's tokens are all unknown, their mean says nothing of how loud it is.
+    quiet = 0.01 * fitted.square().mean((0, 2)).sqrt().double() + 1e-6
+    loud = means.square().mean((0, 2)).sqrt().maximum(quiet)
     stay = 0.5 / len(valid)
     x = means.new_zeros(len(decays), 1 + len(model.labels)).requires_grad_()
 
