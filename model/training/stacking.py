@@ -29,8 +29,11 @@ WINDOWS = ((64, 16), (256, 16), (1024, 8), (4096, 4), (16384, 2))
 LIMIT = 100.0
 """Neither factor is larger, nor smaller than its inverse."""
 
-MOST = 1 << 22
-"""Scores of each part that are fitted to: windows by labels."""
+MOST = 1 << 20
+"""Scores of each part that three numbers are fitted to: windows by labels."""
+
+MOST_OF_OFFSETS = 1 << 22
+"""The same where each label has an offset too."""
 
 MOST_TOKENS = 1 << 20
 """Of windows that are read on the CPU, where they would take longer than the training between."""
@@ -152,7 +155,8 @@ def _every(classifier: Classifier, valid: Corpus) -> int:
     cuts = [_cut(int(n), *window) for n in lengths for window in WINDOWS]
     scores = sum(count for _, count in cuts) * len(classifier.config.labels)
     tokens = 0 if classifier.embedding.weight.is_cuda else sum(size * n for size, n in cuts)
-    return max(1, -(-scores // MOST), -(-tokens // MOST_TOKENS))
+    most = MOST_OF_OFFSETS if valid.multi_label else MOST
+    return max(1, -(-scores // most), -(-tokens // MOST_TOKENS))
 
 
 def _hidden(classifier: Classifier, tokens: Tensor) -> Tensor:
