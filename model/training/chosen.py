@@ -37,7 +37,7 @@ class Machine:
     compile: bool
 
 
-CPU = Machine("the CPU", longest=1024, step=4096, most=2_000_000, least=400_000, compile=False)
+CPU = Machine("the CPU", longest=1024, step=8192, most=2_000_000, least=400_000, compile=False)
 GPU = Machine("a GPU", longest=4096, step=65536, most=200_000_000, least=6_000_000, compile=False)
 
 EPOCHS = 3
@@ -90,12 +90,10 @@ class Chosen:
             "lengths": [[0.0, self.length]],
             "prefix": min(self.length, 256),
             "start_fraction": 0.3,
-            "learning_rate": 1.5e-3,
+            "learning_rate": 1e-3,
             "warmup": 0.1,
             "average": min(0.995, round(1 - 5 / self.steps, 3)),
             "dropout": 0.2,
-            "token_dropout": [0.0, 0.2],
-            "label_smoothing": 0.05,
             "language_weight": [0.0, 0.0],
             "evaluate_every": -(-self.steps // EVALUATIONS),
             "compile": self.machine.compile,
