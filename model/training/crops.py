@@ -84,9 +84,9 @@ class Crops:
 
         A crop of a document that is shorter is the whole of it.
         """
-        labels = self._labels(rng, rows)
-        which = (rng.random(rows) * self._counts[labels]).astype(np.int64)
-        documents = self._grouped[self._firsts[labels] + which]
+        groups = self._labels(rng, rows)
+        which = (rng.random(rows) * self._counts[groups]).astype(np.int64)
+        documents = self._grouped[self._firsts[groups] + which]
         sizes = self.ends[documents] - self.starts[documents]
         at = rng.integers(0, np.maximum(sizes - length, 0) + 1)
         at[rng.random(rows) < self.start_fraction] = 0

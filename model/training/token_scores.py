@@ -30,7 +30,7 @@ RARITY = 1.5
 HOLDS = 3.0, 1.0, 10.0, 0.3, 30.0, 0.1
 """Decays that are tried, times the crops that train would be cut into; likely ones first."""
 
-MOST_WEIGHTS = 1 << 24
+MOST_WEIGHTS = 1 << 23
 """Scores that are fitted side by side, of all decays: beyond, fewer decays are tried."""
 
 PREFIXES = 256, 1024, None
@@ -129,7 +129,7 @@ def _regressed(
             mode="sum",
         )
         losses = cross_entropy(
-            (each.unflatten(1, shape) + bias).flatten(0, 1),
+            (each.view(-1, *shape) + bias).flatten(0, 1),
             drawn.labels.repeat_interleave(len(decays), 0),
             smoothing=config.label_smoothing,
             rates=rates,
@@ -142,7 +142,7 @@ def _regressed(
         optimizer.step()
         shown = f"token scores, loss {loss.item() / len(decays):.3f}"
         progress.update(bar, advance=1, description=shown)
-    return (scores.detach() * weights[:, None]).unflatten(1, shape)
+    return (scores.detach() * weights[:, None]).view(-1, *shape)
 
 
 def distinct(tokens: Tensor, lengths: Tensor, vocab_size: int) -> tuple[Tensor, Tensor]:
@@ -206,7 +206,7 @@ def _means(fitted: Tensor, valid: Corpus) -> Iterator[Tensor]:
             torch.from_numpy(np.append(0, ends[:-1])).to(fitted.device),
             mode="mean",
         )
-        yield bags.unflatten(1, fitted.shape[1:])
+        yield bags.view(-1, *fitted.shape[1:])
 
 
 def _shares(valid: Corpus, crops: Crops) -> Tensor:

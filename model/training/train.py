@@ -59,7 +59,7 @@ def train(
             config = config or out / CHOSEN
             if not config.exists():
                 raise TrainingError(f"{out} began with a configuration: say --config, as it did")
-            model, training = read_config(config, begun and begun.config)
+            model, training = read_config(config, begun.config if begun else None)
             run = _run(Prepared.load(out / PREPARED), out, model, training, begun)
             run.resume()
         else:
@@ -97,7 +97,7 @@ def _started(
 ) -> Run:
     """Begin a run: look at the data, prepare it, and fit what is linear."""
     if config:  # wrong ones are told before the data is read
-        read_config(config, base and base.config)
+        read_config(config, base.config if base else None)
     survey = Survey(splits, progress)
     if not config:
         config = out / CHOSEN
@@ -110,7 +110,7 @@ def _started(
             for line in chosen.told():
                 progress.console.print(line)
         together.wait()
-    model, training = read_config(config, base and base.config)
+    model, training = read_config(config, base.config if base else None)
     training.check(multi_label=survey.multi_label, pooling=model.pooling)
     warnings = [*survey.warnings()]
     for warning in warnings:

@@ -9,7 +9,7 @@ from array import array
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any, cast
+from typing import cast
 
 import pytest
 import torch
@@ -201,9 +201,7 @@ class TestPace:
 
 
 def test_the_log_says_which_decay_was_chosen(run: Train) -> None:
-    (line,) = (
-        x["token_scores"] for x in cast(list[dict[str, Any]], log_of(run())) if "token_scores" in x
-    )
+    (line,) = (line["token_scores"] for line in log_of(run()) if "token_scores" in line)
     tried = {float(decay): loss for decay, loss in line["tried"].items()}
     assert len(tried) > 1
     assert tried[line["decay"]] == min(tried.values())
