@@ -12,6 +12,9 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 DEFAULT_CHECKPOINT = Path(__file__).parent / "checkpoints" / "books"
 """The checkpoint that comes with the package."""
 
+DEFAULT_BASE = Path(__file__).parent / "checkpoints" / "base"
+"""The base that training without a configuration begins from, where it came with the package."""
+
 FILES = "config.json", "model.safetensors", "tokenizer.json"
 """What a checkpoint's folder holds."""
 

@@ -157,6 +157,20 @@ class Pooling(nn.Module):
         both = self._read(x)
         return both[..., :-1] * functional.softplus(both[..., -1:])
 
+    def gated(self, x: Tensor) -> Tensor:
+        """Return what of x (R, C, W) the deep scores are a linear function of, (R, C, 1 + W).
+
+        That function is `scores_of`; it may be taken after any sum over tokens.
+        """
+        x = self.norm(x)
+        gate = functional.softplus(functional.linear(x, self.deep.weight[-1:], self.deep.bias[-1:]))
+        return torch.cat([gate, gate * x], -1)
+
+    def scores_of(self, gated: Tensor) -> Tensor:
+        """Turn `gated` (..., 1 + W), or sums of it, into deep scores (..., labels)."""
+        weight = torch.cat([self.deep.bias[:-1, None], self.deep.weight[:-1]], 1)
+        return functional.linear(gated, weight)
+
     def _read(self, x: Tensor) -> Tensor:
         read: Tensor = self.deep(self.norm(x))
         return read.to(torch.promote_types(read.dtype, torch.float32))

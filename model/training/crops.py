@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import NamedTuple
+from collections.abc import Iterator, Mapping
+from typing import NamedTuple, Self
 
 import numpy as np
 import torch
@@ -22,6 +22,18 @@ class Drawn(NamedTuple):
     spans: Tensor
     """(B, M, 3) int64: label, first token and the first after it, of all spans of the document;
     tokens are counted from the crop's first, and label is -1 where there is no span."""
+
+    def trimmed(self, multiple: int) -> Iterator[tuple[NDArray[np.int64], Self]]:
+        """Yield rows of like length and their crops, no wider than they need to be.
+
+        A width is a multiple of ``multiple``, and every row is in one of the parts.
+        """
+        widths = -(-self.lengths.cpu().numpy() // multiple) * multiple
+        for width in np.unique(widths):
+            rows = np.flatnonzero(widths == width)
+            at = torch.from_numpy(rows).to(self.tokens.device)
+            tokens = self.tokens[at, :width]
+            yield rows, type(self)(tokens, self.lengths[at], self.labels[at], self.spans[at])
 
 
 class Crops:
@@ -56,6 +68,8 @@ class Crops:
         self.by_label = [documents for _, documents in groups]
         factors = [(label_weights or {}).get(label, 1.0) for label, _ in groups]
         counts = np.array([len(documents) for documents in self.by_label])
+        self._grouped, self._counts = np.concatenate(self.by_label), counts
+        self._firsts = counts.cumsum() - counts
         shares = counts ** (1 - balance) * factors
         self.shares = shares / shares.sum()  # (labels in train,): how often each is drawn
         self.longest = int((self.ends - self.starts).max())
@@ -70,7 +84,9 @@ class Crops:
 
         A crop of a document that is shorter is the whole of it.
         """
-        documents = np.array([rng.choice(self.by_label[i]) for i in self._labels(rng, rows)])
+        groups = self._labels(rng, rows)
+        which = (rng.random(rows) * self._counts[groups]).astype(np.int64)
+        documents = self._grouped[self._firsts[groups] + which]
         sizes = self.ends[documents] - self.starts[documents]
         at = rng.integers(0, np.maximum(sizes - length, 0) + 1)
         at[rng.random(rows) < self.start_fraction] = 0

@@ -19,15 +19,12 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from gma.model.backbone import Backbone
-from gma.model.config import Place, dotted
 from gma.model.training import together
 from gma.model.training.board import Board
 from gma.model.training.errors import TrainingError
+from gma.model.training.folder import LOG, RESUME, changed_fields
+from gma.model.training.pace import Pace
 from gma.model.training.schedule import Schedule
-
-LOG = "log.jsonl"
-RESUME = "resume.safetensors"
-"""Files of a run: a line for each report, and all that it takes to go on."""
 
 LOG_EVERY = 20
 """Steps whose mean losses make a line of the log."""
@@ -78,9 +75,19 @@ class Loop(ABC, Generic[Trained, Config]):
     def losses_at(self, rng: np.random.Generator, rows: int, length: int) -> tuple[Tensor, Tensor]:
         """Draw so many crops of a length; return their losses, and the tokens read ()."""
 
+    @property
     @abstractmethod
-    def evaluate(self) -> None:
-        """Measure the averaged weights on valid; keep them if they are ``better``."""
+    def tokens_of_evaluation(self) -> int:
+        """How many tokens an evaluation reads, about."""
+
+    @abstractmethod
+    def evaluate(self) -> float:
+        """Measure the averaged weights on valid; keep them if they are ``better``. Return the
+        score that says so."""
+
+    @abstractmethod
+    def told(self, score: float) -> str:
+        """Say a score of ``evaluate`` in words."""
 
     def rate_of(self, name: str) -> float:
         """Say which share of the learning rate a parameter has."""
@@ -128,6 +135,7 @@ class Loop(ABC, Generic[Trained, Config]):
         bar = progress.add_task("training", total=self.config.steps, completed=self.step)
         if together.first():
             self.board = Board(self.out, self.step + 1 if self.step else 0)
+        pace = Pace(self.config, self.step, self.tokens_of_evaluation)
         started = time.monotonic()
         losses: list[Tensor] = []
         tokens: list[Tensor] = []
@@ -137,6 +145,12 @@ class Loop(ABC, Generic[Trained, Config]):
             tokens.append(read)
             self.step += 1
             progress.update(bar, advance=1)
+            if self.step <= pace.probed:
+                read.item()  # waits for the device
+            pace.stepped(self.step)
+            if self.step == pace.probed:
+                left = pace.left(self.step, read.item())
+                progress.console.print(f"training: {self.config.steps:,} steps, {left}")
             evaluating = self.step % self.config.evaluate_every == 0
             evaluating |= self.step == self.config.steps
             if evaluating or self.step % LOG_EVERY == 0:
@@ -154,19 +168,26 @@ class Loop(ABC, Generic[Trained, Config]):
                 tokens.clear()
                 if evaluating:
                     progress.update(bar, description="training, measuring valid")
-                    self._evaluate()
+                    score = self._evaluate()
+                    pace.evaluated()
+                    told = f"step {self.step:,} of {self.config.steps:,}: {self.told(score)}"
+                    if self.step < self.config.steps:
+                        told += f"; {pace.left(self.step, read.item())} to go"
+                    progress.console.print(told)
                 started = time.monotonic()
         if self.stopped:
             self.log(stopped=f"no better for {self.since_best} evaluations")
 
-    def _evaluate(self) -> None:
+    def _evaluate(self) -> float:
         """Evaluate and save in the first process, and tell the others what came of it."""
+        score = math.nan
         if together.first():
-            self.evaluate()
+            score = self.evaluate()
             self._save_resume()
         found = torch.tensor([self.best, self.since_best], dtype=torch.float64, device=self.device)
         together.spread([found])
         self.best, self.since_best = found[0].item(), int(found[1])
+        return score
 
     def _finite(self, losses: list[Tensor]) -> dict[str, float]:
         """Return the mean losses of the last steps, if they are finite."""
@@ -249,7 +270,7 @@ class Loop(ABC, Generic[Trained, Config]):
             tensors = load_file(file, device=str(self.device))
         except SafetensorError as error:
             raise TrainingError(f"{file}: {error}") from error
-        if changed := _changed(
+        if changed := changed_fields(
             json.loads(described or "{}"), json.loads(json.dumps(self.described))
         ):
             raise TrainingError(
@@ -280,23 +301,3 @@ class Loop(ABC, Generic[Trained, Config]):
             return bool(json.loads(line)["step"] <= self.step)
         except json.JSONDecodeError:  # half a line, when the run was interrupted
             return False
-
-
-def resumable(out: Path) -> bool:
-    """Say whether a folder holds a run that got as far as its first evaluation."""
-    return (out / RESUME).exists()
-
-
-def check_folder(out: Path, *, resume: bool) -> None:
-    """Raise TrainingError for a folder that has no run to resume, or one that is in the way."""
-    if resumable(out) != resume:
-        wrong = "holds no run to resume" if resume else "holds a run: resume it, or choose another"
-        raise TrainingError(f"{out} {wrong}")
-
-
-def _changed(old: Any, new: Any, place: Place = ()) -> list[str]:
-    """Say which fields of nested tables differ, with what was and what is."""
-    if isinstance(old, dict) and isinstance(new, dict):
-        names = dict.fromkeys([*old, *new])
-        return [x for name in names for x in _changed(old.get(name), new.get(name), (*place, name))]
-    return [] if old == new else [f"{dotted(place)} was {json.dumps(old)}, not {json.dumps(new)}"]

@@ -64,8 +64,10 @@ class Losses(nn.Module):
         It takes the deep scores alone: beside the tokens' own they had little left to learn.
         """
         there = rows.valid[..., None].float()
-        scores = self.classifier.pooling.deep_scores(hidden) * there
-        prefixes = self._up_to(scores) / self._up_to(there).clamp_min(1.0)
+        pooling = self.classifier.pooling
+        # Summed before they are scored: a score for each token and label would be far more.
+        gated = self._up_to(pooling.gated(hidden) * there) / self._up_to(there).clamp_min(1.0)
+        prefixes = pooling.scores_of(gated)
         return cross_entropy(
             prefixes.flatten(0, 1),
             labels.repeat_interleave(prefixes.shape[1], 0),

@@ -13,8 +13,8 @@ from rich.progress import Progress
 from gma.model.tokenizer import Tokenizer
 from gma.model.training import together
 from gma.model.training.errors import TrainingError
+from gma.model.training.folder import LOG, check_folder
 from gma.model.training.labelled import TEXT_ALONE
-from gma.model.training.loop import LOG, check_folder
 from gma.model.training.mix import sample
 from gma.model.training.pretraining import Pretraining, read_config
 from gma.model.training.progress import on_stderr

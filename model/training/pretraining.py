@@ -105,7 +105,16 @@ class Pretraining(Loop[Backbone, PretrainingConfig]):
         losses: Tensor = self.losses(tokens, lengths)
         return losses, lengths.sum()
 
-    def evaluate(self) -> None:
+    @property
+    def tokens_of_evaluation(self) -> int:
+        """See `Loop.tokens_of_evaluation`."""
+        return min(self.config.valid_tokens, int(self.valid.ends[-1]))
+
+    def told(self, score: float) -> str:
+        """See `Loop.told`."""
+        return f"bits per byte on valid {-score:.4f}"
+
+    def evaluate(self) -> float:
         """See `Loop.evaluate`."""
         bits, read = self.bits_per_byte()
         kept = self.better(-bits)
@@ -113,6 +122,7 @@ class Pretraining(Loop[Backbone, PretrainingConfig]):
         if kept:
             card = _card(self.average.config, self.config, bits, self.step)
             weights.save(self.out / "checkpoint", self.average, self.tokenizer, card=card)
+        return -bits
 
     @torch.no_grad()
     def bits_per_byte(self) -> tuple[float, int]:

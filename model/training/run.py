@@ -23,12 +23,16 @@ from gma.model.training.errors import TrainingError
 from gma.model.training.evaluation import Fit, measure_tokens
 from gma.model.training.loop import Loop
 from gma.model.training.losses import Losses
+from gma.model.training.measured import TITLES
 from gma.model.training.prepared import Prepared
 from gma.model.weights import POOLING, Base
 
 SCORES = "valid.npy"
 """File of a run: the scores of valid's documents, (documents, labels) float32, by the weights that
 were kept."""
+
+NEXT_TOKEN = 1
+"""Which of the losses counts tokens alike; the others count crops."""
 
 PREPARED, CHECKPOINT = "prepared", "checkpoint"
 """Folders of a run: tokens of both splits with the tokenizer, and the weights that were kept."""
@@ -96,13 +100,16 @@ class Run(Loop[Classifier, TrainingConfig]):
 
     def fit_token_scores(self, progress: Progress) -> None:
         """Fit the linear part first: what it leaves open is for the deep scores."""
-        fitted = token_scores.fit(
-            self.crops, self.prepared.train, self.model, self.config.token_scores, progress
-        )
-        if not fitted.isfinite().all():
+        config = self.config.token_scores
+        if not config.steps:
+            return
+        train, valid = self.prepared.train, self.prepared.valid
+        fitted = token_scores.fit(self.crops, train, valid, self.model, config, progress)
+        if not fitted.scores.isfinite().all():
             raise TrainingError("the tokens' own scores diverged: lower their learning_rate")
+        self.log(token_scores={"decay": fitted.decay, "tried": fitted.tried})
         for classifier in self.trained, self.average:
-            classifier.pooling.token.weight.data.copy_(fitted)
+            classifier.pooling.token.weight.data.copy_(fitted.scores)
 
     @property
     def longest(self) -> int:
@@ -134,8 +141,17 @@ class Run(Loop[Classifier, TrainingConfig]):
     def losses_at(self, rng: np.random.Generator, rows: int, length: int) -> tuple[Tensor, Tensor]:
         """Return label, next-token and span loss (3,) of crops, and the tokens read ()."""
         drawn = self.crops.draw(rng, rows, length)
-        losses: Tensor = self.losses(drawn, self._kept(drawn.tokens))
-        return losses, drawn.lengths.sum()
+        kept = self._kept(drawn.tokens)
+        read = drawn.lengths.sum()
+        if self.config.compile:  # which is for one shape
+            losses: Tensor = self.losses(drawn, kept)
+            return losses, read
+        total = torch.zeros(len(self.losses_of), device=self.device)
+        for which, part in drawn.trimmed(self.config.prefix):
+            share = torch.full_like(total, len(which) / rows)
+            share[NEXT_TOKEN] = part.lengths.sum() / read
+            total = total + share * self.losses(part, kept[which, : part.tokens.shape[1]])
+        return total, read
 
     def _kept(self, tokens: Tensor) -> Tensor:
         """Draw what is hidden, (B, N) float: 0 where a token is; each crop draws its own share."""
@@ -145,7 +161,16 @@ class Run(Loop[Classifier, TrainingConfig]):
             share = torch.where(self.rare[tokens], self.config.rare_dropout, share)
         return (torch.rand(tokens.shape, device=self.device) >= share).float()
 
-    def evaluate(self) -> None:
+    @property
+    def tokens_of_evaluation(self) -> int:
+        """See `Loop.tokens_of_evaluation`: views, whole and short, and windows that are stacked."""
+        return 4 * len(self.prepared.valid.tokens)
+
+    def told(self, score: float) -> str:
+        """See `Loop.told`."""
+        return f"{TITLES[self.config.choose_by]} on valid {score:.3f}"
+
+    def evaluate(self) -> float:
         """Stack and measure the averaged weights; keep them if no evaluation so far was better."""
         candidate = copy.deepcopy(self.average)
         valid = self.prepared.valid
@@ -157,10 +182,11 @@ class Run(Loop[Classifier, TrainingConfig]):
         kept = self.better(score)
         self.log(valid=measured.as_dict(), **calibrated, kept=kept)
         if not kept:
-            return
+            return score
         card = card_of(candidate.config, self.config, measured, self.step)
         np.save(self.out / SCORES, measured.scores.astype(np.float32))
         weights.save(self.out / CHECKPOINT, candidate, self.prepared.tokenizer, card=card)
+        return score
 
     def _calibrate(self, candidate: Classifier) -> dict[str, object]:
         """Make the scores mean something on valid; return what the log tells of it."""

@@ -16,6 +16,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from gma.model.classifier import Classifier
 from gma.model.ops.chunked import Rows
@@ -23,13 +24,19 @@ from gma.model.training.corpus import Corpus
 from gma.model.training.cross_entropy import cross_entropy
 
 WINDOWS = ((64, 16), (256, 16), (1024, 8), (4096, 4), (16384, 2))
-"""Tokens of a window, and windows of a document: short views count as much as long ones."""
+"""Tokens of a window, and a document's windows at most: short views count as much as long ones."""
 
 LIMIT = 100.0
 """Neither factor is larger, nor smaller than its inverse."""
 
-MOST = 1 << 22
-"""Scores of each part that are fitted to: windows by labels. Three numbers need no more."""
+MOST = 1 << 20
+"""Scores of each part that three numbers are fitted to: windows by labels."""
+
+MOST_OF_OFFSETS = 1 << 22
+"""The same where each label has an offset too."""
+
+MOST_TOKENS = 1 << 20
+"""Of windows that are read on the CPU, where they would take longer than the training between."""
 
 PRIORS = (0.0, *(2.0**i for i in range(1, 14)))
 """Tokens of score 0 that may be the prior."""
@@ -54,7 +61,7 @@ def apply(classifier: Classifier, stacking: Stacking) -> None:
 def fit(classifier: Classifier, valid: Corpus) -> Stacking:
     """Find what gives the least cross-entropy on valid; ``Stacking()`` if nothing is better.
 
-    Where labels and documents are very many, every so many-th document is looked at.
+    Where labels, documents or tokens are very many, every so many-th document is looked at.
     """
     windows = [torch.cat(part) for part in zip(*_parts(classifier, valid), strict=True)]
     # Copies: tensors made in inference mode can't be used where gradients are wanted.
@@ -111,25 +118,45 @@ def _parts(
 ) -> Iterator[tuple[Tensor, Tensor, Tensor, Tensor, Tensor]]:
     """Yield the n windows of one size of one document, document after document.
 
-    A window is sums of deep and of own scores (n, labels); its tokens, share 1 / n and label: (n,),
-    or labels (n, labels).
+    A window is sums of deep and of own scores (n, labels); its tokens, share and label: (n,), or
+    labels (n, labels). A document's windows of one size share 1, and what is the whole document
+    counts once for every size that it fits in.
     """
     device = classifier.embedding.weight.device
     pooling = classifier.pooling
-    windows = len(valid) * sum(most for _, most in WINDOWS)
-    every = -(-windows * len(classifier.config.labels) // MOST)
-    for length, most in WINDOWS:
-        for index in range(0, len(valid), every):
-            document = valid[index].astype(np.int64)
-            size = min(length, len(document))
-            starts = np.unique(np.linspace(0, len(document) - size, most).astype(np.int64))
+    for index in range(0, len(valid), _every(classifier, valid)):
+        document = valid[index].astype(np.int64)
+        for number, (length, most) in enumerate(WINDOWS):
+            size, count = _cut(len(document), length, most)
+            starts = np.linspace(0, len(document) - size, count).astype(np.int64)
             tokens = torch.from_numpy(np.stack([document[s : s + size] for s in starts])).to(device)
-            count = len(starts)
-            deep = pooling.deep_scores(_hidden(classifier, tokens)).sum(1)
+            whole = size == len(document)
+            deep = pooling.scores_of(pooling.gated(_hidden(classifier, tokens)).sum(1))
             weight = torch.full((count,), float(size), device=device)
             label = torch.from_numpy(valid.labels[index : index + 1].repeat(count, 0)).to(device)
-            share = torch.full((count,), 1.0 / count, device=device)
-            yield deep, pooling.token(tokens).sum(1), weight, label, share
+            sizes = len(WINDOWS) - number if whole else 1
+            share = torch.full((count,), sizes / count, device=device)
+            own = functional.embedding_bag(tokens, pooling.token.weight, mode="sum")
+            yield deep, own, weight, label, share
+            if whole:
+                break
+
+
+def _cut(document: int, length: int, most: int) -> tuple[int, int]:
+    """Return how many tokens a window has, and how many windows the document: enough to cover it,
+    if these are not more than ``most``."""
+    size = min(length, document)
+    return size, min(most, -(-document // size))
+
+
+def _every(classifier: Classifier, valid: Corpus) -> int:
+    """Say each how many-th document is looked at."""
+    lengths = np.diff(valid.ends, prepend=0)
+    cuts = [_cut(int(n), *window) for n in lengths for window in WINDOWS]
+    scores = sum(count for _, count in cuts) * len(classifier.config.labels)
+    tokens = 0 if classifier.embedding.weight.is_cuda else sum(size * n for size, n in cuts)
+    most = MOST_OF_OFFSETS if valid.multi_label else MOST
+    return max(1, -(-scores // most), -(-tokens // MOST_TOKENS))
 
 
 def _hidden(classifier: Classifier, tokens: Tensor) -> Tensor:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from array import array
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -31,10 +32,19 @@ class Found:
 class Surveyed:
     """What one split holds."""
 
-    documents: int = 0
-    bytes: int = 0  # of text
+    sizes: array[int] = field(default_factory=lambda: array("q"))  # of each document's text, bytes
     digest: str = ""  # of all texts, labels and spans, in order
     leaked: Found = field(default_factory=Found)  # texts that train has too
+
+    @property
+    def documents(self) -> int:
+        """How many there are."""
+        return len(self.sizes)
+
+    @property
+    def bytes(self) -> int:
+        """Those of all texts."""
+        return sum(self.sizes)
 
 
 class Survey:
@@ -68,8 +78,7 @@ class Survey:
         digest = hashlib.blake2b(digest_size=32)
         bar = progress.add_task(f"reading {split}, documents", total=None)
         for document in self._splits.read(split):
-            surveyed.documents += 1
-            surveyed.bytes += len(document.text.encode())
+            surveyed.sizes.append(len(document.text.encode()))
             digest.update(document.digest + repr((document.label, document.spans)).encode())
             if split == TRAIN:
                 self._count(document)

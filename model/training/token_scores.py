@@ -1,16 +1,19 @@
-"""The tokens' own scores: a softmax regression, or a logistic one for each label, on the
-tokens' shares of a crop.
+"""The tokens' own scores: logistic regression for each label, on which tokens a crop has.
 
-A bag of words over the whole document is hard to beat where there is much text and little of it was
-trained on, and it takes seconds to fit. The deep scores are trained beside it.
+A linear model of words over the whole document is hard to beat where little text was trained on,
+and it takes seconds to fit. A crop is the set of its tokens, the rare ones weighing more, at
+length 1: so long and short documents teach alike, and what is said twice teaches once. How much the
+scores are held back is chosen on the valid split. The deep scores are trained beside them.
 """
 
 from __future__ import annotations
 
-from typing import Annotated
+from collections.abc import Iterator
+from typing import Annotated, NamedTuple
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field
 from rich.progress import Progress
 from torch import Tensor
@@ -21,42 +24,92 @@ from gma.model.training.corpus import Corpus
 from gma.model.training.crops import Crops
 from gma.model.training.cross_entropy import cross_entropy
 
+RARITY = 1.5
+"""Power of a token's inverse document frequency that it weighs in its crop."""
+
+HOLDS = 3.0, 1.0, 10.0, 0.3, 30.0, 0.1
+"""Decays that are tried, times the crops that train would be cut into; likely ones first."""
+
+MOST_WEIGHTS = 1 << 23
+"""Scores that are fitted side by side, of all decays: beyond, fewer decays are tried."""
+
+PREFIXES = 256, 1024, None
+"""Tokens of a valid document that a decay is judged on; None: all."""
+
 
 class TokenScoresConfig(BaseModel):
     """How to fit the tokens' own scores. Unknown fields are errors."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
 
-    steps: Annotated[int, Field(ge=0, description="0 leaves them out")] = 450
+    steps: Annotated[int, Field(ge=0, description="0 leaves them out")] = 200
     crops: Annotated[int, Field(gt=0, description="crops of a step")] = 512
     length: Annotated[int, Field(gt=0, description="tokens of a crop")] = 1024
-    learning_rate: Annotated[float, Field(gt=0)] = 0.1
-    scale: Annotated[
-        float,
-        Field(
-            gt=0,
-            description="factor of the scores: few tokens of a crop tell anything, and must shout",
-        ),
-    ] = 25.0
-    label_smoothing: Annotated[float, Field(ge=0, le=1)] = 0.3
-    decay: Annotated[float, Field(ge=0, description="L2 penalty of the unscaled scores")] = 1e-6
+    learning_rate: Annotated[float, Field(gt=0)] = 0.2
+    label_smoothing: Annotated[float, Field(ge=0, le=1)] = 0.0
+    decay: Annotated[
+        float | None,
+        Field(ge=0, description="L2 penalty; chosen on valid if nothing is said"),
+    ] = None
     seed: Annotated[int, Field(ge=0)] = 0
 
 
-def fit(
-    crops: Crops, train: Corpus, model: ModelConfig, config: TokenScoresConfig, progress: Progress
-) -> Tensor:
-    """Fit scores (vocab_size, labels) whose mean over a crop's tokens predicts its label or labels.
+class TokenScores(NamedTuple):
+    """What was fitted."""
 
-    The rarer a token, the larger its steps (the root of its inverse document frequency). ``train``
-    is what ``crops`` crops.
+    scores: Tensor  # (vocab_size, labels): their mean over a document's tokens is its logits
+    decay: float
+    tried: dict[float, float]  # by decay, the cross-entropy on valid
+
+
+def fit(
+    crops: Crops,
+    train: Corpus,
+    valid: Corpus,
+    model: ModelConfig,
+    config: TokenScoresConfig,
+    progress: Progress,
+) -> TokenScores:
+    """Fit scores whose mean over a document's tokens predicts its label or labels.
+
+    ``train`` is what ``crops`` crops; ``valid`` chooses the decay, and how loud the mean is.
     """
-    device = crops.tokens.device
-    used = train.document_frequency(model.vocab_size)
-    rarity = np.sqrt(np.log((1 + len(train)) / (1 + used)) + 1)
-    scale = torch.from_numpy(config.scale * rarity).float().to(device)[:, None]
-    scores = torch.zeros(model.vocab_size, len(model.labels), device=device, requires_grad=True)
-    optimizer = torch.optim.Adam([scores], betas=(0.9, 0.99), weight_decay=config.decay)
+    decays = _decays(train, model, config)
+    weights = _rarity(train, model.vocab_size).to(crops.tokens.device)
+    fitted = _regressed(crops, weights, decays, model, config, progress)
+    return _chosen(fitted, decays, valid, crops, model)
+
+
+def _decays(train: Corpus, model: ModelConfig, config: TokenScoresConfig) -> list[float]:
+    if config.decay is not None:
+        return [config.decay]
+    sizes = np.diff(train.ends, prepend=0)
+    count = int((-(-sizes // config.length)).sum())
+    room = max(1, MOST_WEIGHTS // (model.vocab_size * len(model.labels)))
+    return [hold / count for hold in HOLDS[:room]]
+
+
+def _rarity(train: Corpus, vocab_size: int) -> Tensor:
+    """Say how much each token weighs, (vocab_size,)."""
+    used = train.document_frequency(vocab_size)
+    inverse = np.log((1 + len(train)) / (1 + used)) + 1
+    return torch.from_numpy(inverse**RARITY).float()
+
+
+def _regressed(
+    crops: Crops,
+    weights: Tensor,
+    decays: list[float],
+    model: ModelConfig,
+    config: TokenScoresConfig,
+    progress: Progress,
+) -> Tensor:
+    """Fit scores (vocab_size, decays, labels), all decays at once."""
+    device, shape = weights.device, (len(decays), len(model.labels))
+    scores = torch.zeros(len(weights), *shape, device=device).flatten(1).requires_grad_()
+    bias = torch.zeros(*shape, device=device, requires_grad=True)
+    held = torch.tensor(decays, device=device).repeat_interleave(shape[1])
+    optimizer = torch.optim.Adam([scores, bias], betas=(0.9, 0.99))
     rates = None if crops.rates is None else torch.from_numpy(crops.rates).to(device)
     length = min(config.length, crops.longest)
     bar = progress.add_task("token scores", total=config.steps)
@@ -64,16 +117,103 @@ def fit(
         for group in optimizer.param_groups:
             group["lr"] = config.learning_rate * (1 - step / config.steps)
         rng = np.random.default_rng([config.seed, step])
-        tokens, lengths, labels, _ = crops.draw(rng, config.crops, length)
-        valid = torch.arange(length, device=device) < lengths[:, None]
-        shares = valid / lengths[:, None]
-        logits = functional.embedding_bag(
-            tokens, scores * scale, per_sample_weights=shares.float(), mode="sum"
+        drawn = crops.draw(rng, config.crops, length)
+        tokens, counts = distinct(drawn.tokens, drawn.lengths, len(weights))
+        row = torch.repeat_interleave(counts)
+        size = torch.zeros(len(counts), device=device).index_add_(0, row, weights[tokens].square())
+        each = functional.embedding_bag(
+            tokens,
+            scores,
+            counts.cumsum(0) - counts,
+            per_sample_weights=weights[tokens] / size.sqrt()[row],
+            mode="sum",
         )
-        smoothing = config.label_smoothing
-        loss = cross_entropy(logits, labels, smoothing=smoothing, rates=rates).mean()
+        losses = cross_entropy(
+            (each.view(-1, *shape) + bias).flatten(0, 1),
+            drawn.labels.repeat_interleave(len(decays), 0),
+            smoothing=config.label_smoothing,
+            rates=rates,
+        )
+        loss = losses.sum() / config.crops
         optimizer.zero_grad(set_to_none=True)
         torch.autograd.backward(loss)
+        assert scores.grad is not None
+        scores.grad.addcmul_(scores.detach(), held)
         optimizer.step()
-        progress.update(bar, advance=1, description=f"token scores, loss {loss.item():.3f}")
-    return (scores * scale).detach()
+        shown = f"token scores, loss {loss.item() / len(decays):.3f}"
+        progress.update(bar, advance=1, description=shown)
+    return (scores.detach() * weights[:, None]).view(-1, *shape)
+
+
+def distinct(tokens: Tensor, lengths: Tensor, vocab_size: int) -> tuple[Tensor, Tensor]:
+    """Return the distinct tokens of rows (B, N), row after row, and how many each row has, (B,)."""
+    there = torch.arange(tokens.shape[1], device=tokens.device) < lengths[:, None]
+    ordered = torch.where(there, tokens, vocab_size).sort(1).values
+    first = functional.pad(ordered[:, 1:] != ordered[:, :-1], (1, 0), value=True)
+    first &= ordered < vocab_size
+    return ordered[first], first.sum(1)
+
+
+def _chosen(
+    fitted: Tensor, decays: list[float], valid: Corpus, crops: Crops, model: ModelConfig
+) -> TokenScores:
+    """Make means of scores (vocab_size, decays, labels) logits, and choose the best on valid.
+
+    Each label is to count as it does in the crops: an offset must not make the rare ones silent.
+    """
+    means = torch.cat([*_means(fitted, valid)]).double()
+    labels = torch.from_numpy(np.concatenate([valid.labels] * len(PREFIXES))).to(fitted.device)
+    share = _shares(valid, crops).to(fitted.device).repeat(len(PREFIXES)) / len(PREFIXES)
+    # Where valid's tokens are all unknown, their mean says nothing of how loud it is.
+    quiet = 0.01 * fitted.square().mean((0, 2)).sqrt().double() + 1e-6
+    loud = means.square().mean((0, 2)).sqrt().maximum(quiet)
+    stay = 0.5 / len(valid)
+    x = means.new_zeros(len(decays), 1 + len(model.labels)).requires_grad_()
+
+    def logits(x: Tensor) -> Tensor:
+        return means * (x[:, :1].exp() / loud[:, None]) + x[:, 1:]
+
+    def measured(x: Tensor) -> Tensor:
+        """Return the cross-entropy of each decay, (decays,)."""
+        each = [cross_entropy(of_decay, labels) for of_decay in logits(x).unbind(1)]
+        return torch.stack([(loss * share).sum() for loss in each])
+
+    optimizer = torch.optim.LBFGS([x], max_iter=30, line_search_fn="strong_wolfe")
+
+    def closure() -> float:
+        optimizer.zero_grad()
+        value = measured(x).sum() + stay * x.square().sum()
+        torch.autograd.backward(value)
+        return value.item()
+
+    optimizer.step(closure)  # type: ignore[no-untyped-call]
+    found = measured(x.detach())
+    best = int(found.nan_to_num(torch.inf).argmin())
+    factor, offsets = x.detach()[best, 0].exp() / loud[best], x.detach()[best, 1:]
+    scores = fitted[:, best] * factor.float() + offsets.float()
+    tried = dict(zip(decays, found.tolist(), strict=True))
+    return TokenScores(scores, decays[best], tried)
+
+
+def _means(fitted: Tensor, valid: Corpus) -> Iterator[Tensor]:
+    """Yield the mean scores (documents, decays, labels) of each of ``PREFIXES``."""
+    for prefix in PREFIXES:
+        cut = [valid[i][:prefix].astype(np.int64) for i in range(len(valid))]
+        ends = np.cumsum([len(tokens) for tokens in cut])
+        bags = functional.embedding_bag(
+            torch.from_numpy(np.concatenate(cut)).to(fitted.device),
+            fitted.flatten(1),
+            torch.from_numpy(np.append(0, ends[:-1])).to(fitted.device),
+            mode="mean",
+        )
+        yield bags.view(-1, *fitted.shape[1:])
+
+
+def _shares(valid: Corpus, crops: Crops) -> Tensor:
+    """Say how much each valid document counts, (documents,), in all 1."""
+    share: NDArray[np.float64] = np.full(len(valid), 1.0)
+    if not valid.multi_label:
+        labels, counts = np.unique(valid.labels, return_counts=True)
+        # Labels in the order of the crops' groups, of which train has every one.
+        share = (crops.shares[labels] / counts)[np.searchsorted(labels, valid.labels)]
+    return torch.from_numpy(share / share.sum())

@@ -8,12 +8,14 @@ from pathlib import Path
 from rich.progress import Progress
 
 from gma.model import weights
-from gma.model.config import ModelConfig
+from gma.model.config import DEFAULT_BASE, ModelConfig
 from gma.model.training import baseline, together
+from gma.model.training.chosen import CHOSEN, CPU, GPU, Chosen
 from gma.model.training.config import TrainingConfig, read_config
+from gma.model.training.errors import TrainingError
 from gma.model.training.evaluation import evaluate
+from gma.model.training.folder import LOG, check_folder
 from gma.model.training.labelled import TEXT_AND_LABEL, Fields
-from gma.model.training.loop import LOG, check_folder
 from gma.model.training.outcome import Outcome
 from gma.model.training.prepared import Prepared
 from gma.model.training.progress import on_stderr
@@ -36,8 +38,9 @@ def train(
     """Train a classifier and return the folder of its best checkpoint.
 
     ``data`` holds splits (``Splits``) whose fields are called ``names``; ``config`` is a TOML file
-    (``read_config``), which may be missing if there is a ``base``: a checkpoint whose backbone and
-    tokenizer training begins from. ``out`` gets the prepared tokens, a log and the checkpoint that
+    (``read_config``). Without it sizes are chosen by the data (``Chosen``), and training begins
+    from a base: that of the package if there is no ``base``, a checkpoint whose backbone and
+    tokenizer are taken. ``out`` gets the prepared tokens, a log and the checkpoint that
     was best on valid; with ``resume`` an interrupted run in ``out`` goes on, and of ``data`` only
     the test split is read, if it is still there. What a user should know goes to stderr: what is
     odd about the data, how far training is, and in the end how good the model is, beside a linear
@@ -49,15 +52,18 @@ def train(
     if not resume and splits:
         for split in TRAIN, VALID:  # the likeliest mistake, and named at once
             splits.sources(split)
-    begun = weights.load_base(base) if base else None
-    model, training = read_config(config, begun.config if begun else None)
+    begun = _begun(base, config)
     check_folder(out, resume=resume)
     with together.processes(), on_stderr() as progress:
         if resume or not splits:
+            config = config or out / CHOSEN
+            if not config.exists():
+                raise TrainingError(f"{out} began with a configuration: say --config, as it did")
+            model, training = read_config(config, begun.config if begun else None)
             run = _run(Prepared.load(out / PREPARED), out, model, training, begun)
             run.resume()
         else:
-            run = _started(splits, out, model, training, begun, progress)
+            run = _started(splits, out, config, begun, progress)
         run.train(progress)
         checkpoint = out / CHECKPOINT
         if not together.first():
@@ -74,16 +80,37 @@ def train(
     return checkpoint
 
 
+def _begun(base: Path | None, config: Path | None) -> Base | None:
+    """Load what a run begins from, if it does not begin from nothing."""
+    if base or config:
+        return weights.load_base(base) if base else None
+    if not DEFAULT_BASE.exists():
+        raise TrainingError(
+            "this package has no base to begin from: say --from CHECKPOINT, or --config FILE to "
+            "begin from nothing"
+        )
+    return weights.load_base(DEFAULT_BASE)
+
+
 def _started(
-    splits: Splits,
-    out: Path,
-    model: ModelConfig,
-    training: TrainingConfig,
-    base: Base | None,
-    progress: Progress,
+    splits: Splits, out: Path, config: Path | None, base: Base | None, progress: Progress
 ) -> Run:
     """Begin a run: look at the data, prepare it, and fit what is linear."""
+    if config:  # wrong ones are told before the data is read
+        read_config(config, base.config if base else None)
     survey = Survey(splits, progress)
+    if not config:
+        config = out / CHOSEN
+        chosen = Chosen.of(
+            out.resolve().name, survey, GPU if together.device().type == "cuda" else CPU
+        )
+        if together.first():
+            out.mkdir(parents=True, exist_ok=True)
+            config.write_text(chosen.toml())
+            for line in chosen.told():
+                progress.console.print(line)
+        together.wait()
+    model, training = read_config(config, base.config if base else None)
     training.check(multi_label=survey.multi_label, pooling=model.pooling)
     warnings = [*survey.warnings()]
     for warning in warnings:

@@ -50,7 +50,7 @@ def pretrain(
       gma pretrain --data texts --out runs/base
       gma train --data reviews --out runs/reviews --from runs/base/checkpoint
     """
-    from gma.model.training.loop import resumable
+    from gma.model.training.folder import resumable
     from gma.model.training.pretrain import pretrain as pretraining
     from gma.model.training.together import first
 

@@ -24,7 +24,8 @@ def train(
         Path | None,
         typer.Option(
             metavar="FILE",
-            help="TOML: [model] architecture, [training] schedule. It may be missing with --from.",
+            help="TOML: [model] architecture, [training] schedule. Without it they are chosen by "
+            "the data.",
         ),
     ] = None,
     base: Annotated[
@@ -33,7 +34,7 @@ def train(
             "--from",
             metavar="CHECKPOINT",
             help="Begin from this checkpoint's backbone and tokenizer: one of `gma pretrain`, or "
-            "any other. Labels are new.",
+            "any other. Labels are new. [default: without --config, the base that comes with gma]",
         ),
     ] = None,
     text: TextOption = "text",
@@ -52,19 +53,18 @@ def train(
 
     \b
     Examples:
+      gma train --data reviews --out runs/reviews
+      gma train --data reviews --out runs/reviews --resume
       gma train --data reviews --out runs/reviews --config small.toml
-      gma train --data reviews --out runs/reviews --config small.toml --resume
       gma train --data reviews --out runs/reviews --from runs/base/checkpoint
-      gma train --data r.csv --text review --label stars --out runs/r --config small.toml
+      gma train --data r.csv --text review --label stars --out runs/r
       gma classify --checkpoint runs/reviews/checkpoint review.txt
     """
     from gma.model.training import train as training
+    from gma.model.training.folder import resumable
     from gma.model.training.labelled import Fields
-    from gma.model.training.loop import resumable
     from gma.model.training.together import first
 
-    if not config and not base:
-        raise typer.BadParameter("without --from there must be a --config")
     names = Fields(text, label, labels)
     try:
         made = training.train(data, out, config, base=base, resume=resume, names=names)

@@ -113,4 +113,3 @@ def test_train_begins_from_it_without_a_configuration(
     monkeypatch.setattr("gma.model.training.train.train", train)
     result = gma("train", "--data", tmp_path, "--out", tmp_path / "run", "--from", base)
     assert result.stdout.strip() == str(tmp_path / "run")
-    assert gma("train", "--data", tmp_path, "--out", tmp_path / "run").exit_code == 2

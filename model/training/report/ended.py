@@ -13,7 +13,7 @@ from safetensors import SafetensorError, safe_open
 from gma.model import weights
 from gma.model.training.errors import TrainingError
 from gma.model.training.figures import Labels, Scores, one_hot
-from gma.model.training.loop import LOG, RESUME
+from gma.model.training.folder import LOG, RESUME
 from gma.model.training.outcome import Outcome
 from gma.model.training.prepared import Prepared
 from gma.model.training.run import CHECKPOINT, PREPARED, SCORES

@@ -113,7 +113,7 @@ class TestTraining:
         self, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
     ) -> None:
         config = configuration(
-            tmp_path / "deep.toml", steps=80, learning_rate=1e-2, evaluate_every=80
+            tmp_path / "deep.toml", steps=120, learning_rate=1e-2, evaluate_every=120
         )
         config.write_text(config.read_text().replace("steps = 10", "steps = 0"))
         folder = train(data, tmp_path / "deep", config)
