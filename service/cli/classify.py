@@ -61,7 +61,8 @@ def classify(
     ] = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Tell what each text is. Texts of any length are read in constant memory.
+    """Tell what each text is. Texts of any length are read in constant memory, but
+    for a bidirectional model, which keeps a text whole.
 
     Where the model has a threshold for each label, a text may get none of them, and with a
     multi-label model several.

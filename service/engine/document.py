@@ -219,6 +219,12 @@ class Document:
         return self._heard // self._terms.passes
 
     @property
+    def left(self) -> int:
+        """Tokens in no step yet; of one kept whole, what all passes that are left amount to."""
+        taken = self.pass_number * self.fed + self.fed - self.queued
+        return self.fed - taken // self._terms.passes
+
+    @property
     def done(self) -> bool:
         return self.complete and self.read == self.fed
 
@@ -268,7 +274,8 @@ class Document:
     def take(self, rows: Tokens, tokens: int, step: int) -> None:
         """Move its next `tokens` into `rows`, (r, C), of the step with this number."""
         row, taken = rows.reshape(-1), 0
-        again = self.last_pass(tokens) < self._last_pass
+        self.pass_number = self.last_pass(tokens)
+        again = self.pass_number < self._last_pass
         while taken < tokens:
             piece = self._inbox.popleft()
             now = piece[: tokens - taken]

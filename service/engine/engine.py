@@ -101,6 +101,7 @@ class Engine:
         chunk, passes = self._grid.chunk, runner.passes
         self.most_tokens = self._places.longest * chunk if passes > 1 else None
         """Of a document; None if it is not kept whole."""
+        self._inbox_tokens = inbox_tokens
         inbox = self.most_tokens or inbox_tokens
         self._terms = Terms(runner.vocab_size, chunk, passes, inbox, max_unread_rows, interval_s)
         self._observer = observer or Observer()
@@ -127,10 +128,14 @@ class Engine:
         return self._task is not None and not self._stopping
 
     def queue(self) -> Queue:
-        """What waits now; to be called on the event loop's thread."""
+        """What waits now; to be called on the event loop's thread.
+
+        A document that is kept whole counts no more than another could have queued: no second
+        worker would read it sooner.
+        """
         now = self._clock()
         return Queue(
-            sum(document.queued for document in self._open_documents()),
+            sum(min(document.left, self._inbox_tokens) for document in self._open_documents()),
             max((document.ready_for(now) for document in self._waiting), default=0.0),
         )
 

@@ -44,24 +44,22 @@ def chunks_ready(document: Backlog, chunk: int) -> int:
 def schedule(documents: Iterable[DocumentT], rows: int, chunk: int) -> list[tuple[DocumentT, int]]:
     """The next step: pairs of a document and how many of its tokens go.
 
-    Every document with a chunk ready gets one row before any gets a second. With more documents
-    than rows, those served longest ago come first (ties in the order given, which is oldest first),
-    so N documents each have their turn within ceil(N / rows) steps, and none starves. Rows that are
-    left go to those that are best read at once and fit, the shortest first; then each to the
-    document that has the most tokens without one. None is left empty while a chunk is ready. The
-    caller cuts a document's tokens into rows in order, all full but perhaps the last.
+    Those served longest ago come first (ties in the order given, which is oldest first). One that
+    is best read at once, and fits into a step, gets all its rows or waits for a step in which it
+    does; any other gets one. Each row left goes to the document that then has the most tokens
+    without one. So N documents of which none is read at once each have their turn within
+    ceil(N / rows) steps, and none starves: one that was passed over is among the first of the next
+    step. The caller cuts a document's tokens into rows in order, all full but perhaps the last.
     """
     ready = [document for document in documents if chunks_ready(document, chunk)]
-    chosen = sorted(ready, key=lambda document: document.served)[:rows]
-    granted = [1] * len(chosen)
-    left = rows - len(chosen)
-    at_once = [(d.queued, i) for i, d in enumerate(chosen) if d.at_once]
-    for _, i in sorted(at_once):
-        others = chunks_ready(chosen[i], chunk) - 1
-        if others > left:
-            break
-        granted[i] += others
-        left -= others
+    chosen, granted, left = [], [], rows
+    for document in sorted(ready, key=lambda document: document.served):
+        chunks = chunks_ready(document, chunk)
+        own = chunks if document.at_once and chunks <= rows else 1
+        if own <= left:
+            chosen.append(document)
+            granted.append(own)
+            left -= own
     more = [
         (chunk - d.queued, i) for i, d in enumerate(chosen) if granted[i] < chunks_ready(d, chunk)
     ]

@@ -137,25 +137,52 @@ async def test_one_that_fills_the_grid_takes_a_step_and_a_longer_one_its_passes(
         assert witness.tokens == pytest.approx(length)
 
 
-async def test_one_that_joined_late_goes_through_the_passes_that_are_left() -> None:
-    """Its first pass is cut by others that want rows."""
+async def test_what_waits_is_counted_once_whatever_the_passes() -> None:
+    runner = PassingRunner(pages=60)
+    async with running(runner, inbox_tokens=FULL) as engine:
+        runner.pause()
+        short = engine.open(opening(tokens_of(CHUNK)))
+        await runner.until_in_step()
+        assert engine.queue().tokens == 0, "all passes are in the step"
+        arriving = engine.open(opening(tokens_of(3), last=False))
+        assert engine.queue().tokens == 3
+        arriving.close()
+        long = engine.open(opening(tokens_of(2 * FULL)))
+        assert engine.queue().tokens == FULL, "no more than an inbox holds"
+        runner.resume()
+        await rest(short)
+        waited = []
+        async for _ in long:
+            waited.append(engine.queue().tokens)
+    assert sorted(waited, reverse=True) == waited
+    assert waited[-1] == 0
+
+
+async def test_one_that_finds_no_room_for_all_its_rows_waits_for_the_next_step() -> None:
     runner = PassingRunner(pages=60)
     async with running(runner) as engine:
         runner.pause()
         first = engine.open(opening(tokens_of(1)))
         await runner.until_in_step()
         others = [engine.open(opening(tokens_of(CHUNK, i))) for i in range(ROWS - 1)]
-        long = engine.open(opening(marked(7, ROWS)))
+        full = engine.open(opening(marked(7, ROWS)))
         runner.resume()
         for document in (first, *others):
             await rest(document)
-        check(await rest(long), marked(7, ROWS))
-    own = [
-        (marks(batch).count(7), batch.passes_of(batch.document_of_row[marks(batch).index(7)]))
-        for batch in runner.steps
-        if 7 in marks(batch)
-    ]
-    assert own == [(1, range(1)), (ROWS - 1, range(1)), (ROWS, range(1, PASSES))]
+        check(await rest(full), marked(7, ROWS))
+    assert [marks(batch).count(7) for batch in runner.steps] == [0, 0, ROWS]
+    assert runner.steps[2].passes_of(0) == range(PASSES)
+
+
+async def test_more_short_documents_than_rows_take_as_many_steps_as_their_rows_fill() -> None:
+    runner = PassingRunner(pages=2 * SHORT_SHARE)
+    async with running(runner) as engine:
+        runner.pause()
+        documents = [engine.open(opening(tokens_of(2 * CHUNK, i))) for i in range(2 * ROWS)]
+        runner.resume()
+        for i, document in enumerate(documents):
+            check(await rest(document), tokens_of(2 * CHUNK, i))
+    assert len(runner.steps) == 4
 
 
 async def test_short_documents_pass_one_that_waits_for_pages_which_gets_them() -> None:

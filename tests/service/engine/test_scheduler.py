@@ -72,16 +72,25 @@ def test_rows_left_level_the_longest_backlogs() -> None:
     assert plan(backlogs, rows=3 + 7) == [("a", 28), ("b", 8), ("c", 4)]
 
 
-def test_one_that_is_best_read_at_once_gets_all_its_rows_if_they_fit() -> None:
+def test_one_that_is_best_read_at_once_gets_all_its_rows_or_waits() -> None:
     backlogs = [
         Backlog("long", 1000, at_once=True),
         Backlog("middle", 19, at_once=True),
         Backlog("short", 7, at_once=True),
     ]
     assert plan(backlogs, rows=3 + 6) == [("long", 8), ("middle", 19), ("short", 7)]
-    assert plan(backlogs, rows=3 + 4) == [("long", 16), ("middle", 4), ("short", 7)]
-    assert plan(backlogs, rows=3) == [("long", 4), ("middle", 4), ("short", 4)]
+    assert plan(backlogs, rows=3 + 4) == [("long", 8), ("middle", 19)]
+    assert plan(backlogs, rows=3) == [("long", 8), ("middle", 4)]
     assert plan(backlogs[1:], rows=7) == [("middle", 19), ("short", 7)]
+
+
+def test_as_many_that_are_read_at_once_as_rows_are_read_one_after_the_other() -> None:
+    backlogs = [Backlog(str(i), 2 * CHUNK, at_once=True) for i in range(8)]
+    for step in range(2):
+        for backlog, tokens in schedule(backlogs, 8, CHUNK):
+            assert tokens == 2 * CHUNK
+            backlog.queued, backlog.served = 0, step
+    assert not any(backlog.queued for backlog in backlogs)
 
 
 def test_with_too_few_rows_those_served_longest_ago_come_first() -> None:
@@ -94,14 +103,21 @@ def test_ties_keep_the_order_given() -> None:
 
 
 @pytest.mark.parametrize("seed", range(5))
-def test_plans_are_valid_fair_and_leave_no_row_empty(seed: int) -> None:
+def test_plans_are_valid_and_fair_and_leave_rows_empty_only_for_who_needs_more(seed: int) -> None:
     for backlogs, rows in random_cases(seed):
         granted = {b.name: rows_of(tokens) for b, tokens in schedule(backlogs, rows, CHUNK)}
         runnable = {b.name: ready(b) for b in backlogs if ready(b)}
         assert granted.keys() <= runnable.keys()
         assert all(1 <= granted[name] <= runnable[name] for name in granted)
-        assert sum(granted.values()) == min(rows, sum(runnable.values())), "work conservation"
-        assert len(granted) == min(rows, len(runnable)), "a row for each before a second for any"
+        left = rows - sum(granted.values())
+        whole = {b.name for b in backlogs if b.at_once and ready(b) <= rows}
+        passed_over = runnable.keys() - granted.keys()
+        assert left >= 0
+        assert all(granted[name] == runnable[name] for name in granted.keys() & whole)
+        assert not left or all(granted[name] == runnable[name] for name in granted), "no row idle"
+        assert not left or all(name in whole and runnable[name] > left for name in passed_over)
+        if not whole:
+            assert len(granted) == min(rows, len(runnable)), "a row for each before a second"
 
 
 @pytest.mark.parametrize("seed", range(5))
