@@ -102,8 +102,8 @@ class Settings(BaseSettings):
     seven eighths is answered with 413; those that find no room wait. Takes units."""
 
     max_waiting_documents: Annotated[int, Field(ge=0)] = 256
-    """Documents that may wait for a slot of a worker; more are answered with 429. One of a bidirectional
-    model waits from its first byte on: it gets no slot before its last."""
+    """Documents that may wait for a slot of a worker; more are answered with 429. One of a
+    bidirectional model waits from its first byte on: it gets no slot before its last."""
 
     inbox_tokens: Count = 65536
     """Tokens of one document that a worker holds unread before it lets the gateway wait. Whole

@@ -151,9 +151,7 @@ async def test_what_waits_is_counted_once_whatever_the_passes() -> None:
         assert engine.queue().tokens == FULL, "no more than an inbox holds"
         runner.resume()
         await rest(short)
-        waited = []
-        async for _ in long:
-            waited.append(engine.queue().tokens)
+        waited = [engine.queue().tokens async for _ in long]
     assert sorted(waited, reverse=True) == waited
     assert waited[-1] == 0
 
