@@ -7,8 +7,8 @@ from collections.abc import Callable, Sequence
 from html import escape
 from typing import NamedTuple
 
-WIDTH, HEIGHT = 480, 260
-LEFT, RIGHT, TOP, BOTTOM = 64, 110, 28, 40
+WIDTH, HEIGHT = 490, 260
+LEFT, RIGHT, TOP, BOTTOM = 64, 120, 28, 40
 GAP = 14  # between the names of two lines
 
 COLOURS = 6
