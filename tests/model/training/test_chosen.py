@@ -79,6 +79,7 @@ class TestRun:
         )
         assert evaluations(checkpoint)[-1]["valid"]["views"][-1]["accuracy"] == 1.0
 
+    @pytest.mark.long
     def test_goes_on_without_the_data(self, packaged: Path, data: Path, tmp_path: Path) -> None:
         whole = train(data, tmp_path / "a", None)
         with interrupted():
@@ -97,6 +98,7 @@ class TestRun:
         checkpoint = train(data, tmp_path / "run", None)
         assert evaluations(checkpoint)[-1]["valid"]["views"][-1]["average_precision"] > 0.9
 
+    @pytest.mark.long
     def test_what_was_chosen_is_a_configuration(
         self, packaged: Path, data: Path, tmp_path: Path
     ) -> None:

@@ -6,12 +6,15 @@ import random
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from gma.model.training.train import train
 from tests.model.training.documents import COMMON, configuration, evaluations, write
 
 PAIRS, APART, EACH = 18, 15, 8
 
 
+@pytest.mark.long
 def test_pairs_of_words_fifteen_apart(tmp_path: Path) -> None:
     rng = random.Random(0)
     for split, count in (("train", 600), ("valid", 60)):
