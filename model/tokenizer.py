@@ -21,18 +21,18 @@ import numpy.typing as npt
 import tokenizers as hf
 from tokenizers import decoders, models, pre_tokenizers, trainers
 
+from gma.model.merges import LETTERS, Merges
+
 Tokens = npt.NDArray[np.int32]
 """Ids of a vocabulary, (tokens,)."""
 
 # Letters, digits, punctuation, whitespace; a single leading space belongs to its word. Every
 # alternative is bounded, which is what bounds the text that a stream must hold back.
-WORD = (
-    r" ?[\p{L}\p{M}]{1,32}"
-    r"| ?\p{N}{1,3}"
-    r"| ?[^\s\p{L}\p{M}\p{N}]{1,8}"
-    r"|\s{1,32}(?!\S)"
-    r"|\s{1,32}"
-)
+_SOLID = r" ?[\p{L}\p{M}]{1,32}| ?\p{N}{1,3}| ?[^\s\p{L}\p{M}\p{N}]{1,8}"
+_BLANK = r"\s{1,32}(?!\S)|\s{1,32}"
+WORD = f"{_SOLID}|{_BLANK}"
+# The same, faster: what looks no further is one automaton.
+_GROUPED = f"(?:{_SOLID})|{_BLANK}"
 # The longest look of any alternative: a space and 32 letters, or 32 spaces and what follows them.
 WINDOW = 33
 # A word starts before whitespace that follows anything else, wherever the scan began: no
@@ -40,7 +40,8 @@ WINDOW = 33
 # Python's \s is the scan's \s and \x1c to \x1f.
 _SPACE = re.compile(r".*\S(?=[ \t\r\n])", re.DOTALL)
 _WHITESPACE = re.compile(r"[^\S\x1c-\x1f]+")  # the scan's \s+
-_SPACE_SEARCH = 256  # characters; past them the scan itself is asked
+_ROOM = (32, 3, 8)  # letters, digits, punctuation
+_NEAR = 256  # characters before a part's end in which one is looked for, before it is scanned whole
 
 _RUNS = (
     " \n-_.=\t*#"
@@ -51,8 +52,9 @@ _RUNS = (
 """Characters whose runs have tokens of their own, the likeliest first."""
 _SHARE_OF_RUNS = 32  # of so many tokens, one at most is a run's
 
-_PART = 4 * 1024  # characters given to one thread at a time; a usual network read feeds several
-_BATCH = 128  # parts encoded at once: bounds the memory of the records kept for each token
+# Characters tokenized at a time: bounds the memory of Python's numbers, one a token, and for how long
+# other threads wait while they are made.
+_PART = 64 * 1024
 
 
 class NotUtf8(ValueError):
@@ -66,15 +68,17 @@ class NotUtf8(ValueError):
 class Tokenizer:
     """A trained vocabulary. Lossless: the bytes of a text's tokens are the text's bytes.
 
-    Safe to share between threads: encoding changes nothing and runs outside Python's lock, on all
-    cores unless `TOKENIZERS_PARALLELISM=false` or `RAYON_NUM_THREADS` say otherwise.
+    Safe to share between threads: encoding changes nothing and runs in the calling thread, outside
+    Python's lock.
     """
 
     def __init__(self, bpe: hf.Tokenizer) -> None:
         """Raises `ValueError` that says what is wrong unless `bpe` is of the form `train` makes."""
         self._bpe = bpe
-        self.byte_lengths = _byte_lengths(json.loads(bpe.to_str()))
+        spec = json.loads(bpe.to_str())
+        self.byte_lengths = _byte_lengths(spec)
         """(vocab_size,) int32: the bytes of each token."""
+        self._merges = Merges(bpe.model, spec["model"], _GROUPED)
 
     @classmethod
     def train(cls, texts: Iterator[str], vocab_size: int) -> Self:
@@ -133,22 +137,8 @@ class Tokenizer:
         return text
 
     def encode_parts(self, parts: list[str]) -> Tokens:
-        """The tokens of each part on its own, joined; parts are spread over the cores.
-
-        One part is encoded in the calling thread: it would wait for all parts of others before it.
-        """
-        if len(parts) == 1:
-            return np.array(self._bpe.encode(parts[0], add_special_tokens=False).ids, np.int32)
-        found: list[Tokens] = []
-        for start in range(0, len(parts), _BATCH):
-            encodings = self._bpe.encode_batch_fast(
-                parts[start : start + _BATCH], add_special_tokens=False
-            )
-            # Each is freed on its own: all at once would keep other threads waiting.
-            encodings.reverse()
-            while encodings:
-                ids = encodings.pop().ids
-                found.append(np.fromiter(ids, np.int32, len(ids)))
+        """The tokens of each part on its own, joined."""
+        found = [self._merges.tokens(part) for part in parts]
         return np.concatenate(found) if found else np.empty(0, np.int32)
 
 
@@ -211,7 +201,7 @@ class TokenStream:
 
 _words = pre_tokenizers.Split(hf.Regex(WORD), behavior="isolated")
 _byte_level = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
-_ALPHABET = sorted(pre_tokenizers.ByteLevel.alphabet())
+_ALPHABET = sorted(LETTERS)
 
 
 def _split(text: str) -> tuple[list[str], str]:
@@ -229,17 +219,35 @@ def _split(text: str) -> tuple[list[str], str]:
 
 def _cut(text: str, start: int, stop: int) -> int:
     """The end in (start, stop] of a part that begins at start, or 0 if none is certain yet."""
-    if space := _SPACE.match(text, max(start, stop - _SPACE_SEARCH), stop):
+    near = max(start, stop - _NEAR)
+    if space := _SPACE.match(text, near, stop):
         return space.end()
+    if near > start and (end := _scan(text, near, stop, begins_word=False)):
+        return end
+    return _scan(text, start, stop, begins_word=True)
+
+
+def _scan(text: str, start: int, stop: int, *, begins_word: bool) -> int:
+    """The last certain end of a part in (start, stop], or 0, by a scan for words from start."""
     final = stop - start - WINDOW
     words = _words.pre_tokenize_str(text[start:stop]) if final >= 0 else []
+    if not begins_word:
+        solid = (i for i, (word, _) in enumerate(words, start=1) if _ends_anyway(word))
+        words = words[next(solid, len(words)) :]
     for word, (begin, end) in reversed(words):
         if begin <= final:
             # "\n\na" is "\n", "\n", "a", but "\n\n" is one word: whitespace ends no part, except
             # as its only word.
-            only_or_solid = begin == 0 or not _WHITESPACE.fullmatch(word)
-            return start + (end if only_or_solid else begin)
+            return start + (begin if begin and _WHITESPACE.fullmatch(word) else end)
     return 0
+
+
+def _ends_anyway(word: str) -> bool:
+    """Whether a word is one's end wherever that began: its kind of character ended, not its room.
+
+    No word goes on from anything but whitespace to another kind.
+    """
+    return not _WHITESPACE.fullmatch(word) and len(word.removeprefix(" ")) not in _ROOM
 
 
 def _decode(data: bytes, start: int, *, final: bool) -> tuple[str, int]:
