@@ -9,6 +9,7 @@ comes about. Hence ranks of tokens say all that ranks of pairs do.
 from __future__ import annotations
 
 from collections import defaultdict
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -74,7 +75,7 @@ def _last_two(token: str, ranks: dict[Pair, int]) -> Pair:
     """The tokens that the last merge joins, of one that comes about."""
     parts = [*token]
     while len(parts) > 2:
-        found = [ranks.get(pair, len(ranks)) for pair in zip(parts, parts[1:], strict=False)]
+        found = [ranks.get(pair, len(ranks)) for pair in pairwise(parts)]
         first = found.index(min(found))
         parts[first : first + 2] = [parts[first] + parts[first + 1]]
     return parts[0], parts[1]

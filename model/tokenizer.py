@@ -52,7 +52,7 @@ _RUNS = (
 """Characters whose runs have tokens of their own, the likeliest first."""
 _SHARE_OF_RUNS = 32  # of so many tokens, one at most is a run's
 
-# Characters tokenized at a time: bounds the memory of Python's numbers, one a token, and for how long
+# Characters tokenized at a time: bounds the memory of Python's numbers, one a token, and how long
 # other threads wait while they are made.
 _PART = 64 * 1024
 
