@@ -10,7 +10,6 @@ from __future__ import annotations
 import codecs
 import hashlib
 import json
-import re
 import string
 from collections.abc import Iterator
 from pathlib import Path
@@ -22,26 +21,10 @@ import tokenizers as hf
 from tokenizers import decoders, models, pre_tokenizers, trainers
 
 from gma.model.merges import LETTERS, Merges
+from gma.model.words import GROUPED, SCAN, WINDOW, split
 
 Tokens = npt.NDArray[np.int32]
 """Ids of a vocabulary, (tokens,)."""
-
-# Letters, digits, punctuation, whitespace; a single leading space belongs to its word. Every
-# alternative is bounded, which is what bounds the text that a stream must hold back.
-_SOLID = r" ?[\p{L}\p{M}]{1,32}| ?\p{N}{1,3}| ?[^\s\p{L}\p{M}\p{N}]{1,8}"
-_BLANK = r"\s{1,32}(?!\S)|\s{1,32}"
-WORD = f"{_SOLID}|{_BLANK}"
-# The same, faster: what looks no further is one automaton.
-_GROUPED = f"(?:{_SOLID})|{_BLANK}"
-# The longest look of any alternative: a space and 32 letters, or 32 spaces and what follows them.
-WINDOW = 33
-# A word starts before whitespace that follows anything else, wherever the scan began: no
-# alternative takes whitespace after its first character, and none that ends here looks further.
-# Python's \s is the scan's \s and \x1c to \x1f.
-_SPACE = re.compile(r".*\S(?=[ \t\r\n])", re.DOTALL)
-_WHITESPACE = re.compile(r"[^\S\x1c-\x1f]+")  # the scan's \s+
-_ROOM = (32, 3, 8)  # letters, digits, punctuation
-_NEAR = 256  # characters before a part's end in which one is looked for, before it is scanned whole
 
 _RUNS = (
     " \n-_.=\t*#"
@@ -51,10 +34,6 @@ _RUNS = (
 )
 """Characters whose runs have tokens of their own, the likeliest first."""
 _SHARE_OF_RUNS = 32  # of so many tokens, one at most is a run's
-
-# Characters tokenized at a time: bounds the memory of Python's numbers, one a token, and how long
-# other threads wait while they are made.
-_PART = 64 * 1024
 
 
 class NotUtf8(ValueError):
@@ -78,7 +57,7 @@ class Tokenizer:
         spec = json.loads(bpe.to_str())
         self.byte_lengths = _byte_lengths(spec)
         """(vocab_size,) int32: the bytes of each token."""
-        self._merges = Merges(bpe.model, spec["model"], _GROUPED)
+        self._merges = Merges(bpe.model, spec["model"], GROUPED)
 
     @classmethod
     def train(cls, texts: Iterator[str], vocab_size: int) -> Self:
@@ -174,7 +153,7 @@ class TokenStream:
         """
         data = self._pending + data
         text, decoded = _decode(data, self._offset, final=False)
-        parts, rest = _split(text)
+        parts, rest = split(text)
         tokens = self._tokenizer.encode_parts(parts)
         taken = decoded - len(rest.encode())
         self._pending = data[taken:]
@@ -199,55 +178,8 @@ class TokenStream:
         return self._tokenizer.encode_parts([text])
 
 
-_words = pre_tokenizers.Split(hf.Regex(WORD), behavior="isolated")
 _byte_level = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
 _ALPHABET = sorted(LETTERS)
-
-
-def _split(text: str) -> tuple[list[str], str]:
-    """Cuts text, which begins with a word, into parts of whole words and the rest that may change.
-
-    Each part alone has the words that it has in the text. The rest is shorter than WINDOW.
-    """
-    parts = []
-    start = 0
-    while end := _cut(text, start, min(start + _PART, len(text))):
-        parts.append(text[start:end])
-        start = end
-    return parts, text[start:]
-
-
-def _cut(text: str, start: int, stop: int) -> int:
-    """The end in (start, stop] of a part that begins at start, or 0 if none is certain yet."""
-    near = max(start, stop - _NEAR)
-    if space := _SPACE.match(text, near, stop):
-        return space.end()
-    if near > start and (end := _scan(text, near, stop, begins_word=False)):
-        return end
-    return _scan(text, start, stop, begins_word=True)
-
-
-def _scan(text: str, start: int, stop: int, *, begins_word: bool) -> int:
-    """The last certain end of a part in (start, stop], or 0, by a scan for words from start."""
-    final = stop - start - WINDOW
-    words = _words.pre_tokenize_str(text[start:stop]) if final >= 0 else []
-    if not begins_word:
-        solid = (i for i, (word, _) in enumerate(words, start=1) if _ends_anyway(word))
-        words = words[next(solid, len(words)) :]
-    for word, (begin, end) in reversed(words):
-        if begin <= final:
-            # "\n\na" is "\n", "\n", "a", but "\n\n" is one word: whitespace ends no part, except
-            # as its only word.
-            return start + (begin if begin and _WHITESPACE.fullmatch(word) else end)
-    return 0
-
-
-def _ends_anyway(word: str) -> bool:
-    """Whether a word is one's end wherever that began: its kind of character ended, not its room.
-
-    No word goes on from anything but whitespace to another kind.
-    """
-    return not _WHITESPACE.fullmatch(word) and len(word.removeprefix(" ")) not in _ROOM
 
 
 def _decode(data: bytes, start: int, *, final: bool) -> tuple[str, int]:
@@ -263,7 +195,7 @@ def _decode(data: bytes, start: int, *, final: bool) -> tuple[str, int]:
 
 def _untrained() -> hf.Tokenizer:
     bpe = hf.Tokenizer(models.BPE())
-    bpe.pre_tokenizer = pre_tokenizers.Sequence([_words, _byte_level])
+    bpe.pre_tokenizer = pre_tokenizers.Sequence([SCAN, _byte_level])
     bpe.decoder = decoders.ByteLevel()
     return bpe
 
@@ -294,7 +226,7 @@ def _missing_runs(known: set[tuple[str, ...]], most: int) -> list[tuple[str, str
         for byte in rest:
             lacking.append((first, byte))
             first += byte
-        longest = len(_words.pre_tokenize_str(character * WINDOW)[0][0])
+        longest = len(SCAN.pre_tokenize_str(character * WINDOW)[0][0])
         while len(first) // (len(rest) + 1) * 2 <= longest:
             lacking.append((first, first))
             first += first

@@ -73,7 +73,7 @@ ORDER: dict[str, tuple[set[str], ...]] = {
         {"layers"},
         {"mixers"},
         {"state", "tokenizer", "grid"},
-        {"ops", "scores", "merges"},
+        {"ops", "scores", "merges", "words"},
         {"config"},
     ),
 }
