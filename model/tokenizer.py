@@ -10,7 +10,6 @@ from __future__ import annotations
 import codecs
 import hashlib
 import json
-import re
 import string
 from collections.abc import Iterator
 from pathlib import Path
@@ -21,26 +20,11 @@ import numpy.typing as npt
 import tokenizers as hf
 from tokenizers import decoders, models, pre_tokenizers, trainers
 
+from gma.model.merges import LETTERS, Merges
+from gma.model.words import GROUPED, SCAN, WINDOW, split
+
 Tokens = npt.NDArray[np.int32]
 """Ids of a vocabulary, (tokens,)."""
-
-# Letters, digits, punctuation, whitespace; a single leading space belongs to its word. Every
-# alternative is bounded, which is what bounds the text that a stream must hold back.
-WORD = (
-    r" ?[\p{L}\p{M}]{1,32}"
-    r"| ?\p{N}{1,3}"
-    r"| ?[^\s\p{L}\p{M}\p{N}]{1,8}"
-    r"|\s{1,32}(?!\S)"
-    r"|\s{1,32}"
-)
-# The longest look of any alternative: a space and 32 letters, or 32 spaces and what follows them.
-WINDOW = 33
-# A word starts before whitespace that follows anything else, wherever the scan began: no
-# alternative takes whitespace after its first character, and none that ends here looks further.
-# Python's \s is the scan's \s and \x1c to \x1f.
-_SPACE = re.compile(r".*\S(?=[ \t\r\n])", re.DOTALL)
-_WHITESPACE = re.compile(r"[^\S\x1c-\x1f]+")  # the scan's \s+
-_SPACE_SEARCH = 256  # characters; past them the scan itself is asked
 
 _RUNS = (
     " \n-_.=\t*#"
@@ -50,9 +34,6 @@ _RUNS = (
 )
 """Characters whose runs have tokens of their own, the likeliest first."""
 _SHARE_OF_RUNS = 32  # of so many tokens, one at most is a run's
-
-_PART = 4 * 1024  # characters given to one thread at a time; a usual network read feeds several
-_BATCH = 128  # parts encoded at once: bounds the memory of the records kept for each token
 
 
 class NotUtf8(ValueError):
@@ -66,15 +47,17 @@ class NotUtf8(ValueError):
 class Tokenizer:
     """A trained vocabulary. Lossless: the bytes of a text's tokens are the text's bytes.
 
-    Safe to share between threads: encoding changes nothing and runs outside Python's lock, on all
-    cores unless `TOKENIZERS_PARALLELISM=false` or `RAYON_NUM_THREADS` say otherwise.
+    Safe to share between threads: encoding changes nothing and runs in the calling thread, outside
+    Python's lock.
     """
 
     def __init__(self, bpe: hf.Tokenizer) -> None:
         """Raises `ValueError` that says what is wrong unless `bpe` is of the form `train` makes."""
         self._bpe = bpe
-        self.byte_lengths = _byte_lengths(json.loads(bpe.to_str()))
+        spec = json.loads(bpe.to_str())
+        self.byte_lengths = _byte_lengths(spec)
         """(vocab_size,) int32: the bytes of each token."""
+        self._merges = Merges(bpe.model, spec["model"], GROUPED)
 
     @classmethod
     def train(cls, texts: Iterator[str], vocab_size: int) -> Self:
@@ -133,22 +116,8 @@ class Tokenizer:
         return text
 
     def encode_parts(self, parts: list[str]) -> Tokens:
-        """The tokens of each part on its own, joined; parts are spread over the cores.
-
-        One part is encoded in the calling thread: it would wait for all parts of others before it.
-        """
-        if len(parts) == 1:
-            return np.array(self._bpe.encode(parts[0], add_special_tokens=False).ids, np.int32)
-        found: list[Tokens] = []
-        for start in range(0, len(parts), _BATCH):
-            encodings = self._bpe.encode_batch_fast(
-                parts[start : start + _BATCH], add_special_tokens=False
-            )
-            # Each is freed on its own: all at once would keep other threads waiting.
-            encodings.reverse()
-            while encodings:
-                ids = encodings.pop().ids
-                found.append(np.fromiter(ids, np.int32, len(ids)))
+        """The tokens of each part on its own, joined."""
+        found = [self._merges.tokens(part) for part in parts]
         return np.concatenate(found) if found else np.empty(0, np.int32)
 
 
@@ -184,7 +153,7 @@ class TokenStream:
         """
         data = self._pending + data
         text, decoded = _decode(data, self._offset, final=False)
-        parts, rest = _split(text)
+        parts, rest = split(text)
         tokens = self._tokenizer.encode_parts(parts)
         taken = decoded - len(rest.encode())
         self._pending = data[taken:]
@@ -209,37 +178,8 @@ class TokenStream:
         return self._tokenizer.encode_parts([text])
 
 
-_words = pre_tokenizers.Split(hf.Regex(WORD), behavior="isolated")
 _byte_level = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
-_ALPHABET = sorted(pre_tokenizers.ByteLevel.alphabet())
-
-
-def _split(text: str) -> tuple[list[str], str]:
-    """Cuts text, which begins with a word, into parts of whole words and the rest that may change.
-
-    Each part alone has the words that it has in the text. The rest is shorter than WINDOW.
-    """
-    parts = []
-    start = 0
-    while end := _cut(text, start, min(start + _PART, len(text))):
-        parts.append(text[start:end])
-        start = end
-    return parts, text[start:]
-
-
-def _cut(text: str, start: int, stop: int) -> int:
-    """The end in (start, stop] of a part that begins at start, or 0 if none is certain yet."""
-    if space := _SPACE.match(text, max(start, stop - _SPACE_SEARCH), stop):
-        return space.end()
-    final = stop - start - WINDOW
-    words = _words.pre_tokenize_str(text[start:stop]) if final >= 0 else []
-    for word, (begin, end) in reversed(words):
-        if begin <= final:
-            # "\n\na" is "\n", "\n", "a", but "\n\n" is one word: whitespace ends no part, except
-            # as its only word.
-            only_or_solid = begin == 0 or not _WHITESPACE.fullmatch(word)
-            return start + (end if only_or_solid else begin)
-    return 0
+_ALPHABET = sorted(LETTERS)
 
 
 def _decode(data: bytes, start: int, *, final: bool) -> tuple[str, int]:
@@ -255,7 +195,7 @@ def _decode(data: bytes, start: int, *, final: bool) -> tuple[str, int]:
 
 def _untrained() -> hf.Tokenizer:
     bpe = hf.Tokenizer(models.BPE())
-    bpe.pre_tokenizer = pre_tokenizers.Sequence([_words, _byte_level])
+    bpe.pre_tokenizer = pre_tokenizers.Sequence([SCAN, _byte_level])
     bpe.decoder = decoders.ByteLevel()
     return bpe
 
@@ -286,7 +226,7 @@ def _missing_runs(known: set[tuple[str, ...]], most: int) -> list[tuple[str, str
         for byte in rest:
             lacking.append((first, byte))
             first += byte
-        longest = len(_words.pre_tokenize_str(character * WINDOW)[0][0])
+        longest = len(SCAN.pre_tokenize_str(character * WINDOW)[0][0])
         while len(first) // (len(rest) + 1) * 2 <= longest:
             lacking.append((first, first))
             first += first

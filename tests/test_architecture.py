@@ -73,7 +73,7 @@ ORDER: dict[str, tuple[set[str], ...]] = {
         {"layers"},
         {"mixers"},
         {"state", "tokenizer", "grid"},
-        {"ops", "scores"},
+        {"ops", "scores", "merges", "words"},
         {"config"},
     ),
 }
@@ -83,7 +83,7 @@ WEB = {"fastapi", "starlette", "uvicorn"}
 IGNORANT_OF = {
     "gma.model": {"ray", "prometheus_client", "onnx", "onnxruntime", *WEB},
     "gma.export": {"ray", "prometheus_client", *WEB},
-    "gma.service.engine": {"torch", "ray", "tokenizers", "gma.service.http", *WEB},
+    "gma.service.engine": {"torch", "ray", "tiktoken", "tokenizers", "gma.service.http", *WEB},
     "gma.service.engine.scheduler": {"numpy", "asyncio"},
     "gma.service.link": {"torch", "ray", *WEB},
     "gma.service.gateway": {"torch", "ray", *WEB},

@@ -18,7 +18,7 @@ from gma.model.training.errors import CorpusError
 Ids: TypeAlias = NDArray[np.uint16] | NDArray[np.uint32]
 
 PIECE = 1 << 20
-"""Bytes that are tokenized at a time, on all cores."""
+"""Bytes that are tokenized at a time."""
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,6 @@ in their own processes, once those are set up; Serve is imported while Ray start
 from __future__ import annotations
 
 import asyncio
-import os
 from collections.abc import Coroutine
 from contextlib import suppress
 from pathlib import Path
@@ -95,7 +94,6 @@ class GatewayReplica:
         # All gateways together tokenize on as many threads as there are cores: beside more, what
         # is short, here and in the worker, would wait for a core.
         threads = max(2, cores() // process.gateway_count(settings))
-        os.environ.setdefault("RAYON_NUM_THREADS", str(threads))
         from gma.model.tokenizer import Tokenizer
         from gma.service.gateway.gateway import Gateway
         from gma.service.link.replicas import Replicas
