@@ -74,7 +74,7 @@ class Corpus:
         spans: list[tuple[int, ...]] = []
         for number, document in enumerate(documents):
             found.append(indices(document, index))
-            encoded = _on_all_cores(tokenizer, document.text)
+            encoded = tokenizer.encode(document.text)
             tokens.append(encoded.astype(dtype))
             ends.append(len(encoded))
             multi_label = document.multi_label
@@ -103,13 +103,6 @@ class Corpus:
         with np.load(path, allow_pickle=False) as arrays:
             spans = Spans(**{x.name: arrays[f"span_{x.name}"] for x in fields(Spans)})
             return cls(arrays["tokens"], arrays["ends"], arrays["labels"], spans)
-
-
-def _on_all_cores(tokenizer: Tokenizer, text: str) -> Tokens:
-    """Encode a text, (tokens,), which may be an archive, as one that arrives: in many parts."""
-    stream = tokenizer.stream()
-    certain = stream.feed(text.encode("utf-8", "surrogatepass"))
-    return np.concatenate([certain, stream.finish()])
 
 
 def _tokens_of(span: Span, tokenizer: Tokenizer, tokens: Tokens) -> tuple[int, int]:
