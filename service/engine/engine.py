@@ -134,8 +134,9 @@ class Engine:
         worker would read it sooner.
         """
         now = self._clock()
+        left = (document.left for document in self._open_documents())
         return Queue(
-            sum(min(document.left, self._inbox_tokens) for document in self._open_documents()),
+            sum(min(tokens, self._inbox_tokens) if self.most_tokens else tokens for tokens in left),
             max((document.ready_for(now) for document in self._waiting), default=0.0),
         )
 

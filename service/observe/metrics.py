@@ -139,8 +139,8 @@ TOKENS = CATALOGUE.counter("gma_tokens", "Tokens read in steps.")
 DOCUMENTS_WAITING = CATALOGUE.gauge("gma_documents_waiting", "Documents that wait for a slot.")
 TOKENS_WAITING = CATALOGUE.gauge(
     "gma_tokens_waiting",
-    "Tokens that workers hold and have in no step yet, of a document at most as many as one that "
-    "is read as it comes may have queued; looked at every second.",
+    "Tokens that workers hold and have in no step yet, of a document that is kept whole at most "
+    "`GMA_INBOX_TOKENS`; looked at every second.",
 )
 QUEUE_HEAD_SECONDS = CATALOGUE.gauge(
     "gma_queue_head_seconds",

@@ -89,6 +89,7 @@ class TestRun:
         parts = train(data, tmp_path / "b/a", None, resume=True)
         assert weights.load(whole).fingerprint == weights.load(parts).fingerprint
 
+    @pytest.mark.long
     def test_any_number_of_labels(self, packaged: Path, data: Path, tmp_path: Path) -> None:
         for split, seed in (("train", 0), ("valid", 1)):
             lines = [
