@@ -94,6 +94,7 @@ async def until(count: int) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_workers_come_with_queued_tokens_and_go_without_losing_a_document(port: int) -> None:
     url = f"http://127.0.0.1:{port}"
 

@@ -192,6 +192,7 @@ def compiling(folder: Path, *arguments: str) -> None:
     subprocess.run([sys.executable, *arguments], env=environment, check=True)
 
 
+@pytest.mark.long
 def test_each_compiles_for_a_gpu(tmp_path: Path) -> None:
     """With no GPU and no compiler of CUDA's, in one type; it takes Triton and torch alone."""
     each = """

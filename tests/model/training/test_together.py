@@ -94,6 +94,7 @@ def test_two_processes_make_the_base_that_one_makes_of_both_s_crops(
     assert [line["language_loss"] for line in of_two] == pytest.approx([*losses], rel=1e-4)
 
 
+@pytest.mark.long
 def test_two_processes_make_a_classifier_and_one_log(tmp_path: Path) -> None:
     write(tmp_path / "data/train.jsonl", documents(0, 4))
     write(tmp_path / "data/valid.jsonl", documents(1, 2))
