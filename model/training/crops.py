@@ -65,11 +65,10 @@ class Crops:
         self.ends = train.ends
         self.labels = train.labels
         groups = _by_label(train.labels)
-        self.by_label = [documents for _, documents in groups]
         factors = [(label_weights or {}).get(label, 1.0) for label, _ in groups]
-        counts = np.array([len(documents) for documents in self.by_label])
-        self._grouped, self._counts = np.concatenate(self.by_label), counts
-        self._firsts = counts.cumsum() - counts
+        counts = np.array([len(documents) for _, documents in groups])
+        self._grouped = np.concatenate([documents for _, documents in groups])
+        self._counts, self._firsts = counts, counts.cumsum() - counts
         shares = counts ** (1 - balance) * factors
         self.shares = shares / shares.sum()  # (labels in train,): how often each is drawn
         self.longest = int((self.ends - self.starts).max())
@@ -121,8 +120,8 @@ class Crops:
         """How many of the crops have each label, (labels,), if they have lists of labels."""
         if self.labels.ndim == 1:
             return None
-        of_groups = np.stack([self.labels[documents].mean(0) for documents in self.by_label])
-        rates: NDArray[np.float64] = self.shares @ of_groups
+        of_groups = np.add.reduceat(self.labels[self._grouped].astype(float), self._firsts)
+        rates: NDArray[np.float64] = self.shares @ (of_groups / self._counts[:, None])
         return rates
 
     @property

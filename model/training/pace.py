@@ -55,7 +55,8 @@ class Pace:
 def spoken(seconds: float) -> str:
     """Say a time as people do: ``about 5 minutes``."""
     if seconds < 90:
-        return f"about {max(1, round(seconds))} seconds"
+        whole = max(1, round(seconds))
+        return f"about {whole} second{'s' if whole > 1 else ''}"
     if seconds < 90 * 60:
         return f"about {round(seconds / 60)} minutes"
     return f"about {seconds / 3600:.1f} hours"

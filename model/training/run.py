@@ -31,9 +31,6 @@ SCORES = "valid.npy"
 """File of a run: the scores of valid's documents, (documents, labels) float32, by the weights that
 were kept."""
 
-NEXT_TOKEN = 1
-"""Which of the losses counts tokens alike; the others count crops."""
-
 PREPARED, CHECKPOINT = "prepared", "checkpoint"
 """Folders of a run: tokens of both splits with the tokenizer, and the weights that were kept."""
 
@@ -149,7 +146,8 @@ class Run(Loop[Classifier, TrainingConfig]):
         total = torch.zeros(len(self.losses_of), device=self.device)
         for which, part in drawn.trimmed(self.config.prefix):
             share = torch.full_like(total, len(which) / rows)
-            share[NEXT_TOKEN] = part.lengths.sum() / read
+            # It counts tokens alike, the others crops.
+            share[self.losses_of.index("language_loss")] = part.lengths.sum() / read
             total = total + share * self.losses(part, kept[which, : part.tokens.shape[1]])
         return total, read
 

@@ -68,6 +68,7 @@ def test_it_holds_every_file_of_the_packages(wheel: Path) -> None:
     found = {name: data for name, data in contents(wheel).items() if ".dist-info/" not in name}
     assert found == expected
     assert "gma/model/checkpoints/books/model.safetensors" in found
+    assert "gma/model/checkpoints/base/model.safetensors" in found
 
 
 def test_the_source_distribution_makes_the_same(wheel: Path, tmp_path: Path) -> None:

@@ -16,7 +16,6 @@ import torch
 
 from gma.model import weights
 from gma.model.backbone import Backbone
-from gma.model.config import BackboneConfig
 from gma.model.tokenizer import Tokenizer
 from gma.model.training.chosen import CHOSEN, CPU, GPU, Chosen, Machine
 from gma.model.training.config import read_config
@@ -25,6 +24,7 @@ from gma.model.training.pace import Pace, spoken
 from gma.model.training.schedule import Schedule
 from gma.model.training.survey import Survey, Surveyed
 from gma.model.training.train import train
+from tests.model.small import SMALL
 from tests.model.training.documents import (
     Train,
     documents,
@@ -42,17 +42,8 @@ def packaged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A base that is the package's, on a machine that does little."""
     torch.manual_seed(0)
     tokenizer = Tokenizer.train((x["text"] for x in documents(0, 4)), 300)
-    config = BackboneConfig(
-        form="forgetting",
-        name="base",
-        vocab_size=tokenizer.vocab_size,
-        width=16,
-        layers=1,
-        heads=2,
-        routing_dim=4,
-        value_dim=8,
-        num_components=4,
-        mlp_width=16,
+    config = SMALL.backbone.model_copy(
+        update={"form": "forgetting", "name": "base", "vocab_size": tokenizer.vocab_size}
     )
     weights.save(tmp_path / "base", Backbone(config), tokenizer, card="")
     monkeypatch.setattr("gma.model.training.train.DEFAULT_BASE", tmp_path / "base")
@@ -70,8 +61,10 @@ class TestRun:
         assert "chosen by 12 documents of" in said
         assert "3 labels, for the CPU:" in said
         assert re.search(r"\d+ steps of 512 tokens, crops of \d+: each document is read", said)
-        assert re.search(r"training: \d+ steps, about \d+ (seconds|minutes)\n", said)
-        assert re.search(r"step \d+ of \d+: macro-F1 on valid 1.000; about \d+ seconds to go", said)
+        assert re.search(r"training: \d+ steps, about \d+ (seconds?|minutes)\n", said)
+        assert re.search(
+            r"step \d+ of \d+: macro-F1 on valid 1.000; about \d+ seconds? to go", said
+        )
         loaded = weights.load(checkpoint)
         assert loaded.config.name == "my-letters"
         assert loaded.config.backbone == weights.load_base(packaged).config.model_copy(
@@ -144,18 +137,7 @@ class TestSizes:
         )
         assert tokens >= min(machine.least, machine.most)
         (tmp_path / CHOSEN).write_text(chosen.toml())
-        base = BackboneConfig(
-            name="b",
-            vocab_size=300,
-            width=16,
-            layers=1,
-            heads=2,
-            routing_dim=4,
-            value_dim=8,
-            num_components=4,
-            mlp_width=16,
-        )
-        assert read_config(tmp_path / CHOSEN, base)[1].steps == chosen.steps
+        assert read_config(tmp_path / CHOSEN, SMALL.backbone)[1].steps == chosen.steps
 
     def test_crops_hold_most_documents(self) -> None:
         assert self.of(CPU, [400] * 9 + [4000]).length == 128
@@ -196,7 +178,7 @@ class TestPace:
 
     @pytest.mark.parametrize(
         ("seconds", "said"),
-        [(0, "about 1 seconds"), (89, "about 89 seconds"), (300, "about 5 minutes")],
+        [(0, "about 1 second"), (89, "about 89 seconds"), (300, "about 5 minutes")],
     )
     def test_in_words(self, seconds: float, said: str) -> None:
         assert spoken(seconds) == said
