@@ -6,7 +6,8 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 PIP := $(BIN)/python -m pip
 OPS := $(VENV)/.ops
-CODE := $(wildcard gma model export service deploy loadtest benchmarks tests)
+CODE := $(wildcard gma model export service deploy loadtest benchmarks tests hatch_build.py)
+KERNELS := $(wildcard model/ops/cpu/*.cc model/ops/cpu/*.h)
 
 .DEFAULT_GOAL := help
 .PHONY: help install ops serve test check format lock clean
@@ -16,8 +17,9 @@ help:  ## Show this help
 
 install: $(INSTALLED)  ## Make .venv with everything, as pinned in requirements.lock
 
-# torch goes first and alone: no other package's requirements choose its build.
-$(INSTALLED): pyproject.toml requirements.lock
+# torch goes first and alone: no other package's requirements choose its build. The last compiles the
+# kernels for the CPU, with a C++ compiler if there is one.
+$(INSTALLED): pyproject.toml requirements.lock hatch_build.py $(KERNELS)
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(PIP) install --quiet --constraint requirements.lock torch hatchling
 	$(PIP) install --quiet --constraint requirements.lock --no-build-isolation --editable '.[dev]'
@@ -26,7 +28,7 @@ $(INSTALLED): pyproject.toml requirements.lock
 ops: $(OPS)  ## Build ONNX Runtime's operators; needs a C++ compiler
 
 # CMake and Ninja come with the build's own environment if the machine has none.
-$(OPS): $(INSTALLED) $(shell find export/ops -type f -not -name '*.pyc')
+$(OPS): $(INSTALLED) $(KERNELS) $(shell find export/ops -type f -not -name '*.pyc')
 	include=$$(export/ops/headers.sh build/onnxruntime) && ONNXRUNTIME_INCLUDE=$$include \
 	  $(PIP) install --quiet --force-reinstall --no-deps --config-settings=build-dir=$(CURDIR)/build/ops ./export/ops
 	@touch $@

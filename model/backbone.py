@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
 
 from gma.model.config import BackboneConfig
+from gma.model.cpu import CpuLayers
 from gma.model.layers import MLP, Layer
 from gma.model.ops.choice import choose
 from gma.model.ops.chunked import Rows
+from gma.model.ops.cpu.library import library
 from gma.model.state import State
+
+logger = logging.getLogger(__name__)
 
 
 class Backbone(nn.Module):
@@ -23,6 +28,8 @@ class Backbone(nn.Module):
         self.embedding = nn.Embedding(config.vocab_size, config.width)
         nn.init.normal_(self.embedding.weight, std=0.5)
         self.layers = nn.ModuleList(Layer(config) for _ in range(config.layers))
+        self.kernels: CpuLayers | None = None
+        """What reads in place of the layers, where it can."""
         for name, parameter in self.named_parameters():
             if name.endswith(("out.weight", "down.weight")):
                 nn.init.normal_(parameter, std=0.5 * (parameter.shape[1] * config.layers) ** -0.5)
@@ -35,11 +42,20 @@ class Backbone(nn.Module):
     @property
     def mixers(self) -> str:
         """The name of the operation that the layers use, see `gma.model.ops.choice`."""
-        return self._layer(0).mixer.operation.name
+        return self.kernels.name if self.kernels else self._layer(0).mixer.operation.name
 
     def choose_mixers(self) -> None:
         """Use the fastest implementation where the weights are, in their dtype."""
-        operation = choose(self.config, self.embedding.weight)
+        weight = self.embedding.weight
+        operation = choose(self.config, weight)
+        self.kernels = None
+        if self.config.causal and weight.device.type == "cpu" and weight.dtype == torch.float32:
+            found = library()
+            if isinstance(found, str):
+                logger.warning("no kernels for this processor, so reading is slower: %s", found)
+            else:
+                layers = [self._layer(index) for index in range(self.config.layers)]
+                self.kernels = CpuLayers(layers, self.config, found)
         for layer in self.layers:
             assert isinstance(layer, Layer)
             layer.mixer.operation = operation
@@ -61,6 +77,8 @@ class Backbone(nn.Module):
         Returns hidden (R, C, W), and the states' memory, mass and tail after them. `usage` gets
         each layer's, (R, H, K).
         """
+        if self.kernels and self.kernels.take(x):
+            return self.kernels.hidden(x, rows, states, usage)
         memories, masses, tails = [], [], []
         for index, layer in enumerate(self.layers):
             state = states.memory[:, index], states.mass[:, index], states.tail[:, index]

@@ -70,6 +70,7 @@ ORDER: dict[str, tuple[set[str], ...]] = {
         {"weights", "fused"},
         {"classifier"},
         {"backbone"},
+        {"cpu"},
         {"layers"},
         {"mixers"},
         {"state", "tokenizer", "grid"},

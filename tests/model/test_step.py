@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Iterator
 from dataclasses import replace
 
 import numpy as np
@@ -12,6 +14,7 @@ from torch import Tensor
 from gma.model.classifier import Classifier, Step
 from gma.model.reading import read, read_cut
 from gma.model.state import State
+from tests.model import small as making
 from tests.model.invariant import (
     Read,
     Share,
@@ -21,9 +24,11 @@ from tests.model.invariant import (
     one_shot,
     used_state,
 )
-from tests.model.small import ANY, SMALL, error, small
+from tests.model.small import ANY, SMALL, error
 
 ROWS = 7
+
+small = making.small
 
 VARIANTS: dict[str, dict[str, object]] = {
     "usual": {},
@@ -38,6 +43,22 @@ VARIANTS: dict[str, dict[str, object]] = {
     "any": ANY,
     "any, forgetting": {**ANY, "form": "forgetting"},
 }
+
+
+@pytest.fixture(autouse=True, params=["layers", "kernels"])
+def _what_reads(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """The layers in PyTorch, or the kernels for the CPU in their place."""
+
+    def with_kernels(**changes: object) -> Classifier:
+        classifier = making.small(**changes)
+        classifier.choose_mixers()
+        assert not classifier.config.causal or classifier.mixers.startswith("C++")
+        return classifier
+
+    if request.param == "kernels":
+        monkeypatch.setattr(sys.modules[__name__], "small", with_kernels)
+    with torch.no_grad():
+        yield
 
 
 def read_in_steps(

@@ -54,6 +54,7 @@ def test_round_trip(folder: Path, classifier: Classifier, tokenizer: Tokenizer) 
     np.testing.assert_array_equal(loaded.tokenizer.encode(TEXT), tokenizer.encode(TEXT))
     assert (folder / "README.md").read_text() == "# small\n"
     tokens = torch.from_numpy(tokenizer.encode(TEXT))
+    classifier.choose_mixers()
     before, after = read(classifier, [tokens])[0], read(loaded.classifier, [tokens])[0]
     assert torch.equal(before.logits, after.logits)
 

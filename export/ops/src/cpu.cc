@@ -1,22 +1,94 @@
 #include "cpu.h"
 
-#include <algorithm>
 #include <string>
 #include <vector>
 
-#include "causal.h"
-#include "documents.h"
-#include "kernels.h"
+#include "layers.h"
+#include "mixing.h"
 #include "operator.h"
+#include "session.h"
 #include "tensors.h"
-#include "work.h"
 
 namespace gma {
 namespace {
 
-class ShortConvolution {
-  static constexpr Index kPart = 128;  // tokens
+class Mixer {
+ public:
+  Mixer(Ort::ConstKernelInfo info, bool forgets)
+      : normalize_(info.GetAttribute<int64_t>("normalize") != 0),
+        forgets_(forgets),
+        routing_epsilon_(info.GetAttribute<float>("routing_epsilon")),
+        epsilon_(info.GetAttribute<float>("epsilon")),
+        most_(forgets ? info.GetAttribute<float>("most_forgotten") : 0.0f) {
+    require(0.0f <= most_ && most_ <= kMostForgotten, "most_forgotten must be from 0 to 1/4");
+  }
 
+  void compute(Ort::KernelContext& context) const {
+    const Input routed(context, 0, "routed"), memory(context, 1, "memory"), mass(context, 2, "mass"),
+        linear(context, 3, "linear"), quadratic(context, 4, "quadratic"), bias(context, 5, "bias"),
+        lengths(context, 6, "lengths"), document_of_row(context, 7, "document_of_row"),
+        fresh(context, 8, "fresh");
+    const int64_t rows = routed.has(3).shape()[0], chunk = routed.shape()[1];
+    const int64_t heads = linear.has(3).shape()[0], components = linear.shape()[1];
+    const int64_t routing = linear.shape()[2];
+    const int64_t documents = memory.has(4).shape()[0], value = memory.shape()[3];
+    require(heads > 0 && components > 0 && routing > 0 && value > 0, "a mixture without a size");
+    memory.is({documents, heads, components, value});
+    mass.is({documents, heads, components});
+    quadratic.is(linear.shape());
+    bias.is({heads, components});
+    lengths.is({rows});
+    document_of_row.is({rows});
+    fresh.is({documents});
+
+    Mixing mixing{};
+    int64_t width = heads * (2 * routing + value);
+    if (forgets_) {
+      const Input keep_bias(context, 9, "keep_bias");
+      const int64_t forgetting = keep_bias.has(1).shape()[0];
+      require(forgetting <= heads, "keep_bias has more than heads");
+      width += heads * value + forgetting;
+      require(routed.shape()[2] >= width, "routed has less than its parts");
+      width = routed.shape()[2];
+      mixing.lasting = heads - forgetting;
+      mixing.keep_bias = keep_bias.of<float>(), mixing.most = most_;
+      mixing.usage = static_cast<float*>(output(context, 3, {rows, heads, components}));
+    }
+    routed.is({rows, chunk, width});
+
+    const Mixtures mixtures(linear.of<float>(), quadratic.of<float>(), bias.of<float>(), heads,
+                            components, routing, normalize_, routing_epsilon_);
+    const std::vector<Document> found = documents_of(
+        lengths.of<int64_t>(), document_of_row.of<int64_t>(), rows, chunk, documents);
+
+    mixing.routed = routed.data(), mixing.type = routed.type();
+    mixing.rows = rows, mixing.chunk = chunk, mixing.width = width;
+    mixing.heads = heads, mixing.routing = routing, mixing.value = value;
+    mixing.components = components, mixing.epsilon = epsilon_;
+    mixing.memory = memory.of<float>(), mixing.mass = mass.of<float>();
+    mixing.memory_stride = heads * components * value, mixing.mass_stride = heads * components;
+    mixing.fresh = fresh.of<bool>();
+    mixing.out = output(context, 0, {rows, chunk, heads * value});
+    clear(mixing.out, mixing.type, lengths.of<int64_t>(), rows, chunk, heads * value);
+    mixing.memory_after = static_cast<float*>(output(context, 1, memory.shape()));
+    mixing.mass_after = static_cast<float*>(output(context, 2, mass.shape()));
+    mix(SessionThreads(context), mixing, mixtures, found);
+  }
+
+ private:
+  bool normalize_, forgets_;
+  float routing_epsilon_, epsilon_, most_;
+};
+
+struct CausalGMA : Mixer {
+  explicit CausalGMA(Ort::ConstKernelInfo info) : Mixer(info, false) {}
+};
+
+struct ForgettingGMA : Mixer {
+  explicit ForgettingGMA(Ort::ConstKernelInfo info) : Mixer(info, true) {}
+};
+
+class ShortConvolution {
  public:
   explicit ShortConvolution(Ort::ConstKernelInfo info)
       : epsilon_(info.GetAttribute<float>("epsilon")) {}
@@ -43,33 +115,10 @@ class ShortConvolution {
     auto* tail_after = static_cast<float*>(output(context, 2, tail.shape()));
     clear(y, type, lengths.of<int64_t>(), rows, chunk, width);
     clear(normal, type, lengths.of<int64_t>(), rows, chunk, width);
-
-    std::vector<Convolution> whole;
-    struct Part {
-      size_t document;
-      Index first, last;
-    };
-    std::vector<Part> parts;
-    for (size_t index = 0; index < found.size(); ++index) {
-      const Document& document = found[index];
-      const Index first = document.first * width, state = static_cast<Index>(index) * length * width;
-      const float* incoming = fresh.of<bool>()[index] ? nullptr : tail.of<float>() + state;
-      whole.push_back({type, at(x.data(), type, first), incoming, scale.of<float>(),
-                       taps.of<float>(), at(y, type, first), at(normal, type, first),
-                       tail_after + state, document.count, width, length, epsilon_});
-      Index token = 0;
-      do {
-        const Index last = std::min(token + kPart, document.count);
-        parts.push_back({index, token, last});
-        token = last;
-      } while (token < document.count);
-    }
-    in_parallel(context, static_cast<Index>(parts.size()), [&](Index i) {
-      const Part& part = parts[static_cast<size_t>(i)];
-      const Convolution& convolution = whole[part.document];
-      const Floats work = floats(convolution.work_floats());
-      kernels().convolve(convolution, part.first, part.last, work.get());
-    });
+    convolve(SessionThreads(context),
+             {type, x.data(), tail.of<float>(), scale.of<float>(), taps.of<float>(), fresh.of<bool>(),
+              y, normal, tail_after, length * width, width, length, epsilon_},
+             found);
   }
 
  private:
@@ -77,25 +126,17 @@ class ShortConvolution {
 };
 
 class Normalize {
-  static constexpr Index kPart = 64;  // rows
-
  public:
   explicit Normalize(Ort::ConstKernelInfo info) : epsilon_(info.GetAttribute<float>("epsilon")) {}
 
   void compute(Ort::KernelContext& context) const {
     const Input x(context, 0, "x");
     require(!x.shape().empty() && x.shape().back() > 0, "x has no width");
-    const Type type = x.type();
     const Index width = x.shape().back();
     Index rows = 1;
     for (size_t i = 0; i + 1 < x.shape().size(); ++i) rows *= x.shape()[i];
     void* normal = output(context, 0, x.shape());
-    in_parallel(context, (rows + kPart - 1) / kPart, [&](Index part) {
-      const Index first = part * kPart, count = std::min(kPart, rows - first);
-      const Floats work = floats(width);
-      kernels().normalize(type, at(x.data(), type, first * width), at(normal, type, first * width),
-                          count, width, epsilon_, work.get());
-    });
+    normalize(SessionThreads(context), x.type(), x.data(), normal, rows, width, epsilon_);
   }
 
  private:
@@ -103,8 +144,6 @@ class Normalize {
 };
 
 class Linear {
-  static constexpr Index kPart = 256;  // rows
-
  public:
   explicit Linear(Ort::ConstKernelInfo info) {
     const auto activation = info.GetAttribute<std::string>("activation");
@@ -123,15 +162,8 @@ class Linear {
     const void* residual = adds ? Input(context, 2, "residual").is(shape).data() : nullptr;
     Index rows = 1;
     for (size_t i = 0; i + 1 < shape.size(); ++i) rows *= shape[i];
-    const Product product{x.type(),  x.data(), weight.data(), residual, output(context, 0, shape),
-                          rows,      inputs,   outputs,       gelu_};
-    const Index panels = (outputs + kPanel - 1) / kPanel, parts = (rows + kPart - 1) / kPart;
-    in_parallel(context, panels * parts, [&](Index task) {
-      const Index first = task / panels * kPart;
-      const Floats work = floats(product.work_floats());
-      kernels().product(product, first, std::min(first + kPart, rows), task % panels * kPanel,
-                        work.get());
-    });
+    multiply(SessionThreads(context), {x.type(), x.data(), weight.data(), residual,
+                                       output(context, 0, shape), rows, inputs, outputs, gelu_});
   }
 
  private:

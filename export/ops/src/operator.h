@@ -1,7 +1,6 @@
 // An operator of domain ai.gma as ONNX Runtime sees it: its signature, its type, its provider.
 #pragma once
 
-#include <stdexcept>
 #include <string>
 #include <vector>
 
@@ -9,6 +8,8 @@
 #define ORT_API_MANUAL_INIT
 #endif
 #include <onnxruntime_cxx_api.h>
+
+#include "refused.h"
 
 namespace gma {
 
@@ -45,15 +46,6 @@ inline const Signature linear{"Linear",
                               1};
 
 }  // namespace signatures
-
-// Input that a kernel does not take; the session's run fails with its message.
-struct Refused : std::invalid_argument {
-  using std::invalid_argument::invalid_argument;
-};
-
-inline void require(bool holds, const char* message) {
-  if (!holds) throw Refused(message);
-}
 
 // No exception crosses the C interface: what is thrown becomes a status.
 template <class Action>

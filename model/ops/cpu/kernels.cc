@@ -142,10 +142,19 @@ void normalize(Type type, const void* x, void* normal, Index rows, Index width, 
   }
 }
 
+void gelu_in_place(float* x, Index count) {
+  Index i = 0;
+  for (; i + kLanes <= count; i += kLanes) store(x + i, gelu(load(x + i)));
+  float rest[kLanes] = {};
+  memcpy(rest, x + i, sizeof(float) * (count - i));
+  store(rest, gelu(load(rest)));
+  memcpy(x + i, rest, sizeof(float) * (count - i));
+}
+
 }  // namespace
 
 namespace GMA_INSTRUCTIONS {
 extern const Kernels kernels{
-    GMA_TEXT(GMA_INSTRUCTIONS), scan<true>, scan<false>, product, convolve, normalize};
+    GMA_TEXT(GMA_INSTRUCTIONS), scan<true>, scan<false>, product, convolve, normalize, gelu_in_place};
 }  // namespace GMA_INSTRUCTIONS
 }  // namespace gma

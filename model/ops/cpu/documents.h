@@ -5,7 +5,7 @@
 #include <vector>
 
 #include "kernels.h"
-#include "operator.h"
+#include "refused.h"
 
 namespace gma {
 

@@ -1,4 +1,4 @@
-// What the CPU computes, free of ONNX Runtime: pointers, counts and strides.
+// What the CPU computes: pointers, counts and strides.
 //
 // Letters as in the operators' documentation: R rows of C tokens, D documents, W width, H heads,
 // r routing_dim, K components, v value_dim, T tail, I and O a product's inputs and outputs.
@@ -33,6 +33,14 @@ constexpr float kMostForgotten = 0.25f;
 
 // Columns of a product that are computed together.
 constexpr Index kPanel = 128;
+
+// Where the element is that so many lie before.
+GMA_INLINE const void* at(const void* data, Type type, Index elements) {
+  return static_cast<const char*>(data) + elements * size_of(type);
+}
+GMA_INLINE void* at(void* data, Type type, Index elements) {
+  return static_cast<char*>(data) + elements * size_of(type);
+}
 
 constexpr GMA_INLINE Index rounded(Index size, Index to) { return (size + to - 1) / to * to; }
 
@@ -155,6 +163,9 @@ struct Kernels {
   // `work` has `width` floats.
   void (*normalize)(Type, const void* x, void* normal, Index rows, Index width, float epsilon,
                     float* work);
+
+  // In place.
+  void (*gelu)(float* x, Index count);
 };
 
 // The best that this processor has, or those that GMA_OPS_INSTRUCTIONS names in the environment.

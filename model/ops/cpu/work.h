@@ -1,4 +1,4 @@
-// What a kernel for the CPU works with: aligned memory, and the session's threads.
+// What a kernel for the CPU works with: aligned memory, and the threads of whatever runtime calls it.
 #pragma once
 
 #include <algorithm>
@@ -7,10 +7,8 @@
 #include <memory>
 #include <mutex>
 #include <new>
-#include <thread>
 
 #include "kernels.h"
-#include "operator.h"
 
 namespace gma {
 
@@ -26,9 +24,19 @@ inline Floats floats(Index count) {
   return memory;
 }
 
-// task(index) for 0 <= index < count on the session's threads; what one throws is thrown here.
+class Threads {
+ public:
+  virtual Index count() const = 0;
+  // task(data, index) for 0 <= index < count, in any order, and returns when all have ended.
+  virtual void run(Index count, void (*task)(void* data, size_t index), void* data) const = 0;
+
+ protected:
+  ~Threads() = default;
+};
+
+// task(index) for 0 <= index < count; what one throws is thrown here.
 template <class Task>
-void in_parallel(const Ort::KernelContext& context, Index count, const Task& task) {
+void in_parallel(const Threads& threads, Index count, const Task& task) {
   if (count <= 0) return;
   struct Shared {
     const Task& task;
@@ -43,12 +51,8 @@ void in_parallel(const Ort::KernelContext& context, Index count, const Task& tas
       std::call_once(all.once, [&] { all.error = std::current_exception(); });
     }
   };
-  const auto total = static_cast<size_t>(count);
-  context.ParallelFor(run, total, total, &shared);
+  threads.run(count, run, &shared);
   if (shared.error) std::rethrow_exception(shared.error);
 }
-
-// The machine's threads, for ONNX Runtime does not say how many the session has.
-inline Index threads() { return std::max<Index>(1, std::thread::hardware_concurrency()); }
 
 }  // namespace gma

@@ -4,19 +4,18 @@
 #include <cstring>
 
 #include "kernels.h"
-#include "tensors.h"
 #include "work.h"
 
 namespace gma {
 
 class Mixtures {
  public:
-  Mixtures(const float* linear, const float* quadratic, const float* bias, const Shape& shape,
-           bool normalize, float epsilon)
-      : heads_(shape[0]),
-        one_{shape[1], shape[2], nullptr, nullptr, normalize, epsilon},
+  // linear and quadratic (H, K, r), bias (H, K).
+  Mixtures(const float* linear, const float* quadratic, const float* bias, Index heads,
+           Index components, Index routing, bool normalize, float epsilon)
+      : heads_(heads),
+        one_{components, routing, nullptr, nullptr, normalize, epsilon},
         padded_(one_.padded()) {
-    const Index components = one_.components, routing = one_.routing;
     packed_ = floats(heads_ * (2 * routing + 1) * padded_);
     float* to = packed_.get();
     std::memset(to, 0, sizeof(float) * static_cast<size_t>(heads_ * (2 * routing + 1) * padded_));

@@ -1,0 +1,80 @@
+#include "layers.h"
+
+#include <algorithm>
+#include <cstring>
+
+namespace gma {
+
+void convolve(const Threads& threads, const Convolving& step, const std::vector<Document>& documents) {
+  constexpr Index kPart = 128;  // tokens
+  struct Part {
+    size_t document;
+    Index first, last;
+  };
+  std::vector<Convolution> whole;
+  std::vector<Part> parts;
+  for (size_t index = 0; index < documents.size(); ++index) {
+    const Document& document = documents[index];
+    const Index first = document.first * step.width;
+    const Index state = static_cast<Index>(index) * step.tail_stride;
+    const bool fresh = step.fresh != nullptr && step.fresh[index];
+    whole.push_back({step.type, at(step.x, step.type, first), fresh ? nullptr : step.tail + state,
+                     step.scale, step.taps, at(step.y, step.type, first),
+                     at(step.normal, step.type, first), step.tail_after + state, document.count,
+                     step.width, step.length, step.epsilon});
+    Index token = 0;
+    do {
+      const Index last = std::min(token + kPart, document.count);
+      parts.push_back({index, token, last});
+      token = last;
+    } while (token < document.count);
+  }
+  in_parallel(threads, static_cast<Index>(parts.size()), [&](Index i) {
+    const Part& part = parts[static_cast<size_t>(i)];
+    const Convolution& convolution = whole[part.document];
+    const Floats work = floats(convolution.work_floats());
+    kernels().convolve(convolution, part.first, part.last, work.get());
+  });
+}
+
+void normalize(const Threads& threads, Type type, const void* x, void* normal, Index rows, Index width,
+               float epsilon) {
+  constexpr Index kPart = 64;  // rows
+  in_parallel(threads, (rows + kPart - 1) / kPart, [&](Index part) {
+    const Index first = part * kPart, count = std::min(kPart, rows - first);
+    const Floats work = floats(width);
+    kernels().normalize(type, at(x, type, first * width), at(normal, type, first * width), count, width,
+                        epsilon, work.get());
+  });
+}
+
+void multiply(const Threads& threads, const Product& product) {
+  constexpr Index kPart = 256;  // rows
+  const Index panels = (product.outputs + kPanel - 1) / kPanel;
+  const Index parts = (product.rows + kPart - 1) / kPart;
+  in_parallel(threads, panels * parts, [&](Index task) {
+    const Index first = task / panels * kPart;
+    const Floats work = floats(product.work_floats());
+    kernels().product(product, first, std::min(first + kPart, product.rows), task % panels * kPanel,
+                      work.get());
+  });
+}
+
+void gelu(const Threads& threads, float* x, Index count) {
+  constexpr Index kPart = 16 * 1024;
+  in_parallel(threads, (count + kPart - 1) / kPart, [&](Index part) {
+    const Index first = part * kPart;
+    kernels().gelu(x + first, std::min(kPart, count - first));
+  });
+}
+
+void clear(void* data, Type type, const int64_t* lengths, Index rows, Index chunk, Index width) {
+  for (Index row = 0; row < rows; ++row) {
+    const auto missing = static_cast<size_t>(chunk - lengths[row]);
+    if (missing == 0) continue;
+    std::memset(at(data, type, (row * chunk + lengths[row]) * width), 0,
+                missing * static_cast<size_t>(width * size_of(type)));
+  }
+}
+
+}  // namespace gma

@@ -1,0 +1,39 @@
+// What stands around the mixer in a layer, over a step of R rows of C tokens.
+#pragma once
+
+#include <vector>
+
+#include "documents.h"
+#include "work.h"
+
+namespace gma {
+
+struct Convolving {
+  Type type;
+  const void* x;       // (R, C, W)
+  const float* tail;   // (D, T, W), a document's `tail_stride` elements from the next one's
+  const float* scale;  // (W,)
+  const float* taps;   // (T + 1, W)
+  const bool* fresh;   // (D,), or null: no document is
+  void* y;             // (R, C, W); nothing is written where no token is
+  void* normal;        // (R, C, W), likewise
+  float* tail_after;
+  Index tail_stride, width, length;  // length: T
+  float epsilon;
+};
+
+void convolve(const Threads& threads, const Convolving& step, const std::vector<Document>& documents);
+
+// x and normal (rows, width).
+void normalize(const Threads& threads, Type type, const void* x, void* normal, Index rows, Index width,
+               float epsilon);
+
+void multiply(const Threads& threads, const Product& product);
+
+// In place.
+void gelu(const Threads& threads, float* x, Index count);
+
+// Zeros at the places of (R, C, width) where no token is.
+void clear(void* data, Type type, const int64_t* lengths, Index rows, Index chunk, Index width);
+
+}  // namespace gma

@@ -1,0 +1,160 @@
+"""The library of the kernels, called through plain C.
+
+Shapes: R rows of C tokens, D documents, W width, H heads, K components, v value_dim, T tail of the
+convolution.
+"""
+
+from __future__ import annotations
+
+from ctypes import CDLL, c_bool, c_char_p, c_float, c_int64, c_void_p, cast
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from gma.model.config import BackboneConfig
+from gma.model.ops.chunked import ROUTING_EPSILON, Coefficients, Rows
+from gma.model.ops.forgetting import MOST_FORGOTTEN
+
+FILE = Path(__file__).with_name("libgma_cpu.so")
+"""Where hatch_build.py leaves it."""
+
+POINTERS, SIZES = [c_void_p], [c_int64]
+
+FUNCTIONS: dict[str, list[Any]] = {
+    "gma_mix": POINTERS * 13 + SIZES * 11 + [c_bool] + [c_float] * 3,
+    "gma_convolve": POINTERS * 9 + SIZES * 6 + [c_float],
+    "gma_normalize": POINTERS * 2 + SIZES * 2 + [c_float],
+    "gma_gelu": POINTERS + SIZES,
+}
+
+
+class Library:
+    """The loaded library. Its functions take and fill contiguous float32 tensors of the CPU, use as
+    many threads as PyTorch, and may be called by several threads at once."""
+
+    def __init__(self, file: Path = FILE) -> None:
+        """Raises OSError if there is none, or none for this processor."""
+        self._library = CDLL(str(file))
+        for name, arguments in FUNCTIONS.items():
+            function = getattr(self._library, name)
+            function.argtypes, function.restype = arguments, c_char_p
+        # PyTorch's own threads, by its stable interface.
+        symbols = CDLL(str(Path(torch.__file__).parent / "lib" / "libtorch_cpu.so"))
+        threads = (
+            cast(symbols[n], c_void_p) for n in ("torch_parallel_for", "torch_get_num_threads")
+        )
+        self._library.gma_open.argtypes = POINTERS * 2
+        self._library.gma_open.restype = c_char_p
+        self._call(self._library.gma_open, *threads)
+        self._library.gma_instructions.restype = c_char_p
+        self.instructions: str = self._library.gma_instructions().decode()
+        """Those that its kernels use: avx512, avx2, or baseline, which every processor has."""
+
+    def __reduce__(self) -> tuple[Any, tuple[()]]:
+        return Library, ()  # a copy of a model has it too
+
+    def mix(
+        self,
+        routed: Tensor,
+        states: tuple[Tensor, Tensor],
+        mixture: Coefficients,
+        keep_bias: Tensor | None,
+        rows: Rows,
+        config: BackboneConfig,
+        out: Tensor,
+        after: tuple[Tensor, Tensor],
+        usage: Tensor | None,
+    ) -> None:
+        """Let tokens read what they and their documents' earlier tokens wrote.
+
+        routed (R, C, n) is what they are projected to: q, k and val of all heads; then, in the form
+        that forgets, the output's gates and what tells the rates. states are memory (D, H, K, v)
+        and mass (D, H, K), of which documents may lie apart, and after has them after the step, as
+        far apart. out (R, C, H * v) has zeros where no token is. In the form that forgets
+        usage (R, H, K) is counted; in the paper's keep_bias and usage are None.
+        """
+        (memory, mass), (r, c) = states, rows.valid.shape
+        self._call(
+            self._library.gma_mix,
+            routed.data_ptr(),
+            memory.data_ptr(),
+            mass.data_ptr(),
+            *(x.data_ptr() for x in mixture),
+            None if keep_bias is None else keep_bias.data_ptr(),
+            rows.lengths.data_ptr(),
+            rows.document.data_ptr(),
+            out.data_ptr(),
+            *(x.data_ptr() for x in after),
+            None if usage is None else usage.data_ptr(),
+            r,
+            c,
+            len(memory),
+            routed.shape[-1],
+            config.heads,
+            config.routing_dim,
+            config.num_components,
+            config.value_dim,
+            0 if keep_bias is None else len(keep_bias),
+            memory.stride(0),
+            mass.stride(0),
+            config.normalize_routing,
+            ROUTING_EPSILON,
+            config.epsilon,
+            MOST_FORGOTTEN,
+        )
+
+    def convolve(
+        self,
+        x: Tensor,
+        scale: Tensor,
+        taps: Tensor,
+        tails: tuple[Tensor, Tensor],
+        rows: Rows,
+        y: Tensor,
+        normal: Tensor,
+        epsilon: float,
+    ) -> None:
+        """Add the convolution of x (R, C, W), normalised, to it: y, and y normalised, unscaled.
+
+        scale (W,), taps (T + 1, W). tails are those before and after the step, (D, T, W), of which
+        documents may lie apart. Where no token is, y and normal are zeros.
+        """
+        (r, c, width), (tail, after) = x.shape, tails
+        self._call(
+            self._library.gma_convolve,
+            *(each.data_ptr() for each in (x, tail, scale, taps, rows.lengths, rows.document)),
+            *(each.data_ptr() for each in (y, normal, after)),
+            r,
+            c,
+            len(tail),
+            width,
+            tail.shape[1],
+            tail.stride(0),
+            epsilon,
+        )
+
+    def normalize(self, x: Tensor, normal: Tensor, epsilon: float) -> None:
+        """Divide each row of x (n, W) by its root mean square."""
+        self._call(self._library.gma_normalize, x.data_ptr(), normal.data_ptr(), *x.shape, epsilon)
+
+    def gelu_(self, x: Tensor) -> None:
+        """GELU, in its form with tanh, in place."""
+        self._call(self._library.gma_gelu, x.data_ptr(), x.numel())
+
+    def _call(self, function: Any, *arguments: Any) -> None:
+        if message := function(*arguments):
+            raise ValueError(message.decode())
+
+
+@cache
+def library() -> Library | str:
+    """The library, or why there is none."""
+    try:
+        return Library()
+    except OSError as error:
+        return str(error) if FILE.exists() else "they were not compiled"
+    except ValueError as error:
+        return str(error)

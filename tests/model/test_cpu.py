@@ -1,0 +1,187 @@
+"""The kernels for the CPU in place of a model's layers. That they give the layers' answers is in
+test_step.py; that other instructions do, in tests/export/test_library.py."""
+
+from __future__ import annotations
+
+import copy
+import logging
+import os
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+import torch
+from torch import Tensor
+
+from gma.model import backbone
+from gma.model.classifier import Classifier, Step
+from gma.model.ops.chunked import Rows
+from gma.model.ops.cpu.library import Library, library
+from gma.model.reading import read
+from tests.model.small import ANY, error, small
+
+FORMS = ["paper", "forgetting"]
+
+
+@pytest.fixture(params=FORMS)
+def classifier(request: pytest.FixtureRequest) -> Classifier:
+    made = small(form=request.param)
+    made.choose_mixers()
+    assert made.mixers.startswith("C++")
+    return made
+
+
+def step_of(classifier: Classifier, rows: list[int], lengths: list[int]) -> Step:
+    tokens = torch.arange(len(rows) * 300).reshape(len(rows), 300) * 7 % 50
+    states = classifier.new_states(len(rows))
+    return classifier.step(tokens, torch.tensor(lengths), torch.tensor(rows), states, count=True)
+
+
+def by_layers(classifier: Classifier) -> Classifier:
+    other = copy.deepcopy(classifier)
+    other.kernels = None
+    return other
+
+
+@torch.no_grad()
+def assert_as_layers(classifier: Classifier, tolerance: float = 1e-5) -> None:
+    found = step_of(classifier, [0, 0, 1, 2], [300, 77, 1, 0])
+    expected = step_of(by_layers(classifier).double(), [0, 0, 1, 2], [300, 77, 1, 0])
+    assert found.usage is not None
+    assert expected.usage is not None
+    assert error(found.evidence, expected.evidence) <= tolerance
+    assert error(found.usage, expected.usage) <= tolerance
+    parts = zip(found.states.tensors(), expected.states.tensors(), strict=True)
+    for (name, mine), (_, theirs) in parts:
+        assert error(mine, theirs) <= tolerance, name
+
+
+@pytest.mark.usefixtures("_poisoned")
+def test_memory_that_nothing_was_written_to(classifier: Classifier) -> None:
+    assert_as_layers(classifier)
+    assert_as_layers(classifier)  # in buffers that the first step left
+
+
+@pytest.mark.parametrize("change", ["in place", "loaded", "replaced"])
+def test_weights_that_change(classifier: Classifier, change: str) -> None:
+    """A model that is trained is measured between steps."""
+    with torch.no_grad():
+        before = step_of(classifier, [0], [300]).evidence
+        other = small(form=classifier.config.form)
+        for parameter in other.layers.parameters():
+            parameter.mul_(1.5)
+        if change == "in place":
+            for mine, theirs in zip(
+                classifier.layers.parameters(), other.layers.parameters(), strict=True
+            ):
+                mine.copy_(theirs)
+        elif change == "loaded":
+            classifier.load_state_dict(other.state_dict())
+        else:
+            classifier.load_state_dict(other.state_dict(), assign=True)
+        assert error(step_of(classifier, [0], [300]).evidence, before) > 0.01
+    assert_as_layers(classifier)
+
+
+def test_gradients_are_those_of_the_layers(classifier: Classifier) -> None:
+    weight = classifier.embedding.weight
+    gradients = []
+    for each in (classifier, by_layers(classifier)):
+        each.requires_grad_()
+        loss = step_of(each, [0], [300]).evidence.sum()
+        torch.autograd.backward(loss)
+        assert each.embedding.weight.grad is not None
+        gradients.append(each.embedding.weight.grad)
+    assert torch.equal(*gradients)
+    assert weight.grad is not None
+
+
+def test_in_float64_the_layers_read(classifier: Classifier) -> None:
+    with torch.no_grad():
+        found = step_of(classifier.double(), [0], [300])
+    assert found.evidence.dtype == torch.float64
+
+
+def test_threads_do_not_disturb_each_other(classifier: Classifier) -> None:
+    texts = [torch.arange(n) * 11 % 50 for n in (1, 300, 1000, 2500) * 4]
+    alone = [read(classifier, [text], chunk=128)[0].logits for text in texts]
+    with ThreadPoolExecutor(4) as pool:
+        beside = [*pool.map(lambda text: read(classifier, [text], chunk=128)[0].logits, texts)]
+    for mine, theirs in zip(beside, alone, strict=True):
+        assert torch.equal(mine, theirs)
+
+
+def test_a_document_that_is_not_finite_spoils_no_other(classifier: Classifier) -> None:
+    with torch.no_grad():
+        classifier.embedding.weight[49] = torch.nan
+        tokens, lengths = torch.zeros(3, 64, dtype=torch.long), torch.tensor([64, 64, 64])
+        tokens[1, 5] = 49
+        step = classifier.step(tokens, lengths, torch.arange(3), classifier.new_states(3))
+        finite = step.evidence.isfinite().all(1)
+        memory = step.states.memory.flatten(1).isfinite().all(1)
+    assert finite.tolist() == memory.tolist() == [True, False, True]
+
+
+@pytest.mark.parametrize(
+    ("lengths", "rows", "message"),
+    [
+        ([301, 1], [0, 1], "a length"),
+        ([-1, 1], [0, 1], "a length"),
+        ([1, 1], [0, 2], "no document"),
+        ([7, 7], [0, 0], "not full"),
+        ([1, 1], [-1, 0], "no document"),
+    ],
+)
+def test_rows_that_are_none(lengths: list[int], rows: list[int], message: str) -> None:
+    """The library looks at them before it reads or writes anything."""
+    found = library()
+    assert isinstance(found, Library)
+    x, mask = torch.zeros(2, 300, 16), torch.ones(2, 300, dtype=torch.bool)
+    tails, ones = torch.zeros(2, 3, 16), torch.ones(4, 16)
+    given = _rows(torch.tensor(lengths), mask, torch.tensor(rows))
+    with pytest.raises(ValueError, match=message):
+        found.convolve(x, ones[0], ones, (tails, tails.clone()), given, x, x, 1e-6)
+
+
+def _rows(lengths: Tensor, valid: Tensor, document: Tensor) -> Rows:
+    return Rows(lengths, valid, document, *[torch.zeros(0)] * 5)
+
+
+def test_where_there_is_none_the_layers_read(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(backbone, "library", lambda: "they were not compiled")
+    classifier = small()
+    with caplog.at_level(logging.WARNING):
+        classifier.choose_mixers()
+    assert classifier.mixers == "chunked"
+    assert "no kernels" in caplog.text
+    assert "they were not compiled" in caplog.text
+
+
+@pytest.mark.parametrize("changes", [{}, ANY, {"conv_kernel": 0}])
+def test_other_instructions(changes: dict[str, object]) -> None:
+    """Those that every processor has."""
+    code = f"""
+from tests.model.test_cpu import assert_as_layers, small
+for form in ("paper", "forgetting"):
+    made = small(**{changes!r}, form=form)
+    made.choose_mixers()
+    assert made.mixers == "C++ (baseline)", made.mixers
+    assert_as_layers(made)
+"""
+    environment = os.environ | {"GMA_OPS_INSTRUCTIONS": "baseline"}
+    subprocess.run([sys.executable, "-c", code], check=True, env=environment)
+
+
+def test_a_set_of_instructions_that_there_is_not() -> None:
+    code = "from gma.model.ops.cpu.library import library; print(library())"
+    found = subprocess.run(
+        [sys.executable, "-c", code],
+        check=True,
+        env=os.environ | {"GMA_OPS_INSTRUCTIONS": "mmx"},
+        capture_output=True,
+        text=True,
+    )
+    assert "GMA_OPS_INSTRUCTIONS=mmx" in found.stdout
