@@ -197,7 +197,7 @@ def lacking(folder: Path) -> str | None:
     if (folder / "manifest.json").is_file() and (folder / "model.onnx").is_file():
         return (
             f"{folder} is an exported model, not a checkpoint: give the checkpoint that it was "
-            "made of, or serve it with GMA_BACKEND=onnx"
+            "made of, or serve it: GMA_CHECKPOINT may name it"
         )
     inner = folder / "checkpoint"
     hint = f": do you mean {inner}?" if (inner / FILES[0]).is_file() else f": it has no {name}"

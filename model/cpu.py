@@ -79,7 +79,7 @@ class CpuLayers:
     @property
     def name(self) -> str:
         """Which kernels they are."""
-        return f"C++ ({self._library.instructions})"
+        return f"C++ for {self._library.instructions}"
 
     def take(self, x: Tensor) -> bool:
         """Whether they take embedded tokens x: they know no gradients, and one type."""

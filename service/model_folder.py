@@ -24,27 +24,22 @@ class ModelFolder(NamedTuple):
 
     @classmethod
     def of(cls, settings: Settings) -> Self:
-        """Read the folder of the model that the settings' backend is to run.
+        """Read the folder of the model that the settings name.
 
         Raises ValueError if it is neither, and if another backend runs it.
         """
-        folder = settings.checkpoint
-        exported, stored = (
-            (folder / name).exists() for name in ("model.onnx", "model.safetensors")
-        )
-        if settings.backend == "torch" and exported and not stored:
+        folder, runtime = settings.checkpoint, settings.runtime
+        if runtime == "torch" and settings.holds_export and not settings.holds_checkpoint:
             raise ValueError(
-                f"{folder} is an exported model: set GMA_BACKEND=onnx, or GMA_CHECKPOINT to the "
-                "checkpoint that it was made of"
+                f"{folder} is an exported model: leave GMA_BACKEND out, or let GMA_CHECKPOINT name "
+                "the checkpoint that it was made of"
             )
-        if settings.backend == "onnx" and stored and not exported:
+        if runtime == "onnx" and settings.holds_checkpoint and not settings.holds_export:
             raise ValueError(
-                f"{folder} is a checkpoint, not an exported model: make one with `gma export` and "
-                "let GMA_CHECKPOINT name that, or set GMA_BACKEND=torch"
+                f"{folder} is a checkpoint, not an exported model: leave GMA_BACKEND out, or make "
+                "one with `gma export` and let GMA_CHECKPOINT name that"
             )
-        config = (
-            _checkpoint(folder) if settings.backend == "torch" else exported_for(settings).config
-        )
+        config = _checkpoint(folder) if runtime == "torch" else exported_for(settings).config
         return cls(config, folder / "tokenizer.json")
 
 
@@ -55,7 +50,8 @@ def needing_onnx() -> Iterator[None]:
         yield
     except ModuleNotFoundError as error:
         raise ValueError(
-            f"GMA_BACKEND=onnx needs {error.name}, which is not installed: gma-service[onnx] has it"
+            f"an exported model needs {error.name}, which is not installed: gma-service[onnx] "
+            "has it"
         ) from error
 
 

@@ -42,10 +42,11 @@ class Settings(BaseSettings):
     )
 
     checkpoint: Path = DEFAULT_CHECKPOINT
-    """Folder of the model: a checkpoint for torch, what `gma export` made of one for onnx."""
+    """Folder of the model: a checkpoint, or what `gma export` made of one."""
 
-    backend: Literal["torch", "onnx"] = "torch"
-    """What runs the model: PyTorch, or ONNX Runtime."""
+    backend: Literal["auto", "torch", "onnx"] = "auto"
+    """What runs the model: torch for a checkpoint, onnx (ONNX Runtime) for an exported model; auto
+    looks which it is."""
 
     host: Annotated[str, Field(min_length=1)] = "127.0.0.1"
     """Address to listen on. The default can be reached from this machine only."""
@@ -180,18 +181,35 @@ class Settings(BaseSettings):
                 "GMA_MAX_BYTES_IN_FLIGHT is less than GMA_MAX_DOCUMENT_BYTES: the largest document "
                 "would never be admitted"
             )
-        if self.backend == "torch":
+        if self.runtime == "torch":
             if self.dtype in ONLY_ONNX:
-                raise ValueError(f"GMA_DTYPE={self.dtype} needs GMA_BACKEND=onnx")
+                raise ValueError(f"GMA_DTYPE={self.dtype} needs an exported model")
             if self.ops_library != "auto":
-                raise ValueError("GMA_OPS_LIBRARY needs GMA_BACKEND=onnx")
+                raise ValueError("GMA_OPS_LIBRARY needs an exported model")
             # On a GPU that is yet to be found a chunk may be longer: whoever finds it asks again.
             self.grid(on_gpu=self.device == "cuda")
         return self
 
+    @property
+    def runtime(self) -> Literal["torch", "onnx"]:
+        """What runs the model; auto takes torch where the folder holds neither kind of model."""
+        if self.backend != "auto":
+            return self.backend
+        return "onnx" if self.holds_export and not self.holds_checkpoint else "torch"
+
+    @property
+    def holds_checkpoint(self) -> bool:
+        """Whether there are weights of a checkpoint in the model's folder."""
+        return (self.checkpoint / "model.safetensors").exists()
+
+    @property
+    def holds_export(self) -> bool:
+        """Whether there is an exported model in the model's folder."""
+        return (self.checkpoint / "model.onnx").exists()
+
     def check_device(self, *, on_gpu: bool) -> None:
         """Raises ValueError for what such a device does not allow."""
-        if self.backend == "torch":
+        if self.runtime == "torch":
             if not on_gpu and self.dtype not in ("auto", "float32"):
                 raise ValueError(f"GMA_DTYPE={self.dtype} needs a GPU: on the CPU it is float32")
             self.grid(on_gpu=on_gpu)

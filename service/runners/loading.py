@@ -39,7 +39,7 @@ def load(settings: Settings) -> Loaded:
     Raises CheckpointError, ArtifactError or another ValueError for what can't be used, and
     RuntimeError.
     """
-    return _load_onnx(settings) if settings.backend == "onnx" else _load_torch(settings)
+    return _load_onnx(settings) if settings.runtime == "onnx" else _load_torch(settings)
 
 
 def _load_torch(settings: Settings) -> Loaded:

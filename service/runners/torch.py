@@ -46,7 +46,12 @@ class TorchRunner:
         weights = classifier.embedding.weight
         self.device = str(weights.device)
         self.dtype = str(weights.dtype).removeprefix("torch.")
-        self.kernels = f"{'compiled' if compile else 'eager'} PyTorch, {classifier.mixers} mixer"
+        how = "compiled" if compile else "eager"
+        self.kernels = (
+            classifier.kernels.name
+            if classifier.kernels
+            else f"{how} PyTorch, {classifier.mixers} mixer"
+        )
         self._labels = len(config.labels)
         self.vocab_size = config.vocab_size
         self.slots = slots

@@ -168,7 +168,7 @@ from tests.model.test_cpu import assert_as_layers, small
 for form in ("paper", "forgetting"):
     made = small(**{changes!r}, form=form)
     made.choose_mixers()
-    assert made.mixers == "C++ (baseline)", made.mixers
+    assert made.mixers == "C++ for baseline", made.mixers
     assert_as_layers(made)
 """
     environment = os.environ | {"GMA_OPS_INSTRUCTIONS": "baseline"}

@@ -1,4 +1,4 @@
-"""GMA_BACKEND=onnx: what a start with an exported model checks, and that answers are PyTorch's."""
+"""Exported models: what a start with one checks, and that answers are PyTorch's."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def _threads() -> Iterator[None]:
     torch.set_num_threads(threads)
 
 
-def settings(folder: Path, backend: str = "onnx", **others: Any) -> Settings:
+def settings(folder: Path, backend: str = "auto", **others: Any) -> Settings:
     return Settings.load(
         checkpoint=folder,
         backend=backend,
@@ -144,11 +144,15 @@ class TestWhatStopsTheStart:
 
     def test_a_model_of_the_other_backend(self, checkpoint: Path, exported: Path) -> None:
         for folder, backend, message in (
-            (exported, "torch", "is an exported model: set GMA_BACKEND=onnx, or GMA_CHECKPOINT to"),
+            (
+                exported,
+                "torch",
+                "is an exported model: leave GMA_BACKEND out, or let GMA_CHECKPOINT",
+            ),
             (
                 checkpoint,
                 "onnx",
-                "is a checkpoint, not an exported model: make one with `gma export`",
+                "is a checkpoint, not an exported model: leave GMA_BACKEND out, or make",
             ),
         ):
             with pytest.raises(ValueError, match=message):
@@ -158,4 +162,4 @@ class TestWhatStopsTheStart:
 
     def test_no_model(self, tmp_path: Path) -> None:
         with pytest.raises(StartError, match="is not an exported model: it has no file"):
-            local.serve_forever(settings(tmp_path))
+            local.serve_forever(settings(tmp_path, "onnx"))
