@@ -10,7 +10,7 @@ import platform
 import subprocess
 import sys
 import sysconfig
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from shutil import which
@@ -38,15 +38,21 @@ class CompileKernels(BuildHookInterface):  # type: ignore[type-arg]
 
     def initialize(self, version: str, build_data: dict[str, Any]) -> None:
         folder = Path(self.root, KERNELS)
-        (folder / LIBRARY).unlink(missing_ok=True)
+        library = folder / LIBRARY
         compiler = next(filter(which, [os.environ.get("CXX", ""), "c++", "g++", "clang++"]), None)
         if compiler is None:
             sys.stderr.write("no C++ compiler: no kernels for the CPU, and reading is slower\n")
+            library.unlink(missing_ok=True)
             return
-        compile_library(compiler, folder)
+        if not is_newer(library, [Path(__file__), *folder.glob("*.cc"), *folder.glob("*.h")]):
+            compile_library(compiler, folder)
         tag = sysconfig.get_platform().replace("-", "_").replace(".", "_")
         build_data |= {"pure_python": False, "tag": f"py3-none-{tag}"}
         build_data["artifacts"].append(f"{KERNELS}/{LIBRARY}")
+
+
+def is_newer(file: Path, sources: Iterable[Path]) -> bool:
+    return file.exists() and file.stat().st_mtime > max(x.stat().st_mtime for x in sources)
 
 
 def compile_library(compiler: str, folder: Path) -> None:
@@ -61,7 +67,10 @@ def compile_library(compiler: str, folder: Path) -> None:
             list(pool.map(run, commands))
         # It runs beside whatever C++ library PyTorch brings.
         static = ["-static-libgcc", "-static-libstdc++"]
-        run([compiler, "-shared", *objects, *static, "-o", str(folder / LIBRARY)])
+        # At once: processes may have the one that was there before.
+        partial = folder / f".{LIBRARY}.{os.getpid()}"
+        run([compiler, "-shared", *objects, *static, "-o", str(partial)])
+        partial.rename(folder / LIBRARY)
 
 
 def sources(folder: Path, *, x86: bool) -> Iterator[tuple[Path, str, list[str]]]:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 import sysconfig
 import tarfile
 import venv
 import zipfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
 
@@ -32,10 +34,12 @@ print(json.dumps({"label": label, "file": gma.__file__, "ours": ours}))
 """
 
 
-def build(source: Path, kind: str, folder: Path) -> Path:
+def build(
+    source: Path, kind: str, folder: Path, environment: Mapping[str, str] | None = None
+) -> Path:
     """Build a `wheel` or an `sdist` of a source tree."""
     command = [sys.executable, "-m", "hatchling", "build", "--target", kind, "-d", str(folder)]
-    subprocess.run(command, cwd=source, check=True, capture_output=True)
+    subprocess.run(command, cwd=source, check=True, capture_output=True, env=environment)
     (built,) = folder.iterdir()
     return built
 
@@ -66,11 +70,33 @@ def test_it_holds_every_file_of_the_packages(wheel: Path) -> None:
         if (ROOT / line).is_file()  # the links are folders
     }
     found = {name: data for name, data in contents(wheel).items() if ".dist-info/" not in name}
+    kernels = Path("model/ops/cpu/libgma_cpu.so")
+    assert found.pop(f"gma/{kernels}") == (ROOT / kernels).read_bytes()
     assert found == expected
     assert "gma/model/checkpoints/books/model.safetensors" in found
     assert "gma/model/checkpoints/base/model.safetensors" in found
 
 
+def test_it_is_for_this_kind_of_machine(wheel: Path) -> None:
+    """It has compiled kernels, for any version of Python."""
+    platform = sysconfig.get_platform().replace("-", "_").replace(".", "_")
+    assert wheel.name.endswith(f"-py3-none-{platform}.whl")
+
+
+def test_without_a_compiler_it_has_no_kernels(tmp_path: Path) -> None:
+    """It is for any machine, and reads all the same: see tests/model/test_cpu.py."""
+    source = tmp_path / "source"
+    shutil.copytree(ROOT / "gma", source / "gma", ignore=shutil.ignore_patterns("*.so"))
+    for name in ("pyproject.toml", "hatch_build.py", "README.md", "LICENSE", "NOTICE"):
+        shutil.copy(ROOT / name, source)
+    # Nothing but Python is found.
+    environment = {"PATH": str(tmp_path), "PYTHONDONTWRITEBYTECODE": "1"}
+    built = build(source, "wheel", tmp_path / "wheel", environment)
+    assert built.name.endswith("-py3-none-any.whl")
+    assert not [name for name in contents(built) if name.endswith(".so")]
+
+
+@pytest.mark.long
 def test_the_source_distribution_makes_the_same(wheel: Path, tmp_path: Path) -> None:
     packed = build(ROOT, "sdist", tmp_path / "sdist")
     with tarfile.open(packed) as opened:
