@@ -1,11 +1,10 @@
 """What a causal model's layers do on a CPU, in kernels of our own.
 
-Shapes: R rows of C tokens, D documents, W width, H heads, K components.
+Shapes: R rows of C tokens, of which n are there; D documents, W width, H heads, K components.
 """
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple, TypeAlias
 
@@ -53,12 +52,40 @@ class Weights(NamedTuple):
 
 
 class Buffers(NamedTuple):
-    """What a step of n tokens works in. Allocating it anew would cost more than some kernels do."""
+    """What a step of up to n tokens works in: allocating it anew takes as long as a kernel."""
 
     normal: Tensor  # (n, W)
     routed: Tensor  # (n, what is projected)
     out: Tensor  # (n, H * v)
     hidden: Tensor  # (n, m)
+
+    @classmethod
+    def of(cls, widths: Sequence[int], tokens: int) -> Buffers:
+        return cls(*(torch.empty(tokens, width) for width in widths))
+
+
+class Packing(NamedTuple):
+    """Which tokens of a step are there: those that are not cost nothing once x is packed."""
+
+    shape: tuple[int, int, int]  # R, C, W
+    there: Tensor | None  # (n,) places in R * C, or None if all are
+
+    @classmethod
+    def of(cls, rows: Rows, width: int) -> Packing:
+        shape = (*rows.valid.shape, width)
+        whole = bool(rows.valid.all())
+        return cls(shape, None if whole else rows.valid.flatten().nonzero()[:, 0])
+
+    def packed(self, x: Tensor) -> Tensor:
+        """Take x (R, C, W) to (n, W), memory of its own."""
+        flat = x.reshape(-1, self.shape[-1])
+        return flat.clone() if self.there is None else flat.index_select(0, self.there)
+
+    def unpacked(self, x: Tensor) -> Tensor:
+        """Take x (n, W) back to (R, C, W)."""
+        if self.there is not None:
+            x = x.new_zeros(self.shape).flatten(0, 1).index_copy_(0, self.there, x)
+        return x.view(self.shape)
 
 
 class CpuLayers:
@@ -74,7 +101,7 @@ class CpuLayers:
         # takes a tenth of what `parameters()` does.
         self._parameters = [[each._parameters for each in layer.modules()] for layer in layers]
         self._of: list[tuple[Version, Weights]] = []
-        self._free: defaultdict[int, list[Buffers]] = defaultdict(list)
+        self._free: list[Buffers] = []  # several threads may be in a step
 
     @property
     def name(self) -> str:
@@ -89,46 +116,51 @@ class CpuLayers:
     def hidden(
         self, x: Tensor, rows: Rows, states: State, usage: list[Tensor] | None
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """See `Backbone.hidden`. What lies in x where no token is may be anything."""
+        """See `Backbone.hidden`. What x has where no token is does not matter; zeros are there."""
         rows = rows._replace(lengths=rows.lengths.long(), document=rows.document.contiguous())
         before = [part.contiguous() for part in (states.memory, states.mass, states.tail)]
         after = [torch.empty_like(part) for part in before]
-        x, y = x.contiguous(), torch.empty(x.shape)
-        buffers = self._buffers(x.shape[0] * x.shape[1])
+        packing = Packing.of(rows, x.shape[-1])
+        x = packing.packed(x)
+        y = torch.empty_like(x)
+        buffers = self._free.pop() if self._free else Buffers.of(self._widths(), 0)
+        if len(buffers.normal) < len(x):
+            buffers = Buffers.of(self._widths(), len(x))
         for index, (layer, weights) in enumerate(zip(self._layers, self._weights(), strict=True)):
             own = States(*(part[:, index] for part in (*before, *after)))
-            x, y = self._layer(weights, x, y, own, rows, buffers, layer, usage)
-        self._free[len(buffers.normal)].append(buffers)
+            x, y = self._convolve(weights, x, y, own, rows, buffers.normal[: len(x)])
+            if usage is not None and weights.keep_bias is None:
+                usage.append(layer.mixer.usage(packing.unpacked(x), rows))
+            counted = self._mix(weights, x, own, rows, buffers)
+            if usage is not None and counted is not None:
+                usage.append(counted)
+            self._widen(weights, x, buffers)
+        self._free.append(buffers)
         memory, mass, tail = after
-        return x, memory, mass, tail
+        return packing.unpacked(x), memory, mass, tail
 
-    def _layer(
-        self,
-        weights: Weights,
-        x: Tensor,
-        y: Tensor,
-        states: States,
-        rows: Rows,
-        buffers: Buffers,
-        layer: Layer,
-        usage: list[Tensor] | None,
+    def _convolve(
+        self, weights: Weights, x: Tensor, y: Tensor, states: States, rows: Rows, normal: Tensor
     ) -> tuple[Tensor, Tensor]:
-        """Read x, and write y or both: what the layer gives, and what the next may write."""
-        library, (normal, routed, out, hidden) = self._library, buffers
+        """Return convolved x, which is normalised too, and what the next may write to."""
         if weights.taps is None or weights.scale is None:
-            y, x = x, y
-            library.normalize(y.flatten(0, 1), normal, EPSILON)
-        else:
-            tails = states.tail, states.tail_after
-            library.convolve(x, weights.scale, weights.taps, tails, rows, y, normal, EPSILON)
-        torch.mm(normal, weights.project, out=routed)
+            self._library.normalize(x, normal, EPSILON)
+            return x, y
+        tails = states.tail, states.tail_after
+        self._library.convolve(x, weights.scale, weights.taps, tails, rows, y, normal, EPSILON)
+        return y, x
+
+    def _mix(
+        self, weights: Weights, x: Tensor, states: States, rows: Rows, buffers: Buffers
+    ) -> Tensor | None:
+        """Add what the mixer gives for normalised x to it; return usage if it forgets."""
+        normal, routed, out = (each[: len(x)] for each in buffers[:3])
         counted = None
         if weights.keep_bias is not None:
-            counted = torch.empty(len(rows.lengths), *states.mass.shape[1:])
-        elif usage is not None:
-            counted = layer.mixer.usage(y, rows)
-        library.mix(
-            routed.view(*y.shape[:2], -1),
+            counted = x.new_empty(len(rows.lengths), *states.mass.shape[1:])
+        torch.mm(normal, weights.project, out=routed)
+        self._library.mix(
+            routed,
             (states.memory, states.mass),
             weights.mixture,
             weights.keep_bias,
@@ -136,31 +168,27 @@ class CpuLayers:
             self._config,
             out,
             (states.memory_after, states.mass_after),
-            None if weights.keep_bias is None else counted,
+            counted,
         )
-        if usage is not None and counted is not None:
-            usage.append(counted)
-        flat = y.flatten(0, 1)
-        flat.addmm_(out, weights.out)
-        library.normalize(flat, normal, EPSILON)
-        torch.mm(normal, weights.up, out=hidden)
-        library.gelu_(hidden)
-        flat.addmm_(hidden, weights.down)
-        return y, x
+        x.addmm_(out, weights.out)
+        return counted
 
-    def _buffers(self, tokens: int) -> Buffers:
-        """Those of a step that has ended, or new ones: several threads may be in a step."""
-        try:
-            return self._free[tokens].pop()
-        except IndexError:
-            config, project = self._config, self._weights()[0].project
-            widths = (
-                config.width,
-                project.shape[1],
-                config.heads * config.value_dim,
-                config.mlp_width,
-            )
-            return Buffers(*(torch.empty(tokens, width) for width in widths))
+    def _widen(self, weights: Weights, x: Tensor, buffers: Buffers) -> None:
+        """Add what the MLP gives for x to it."""
+        normal, hidden = buffers.normal[: len(x)], buffers.hidden[: len(x)]
+        self._library.normalize(x, normal, EPSILON)
+        torch.mm(normal, weights.up, out=hidden)
+        self._library.gelu_(hidden)
+        x.addmm_(hidden, weights.down)
+
+    def _widths(self) -> list[int]:
+        config, project = self._config, self._weights()[0].project
+        return [
+            config.width,
+            project.shape[1],
+            config.heads * config.value_dim,
+            config.mlp_width,
+        ]
 
     def _weights(self) -> list[Weights]:
         """Those of the layers, made again if they have changed."""

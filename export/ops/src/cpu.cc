@@ -59,7 +59,7 @@ class Mixer {
     const Mixtures mixtures(linear.of<float>(), quadratic.of<float>(), bias.of<float>(), heads,
                             components, routing, normalize_, routing_epsilon_);
     const std::vector<Document> found = documents_of(
-        lengths.of<int64_t>(), document_of_row.of<int64_t>(), rows, chunk, documents);
+        lengths.of<int64_t>(), document_of_row.of<int64_t>(), rows, chunk, documents, Layout::grid);
 
     mixing.routed = routed.data(), mixing.type = routed.type();
     mixing.rows = rows, mixing.chunk = chunk, mixing.width = width;
@@ -109,7 +109,7 @@ class ShortConvolution {
 
     const Type type = x.type();
     const std::vector<Document> found = documents_of(
-        lengths.of<int64_t>(), document_of_row.of<int64_t>(), rows, chunk, documents);
+        lengths.of<int64_t>(), document_of_row.of<int64_t>(), rows, chunk, documents, Layout::grid);
     void* y = output(context, 0, x.shape());
     void* normal = output(context, 1, x.shape());
     auto* tail_after = static_cast<float*>(output(context, 2, tail.shape()));

@@ -1,6 +1,7 @@
 // What a kernel for the CPU takes and gives: tensors whose shapes are checked.
 #pragma once
 
+#include <cstring>
 #include <string>
 #include <vector>
 
@@ -65,6 +66,16 @@ class Input {
 
 inline void* output(Ort::KernelContext& context, size_t index, const Shape& shape) {
   return context.GetOutput(index, shape).GetTensorMutableRawData();
+}
+
+// Zeros at the places of (R, C, width) where no token is.
+inline void clear(void* data, Type type, const int64_t* lengths, Index rows, Index chunk, Index width) {
+  for (Index row = 0; row < rows; ++row) {
+    const auto missing = static_cast<size_t>(chunk - lengths[row]);
+    if (missing == 0) continue;
+    std::memset(at(data, type, (row * chunk + lengths[row]) * width), 0,
+                missing * static_cast<size_t>(width * size_of(type)));
+  }
 }
 
 }  // namespace gma

@@ -1,7 +1,6 @@
 #include "layers.h"
 
 #include <algorithm>
-#include <cstring>
 
 namespace gma {
 
@@ -66,15 +65,6 @@ void gelu(const Threads& threads, float* x, Index count) {
     const Index first = part * kPart;
     kernels().gelu(x + first, std::min(kPart, count - first));
   });
-}
-
-void clear(void* data, Type type, const int64_t* lengths, Index rows, Index chunk, Index width) {
-  for (Index row = 0; row < rows; ++row) {
-    const auto missing = static_cast<size_t>(chunk - lengths[row]);
-    if (missing == 0) continue;
-    std::memset(at(data, type, (row * chunk + lengths[row]) * width), 0,
-                missing * static_cast<size_t>(width * size_of(type)));
-  }
 }
 
 }  // namespace gma

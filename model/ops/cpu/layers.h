@@ -1,4 +1,4 @@
-// What stands around the mixer in a layer, over a step of R rows of C tokens.
+// What stands around the mixer in a layer, over the tokens of a step.
 #pragma once
 
 #include <vector>
@@ -10,13 +10,13 @@ namespace gma {
 
 struct Convolving {
   Type type;
-  const void* x;       // (R, C, W)
+  const void* x;       // of each token W
   const float* tail;   // (D, T, W), a document's `tail_stride` elements from the next one's
   const float* scale;  // (W,)
   const float* taps;   // (T + 1, W)
   const bool* fresh;   // (D,), or null: no document is
-  void* y;             // (R, C, W); nothing is written where no token is
-  void* normal;        // (R, C, W), likewise
+  void* y;             // likewise; nothing is written where no token is
+  void* normal;        // likewise
   float* tail_after;
   Index tail_stride, width, length;  // length: T
   float epsilon;
@@ -32,8 +32,5 @@ void multiply(const Threads& threads, const Product& product);
 
 // In place.
 void gelu(const Threads& threads, float* x, Index count);
-
-// Zeros at the places of (R, C, width) where no token is.
-void clear(void* data, Type type, const int64_t* lengths, Index rows, Index chunk, Index width);
 
 }  // namespace gma

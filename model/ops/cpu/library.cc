@@ -62,7 +62,8 @@ const char* told(Action&& action) {
 }  // namespace
 }  // namespace gma
 
-using gma::Index;
+// Tokens that are not there are nowhere: nothing is computed for them.
+constexpr auto kLayout = gma::Layout::packed;
 
 GMA_DOOR const char* gma_open(gma::ParallelFor parallel_for, gma::ThreadCount thread_count) {
   gma::parallel_for = parallel_for;
@@ -73,7 +74,7 @@ GMA_DOOR const char* gma_open(gma::ParallelFor parallel_for, gma::ThreadCount th
 // Which of the kernels run; after gma_open.
 GMA_DOOR const char* gma_instructions() { return gma::kernels().instructions; }
 
-// Shapes as in mixing.h; `forgetting` heads, the last, forget, and in the paper's form `usage` is null.
+// Rows, of `chunk` tokens, and documents as in documents.h; shapes as in mixing.h. `forgetting` heads, the last, forget, and in the paper's form `usage` is null.
 GMA_DOOR const char* gma_mix(const float* routed, const float* memory, const float* mass,
                              const float* linear, const float* quadratic, const float* bias,
                              const float* keep_bias, const int64_t* lengths,
@@ -97,9 +98,8 @@ GMA_DOOR const char* gma_mix(const float* routed, const float* memory, const flo
     mixing.most = most, mixing.usage = usage;
     const gma::Mixtures mixtures(linear, quadratic, bias, heads, components, routing, normalize,
                                  routing_epsilon);
-    const auto found = gma::documents_of(lengths, document_of_row, rows, chunk, documents);
-    gma::clear(out, mixing.type, lengths, rows, chunk, heads * value);
-    gma::mix(threads, mixing, mixtures, found);
+    gma::mix(threads, mixing, mixtures,
+             gma::documents_of(lengths, document_of_row, rows, chunk, documents, kLayout));
   });
 }
 
@@ -111,14 +111,10 @@ GMA_DOOR const char* gma_convolve(const float* x, const float* tail, const float
                                   int64_t width, int64_t length, int64_t tail_stride,
                                   float epsilon) {
   return gma::told([&](const gma::Threads& threads) {
-    const auto type = gma::Type::float32;
-    const auto found = gma::documents_of(lengths, document_of_row, rows, chunk, documents);
-    gma::clear(y, type, lengths, rows, chunk, width);
-    gma::clear(normal, type, lengths, rows, chunk, width);
     gma::convolve(threads,
-                  {type, x, tail, scale, taps, nullptr, y, normal, tail_after, tail_stride, width,
-                   length, epsilon},
-                  found);
+                  {gma::Type::float32, x, tail, scale, taps, nullptr, y, normal, tail_after,
+                   tail_stride, width, length, epsilon},
+                  gma::documents_of(lengths, document_of_row, rows, chunk, documents, kLayout));
   });
 }
 

@@ -1,7 +1,10 @@
 """The library of the kernels, called through plain C.
 
-Shapes: R rows of C tokens, D documents, W width, H heads, K components, v value_dim, T tail of the
-convolution.
+A step's tokens lie packed, those of a row behind those of the row before: tokens that are not there
+are nowhere, and cost nothing.
+
+Shapes: R rows of C tokens, of which n are there; D documents, W width, H heads, K components,
+v value_dim, T tail of the convolution.
 """
 
 from __future__ import annotations
@@ -70,11 +73,11 @@ class Library:
     ) -> None:
         """Let tokens read what they and their documents' earlier tokens wrote.
 
-        routed (R, C, n) is what they are projected to: q, k and val of all heads; then, in the form
+        routed (n, ...) is what they are projected to: q, k and val of all heads; then, in the form
         that forgets, the output's gates and what tells the rates. states are memory (D, H, K, v)
         and mass (D, H, K), of which documents may lie apart, and after has them after the step, as
-        far apart. out (R, C, H * v) has zeros where no token is. In the form that forgets
-        usage (R, H, K) is counted; in the paper's keep_bias and usage are None.
+        far apart. out (n, H * v). In the form that forgets usage (R, H, K) is counted; in the
+        paper's keep_bias and usage are None.
         """
         (memory, mass), (r, c) = states, rows.valid.shape
         self._call(
@@ -117,12 +120,12 @@ class Library:
         normal: Tensor,
         epsilon: float,
     ) -> None:
-        """Add the convolution of x (R, C, W), normalised, to it: y, and y normalised, unscaled.
+        """Add the convolution of x (n, W), normalised, to it: y, and y normalised, unscaled.
 
         scale (W,), taps (T + 1, W). tails are those before and after the step, (D, T, W), of which
-        documents may lie apart. Where no token is, y and normal are zeros.
+        documents may lie apart.
         """
-        (r, c, width), (tail, after) = x.shape, tails
+        (tail, after), (r, c) = tails, rows.valid.shape
         self._call(
             self._library.gma_convolve,
             *(each.data_ptr() for each in (x, tail, scale, taps, rows.lengths, rows.document)),
@@ -130,7 +133,7 @@ class Library:
             r,
             c,
             len(tail),
-            width,
+            x.shape[1],
             tail.shape[1],
             tail.stride(0),
             epsilon,

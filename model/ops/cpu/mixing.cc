@@ -15,6 +15,7 @@ namespace {
 struct Part {
   Index document, head;
   Index first, count;
+  Index row, column;  // where in the grid of rows its first token is
   Index before;  // parts of the same head and document before it; they precede it in the list
   bool last;
 };
@@ -23,7 +24,8 @@ constexpr Index kShortestPart = 1024;
 
 // A document is cut only where its heads alone would leave threads idle: what a part adds has to be
 // known before the next can read, and is computed once more for it.
-std::vector<Part> parts_of(const std::vector<Document>& documents, Index heads, Index threads) {
+std::vector<Part> parts_of(const std::vector<Document>& documents, Index heads, Index chunk,
+                           Index threads) {
   Index tokens = 0;
   for (const Document& document : documents) tokens += document.count;
   const Index share = std::max(kShortestPart, tokens * heads / threads);
@@ -36,7 +38,8 @@ std::vector<Part> parts_of(const std::vector<Document>& documents, Index heads, 
       Index before = 0, first = 0;
       do {
         const Index count = std::min(length, document.count - first);
-        parts.push_back({static_cast<Index>(index), head, document.first + first, count, before++,
+        parts.push_back({static_cast<Index>(index), head, document.first + first, count,
+                         document.row + first / chunk, first % chunk, before++,
                          first + count == document.count});
         first += count;
       } while (first < document.count);
@@ -55,7 +58,7 @@ Gates gates_of(const Mixing& mixing, const Part& part, float* usage) {
     gates.keep_bias = mixing.keep_bias[index];
   }
   gates.most = mixing.most;
-  gates.usage = usage, gates.before = part.first % mixing.chunk, gates.chunk = mixing.chunk;
+  gates.usage = usage, gates.before = part.column, gates.chunk = mixing.chunk;
   return gates;
 }
 
@@ -124,7 +127,7 @@ void add_usage(const Mixing& mixing, const std::vector<Part>& parts,
   for (size_t index = 0; index < parts.size(); ++index) {
     if (counts[index].empty()) continue;
     const Part& part = parts[index];
-    float* to = mixing.usage + (part.first / mixing.chunk * mixing.heads + part.head) * mixing.components;
+    float* to = mixing.usage + (part.row * mixing.heads + part.head) * mixing.components;
     for (size_t i = 0; i < counts[index].size(); ++i) {
       const auto at = static_cast<Index>(i);
       to[at / mixing.components * mixing.heads * mixing.components + at % mixing.components] +=
@@ -159,7 +162,7 @@ void run(const Threads& threads, const Mixing& mixing, const Mixtures& mixtures,
       follow(state, sums[earlier]);
     }
     if (mixing.usage != nullptr) {
-      const Index rows = (part.first % mixing.chunk + part.count - 1) / mixing.chunk + 1;
+      const Index rows = (part.column + part.count - 1) / mixing.chunk + 1;
       counts[index].assign(static_cast<size_t>(rows * mixing.components), 0.0f);
     }
     scan(kernels().causal, mixing, mixtures, part, state.data(), counts[index].data());
@@ -180,7 +183,7 @@ void mix(const Threads& threads, const Mixing& mixing, const Mixtures& mixtures,
   if (mixing.usage != nullptr) {
     std::fill_n(mixing.usage, mixing.rows * mixing.heads * mixing.components, 0.0f);
   }
-  run(threads, mixing, mixtures, parts_of(documents, mixing.heads, threads.count()));
+  run(threads, mixing, mixtures, parts_of(documents, mixing.heads, mixing.chunk, threads.count()));
 }
 
 }  // namespace gma

@@ -13,7 +13,7 @@ namespace gma {
 // are `stride` elements from the next one's.
 struct Mixing {
   Type type;
-  const void* routed;  // (R, C, width): q, k, val; then, in the form that forgets, gates and rates
+  const void* routed;  // of each token width: q, k, val; then, in the form that forgets, gates and rates
   Index rows, chunk, width;
   Index heads, routing, components, value;
   float epsilon;
@@ -21,7 +21,7 @@ struct Mixing {
   float *memory_after, *mass_after;
   Index memory_stride, mass_stride;
   const bool* fresh;  // (D,): what a document's states hold counts as zeros; null: of none
-  void* out;          // (R, C, H * v); nothing is written where no token is
+  void* out;          // of each token H * v; nothing is written where no token is
 
   // In the form that forgets; elsewhere `usage` is null.
   Index lasting;  // heads that keep all
