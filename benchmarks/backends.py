@@ -4,6 +4,7 @@
     python -m benchmarks.backends --data BOOKS                  and answers to a split's documents
     python -m benchmarks.backends --data BOOKS --bytes 16384    to their first bytes
     python -m benchmarks.backends --precision bfloat16          as on a GPU
+    python -m benchmarks.backends --layers                      PyTorch without our kernels for CPUs
 
 Each backend runs as the service runs it, on the same grid. Steps take turns within one run, so
 what else the machine does falls on both. Prints Markdown.
@@ -30,10 +31,11 @@ from benchmarks import timing
 from benchmarks.engine import Comparison, run_steps
 from benchmarks.precision import Scores, prefixes, read
 from gma.export.artifact import Artifact, export
+from gma.model import weights
 from gma.model.config import DEFAULT_CHECKPOINT
 from gma.model.training.splits import Splits
 from gma.service.engine.step import Runner
-from gma.service.runners.loading import load
+from gma.service.runners.loading import load, torch_runner
 from gma.service.settings import Settings
 
 ROUND_S = 1.0
@@ -90,6 +92,10 @@ def loaded(
         ),
     }
     runners = {name: load(each).runner for name, each in settings.items()}
+    if arguments.layers:
+        classifier = weights.load(checkpoint, device=arguments.device).classifier
+        classifier.kernels = None
+        runners["torch"] = torch_runner(classifier, settings["torch"])
     for runner in runners.values():
         timing.progress(f"{runner.backend} on {runner.device}, {runner.dtype}: {runner.kernels}")
         runner.warm_up()
@@ -137,6 +143,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--chunk", type=int, help="of the new export; by default the device's")
     parser.add_argument("--torch-dtype", default="auto", help="GMA_DTYPE of PyTorch")
     parser.add_argument("--library", default="auto", help="GMA_OPS_LIBRARY")
+    parser.add_argument("--layers", action="store_true", help="PyTorch without kernels for CPUs")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--threads", type=int, default=0, help="0: every core")
     parser.add_argument("--rows", type=int, default=0, help="0: the device's")
