@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import platform
+import shlex
 import subprocess
 import sys
 import sysconfig
@@ -39,13 +40,11 @@ class CompileKernels(BuildHookInterface):  # type: ignore[type-arg]
     def initialize(self, version: str, build_data: dict[str, Any]) -> None:
         folder = Path(self.root, KERNELS)
         library = folder / LIBRARY
-        compiler = next(filter(which, [os.environ.get("CXX", ""), "c++", "g++", "clang++"]), None)
-        if compiler is None:
-            sys.stderr.write("no C++ compiler: no kernels for the CPU, and reading is slower\n")
-            library.unlink(missing_ok=True)
-            return
         if not is_newer(library, [Path(__file__), *folder.glob("*.cc"), *folder.glob("*.h")]):
-            compile_library(compiler, folder)
+            library.unlink(missing_ok=True)
+            if why := compile_library(folder):
+                sys.stderr.write(f"no kernels for the CPU, and reading is slower: {why}\n")
+                return
         tag = sysconfig.get_platform().replace("-", "_").replace(".", "_")
         build_data |= {"pure_python": False, "tag": f"py3-none-{tag}"}
         build_data["artifacts"].append(f"{KERNELS}/{LIBRARY}")
@@ -55,21 +54,38 @@ def is_newer(file: Path, sources: Iterable[Path]) -> bool:
     return file.exists() and file.stat().st_mtime > max(x.stat().st_mtime for x in sources)
 
 
-def compile_library(compiler: str, folder: Path) -> None:
-    """Raises CalledProcessError; the compiler itself has said why."""
+def compile_library(folder: Path) -> str | None:
+    """Leave the library in the folder, or say why there is none. Raises ValueError for a CXX that
+    is no program."""
+    compiler = shlex.split(os.environ.get("CXX", ""))
+    if compiler and which(compiler[0]) is None:
+        raise ValueError(f"CXX is {os.environ['CXX']}, and there is no such program")
+    compiler = compiler or [*filter(which, ["c++", "g++", "clang++"])][:1]
+    if not compiler:
+        return "there is no C++ compiler"
+    try:
+        _compile(compiler, folder)
+    except (subprocess.CalledProcessError, FileNotFoundError) as error:
+        # Whoever has an old one is to have the service all the same.
+        return f"GCC 12 or newer, or Clang, compiles them; {shlex.join(compiler)} did not: {error}"
+    return None
+
+
+def _compile(compiler: list[str], folder: Path) -> None:
+    """Raises CalledProcessError, or FileNotFoundError if the compiler leaves nothing."""
     x86 = platform.machine() in ("x86_64", "AMD64")
     with TemporaryDirectory() as made:
         commands, objects = [], []
         for source, name, flags in sources(folder, x86=x86):
             objects.append(f"{made}/{source.stem}-{name}.o")
-            commands.append([compiler, *COMMON, *flags, "-c", str(source), "-o", objects[-1]])
+            commands.append([*compiler, *COMMON, *flags, "-c", str(source), "-o", objects[-1]])
         with ThreadPoolExecutor(os.cpu_count()) as pool:
             list(pool.map(run, commands))
         # It runs beside whatever C++ library PyTorch brings.
         static = ["-static-libgcc", "-static-libstdc++"]
         # At once: processes may have the one that was there before.
         partial = folder / f".{LIBRARY}.{os.getpid()}"
-        run([compiler, "-shared", *objects, *static, "-o", str(partial)])
+        run([*compiler, "-shared", *objects, *static, "-o", str(partial)])
         partial.rename(folder / LIBRARY)
 
 

@@ -52,7 +52,7 @@ class Backbone(nn.Module):
         if self.config.causal and weight.device.type == "cpu" and weight.dtype == torch.float32:
             found = library()
             if isinstance(found, str):
-                logger.warning("no kernels for this processor, so reading is slower: %s", found)
+                logger.warning("reading is slower without the kernels for CPUs: %s", found)
             else:
                 layers = [self._layer(index) for index in range(self.config.layers)]
                 self.kernels = CpuLayers(layers, self.config, found)

@@ -6,7 +6,8 @@ Shapes: R rows of C tokens, of which n are there; D documents, W width, H heads,
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple, TypeAlias
+from functools import partial
+from typing import Any, NamedTuple, TypeAlias
 
 import torch
 from torch import Tensor
@@ -39,15 +40,19 @@ class Weights(NamedTuple):
     @classmethod
     def of(cls, layer: Layer) -> Weights:
         convolution, mixer, mlp = layer.convolution, layer.mixer, layer.mlp
+
+        def plain(x: Tensor) -> Tensor:
+            return x.to(torch.float32).contiguous()
+
         return cls(
-            None if convolution is None else convolution.norm.weight.contiguous(),
-            None if convolution is None else convolution.weight.contiguous(),
-            (mixer.project.weight * mixer.norm.weight).t().contiguous(),
-            Coefficients(*(x.contiguous() for x in mixer.mixture.coefficients())),
-            mixer.keep_bias.contiguous() if isinstance(mixer, ForgettingMixer) else None,
-            mixer.out.weight.t().contiguous(),
-            (mlp.up.weight * mlp.norm.weight).t().contiguous(),
-            mlp.down.weight.t().contiguous(),
+            None if convolution is None else plain(convolution.norm.weight),
+            None if convolution is None else plain(convolution.weight),
+            plain((mixer.project.weight * mixer.norm.weight).t()),
+            Coefficients(*map(plain, mixer.mixture.coefficients())),
+            plain(mixer.keep_bias) if isinstance(mixer, ForgettingMixer) else None,
+            plain(mixer.out.weight.t()),
+            plain((mlp.up.weight * mlp.norm.weight).t()),
+            plain(mlp.down.weight.t()),
         )
 
 
@@ -61,7 +66,8 @@ class Buffers(NamedTuple):
 
     @classmethod
     def of(cls, widths: Sequence[int], tokens: int) -> Buffers:
-        return cls(*(torch.empty(tokens, width) for width in widths))
+        make = partial(torch.empty, dtype=torch.float32, device="cpu")
+        return cls(*(make(tokens, width) for width in widths))
 
 
 class Packing(NamedTuple):
@@ -89,7 +95,11 @@ class Packing(NamedTuple):
 
 
 class CpuLayers:
-    """The layers of a causal float32 model, which may change between steps.
+    """The layers of a causal float32 model, whose weights may change between steps.
+
+    Not noticed, until `Backbone.choose_mixers` is called again: what goes past PyTorch's count of a
+    tensor's changes (``.data``, NumPy, fused optimizers), and other modules in place of these.
+    Modules' hooks are not called.
 
     Steps may be run by several threads at once. A document's answer does not depend on the others
     of a step, be they NaN.
@@ -108,16 +118,23 @@ class CpuLayers:
         """Which kernels they are."""
         return f"C++ for {self._library.instructions}"
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        return CpuLayers, (self._layers, self._config, self._library)
+
     def take(self, x: Tensor) -> bool:
         """Whether they take embedded tokens x: they know no gradients, and one type."""
-        plain = not (torch.is_grad_enabled() or torch.is_autocast_enabled("cpu"))
-        return plain and x.device.type == "cpu" and x.dtype == torch.float32
+        watched = torch.is_grad_enabled() or torch.compiler.is_compiling()
+        plain = x.device.type == "cpu" and x.dtype == torch.float32
+        return plain and not (watched or torch.is_autocast_enabled("cpu"))
 
     def hidden(
         self, x: Tensor, rows: Rows, states: State, usage: list[Tensor] | None
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """See `Backbone.hidden`. What x has where no token is does not matter; zeros are there."""
-        rows = rows._replace(lengths=rows.lengths.long(), document=rows.document.contiguous())
+        self._check(states)
+        rows = rows._replace(
+            lengths=rows.lengths.long().contiguous(), document=rows.document.long().contiguous()
+        )
         before = [part.contiguous() for part in (states.memory, states.mass, states.tail)]
         after = [torch.empty_like(part) for part in before]
         packing = Packing.of(rows, x.shape[-1])
@@ -138,6 +155,18 @@ class CpuLayers:
         self._free.append(buffers)
         memory, mass, tail = after
         return packing.unpacked(x), memory, mass, tail
+
+    def _check(self, states: State) -> None:
+        """Raises ValueError for states of another model, of another type, or of too few documents:
+        kernels would not notice."""
+        documents = len(states.weight)
+        expected = State.zeros(self._config, 0).tensors()
+        for (name, none), (_, part) in zip(expected, states.tensors(), strict=True):
+            shape = (documents, *none.shape[1:])
+            if (part.shape, part.dtype, part.device) != (shape, none.dtype, none.device):
+                raise ValueError(
+                    f"{name} is {part.dtype} {tuple(part.shape)}, not {none.dtype} {shape}"
+                )
 
     def _convolve(
         self, weights: Weights, x: Tensor, y: Tensor, states: States, rows: Rows, normal: Tensor

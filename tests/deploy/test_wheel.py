@@ -83,14 +83,17 @@ def test_it_is_for_this_kind_of_machine(wheel: Path) -> None:
     assert wheel.name.endswith(f"-py3-none-{platform}.whl")
 
 
-def test_without_a_compiler_it_has_no_kernels(tmp_path: Path) -> None:
-    """It is for any machine, and reads all the same: see tests/model/test_cpu.py."""
+@pytest.mark.parametrize("compiler", [None, "false", "true -O1"])
+def test_without_a_compiler_it_has_no_kernels(tmp_path: Path, compiler: str | None) -> None:
+    """Or with one that can't. It is for any machine then, and reads all the same: see
+    tests/model/test_cpu.py."""
     source = tmp_path / "source"
     shutil.copytree(ROOT / "gma", source / "gma", ignore=shutil.ignore_patterns("*.so"))
     for name in ("pyproject.toml", "hatch_build.py", "README.md", "LICENSE", "NOTICE"):
         shutil.copy(ROOT / name, source)
     # Nothing but Python is found.
-    environment = {"PATH": str(tmp_path), "PYTHONDONTWRITEBYTECODE": "1"}
+    found = {"PATH": str(tmp_path)} if compiler is None else {"PATH": "/bin", "CXX": compiler}
+    environment = found | {"PYTHONDONTWRITEBYTECODE": "1"}
     built = build(source, "wheel", tmp_path / "wheel", environment)
     assert built.name.endswith("-py3-none-any.whl")
     assert not [name for name in contents(built) if name.endswith(".so")]

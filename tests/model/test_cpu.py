@@ -6,9 +6,11 @@ from __future__ import annotations
 import copy
 import logging
 import os
+import pickle
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 
 import pytest
 import torch
@@ -123,6 +125,50 @@ def test_a_document_that_is_not_finite_spoils_no_other(classifier: Classifier) -
     assert finite.tolist() == memory.tolist() == [True, False, True]
 
 
+def test_rows_that_lie_apart_in_memory(classifier: Classifier) -> None:
+    tokens = torch.arange(600).reshape(2, 300) * 7 % 50
+    both = torch.tensor([[300, 0], [77, 0]])
+    states = classifier.new_states(2)
+    with torch.no_grad():
+        apart = classifier.step(tokens, both[:, 0], both[:, 1], states)
+        whole = classifier.step(tokens, both[:, 0].clone(), both[:, 1].clone(), states)
+        alike = classifier.step(tokens, torch.tensor(5).expand(2), torch.arange(2), states)
+    assert torch.equal(apart.evidence, whole.evidence)
+    assert alike.weight.tolist() == [5.0, 5.0]
+
+
+@pytest.mark.parametrize("part", ["memory", "mass", "tail"])
+@pytest.mark.parametrize("change", ["half", "double", "fewer documents", "another model"])
+def test_states_that_are_not_the_models(classifier: Classifier, part: str, change: str) -> None:
+    """Kernels would read and write beyond them."""
+    states = classifier.new_states(2)
+    given = getattr(states, part)
+    changed = {
+        "half": given.half(),
+        "double": given.double(),
+        "fewer documents": given[:1],
+        "another model": given[..., :-1],
+    }[change]
+    states = replace(states, **{part: changed})
+    tokens = torch.zeros(2, 300, dtype=torch.long)
+    with torch.no_grad(), pytest.raises(ValueError, match=f"{part} is torch"):
+        classifier.step(tokens, torch.tensor([300, 1]), torch.arange(2), states)
+
+
+def test_a_copy_takes_no_buffers_along(classifier: Classifier) -> None:
+    before = len(pickle.dumps(classifier))
+    with torch.no_grad():
+        step_of(classifier, [0, 1], [300, 300])
+    assert len(pickle.dumps(classifier)) == before
+    assert_as_layers(copy.deepcopy(classifier))
+
+
+def test_a_library_of_another_version(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("gma.model.ops.cpu.library.VERSION", 0)
+    with pytest.raises(ValueError, match="of another version: install"):
+        Library()
+
+
 @pytest.mark.parametrize(
     ("lengths", "rows", "message"),
     [
@@ -131,13 +177,14 @@ def test_a_document_that_is_not_finite_spoils_no_other(classifier: Classifier) -
         ([1, 1], [0, 2], "no document"),
         ([7, 7], [0, 0], "not full"),
         ([1, 1], [-1, 0], "no document"),
+        ([300, 1], [0, 1], "more or fewer tokens"),
     ],
 )
 def test_rows_that_are_none(lengths: list[int], rows: list[int], message: str) -> None:
     """The library looks at them before it reads or writes anything."""
     found = library()
     assert isinstance(found, Library)
-    x, mask = torch.zeros(2, 300, 16), torch.ones(2, 300, dtype=torch.bool)
+    x, mask = torch.zeros(300, 16), torch.ones(2, 300, dtype=torch.bool)
     tails, ones = torch.zeros(2, 3, 16), torch.ones(4, 16)
     given = _rows(torch.tensor(lengths), mask, torch.tensor(rows))
     with pytest.raises(ValueError, match=message):
@@ -156,7 +203,7 @@ def test_where_there_is_none_the_layers_read(
     with caplog.at_level(logging.WARNING):
         classifier.choose_mixers()
     assert classifier.mixers == "chunked"
-    assert "no kernels" in caplog.text
+    assert "reading is slower without the kernels" in caplog.text
     assert "they were not compiled" in caplog.text
 
 

@@ -19,10 +19,12 @@ struct Document {
 // How tokens lie: in a grid of rows, or only those that are there, one behind the other.
 enum class Layout { grid, packed };
 
-// lengths (R,) and document_of_row (R,) -> (D,). Refuses what a caller could not have meant.
+// lengths (R,) and document_of_row (R,) -> (D,). `there`: tokens, if they are packed. Refuses what a caller could not have meant.
 inline std::vector<Document> documents_of(const int64_t* lengths, const int64_t* document_of_row,
-                                          Index rows, Index chunk, Index documents, Layout layout) {
+                                          Index rows, Index chunk, Index documents, Layout layout,
+                                          Index there = 0) {
   std::vector<Document> found(static_cast<size_t>(documents));
+  require(rows == 0 || chunk > 0, "a row has no tokens");
   Index tokens = 0;
   for (Index row = 0; row < rows; ++row) {
     const int64_t length = lengths[row], index = document_of_row[row];
@@ -39,6 +41,7 @@ inline std::vector<Document> documents_of(const int64_t* lengths, const int64_t*
     document.count += static_cast<Index>(length);
     tokens += static_cast<Index>(length);
   }
+  require(layout == Layout::grid || tokens == there, "there are more or fewer tokens than lengths say");
   return found;
 }
 

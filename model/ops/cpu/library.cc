@@ -71,6 +71,9 @@ GMA_DOOR const char* gma_open(gma::ParallelFor parallel_for, gma::ThreadCount th
   return gma::told([](const gma::Threads&) { gma::kernels(); });
 }
 
+// Of the functions below, as library.py knows them: raised when one takes other arguments.
+GMA_DOOR int64_t gma_version() { return 1; }
+
 // Which of the kernels run; after gma_open.
 GMA_DOOR const char* gma_instructions() { return gma::kernels().instructions; }
 
@@ -79,7 +82,7 @@ GMA_DOOR const char* gma_mix(const float* routed, const float* memory, const flo
                              const float* linear, const float* quadratic, const float* bias,
                              const float* keep_bias, const int64_t* lengths,
                              const int64_t* document_of_row, float* out, float* memory_after,
-                             float* mass_after, float* usage, int64_t rows, int64_t chunk,
+                             float* mass_after, float* usage, int64_t tokens, int64_t rows, int64_t chunk,
                              int64_t documents, int64_t width, int64_t heads, int64_t routing,
                              int64_t components, int64_t value, int64_t forgetting,
                              int64_t memory_stride, int64_t mass_stride, bool normalize,
@@ -99,7 +102,7 @@ GMA_DOOR const char* gma_mix(const float* routed, const float* memory, const flo
     const gma::Mixtures mixtures(linear, quadratic, bias, heads, components, routing, normalize,
                                  routing_epsilon);
     gma::mix(threads, mixing, mixtures,
-             gma::documents_of(lengths, document_of_row, rows, chunk, documents, kLayout));
+             gma::documents_of(lengths, document_of_row, rows, chunk, documents, kLayout, tokens));
   });
 }
 
@@ -107,14 +110,14 @@ GMA_DOOR const char* gma_mix(const float* routed, const float* memory, const flo
 GMA_DOOR const char* gma_convolve(const float* x, const float* tail, const float* scale,
                                   const float* taps, const int64_t* lengths,
                                   const int64_t* document_of_row, float* y, float* normal,
-                                  float* tail_after, int64_t rows, int64_t chunk, int64_t documents,
+                                  float* tail_after, int64_t tokens, int64_t rows, int64_t chunk, int64_t documents,
                                   int64_t width, int64_t length, int64_t tail_stride,
                                   float epsilon) {
   return gma::told([&](const gma::Threads& threads) {
     gma::convolve(threads,
                   {gma::Type::float32, x, tail, scale, taps, nullptr, y, normal, tail_after,
                    tail_stride, width, length, epsilon},
-                  gma::documents_of(lengths, document_of_row, rows, chunk, documents, kLayout));
+                  gma::documents_of(lengths, document_of_row, rows, chunk, documents, kLayout, tokens));
   });
 }
 

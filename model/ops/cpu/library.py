@@ -24,11 +24,16 @@ from gma.model.ops.forgetting import MOST_FORGOTTEN
 FILE = Path(__file__).with_name("libgma_cpu.so")
 """Where hatch_build.py leaves it."""
 
+VERSION = 1
+"""Of what the library's functions take."""
+
+INSTALL = "install gma-service where there is a C++ compiler (in a clone: make install)"
+
 POINTERS, SIZES = [c_void_p], [c_int64]
 
 FUNCTIONS: dict[str, list[Any]] = {
-    "gma_mix": POINTERS * 13 + SIZES * 11 + [c_bool] + [c_float] * 3,
-    "gma_convolve": POINTERS * 9 + SIZES * 6 + [c_float],
+    "gma_mix": POINTERS * 13 + SIZES * 12 + [c_bool] + [c_float] * 3,
+    "gma_convolve": POINTERS * 9 + SIZES * 7 + [c_float],
     "gma_normalize": POINTERS * 2 + SIZES * 2 + [c_float],
     "gma_gelu": POINTERS + SIZES,
 }
@@ -39,8 +44,12 @@ class Library:
     many threads as PyTorch, and may be called by several threads at once."""
 
     def __init__(self, file: Path = FILE) -> None:
-        """Raises OSError if there is none, or none for this processor."""
+        """Raises OSError or AttributeError if there is none, or none for this processor or PyTorch;
+        ValueError if it is another version's, or has not the instructions that were asked for."""
         self._library = CDLL(str(file))
+        self._library.gma_version.restype = c_int64
+        if self._library.gma_version() != VERSION:
+            raise ValueError(f"{file} is of another version: {INSTALL}")
         for name, arguments in FUNCTIONS.items():
             function = getattr(self._library, name)
             function.argtypes, function.restype = arguments, c_char_p
@@ -92,6 +101,7 @@ class Library:
             out.data_ptr(),
             *(x.data_ptr() for x in after),
             None if usage is None else usage.data_ptr(),
+            len(routed),
             r,
             c,
             len(memory),
@@ -130,6 +140,7 @@ class Library:
             self._library.gma_convolve,
             *(each.data_ptr() for each in (x, tail, scale, taps, rows.lengths, rows.document)),
             *(each.data_ptr() for each in (y, normal, after)),
+            len(x),
             r,
             c,
             len(tail),
@@ -155,9 +166,9 @@ class Library:
 @cache
 def library() -> Library | str:
     """The library, or why there is none."""
+    if not FILE.exists():
+        return f"they were not compiled: {INSTALL}"
     try:
         return Library()
-    except OSError as error:
-        return str(error) if FILE.exists() else "they were not compiled"
-    except ValueError as error:
+    except (OSError, AttributeError, ValueError) as error:
         return str(error)
