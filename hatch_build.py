@@ -94,7 +94,11 @@ def sources(folder: Path, *, x86: bool) -> Iterator[tuple[Path, str, list[str]]]
     for source in sorted(folder.glob("*.cc")):
         if source.stem == "kernels":
             for name, flags in {"baseline": [], **(X86 if x86 else {})}.items():
-                yield source, name, [*KERNEL, *flags, f"-DGMA_INSTRUCTIONS={name}"]
+                yield (
+                    source,
+                    name,
+                    [*KERNEL, "-DGMA_FLOAT32_ALONE", *flags, f"-DGMA_INSTRUCTIONS={name}"],
+                )
         else:
             yield source, "all", ["-DGMA_X86"] if x86 else []
 

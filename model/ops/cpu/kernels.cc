@@ -57,11 +57,7 @@ GMA_INLINE void product_of(const Product& p, Index first, Index last, Index colu
 }
 
 void product(const Product& p, Index first, Index last, Index column, float* work) {
-  switch (p.type) {
-    case Type::float32: return product_of<float>(p, first, last, column, work);
-    case Type::float16: return product_of<Half>(p, first, last, column, work);
-    case Type::bfloat16: return product_of<Brain>(p, first, last, column, work);
-  }
+  by_type(p.type, [&](auto number) { product_of<decltype(number)>(p, first, last, column, work); });
 }
 
 GMA_INLINE float inverse_rms(const float* x, Index width, float epsilon) {
@@ -115,11 +111,7 @@ GMA_INLINE void convolve_of(const Convolution& c, Index first, Index last, float
 }
 
 void convolve(const Convolution& c, Index first, Index last, float* work) {
-  switch (c.type) {
-    case Type::float32: return convolve_of<float>(c, first, last, work);
-    case Type::float16: return convolve_of<Half>(c, first, last, work);
-    case Type::bfloat16: return convolve_of<Brain>(c, first, last, work);
-  }
+  by_type(c.type, [&](auto number) { convolve_of<decltype(number)>(c, first, last, work); });
 }
 
 template <class T>
@@ -135,11 +127,7 @@ GMA_INLINE void normalize_of(const void* x, void* normal, Index rows, Index widt
 
 void normalize(Type type, const void* x, void* normal, Index rows, Index width, float epsilon,
                float* work) {
-  switch (type) {
-    case Type::float32: return normalize_of<float>(x, normal, rows, width, epsilon, work);
-    case Type::float16: return normalize_of<Half>(x, normal, rows, width, epsilon, work);
-    case Type::bfloat16: return normalize_of<Brain>(x, normal, rows, width, epsilon, work);
-  }
+  by_type(type, [&](auto number) { normalize_of<decltype(number)>(x, normal, rows, width, epsilon, work); });
 }
 
 void gelu_in_place(float* x, Index count) {

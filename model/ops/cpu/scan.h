@@ -259,11 +259,9 @@ struct Scan {
 template <bool reads>
 void scan(const Mixture& mixture, const Tokens& tokens, double* state, float* work) {
   const Flush flush(tokens.gates.open != nullptr);
-  switch (tokens.type) {
-    case Type::float32: return Scan<float, reads>(mixture, tokens, state, work).run();
-    case Type::float16: return Scan<Half, reads>(mixture, tokens, state, work).run();
-    case Type::bfloat16: return Scan<Brain, reads>(mixture, tokens, state, work).run();
-  }
+  by_type(tokens.type, [&](auto number) {
+    Scan<decltype(number), reads>(mixture, tokens, state, work).run();
+  });
 }
 
 }  // namespace

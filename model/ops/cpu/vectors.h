@@ -229,6 +229,17 @@ GMA_INLINE void accumulate(Vector (&acc)[rows][vectors], const float* a, Index a
   }
 }
 
+// action(a number of the type). PyTorch's library is of float32 alone: it is compiled wherever the
+// service is installed.
+template <class Action>
+GMA_INLINE void by_type(Type type, Action&& action) {
+#ifndef GMA_FLOAT32_ALONE
+  if (type == Type::float16) return action(Half{});
+  if (type == Type::bfloat16) return action(Brain{});
+#endif
+  if (type == Type::float32) action(float{});
+}
+
 // While it lives, numbers too small to be normal count as zero: states decay towards them, and a
 // processor takes long for each.
 class Flush {

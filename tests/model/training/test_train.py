@@ -13,6 +13,7 @@ from safetensors.torch import load_file
 
 from gma.model import weights
 from gma.model.classifier import Classifier
+from gma.model.layers import Layer
 from gma.model.training.errors import TrainingError
 from gma.model.training.evaluation import evaluate, measure_tokens
 from gma.model.training.train import train
@@ -116,7 +117,9 @@ class TestMixer:
         hidden = Classifier.hidden_alone
 
         def watched(classifier: Classifier, *args: Any) -> torch.Tensor:
-            used.add(classifier.mixers)
+            for layer in classifier.layers:
+                assert isinstance(layer, Layer)
+                used.add(layer.mixer.operation.name)
             return hidden(classifier, *args)
 
         with monkeypatch.context() as patch:
