@@ -11,7 +11,7 @@ FROM ${BASE} AS base
 ENV PATH=/opt/gma/bin:$PATH \
     PYTHONDONTWRITEBYTECODE=1
 
-# --- What is installed, with a compiler for the operators of ONNX Runtime ---
+# --- What is installed, with a compiler for the kernels ---
 
 FROM base AS build
 RUN apt-get update \
