@@ -41,7 +41,8 @@ class Backbone(nn.Module):
 
     @property
     def mixers(self) -> str:
-        """The name of the operation that the layers use, see `gma.model.ops.choice`."""
+        """The name of what reads: kernels in place of the layers, or the operation that these use,
+        see `gma.model.ops.choice`."""
         return self.kernels.name if self.kernels else self._layer(0).mixer.operation.name
 
     def choose_mixers(self) -> None:
