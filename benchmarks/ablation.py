@@ -22,9 +22,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from benchmarks.checkpoints import BOOKS
 from benchmarks.timing import markdown, progress
 from gma.model.classifier import Classifier
-from gma.model.config import DEFAULT_CHECKPOINT, ModelConfig
+from gma.model.config import ModelConfig
 from gma.model.layers import Layer
 from gma.model.mixers import ForgettingMixer
 from gma.model.ops.chunked import Rows, in_blocks, normalized, responsibilities, with_ones
@@ -390,7 +391,7 @@ def main() -> None:
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     torch.set_float32_matmul_precision("high")
     recipe = Recipe(2, 1, 16384, 8192, 1) if args.quick else Recipe()
-    tokenizer = Tokenizer.load(DEFAULT_CHECKPOINT / "tokenizer.json")
+    tokenizer = Tokenizer.load(BOOKS / "tokenizer.json")
     args.out.mkdir(parents=True, exist_ok=True)
     corpora = []
     splits = "train", "valid"

@@ -28,11 +28,11 @@ import numpy as np
 import torch
 
 from benchmarks import timing
+from benchmarks.checkpoints import BOOKS
 from benchmarks.engine import Comparison, run_steps
 from benchmarks.precision import Scores, prefixes, read
 from gma.export.artifact import Artifact, export
 from gma.model import weights
-from gma.model.config import DEFAULT_CHECKPOINT
 from gma.model.training.splits import Splits
 from gma.service.engine.step import Runner
 from gma.service.runners.loading import load, torch_runner
@@ -137,7 +137,7 @@ def table(runners: Mapping[str, Runner], speed: Comparison, same: Agreement | No
 
 def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("--checkpoint", type=Path, default=DEFAULT_CHECKPOINT)
+    parser.add_argument("--checkpoint", type=Path, default=BOOKS)
     parser.add_argument("--exported", type=Path, help="its export; by default a new one")
     parser.add_argument("--precision", default="float32", help="of the new export")
     parser.add_argument("--chunk", type=int, help="of the new export; by default the device's")

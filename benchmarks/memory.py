@@ -3,7 +3,7 @@
     python -m benchmarks.memory
 
 Each size gets a service of its own, started afresh (a peak never falls), with a tiny model and the
-default checkpoint's tokenizer. The text is the licence's words in random order. Prints Markdown.
+tokenizer of `books`. The text is the licence's words in random order. Prints Markdown.
 """
 
 from __future__ import annotations

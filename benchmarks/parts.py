@@ -15,8 +15,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from benchmarks.checkpoints import BOOKS
 from gma.model import weights
-from gma.model.config import DEFAULT_CHECKPOINT
 from gma.model.reading import read
 from gma.model.training.splits import Splits
 
@@ -35,7 +35,7 @@ def name(prefix: int | None) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("--checkpoint", type=Path, default=DEFAULT_CHECKPOINT)
+    parser.add_argument("--checkpoint", type=Path, default=BOOKS)
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--split", default="test")
     arguments = parser.parse_args()

@@ -1,4 +1,4 @@
-"""What the default checkpoint loses in lower precision, at prefixes of a split's documents.
+"""What a checkpoint loses in lower precision, at prefixes of a split's documents.
 
     python -m benchmarks.precision --data BOOKS
     python -m benchmarks.precision --data BOOKS --limit 20      the first documents only
@@ -22,10 +22,10 @@ import torch
 from numpy.typing import NDArray
 
 from benchmarks import timing
+from benchmarks.checkpoints import BOOKS
 from benchmarks.engine import running
 from gma.model import weights
 from gma.model.classifier import Classifier
-from gma.model.config import DEFAULT_CHECKPOINT
 from gma.model.tokenizer import Tokenizer
 from gma.model.training.splits import Splits
 from gma.service.engine.engine import Engine
@@ -141,7 +141,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--split", default="test")
-    parser.add_argument("--checkpoint", type=Path, default=DEFAULT_CHECKPOINT)
+    parser.add_argument("--checkpoint", type=Path, default=BOOKS)
     parser.add_argument("--limit", type=int, help="documents, the first")
     parser.add_argument("--out", type=Path, default=Path("build/precision"))
     arguments = parser.parse_args(argv)

@@ -6,9 +6,10 @@ from pathlib import Path
 
 import torch
 
+from benchmarks.checkpoints import BOOKS
 from gma.model import weights
 from gma.model.classifier import Classifier
-from gma.model.config import DEFAULT_CHECKPOINT, ModelConfig
+from gma.model.config import ModelConfig
 
 REALISTIC = ModelConfig(
     name="realistic",
@@ -44,7 +45,7 @@ def random_classifier(config: ModelConfig) -> Classifier:
 
 
 def tiny_checkpoint(folder: Path) -> None:
-    """Save a tiny model that shares the default checkpoint's tokenizer."""
-    tokenizer = weights.load(DEFAULT_CHECKPOINT).tokenizer
+    """Save a tiny model that shares the tokenizer of `books`."""
+    tokenizer = weights.load(BOOKS).tokenizer
     config = TINY.model_copy(update={"vocab_size": tokenizer.vocab_size})
     weights.save(folder, random_classifier(config), tokenizer, card="# A random model\n")

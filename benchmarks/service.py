@@ -1,6 +1,6 @@
 """The service over HTTP beside the bare step of its runner, all on the machine where this runs.
 
-    python -m benchmarks.service --data BOOKS             the default checkpoint
+    python -m benchmarks.service --data BOOKS             the checkpoint books
     python -m benchmarks.service --data BOOKS --random    a random one, 12 layers of 768
     GMA_GATEWAYS=4 python -m benchmarks.service ...       any setting, as for `gma serve`
 
@@ -29,10 +29,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from benchmarks.checkpoints import BOOKS
 from benchmarks.clients import Answered, Clients, poisson_times, tokens_within
 from benchmarks.processes import Service, cpu_seconds, service
 from gma.loadtest import server
-from gma.model.config import DEFAULT_CHECKPOINT
 from gma.model.tokenizer import Tokenizer
 from gma.model.training.splits import Splits
 
@@ -86,7 +86,7 @@ class Results:
 
 
 def random_checkpoint(folder: Path) -> None:
-    """Save a random model that has the default checkpoint's tokenizer and labels."""
+    """Save a random model that has the tokenizer and labels of `books`."""
     import torch
 
     from benchmarks.models import SIZE
@@ -94,7 +94,7 @@ def random_checkpoint(folder: Path) -> None:
     from gma.model.classifier import Classifier
 
     torch.manual_seed(0)
-    default = weights.load(DEFAULT_CHECKPOINT)
+    default = weights.load(BOOKS)
     config = default.config.model_copy(update={"name": "random", **SIZE})
     classifier = Classifier(config).requires_grad_(False)
     weights.save(folder, classifier, default.tokenizer, card="# A random model\n")
@@ -256,7 +256,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--split", default="test")
     which = parser.add_mutually_exclusive_group()
-    which.add_argument("--checkpoint", type=Path, default=DEFAULT_CHECKPOINT)
+    which.add_argument("--checkpoint", type=Path, default=BOOKS)
     which.add_argument("--random", action="store_true", help="a random model of 12 layers of 768")
     parser.add_argument("--out", type=Path, default=Path("build/service"))
     parser.add_argument("--books", type=int, default=64, help="in flight at any time")

@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal, Protocol, Self, TypeAlias
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-DEFAULT_CHECKPOINT = Path(__file__).parent / "checkpoints" / "books"
+DEFAULT_CHECKPOINT = Path(__file__).parent / "checkpoints" / "contracts"
 """The checkpoint that comes with the package."""
 
 DEFAULT_BASE = Path(__file__).parent / "checkpoints" / "base"

@@ -19,7 +19,7 @@ from benchmarks.comparison.texts import LONGEST_REVIEW, TOKENIZER, Texts
 from gma.model.tokenizer import Tokenizer
 
 VOCABULARY = 16384
-"""Tokens of the default checkpoint's tokenizer."""
+"""Tokens of the tokenizer of `books`."""
 
 RECIPES = {
     "language": Recipe(Size(384, 6, vocabulary=VOCABULARY), 320, 65536),

@@ -10,11 +10,11 @@ from typing import Any, NamedTuple, Self
 import numpy as np
 from numpy.typing import NDArray
 
+from benchmarks.checkpoints import BOOKS
 from benchmarks.timing import progress
-from gma.model.config import DEFAULT_CHECKPOINT
 from gma.model.tokenizer import Tokenizer
 
-TOKENIZER = DEFAULT_CHECKPOINT / "tokenizer.json"
+TOKENIZER = BOOKS / "tokenizer.json"
 
 STRETCH = 16384
 """Tokens that are kept of a book: the first ones, about 64 KB."""

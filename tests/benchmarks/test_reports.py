@@ -12,13 +12,14 @@ import torch
 
 from benchmarks import backends, precision
 from benchmarks import service as benchmark
+from benchmarks.checkpoints import BOOKS
 from benchmarks.clients import Answered, poisson_times, tokens_within
 from benchmarks.processes import cpu_seconds
-from gma.model.config import DEFAULT_CHECKPOINT, ModelConfig
+from gma.model.config import ModelConfig
 from gma.model.tokenizer import Tokenizer
 from tests.service.asgi import LABELS, save_checkpoint
 
-CONFIG = ModelConfig.model_validate_json((DEFAULT_CHECKPOINT / "config.json").read_bytes())
+CONFIG = ModelConfig.model_validate_json((BOOKS / "config.json").read_bytes())
 
 
 def test_documents_count_for_the_part_that_lies_in_the_window() -> None:
@@ -34,7 +35,7 @@ def test_arrivals_lie_in_their_time() -> None:
 
 
 def test_short_texts_are_a_row_at_most() -> None:
-    tokenizer = Tokenizer.load(DEFAULT_CHECKPOINT / "tokenizer.json")
+    tokenizer = Tokenizer.load(BOOKS / "tokenizer.json")
     book = b"It was a dark and stormy night; the rain fell in torrents. " * 400
     for text in benchmark.short_texts([book], tokenizer, 5):
         assert 500 <= len(tokenizer.encode(text)) <= 512

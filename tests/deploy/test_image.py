@@ -132,7 +132,7 @@ def is_included() -> Callable[[str], bool]:
     [
         ("gma/model", True),
         ("service/app/deployments.py", True),
-        ("model/checkpoints/books/model.safetensors", True),
+        ("model/checkpoints/contracts/model.safetensors", True),
         ("export/ops/CMakeLists.txt", True),
         ("requirements.lock", True),
         ("service/__pycache__/app.pyc", False),

@@ -25,6 +25,7 @@ from gma.model.weights import CheckpointError
 from tests.model.small import small
 
 TEXT = "the quick brown fox jumps over the lazy dog, the dog does not mind. " * 5
+SHIPPED = DEFAULT_CHECKPOINT.parent
 EXCERPTS = Path(__file__).parent.parent / "data" / "excerpts.jsonl"
 
 
@@ -206,14 +207,16 @@ def test_truncated_weights(folder: Path, size: int) -> None:
     assert_wrong(folder, "model.safetensors")
 
 
-class TestDefaultCheckpoint:
-    def test_is_small(self) -> None:
-        files = [file for file in DEFAULT_CHECKPOINT.iterdir() if file.is_file()]
-        assert sum(file.stat().st_size for file in files) <= 20_000_000
-        assert "README.md" in {file.name for file in files}
+@pytest.mark.parametrize("name", ["base", "books", "contracts"])
+def test_checkpoints_that_come_with_the_package_are_small(name: str) -> None:
+    files = [file for file in (SHIPPED / name).iterdir() if file.is_file()]
+    assert sum(file.stat().st_size for file in files) <= 20_000_000
+    assert {"README.md", "training.toml"} <= {file.name for file in files}
 
+
+class TestBooks:
     def test_knows_who_wrote_an_excerpt(self) -> None:
-        checkpoint = weights.load(DEFAULT_CHECKPOINT)
+        checkpoint = weights.load(SHIPPED / "books")
         for line in EXCERPTS.read_text().splitlines():
             excerpt = json.loads(line)
             reader = Reader(checkpoint)
@@ -223,7 +226,7 @@ class TestDefaultCheckpoint:
 
     def test_has_components_in_use(self) -> None:
         """Responsibilities that collapsed would leave one."""
-        checkpoint = weights.load(DEFAULT_CHECKPOINT)
+        checkpoint = weights.load(SHIPPED / "books")
         text = "".join(json.loads(line)["text"] for line in EXCERPTS.read_text().splitlines())
         reading = read(checkpoint.classifier, [torch.from_numpy(checkpoint.tokenizer.encode(text))])
         share = reading[0].usage / reading[0].usage.sum(-1, keepdim=True)

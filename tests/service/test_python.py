@@ -23,6 +23,16 @@ from gma.service.cli.main import main
 
 TEXT = "It was the best of times, it was the worst of times; é 你好 👍.\n"
 TEXTS = [TEXT, TEXT * 300, "x", TEXT * 20, "\ufeff" + TEXT, TEXT * 40]
+AGREEMENT = Path(__file__).parents[2] / "docs" / "examples" / "agreement.txt"
+CLAUSES = {
+    "anti_assignment": "Neither party may assign",
+    "audit_rights": "have these books and records inspected",
+    "cap_on_liability": "TOTAL LIABILITY",
+    "ip_ownership_assignment": "hereby assigns",
+    "termination_for_convenience": "for any reason or for no reason",
+    "uncapped_liability": "IN NO EVENT SHALL",
+    "warranty_duration": "ninety (90) days",
+}
 LABELS = ("austen", "dickens", "poe", "twain")
 
 KINDS: dict[str, dict[str, Any]] = {
@@ -220,9 +230,26 @@ class TestStream:
 
 
 def test_the_default_checkpoint_has_a_name() -> None:
-    one, other = Classifier.load(), Classifier.load("books")
+    one, other = Classifier.load(), Classifier.load("contracts")
     assert one.checkpoint.fingerprint == other.checkpoint.fingerprint
-    assert "jack_london" in one.labels
+    assert "jack_london" in Classifier.load("books").labels
+
+
+def test_the_default_checkpoint_finds_clauses_and_where_they_are() -> None:
+    """In an agreement that nothing was trained on, nor chosen by."""
+    text = AGREEMENT.read_text()
+    answer = Classifier.load().classify(text, evidence=True)
+    assert set(answer.labels) == CLAUSES.keys()
+    for label, words in CLAUSES.items():
+        start = text.index(words)  # in bytes too: the agreement is ASCII
+        _, span = max(
+            (score.score, span)
+            for span in answer.evidence
+            for score in span.scores
+            if score.label == label
+        )
+        assert span.start < start + len(words), label
+        assert start < span.end, label
 
 
 @pytest.mark.parametrize("name", ["no_such", "../books", "checkpoints/books"])

@@ -25,8 +25,9 @@ if(NOT python)
 elseif(NOT EXISTS "${repository}/model/ops/triton/forward.py")
   set(missing "the model's kernels, of the repository that this is a part of")
 else()
+  # pip's build environment has a PYTHONPATH that hides the packages of the Python it runs on.
   execute_process(
-    COMMAND "${python}" -c
+    COMMAND ${CMAKE_COMMAND} -E env --unset=PYTHONPATH "${python}" -c
       "import torch, triton.backends.nvidia as here; print(list(here.__path__)[0])"
     OUTPUT_VARIABLE triton RESULT_VARIABLE failed ERROR_QUIET OUTPUT_STRIP_TRAILING_WHITESPACE)
   if(failed)
