@@ -104,7 +104,8 @@ class Run(Loop[Classifier, TrainingConfig]):
         fitted = token_scores.fit(self.crops, train, valid, self.model, config, progress)
         if not fitted.scores.isfinite().all():
             raise TrainingError("the tokens' own scores diverged: lower their learning_rate")
-        self.log(token_scores={"decay": fitted.decay, "tried": fitted.tried})
+        chosen = {"counted": fitted.counted, "decay": fitted.decay, "tried": fitted.tried}
+        self.log(token_scores=chosen)
         for classifier in self.trained, self.average:
             classifier.pooling.token.weight.data.copy_(fitted.scores)
 

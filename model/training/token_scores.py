@@ -1,15 +1,17 @@
-"""The tokens' own scores: logistic regression for each label, on which tokens a crop has.
+"""The tokens' own scores: logistic regression for each label, on the tokens of a crop.
 
 A linear model of words over the whole document is hard to beat where little text was trained on,
-and it takes seconds to fit. A crop is the set of its tokens, the rare ones weighing more, at
-length 1: so long and short documents teach alike, and what is said twice teaches once. How much the
-scores are held back is chosen on the valid split. The deep scores are trained beside them.
+and it takes seconds to fit. It looks at which tokens a crop has, as is best for topics and
+sentiment in short texts, or at their shares of it, as for an author's style in long ones. Which of
+the two, and how much the scores are held back, is chosen on the valid split. The deep scores are
+trained beside them.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import Annotated, NamedTuple
+import math
+from collections.abc import Callable, Iterator
+from typing import Annotated, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -24,14 +26,20 @@ from gma.model.training.corpus import Corpus
 from gma.model.training.crops import Crops
 from gma.model.training.cross_entropy import cross_entropy
 
-RARITY = 1.5
-"""Power of a token's inverse document frequency that it weighs in its crop."""
+Counted = Literal["presence", "share"]
+"""What a crop is told by: which tokens it has, or how much of it each is."""
 
-HOLDS = 3.0, 1.0, 10.0, 0.3, 30.0, 0.1
+HOLDS: dict[Counted, tuple[float, ...]] = {
+    "presence": (3.0, 1.0, 10.0, 0.3, 30.0, 0.1),
+    "share": (0.06, 0.3, 1.5, 0.012, 6.0, 30.0),
+}
 """Decays that are tried, times the crops that train would be cut into; likely ones first."""
 
 MOST_WEIGHTS = 1 << 23
 """Scores that are fitted side by side, of all decays: beyond, fewer decays are tried."""
+
+LOUDNESS = 25.0
+"""What shares are multiplied by: few tokens of a crop tell anything, and must shout."""
 
 PREFIXES = 256, 1024, None
 """Tokens of a valid document that a decay is judged on; None: all."""
@@ -42,11 +50,18 @@ class TokenScoresConfig(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
 
-    steps: Annotated[int, Field(ge=0, description="0 leaves them out")] = 200
+    steps: Annotated[int, Field(ge=0, description="0 leaves them out")] = 400
     crops: Annotated[int, Field(gt=0, description="crops of a step")] = 512
     length: Annotated[int, Field(gt=0, description="tokens of a crop")] = 1024
-    learning_rate: Annotated[float, Field(gt=0)] = 0.2
-    label_smoothing: Annotated[float, Field(ge=0, le=1)] = 0.0
+    learning_rate: Annotated[float, Field(gt=0)] = 0.1
+    label_smoothing: Annotated[float, Field(ge=0, le=1)] = 0.1
+    counted: Annotated[
+        Counted | None,
+        Field(
+            description="which tokens a crop has, or how much of it each is; chosen on valid if "
+            "nothing is said"
+        ),
+    ] = None
     decay: Annotated[
         float | None,
         Field(ge=0, description="L2 penalty; chosen on valid if nothing is said"),
@@ -58,8 +73,9 @@ class TokenScores(NamedTuple):
     """What was fitted."""
 
     scores: Tensor  # (vocab_size, labels): their mean over a document's tokens is its logits
+    counted: Counted
     decay: float
-    tried: dict[float, float]  # by decay, the cross-entropy on valid
+    tried: dict[Counted, dict[float, float]]  # by what is counted and decay, the loss on valid
 
 
 def fit(
@@ -72,39 +88,52 @@ def fit(
 ) -> TokenScores:
     """Fit scores whose mean over a document's tokens predicts its label or labels.
 
-    ``train`` is what ``crops`` crops; ``valid`` chooses the decay, and how loud the mean is.
+    ``train`` is what ``crops`` crops; ``valid`` chooses what is counted, the decay, and how loud
+    the mean is.
     """
-    decays = _decays(train, model, config)
-    weights = _rarity(train, model.vocab_size).to(crops.tokens.device)
-    fitted = _regressed(crops, weights, decays, model, config, progress)
-    return _chosen(fitted, decays, valid, crops, model)
+    rarity = _rarity(train, model.vocab_size).to(crops.tokens.device)
+    best, least, tried = None, math.inf, dict[Counted, dict[float, float]]()
+    for counted in HOLDS if config.counted is None else (config.counted,):
+        decays = _decays(train, model, config, counted)
+        fitted = _regressed(crops, rarity, counted, decays, model, config, progress)
+        scores, losses = _scaled(fitted, valid, crops, model)
+        tried[counted] = dict(zip(decays, losses.tolist(), strict=True))
+        index = int(losses.nan_to_num(torch.inf).argmin())
+        if best is None or losses[index] < least:
+            least = float(losses[index])
+            best = TokenScores(scores(index), counted, decays[index], tried)
+    assert best is not None
+    return best
 
 
-def _decays(train: Corpus, model: ModelConfig, config: TokenScoresConfig) -> list[float]:
+def _decays(
+    train: Corpus, model: ModelConfig, config: TokenScoresConfig, counted: Counted
+) -> list[float]:
     if config.decay is not None:
         return [config.decay]
     sizes = np.diff(train.ends, prepend=0)
     count = int((-(-sizes // config.length)).sum())
     room = max(1, MOST_WEIGHTS // (model.vocab_size * len(model.labels)))
-    return [hold / count for hold in HOLDS[:room]]
+    return [hold / count for hold in HOLDS[counted][:room]]
 
 
 def _rarity(train: Corpus, vocab_size: int) -> Tensor:
-    """Say how much each token weighs, (vocab_size,)."""
+    """Return each token's inverse document frequency, (vocab_size,)."""
     used = train.document_frequency(vocab_size)
-    inverse = np.log((1 + len(train)) / (1 + used)) + 1
-    return torch.from_numpy(inverse**RARITY).float()
+    return torch.from_numpy(np.log((1 + len(train)) / (1 + used)) + 1).float()
 
 
 def _regressed(
     crops: Crops,
-    weights: Tensor,
+    rarity: Tensor,
+    counted: Counted,
     decays: list[float],
     model: ModelConfig,
     config: TokenScoresConfig,
     progress: Progress,
 ) -> Tensor:
     """Fit scores (vocab_size, decays, labels), all decays at once."""
+    weights = LOUDNESS * rarity if counted == "share" else rarity**1.5
     device, shape = weights.device, (len(decays), len(model.labels))
     scores = torch.zeros(len(weights), *shape, device=device).flatten(1).requires_grad_()
     bias = torch.zeros(*shape, device=device, requires_grad=True)
@@ -118,15 +147,17 @@ def _regressed(
             group["lr"] = config.learning_rate * (1 - step / config.steps)
         rng = np.random.default_rng([config.seed, step])
         drawn = crops.draw(rng, config.crops, length)
-        tokens, counts = distinct(drawn.tokens, drawn.lengths, len(weights))
+        tokens, times, counts = distinct(drawn.tokens, drawn.lengths, len(weights))
         row = torch.repeat_interleave(counts)
-        size = torch.zeros(len(counts), device=device).index_add_(0, row, weights[tokens].square())
+        weight = weights[tokens]
+        if counted == "share":
+            weight = weight * times / drawn.lengths[row]
+        else:  # of length 1: long and short documents teach alike
+            square = torch.zeros(len(counts), device=device).index_add_(0, row, weight.square())
+            weight = weight / square.sqrt()[row]
+        starts = counts.cumsum(0) - counts
         each = functional.embedding_bag(
-            tokens,
-            scores,
-            counts.cumsum(0) - counts,
-            per_sample_weights=weights[tokens] / size.sqrt()[row],
-            mode="sum",
+            tokens, scores, starts, per_sample_weights=weight, mode="sum"
         )
         losses = cross_entropy(
             (each.view(-1, *shape) + bias).flatten(0, 1),
@@ -145,20 +176,21 @@ def _regressed(
     return (scores.detach() * weights[:, None]).view(-1, *shape)
 
 
-def distinct(tokens: Tensor, lengths: Tensor, vocab_size: int) -> tuple[Tensor, Tensor]:
-    """Return the distinct tokens of rows (B, N), row after row, and how many each row has, (B,)."""
+def distinct(tokens: Tensor, lengths: Tensor, vocab_size: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the distinct tokens of rows (B, N), row after row, how often each is there, and how
+    many each row has, (B,)."""
     there = torch.arange(tokens.shape[1], device=tokens.device) < lengths[:, None]
-    ordered = torch.where(there, tokens, vocab_size).sort(1).values
-    first = functional.pad(ordered[:, 1:] != ordered[:, :-1], (1, 0), value=True)
-    first &= ordered < vocab_size
-    return ordered[first], first.sum(1)
+    row = torch.arange(len(tokens), device=tokens.device)[:, None]
+    found, times = torch.unique((row * vocab_size + tokens)[there], return_counts=True)
+    return found % vocab_size, times, (found // vocab_size).bincount(minlength=len(tokens))
 
 
-def _chosen(
-    fitted: Tensor, decays: list[float], valid: Corpus, crops: Crops, model: ModelConfig
-) -> TokenScores:
-    """Make means of scores (vocab_size, decays, labels) logits, and choose the best on valid.
+def _scaled(
+    fitted: Tensor, valid: Corpus, crops: Crops, model: ModelConfig
+) -> tuple[Callable[[int], Tensor], Tensor]:
+    """Make means of scores (vocab_size, decays, labels) logits of valid's documents.
 
+    Returns the scores (vocab_size, labels) of a decay, and the loss of each on valid, (decays,).
     Each label is to count as it does in the crops: an offset must not make the rare ones silent.
     """
     means = torch.cat([*_means(fitted, valid)]).double()
@@ -168,7 +200,7 @@ def _chosen(
     quiet = 0.01 * fitted.square().mean((0, 2)).sqrt().double() + 1e-6
     loud = means.square().mean((0, 2)).sqrt().maximum(quiet)
     stay = 0.5 / len(valid)
-    x = means.new_zeros(len(decays), 1 + len(model.labels)).requires_grad_()
+    x = means.new_zeros(fitted.shape[1], 1 + len(model.labels)).requires_grad_()
 
     def logits(x: Tensor) -> Tensor:
         return means * (x[:, :1].exp() / loud[:, None]) + x[:, 1:]
@@ -187,12 +219,13 @@ def _chosen(
         return value.item()
 
     optimizer.step(closure)  # type: ignore[no-untyped-call]
-    found = measured(x.detach())
-    best = int(found.nan_to_num(torch.inf).argmin())
-    factor, offsets = x.detach()[best, 0].exp() / loud[best], x.detach()[best, 1:]
-    scores = fitted[:, best] * factor.float() + offsets.float()
-    tried = dict(zip(decays, found.tolist(), strict=True))
-    return TokenScores(scores, decays[best], tried)
+    x = x.detach()
+
+    def scores(index: int) -> Tensor:
+        factor, offsets = x[index, 0].exp() / loud[index], x[index, 1:]
+        return fitted[:, index] * factor.float() + offsets.float()
+
+    return scores, measured(x)
 
 
 def _means(fitted: Tensor, valid: Corpus) -> Iterator[Tensor]:

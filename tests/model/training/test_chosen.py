@@ -185,8 +185,8 @@ class TestPace:
         assert spoken(7200) == "about 2.0 hours"
 
 
-def test_the_log_says_which_decay_was_chosen(run: Train) -> None:
+def test_the_log_says_what_the_tokens_scores_were_chosen_by(run: Train) -> None:
     (line,) = (line["token_scores"] for line in log_of(run()) if "token_scores" in line)
-    tried = {float(decay): loss for decay, loss in line["tried"].items()}
-    assert len(tried) > 1
-    assert tried[line["decay"]] == min(tried.values())
+    tried = {(c, float(d)): loss for c, by in line["tried"].items() for d, loss in by.items()}
+    assert len(tried) > 2
+    assert tried[line["counted"], line["decay"]] == min(tried.values())
