@@ -32,13 +32,16 @@ class Gaussian(Mixer):
     form: ClassVar = "paper"
     components = 0
     """Of a head; 0: as many as the size says."""
+    wider = 1
+    """How many times as many heads as the size says."""
 
     def __init__(self, size: Size) -> None:
         if self.components:
             size = size._replace(components=self.components)
         super().__init__(size)
         del self.norm  # it has its own
-        self.config = size.config(form=self.form, causal=self.causal)
+        config = size.config(form=self.form, causal=self.causal)
+        self.config = config.model_copy(update={"heads": self.wider * size.heads})
         made = mixers.Mixer if self.form == "paper" else mixers.ForgettingMixer
         self.inner = made(self.config)
 
@@ -47,14 +50,13 @@ class Gaussian(Mixer):
         self.inner.operation = choose(self.config, self.inner.out.weight) if fast else CHUNKED
 
     def state_bytes(self, tokens: int) -> int:
-        return self.size.heads * self.size.components * (HEAD + 1) * FLOAT
+        return self.config.heads * self.config.num_components * (HEAD + 1) * FLOAT
 
     def forward(self, x: Tensor, rows: Rows) -> Tensor:
         if not self.causal:
             return self.inner.read(x, *self.inner.write(x, rows), rows)
-        size = self.size
         wide = torch.promote_types(self.inner.out.weight.dtype, torch.float32)
-        shape = len(x), size.heads, size.components, HEAD
+        shape = len(x), self.config.heads, self.config.num_components, HEAD
         memory = torch.zeros(shape, device=x.device, dtype=wide)
         update, _, _ = self.inner.causal(x, memory, memory[..., 0].contiguous(), rows)
         return update
@@ -68,6 +70,12 @@ class Forgetting(Gaussian):
 
 class ManyComponents(Forgetting):
     components = 128
+
+
+class Wide(Forgetting):
+    """As wide inside as Mamba-2."""
+
+    wider = 2
 
 
 class GaussianBothWays(Gaussian):
@@ -92,6 +100,7 @@ MIXERS: dict[str, type[Mixer]] = {
     "GLA": GatedLinear,
     "GSA": GatedSlots,
     "Performer": Performer,
+    "GMA (forgetting), twice as wide inside": Wide,
     "GMA (forgetting), 128 components": ManyComponents,
     "GMA (paper), both ways": GaussianBothWays,
     "GMA (forgetting), both ways": ForgettingBothWays,
