@@ -77,7 +77,8 @@ GMA_DOOR int64_t gma_version() { return 1; }
 // Which of the kernels run; after gma_open.
 GMA_DOOR const char* gma_instructions() { return gma::kernels().instructions; }
 
-// Rows, of `chunk` tokens, and documents as in documents.h; shapes as in mixing.h. `forgetting` heads, the last, forget, and in the paper's form `usage` is null.
+// Rows, of `chunk` tokens, and documents as in documents.h; shapes as in mixing.h. `forgetting` heads,
+// the last, forget, and in the paper's form `usage` is null.
 GMA_DOOR const char* gma_mix(const float* routed, const float* memory, const float* mass,
                              const float* linear, const float* quadratic, const float* bias,
                              const float* keep_bias, const int64_t* lengths,
