@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from pathlib import Path
 from typing import Any
 
@@ -66,6 +67,34 @@ def test_passages_are_found_by_labels_alone(lines: list[dict[str, Any]]) -> None
         assert all(span.end <= len(text) for span in document.spans)
     assert hits(by_windows, lines) > 0.9
     assert hits(by_windows, lines) >= hits(by_documents, lines)
+
+
+def words_that_tell_together(count: int) -> list[dict[str, Any]]:
+    """Ten words stand in all documents, and near one another in those that have the label."""
+    rng, telling, words = random.Random(0), [f"clause{i}" for i in range(10)], 900
+    lines = []
+    for number in range(count):
+        text = [f"noise{rng.randrange(400)}" for _ in range(words)]
+        for _ in range(5):
+            for word in telling:
+                text[rng.randrange(words)] = word
+        spans = []
+        if number % 2:
+            at = slice(start := rng.randrange(words - 30), start + 30, 3)
+            text[at] = rng.sample(telling, 10)
+            start, end = len(" ".join(text[:start])) + 1, len(" ".join(text[: start + 30]))
+            spans = [{"label": "a", "start": start, "end": end}]
+        lines.append({"text": " ".join(text), "labels": ["a"] * len(spans), "spans": spans})
+    return lines
+
+
+def test_what_was_taken_wrongly_is_not_learned_by_heart() -> None:
+    """A model that looks for windows where it learned keeps those that it took: .27."""
+    lines = words_that_tell_together(150)
+    documents = as_documents(without_spans(lines))
+    first, last = (hits(found.find(documents, rounds, Progress()), lines) for rounds in (0, 3))
+    assert first < 0.4
+    assert last > 0.5
 
 
 def test_spans_that_are_told_change_nothing(lines: list[dict[str, Any]]) -> None:
