@@ -34,9 +34,9 @@ class Classifier:
     def load(
         cls, checkpoint: Path | str | None = None, *, device: Literal["auto"] | str = "auto"
     ) -> Self:
-        """Load a checkpoint's folder, or one that comes with gma by its name: ``"contracts"``, ``"books"``.
+        """Load a checkpoint's folder, or one that comes with gma, ``"contracts"`` or ``"books"``.
 
-        Without either it is the default one. ``"auto"`` takes a GPU if there is one. Raises
+        Without either it is the former. ``"auto"`` takes a GPU if there is one. Raises
         ValueError that says what is wrong with the folder.
         """
         if device == "auto":
