@@ -98,7 +98,8 @@ def fit(
         fitted = _regressed(crops, rarity, counted, decays, model, config, progress)
         scores, losses = _scaled(fitted, valid, crops, model)
         tried[counted] = dict(zip(decays, losses.tolist(), strict=True))
-        index = int(losses.nan_to_num(torch.inf).argmin())
+        losses = losses.nan_to_num(torch.inf)  # what diverged is not chosen
+        index = int(losses.argmin())
         if best is None or losses[index] < least:
             least = float(losses[index])
             best = TokenScores(scores(index), counted, decays[index], tried)
