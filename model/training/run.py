@@ -104,8 +104,7 @@ class Run(Loop[Classifier, TrainingConfig]):
         fitted = token_scores.fit(self.crops, train, valid, self.model, config, progress)
         if not fitted.scores.isfinite().all():
             raise TrainingError("the tokens' own scores diverged: lower their learning_rate")
-        chosen = {"counted": fitted.counted, "decay": fitted.decay, "tried": fitted.tried}
-        self.log(token_scores=chosen)
+        self.log(token_scores={name: part._asdict() for name, part in fitted.parts.items()})
         for classifier in self.trained, self.average:
             classifier.pooling.token.weight.data.copy_(fitted.scores)
 

@@ -1,16 +1,15 @@
 """The tokens' own scores: logistic regression for each label, on the tokens of a crop.
 
 A linear model of words over the whole document is hard to beat where little text was trained on,
-and it takes seconds to fit. It looks at which tokens a crop has, as is best for topics and
-sentiment in short texts, or at their shares of it, as for an author's style in long ones. Which of
-the two, and how much the scores are held back, is chosen on the valid split. The deep scores are
-trained beside them.
+and it takes seconds to fit. One looks at which tokens a crop has, as is best for topics and
+sentiment in short texts, one at their shares of it, as for an author's style in long ones. How much
+the scores of each are held back, and what each counts for in their sum, is chosen on the valid
+split. The deep scores are trained beside them.
 """
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Annotated, Literal, NamedTuple
 
 import numpy as np
@@ -58,8 +57,8 @@ class TokenScoresConfig(BaseModel):
     counted: Annotated[
         Counted | None,
         Field(
-            description="which tokens a crop has, or how much of it each is; chosen on valid if "
-            "nothing is said"
+            description="which tokens a crop has, or how much of it each is; if nothing is said, "
+            "both, weighed on valid"
         ),
     ] = None
     decay: Annotated[
@@ -73,9 +72,15 @@ class TokenScores(NamedTuple):
     """What was fitted."""
 
     scores: Tensor  # (vocab_size, labels): their mean over a document's tokens is its logits
-    counted: Counted
+    parts: dict[Counted, Part]
+
+
+class Part(NamedTuple):
+    """Scores by what is counted."""
+
     decay: float
-    tried: dict[Counted, dict[float, float]]  # by what is counted and decay, the loss on valid
+    weight: float  # in the sum of all
+    tried: dict[float, float]  # by decay, the cross-entropy on valid
 
 
 def fit(
@@ -88,23 +93,22 @@ def fit(
 ) -> TokenScores:
     """Fit scores whose mean over a document's tokens predicts its label or labels.
 
-    ``train`` is what ``crops`` crops; ``valid`` chooses what is counted, the decay, and how loud
-    the mean is.
+    ``train`` is what ``crops`` crops; ``valid`` chooses the decays, and how loud the mean is.
     """
     rarity = _rarity(train, model.vocab_size).to(crops.tokens.device)
-    best, least, tried = None, math.inf, dict[Counted, dict[float, float]]()
-    for counted in HOLDS if config.counted is None else (config.counted,):
-        decays = _decays(train, model, config, counted)
-        fitted = _regressed(crops, rarity, counted, decays, model, config, progress)
-        scores, losses = _scaled(fitted, valid, crops, model)
-        tried[counted] = dict(zip(decays, losses.tolist(), strict=True))
-        losses = losses.nan_to_num(torch.inf)  # what diverged is not chosen
-        index = int(losses.argmin())
-        if best is None or losses[index] < least:
-            least = float(losses[index])
-            best = TokenScores(scores(index), counted, decays[index], tried)
-    assert best is not None
-    return best
+    counted: Sequence[Counted] = [*HOLDS] if config.counted is None else [config.counted]
+    tables, chosen, tried = [], [], []
+    for each in counted:
+        decays = _decays(train, model, config, each)
+        fitted = _regressed(crops, rarity, each, decays, model, config, progress)
+        scaled, losses = _scaled(fitted, valid, crops, model)
+        best = int(losses.nan_to_num(torch.inf).argmin())
+        tables.append(scaled[:, best])
+        chosen.append(decays[best])
+        tried.append(dict(zip(decays, losses.tolist(), strict=True)))
+    scores, weights = _weighed(torch.stack(tables, 1), valid, crops, model)
+    parts = map(Part, chosen, weights, tried)
+    return TokenScores(scores, dict(zip(counted, parts, strict=True)))
 
 
 def _decays(
@@ -188,45 +192,71 @@ def distinct(tokens: Tensor, lengths: Tensor, vocab_size: int) -> tuple[Tensor, 
 
 def _scaled(
     fitted: Tensor, valid: Corpus, crops: Crops, model: ModelConfig
-) -> tuple[Callable[[int], Tensor], Tensor]:
+) -> tuple[Tensor, Tensor]:
     """Make means of scores (vocab_size, decays, labels) logits of valid's documents.
 
-    Returns the scores (vocab_size, labels) of a decay, and the loss of each on valid, (decays,).
-    Each label is to count as it does in the crops: an offset must not make the rare ones silent.
+    Returns the scores that do, and the loss of each decay on valid, (decays,). Each label is to
+    count as it does in the crops: an offset must not make the rare ones silent.
     """
     means = torch.cat([*_means(fitted, valid)]).double()
-    labels = torch.from_numpy(np.concatenate([valid.labels] * len(PREFIXES))).to(fitted.device)
-    share = _shares(valid, crops).to(fitted.device).repeat(len(PREFIXES)) / len(PREFIXES)
     # Where valid's tokens are all unknown, their mean says nothing of how loud it is.
     quiet = 0.01 * fitted.square().mean((0, 2)).sqrt().double() + 1e-6
     loud = means.square().mean((0, 2)).sqrt().maximum(quiet)
-    stay = 0.5 / len(valid)
-    x = means.new_zeros(fitted.shape[1], 1 + len(model.labels)).requires_grad_()
+    loss = _loss(valid, crops, fitted.device)
 
-    def logits(x: Tensor) -> Tensor:
-        return means * (x[:, :1].exp() / loud[:, None]) + x[:, 1:]
+    def losses(x: Tensor) -> Tensor:
+        logits = means * (x[:, :1].exp() / loud[:, None]) + x[:, 1:]
+        return torch.stack([loss(of_decay) for of_decay in logits.unbind(1)])
 
-    def measured(x: Tensor) -> Tensor:
-        """Return the cross-entropy of each decay, (decays,)."""
-        each = [cross_entropy(of_decay, labels) for of_decay in logits(x).unbind(1)]
-        return torch.stack([(loss * share).sum() for loss in each])
+    x = _least(losses, means.new_zeros(fitted.shape[1], 1 + len(model.labels)), len(valid))
+    factors, offsets = x[:, :1].exp() / loud[:, None], x[:, 1:]
+    return fitted * factors.float() + offsets.float(), losses(x)
 
+
+def _weighed(
+    tables: Tensor, valid: Corpus, crops: Crops, model: ModelConfig
+) -> tuple[Tensor, list[float]]:
+    """Weigh scores (vocab_size, T, labels) against one another on valid's documents.
+
+    Returns their sum (vocab_size, labels), and what each was multiplied by: T numbers. One that
+    diverged is left out, unless all did.
+    """
+    there = tables.isfinite().all(2).all(0)
+    tables = tables.where(there[:, None], 0.0) if there.any() else tables
+    means = torch.cat([*_means(tables, valid)]).double()
+    loss = _loss(valid, crops, tables.device)
+    alike = means.new_full((tables.shape[1],), 1 / tables.shape[1])
+
+    def losses(x: Tensor) -> Tensor:
+        factors = alike * x[: len(alike)].exp()
+        return loss((means * factors[:, None]).sum(1) + x[len(alike) :])
+
+    x = _least(losses, means.new_zeros(len(alike) + len(model.labels)), len(valid))
+    factors = alike * x[: len(alike)].exp() * there
+    scores = (tables * factors[:, None].float()).sum(1) + x[len(alike) :].float()
+    return scores, factors.tolist()
+
+
+def _loss(valid: Corpus, crops: Crops, device: torch.device) -> Callable[[Tensor], Tensor]:
+    """Return what takes logits of all views of valid's documents to their cross-entropy."""
+    labels = torch.from_numpy(np.concatenate([valid.labels] * len(PREFIXES))).to(device)
+    share = _shares(valid, crops).to(device).repeat(len(PREFIXES)) / len(PREFIXES)
+    return lambda logits: (cross_entropy(logits, labels) * share).sum()
+
+
+def _least(losses: Callable[[Tensor], Tensor], start: Tensor, documents: int) -> Tensor:
+    """Find where the sum of losses is least; to stay counts as much as one of the documents."""
+    x = start.clone().requires_grad_()
     optimizer = torch.optim.LBFGS([x], max_iter=30, line_search_fn="strong_wolfe")
 
     def closure() -> float:
         optimizer.zero_grad()
-        value = measured(x).sum() + stay * x.square().sum()
+        value = losses(x).sum() + 0.5 / documents * x.square().sum()
         torch.autograd.backward(value)
         return value.item()
 
     optimizer.step(closure)  # type: ignore[no-untyped-call]
-    x = x.detach()
-
-    def scores(index: int) -> Tensor:
-        factor, offsets = x[index, 0].exp() / loud[index], x[index, 1:]
-        return fitted[:, index] * factor.float() + offsets.float()
-
-    return scores, measured(x)
+    return x.detach()
 
 
 def _means(fitted: Tensor, valid: Corpus) -> Iterator[Tensor]:

@@ -56,24 +56,25 @@ def right(scores: TokenScores, text: Text) -> float:
 
 def test_how_often_a_token_is_there_tells() -> None:
     scores = fitted(often)
-    assert scores.counted == "share"
     assert right(scores, often) == 1.0
+    assert scores.parts["share"].weight > scores.parts["presence"].weight
 
 
 @pytest.mark.parametrize("text", [often, there])
 def test_valid_chooses(text: Text) -> None:
     scores = fitted(text)
     assert right(scores, text) >= 0.9
-    assert scores.tried.keys() == {"presence", "share"}
-    losses = {(c, d): loss for c, tried in scores.tried.items() for d, loss in tried.items()}
-    assert len(losses) == 12
-    assert losses[scores.counted, scores.decay] == min(losses.values())
+    assert scores.parts.keys() == {"presence", "share"}
+    for part in scores.parts.values():
+        assert len(part.tried) == 6
+        assert part.tried[part.decay] == min(part.tried.values())
 
 
 def test_what_is_said_is_not_chosen() -> None:
     scores = fitted(often, counted="presence", decay=0.01)
-    assert (scores.counted, scores.decay) == ("presence", 0.01)
-    assert [*scores.tried] == ["presence"]
+    (part,) = scores.parts.values()
+    assert [*scores.parts] == ["presence"]
+    assert [*part.tried] == [part.decay] == [0.01]
 
 
 def test_distinct_tokens_of_rows() -> None:
