@@ -1,6 +1,6 @@
 """Every document of a split through a running service: how many are right, and how fast.
 
-    make serve
+    GMA_CHECKPOINT=model/checkpoints/books make serve
     python -m benchmarks.books --data BOOKS
 
 Each body is sent chunked, in pieces that end anywhere. Prints one line.

@@ -73,11 +73,11 @@ def classify(
 
     \b
     Examples:
-      gma classify book.txt
-      gma classify --evidence --top-k 1 book.txt
-      gma classify --json *.txt | jq -r '[.file, .label] | @tsv'
+      gma classify contract.txt
+      gma classify --evidence --top-k 1 contract.txt
+      gma classify --json *.txt | jq -r '[.file, .labels[]] | @tsv'
       gma classify --json letters.jsonl.gz > answers.jsonl
-      zcat book.txt.gz | gma classify -
+      zcat contract.txt.gz | gma classify -
     """
     if components and not as_json:
         raise typer.BadParameter("they are told with --json only", param_hint="--components")

@@ -30,7 +30,7 @@ def serve(
       gma serve
       gma serve --port 9000 --checkpoint runs/mine/checkpoint
       GMA_MAX_DOCUMENT_BYTES=1GiB gma serve
-      curl -s --data-binary @book.txt -H 'Content-Type: text/plain' 127.0.0.1:8000/v1/documents
+      curl -s --data-binary @contract.txt -H 'Content-Type: text/plain' 127.0.0.1:8000/v1/documents
     """
     from gma.service.settings import Settings
 

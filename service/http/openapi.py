@@ -36,8 +36,8 @@ DOCUMENT_RESPONSES: dict[int | str, dict[str, Any]] = {
         "description": "The answer; as events if asked for.",
         "content": {
             NDJSON: {
-                "example": '{"event":"progress","bytes":900,"tokens":256,"label":"a","score":0.5}\n'
-                '{"event":"result","model":"books","label":"a","scores":[...],...}\n'
+                "example": '{"event":"progress","bytes":900,"tokens":256,"labels":["a"]}\n'
+                '{"event":"result","model":"contracts","labels":["a"],"scores":[...],...}\n'
             },
             SSE: {"example": 'event: progress\ndata: {"event":"progress",...}\n\n'},
         },
