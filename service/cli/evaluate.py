@@ -36,9 +36,9 @@ def evaluate(
     """Measure accuracy, macro-F1 and confidence on labelled documents.
 
     Of a model that gives any number of labels: micro-F1, macro-F1, average precision, calibration,
-    and each label. Once on the first 1, 4, 16 and 64 KB of each document, unless any passage may say
-    that a label is there, and once on the whole; and tell how many components of the mixture are in
-    use.
+    and each label. Once on the first 1, 4, 16 and 64 KB of each document, unless any passage may
+    say that a label is there, and once on the whole; and tell how many components of the mixture
+    are in use.
 
     \b
     Example:

@@ -75,7 +75,7 @@ def gma(
 ) -> None:
     """Classify documents of any length with Gaussian Mixture Attention.
 
-    `gma classify contract.txt` answers here and now. `gma serve` answers over HTTP. `gma train` makes a
+    `gma classify FILE` answers here and now. `gma serve` answers over HTTP. `gma train` makes a
     classifier of your own labelled documents, `gma pretrain` a base to begin from, `gma tokenizer`
     what either reads with. `gma evaluate` measures a classifier, `gma info` describes it, `gma
     export` writes it as an ONNX model. `gma loadtest` puts a running service under load.
