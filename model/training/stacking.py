@@ -9,7 +9,7 @@ labels, each label has an offset too: training draws the rare ones more often th
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from functools import partial
 from typing import NamedTuple
 
@@ -22,6 +22,7 @@ from gma.model.classifier import Classifier
 from gma.model.ops.chunked import Rows
 from gma.model.training.corpus import Corpus
 from gma.model.training.cross_entropy import cross_entropy
+from gma.model.training.least import least
 
 WINDOWS = ((64, 16), (256, 16), (1024, 8), (4096, 4), (16384, 2))
 """Tokens of a window, and a document's windows at most: short views count as much as long ones."""
@@ -85,31 +86,15 @@ def fit(classifier: Classifier, valid: Corpus) -> Stacking:
 
     # Logarithms of the factors, then the offsets: none where only differences of labels count.
     start = deep.new_zeros(2 + (deep.shape[1] if valid.multi_label else 0))
-    best, least = Stacking(), float(measured(deep.new_ones(2), offsets_in(start), 0.0))
-    for prior in PRIORS if math.isfinite(least) else ():
-        x = _least(partial(loss, prior=prior), start)
+    best, lowest = Stacking(), float(measured(deep.new_ones(2), offsets_in(start), 0.0))
+    for prior in PRIORS if math.isfinite(lowest) else ():
+        x = least(partial(loss, prior=prior), start)
         factors, offsets = x[:2].exp().clamp(1 / LIMIT, LIMIT), offsets_in(x)
         found = float(measured(factors, offsets, prior))
-        if found < least:  # which what is NaN is not
+        if found < lowest:  # which what is NaN is not
             fitted = tuple(offsets.tolist()) if valid.multi_label else None
-            best, least = Stacking(factors[0].item(), factors[1].item(), prior, fitted), found
+            best, lowest = Stacking(factors[0].item(), factors[1].item(), prior, fitted), found
     return best
-
-
-def _least(loss: Callable[[Tensor], Tensor], start: Tensor) -> Tensor:
-    """Find where the loss is least."""
-    x = start.clone().requires_grad_()
-    optimizer = torch.optim.LBFGS([x], max_iter=20, line_search_fn="strong_wolfe")
-
-    def closure() -> float:
-        optimizer.zero_grad()
-        value = loss(x)
-        torch.autograd.backward(value)
-        return value.item()
-
-    step: Callable[[Callable[[], float]], object] = optimizer.step
-    step(closure)
-    return x.detach()
 
 
 @torch.inference_mode()

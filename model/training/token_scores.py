@@ -24,6 +24,7 @@ from gma.model.config import ModelConfig
 from gma.model.training.corpus import Corpus
 from gma.model.training.crops import Crops
 from gma.model.training.cross_entropy import cross_entropy
+from gma.model.training.least import least
 
 Counted = Literal["presence", "share"]
 """What a crop is told by: which tokens it has, or how much of it each is."""
@@ -202,13 +203,14 @@ def _scaled(
     # Where valid's tokens are all unknown, their mean says nothing of how loud it is.
     quiet = 0.01 * fitted.square().mean((0, 2)).sqrt().double() + 1e-6
     loud = means.square().mean((0, 2)).sqrt().maximum(quiet)
-    loss = _loss(valid, crops, fitted.device)
+    loss, stay = _loss(valid, crops, fitted.device), 0.5 / len(valid)
 
     def losses(x: Tensor) -> Tensor:
         logits = means * (x[:, :1].exp() / loud[:, None]) + x[:, 1:]
         return torch.stack([loss(of_decay) for of_decay in logits.unbind(1)])
 
-    x = _least(losses, means.new_zeros(fitted.shape[1], 1 + len(model.labels)), len(valid))
+    start = means.new_zeros(fitted.shape[1], 1 + len(model.labels))
+    x = least(lambda x: losses(x).sum() + stay * x.square().sum(), start)
     factors, offsets = x[:, :1].exp() / loud[:, None], x[:, 1:]
     return fitted * factors.float() + offsets.float(), losses(x)
 
@@ -224,14 +226,15 @@ def _weighed(
     there = tables.isfinite().all(2).all(0)
     tables = tables.where(there[:, None], 0.0) if there.any() else tables
     means = torch.cat([*_means(tables, valid)]).double()
-    loss = _loss(valid, crops, tables.device)
+    loss, stay = _loss(valid, crops, tables.device), 0.5 / len(valid)
     alike = means.new_full((tables.shape[1],), 1 / tables.shape[1])
 
-    def losses(x: Tensor) -> Tensor:
+    def held(x: Tensor) -> Tensor:
         factors = alike * x[: len(alike)].exp()
-        return loss((means * factors[:, None]).sum(1) + x[len(alike) :])
+        logits = (means * factors[:, None]).sum(1) + x[len(alike) :]
+        return loss(logits) + stay * x.square().sum()
 
-    x = _least(losses, means.new_zeros(len(alike) + len(model.labels)), len(valid))
+    x = least(held, means.new_zeros(len(alike) + len(model.labels)))
     factors = alike * x[: len(alike)].exp() * there
     scores = (tables * factors[:, None].float()).sum(1) + x[len(alike) :].float()
     return scores, factors.tolist()
@@ -242,21 +245,6 @@ def _loss(valid: Corpus, crops: Crops, device: torch.device) -> Callable[[Tensor
     labels = torch.from_numpy(np.concatenate([valid.labels] * len(PREFIXES))).to(device)
     share = _shares(valid, crops).to(device).repeat(len(PREFIXES)) / len(PREFIXES)
     return lambda logits: (cross_entropy(logits, labels) * share).sum()
-
-
-def _least(losses: Callable[[Tensor], Tensor], start: Tensor, documents: int) -> Tensor:
-    """Find where the sum of losses is least; to stay counts as much as one of the documents."""
-    x = start.clone().requires_grad_()
-    optimizer = torch.optim.LBFGS([x], max_iter=30, line_search_fn="strong_wolfe")
-
-    def closure() -> float:
-        optimizer.zero_grad()
-        value = losses(x).sum() + 0.5 / documents * x.square().sum()
-        torch.autograd.backward(value)
-        return value.item()
-
-    optimizer.step(closure)  # type: ignore[no-untyped-call]
-    return x.detach()
 
 
 def _means(fitted: Tensor, valid: Corpus) -> Iterator[Tensor]:
