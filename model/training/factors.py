@@ -15,6 +15,7 @@ from gma.model.scores import log_odds
 from gma.model.training.corpus import Corpus
 from gma.model.training.cross_entropy import cross_entropy
 from gma.model.training.evaluation import read_all
+from gma.model.training.least import least
 
 APART = 0.5
 """How far labels' factors are apart, as a standard deviation of their logarithms, where documents
@@ -39,22 +40,13 @@ def fit(classifier: Classifier, valid: Corpus) -> list[float]:
     found = read_all(classifier, documents)
     sums = torch.stack([x.evidence.double().sum(0) for x in found]).cpu()
     labels = torch.from_numpy(valid.labels)
-    # The logarithm of what all share, then of what each has beside it.
-    x = torch.zeros(1 + sums.shape[1], dtype=torch.float64, requires_grad=True)
 
-    def loss() -> Tensor:
+    def loss(x: Tensor) -> Tensor:
+        """Of the logarithm of what all share, and then of what each has beside it."""
         missed = cross_entropy(log_odds(sums * (x[0] + x[1:]).exp()), labels).sum()
         apart = (x[1:] / APART).square().sum() + (x[0] / TOGETHER).square()
         return missed + apart / 2
 
-    optimizer = torch.optim.LBFGS([x], max_iter=50, line_search_fn="strong_wolfe")
-
-    def closure() -> float:
-        optimizer.zero_grad()
-        value = loss()
-        torch.autograd.backward(value)
-        return value.item()
-
-    optimizer.step(closure)  # type: ignore[no-untyped-call]
+    x = least(loss, sums.new_zeros(1 + sums.shape[1]))
     factors: list[float] = (x[0] + x[1:]).exp().tolist()
     return factors

@@ -11,7 +11,7 @@ from torch import Tensor
 def least(loss: Callable[[Tensor], Tensor], start: Tensor) -> Tensor:
     """Find it from ``start``, of any shape, by L-BFGS."""
     x = start.clone().requires_grad_()
-    optimizer = torch.optim.LBFGS([x], max_iter=30, line_search_fn="strong_wolfe")
+    optimizer = torch.optim.LBFGS([x], max_iter=50, line_search_fn="strong_wolfe")
 
     def closure() -> float:
         optimizer.zero_grad()
