@@ -8,6 +8,7 @@ import math
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, ClassVar, Generic, TypeVar
 
@@ -33,6 +34,18 @@ Trained = TypeVar("Trained", bound=Backbone)
 Config = TypeVar("Config", bound=Schedule)
 
 
+@contextmanager
+def _rounded_products() -> Iterator[None]:
+    """Let a GPU multiply float32 matrices as TF32 meanwhile, and exactly again afterwards."""
+    before = torch.get_float32_matmul_precision()
+    if together.device().type == "cuda":
+        torch.set_float32_matmul_precision("high")
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before)
+
+
 class Loop(ABC, Generic[Trained, Config]):
     """One run and its folder: ``log.jsonl``, ``resume.safetensors``, ``checkpoint/``.
 
@@ -46,8 +59,6 @@ class Loop(ABC, Generic[Trained, Config]):
     def __init__(self, out: Path, model: Trained, config: Config) -> None:
         self.out, self.config = out, config
         self.device = together.device()
-        if self.device.type == "cuda":
-            torch.set_float32_matmul_precision("high")
         self.trained: Trained = model.to(self.device)
         self.trained.choose_mixers()
         self.average = copy.deepcopy(self.trained).requires_grad_(False).eval()
@@ -126,6 +137,7 @@ class Loop(ABC, Generic[Trained, Config]):
             for (rate, decay), parameters in groups.items()
         ]
 
+    @_rounded_products()
     def train(self, progress: Progress) -> None:
         """Train to the last step, or until valid has not improved for ``patience`` evaluations.
 

@@ -136,6 +136,7 @@ class TestMixer:
         """The losses are those of the exact form, as far as bfloat16 goes."""
         few = {"steps": 6, "evaluate_every": 1, "learning_rate": 1e-3}
         assert self.mixers_of(run, monkeypatch, "triton", **few) == {"triton"}
+        assert torch.get_float32_matmul_precision() == "highest"
         monkeypatch.setattr(Classifier, "choose_mixers", lambda self: None)
         assert self.mixers_of(run, monkeypatch, "chunked", **few) == {"chunked"}
         found, expected = (

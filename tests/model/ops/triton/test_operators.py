@@ -205,8 +205,14 @@ def test_sizes(form: str, sizes: tuple[int, int, int]) -> None:
 @ALL_FORMS
 def test_sizes_as_they_are_cut(form: str, sizes: tuple[int, int, int]) -> None:
     """Whole blocks and a tail, in the tiles that a device multiplies by: interpreted it would be
-    slow, and say nothing."""
-    compare(form, *make([300, 133], [0, 1], sizes=sizes, heads=2), torch.bfloat16, 1e-2, 3e-2)
+    slow, and say nothing.
+
+    Gradients multiply bfloat16's rounding by the inverse of a variance or a mass. So none is near 0
+    here, as some are where float32 is tested.
+    """
+    x, rows = make([300, 133], [0, 1], sizes=sizes, heads=2)
+    x = x._replace(var=x.var.clamp_min(0.5), mass=x.mass.clamp_min(1.0))
+    compare(form, x, rows, *ROUNDED)
 
 
 @FORMS
