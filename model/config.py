@@ -185,6 +185,15 @@ def backbone_of(description: bytes) -> BackboneConfig:
         return BackboneConfig.model_validate_json(description)
 
 
+def named(checkpoint: Path | str) -> Path:
+    """Return a checkpoint's folder: that of one which came with the package, if its bare name is
+    given and there is no other of that name."""
+    folder = Path(checkpoint)
+    ours = DEFAULT_CHECKPOINT.parent / folder
+    bare = folder.name == str(folder)
+    return ours if bare and not folder.exists() and ours.is_dir() else folder
+
+
 def lacking(folder: Path) -> str | None:
     """Why a folder is no checkpoint, and what to do; None if it has a checkpoint's files."""
     for name in FILES:

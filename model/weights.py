@@ -18,7 +18,15 @@ from torch.overrides import TorchFunctionMode
 
 from gma.model.backbone import Backbone
 from gma.model.classifier import Classifier
-from gma.model.config import FILES, BackboneConfig, ModelConfig, backbone_of, lacking, problems
+from gma.model.config import (
+    FILES,
+    BackboneConfig,
+    ModelConfig,
+    backbone_of,
+    lacking,
+    named,
+    problems,
+)
 from gma.model.tokenizer import Tokenizer
 
 POOLING = "pooling."
@@ -142,7 +150,7 @@ class _Files(NamedTuple):
 
 
 def _files(path: Path | str) -> _Files:
-    folder = Path(path)
+    folder = named(path)
     if reason := lacking(folder):
         raise CheckpointError(reason)
     return _Files(*(folder / name for name in FILES))

@@ -8,10 +8,10 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import ByteSize, Field, ValidationError, model_validator
+from pydantic import AfterValidator, ByteSize, Field, ValidationError, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
-from gma.model.config import DEFAULT_CHECKPOINT, problems
+from gma.model.config import DEFAULT_CHECKPOINT, named, problems
 
 PREFIX = "GMA_"
 
@@ -41,8 +41,9 @@ class Settings(BaseSettings):
         env_prefix=PREFIX, extra="forbid", frozen=True, use_attribute_docstrings=True
     )
 
-    checkpoint: Path = DEFAULT_CHECKPOINT
-    """Folder of the model: a checkpoint, or what `gma export` made of one."""
+    checkpoint: Annotated[Path, AfterValidator(named)] = DEFAULT_CHECKPOINT
+    """Folder of the model: a checkpoint, or what `gma export` made of one; contracts and books come
+    with gma and need no path."""
 
     backend: Literal["auto", "torch", "onnx"] = "auto"
     """What runs the model: torch for a checkpoint, onnx (ONNX Runtime) for an exported model; auto

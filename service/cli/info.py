@@ -16,7 +16,9 @@ def info(
     checkpoint: Annotated[
         Path | None,
         typer.Argument(
-            metavar="CHECKPOINT", help="Its folder. [default: the one that comes with gma]"
+            metavar="CHECKPOINT",
+            help="Its folder, or contracts, books or base, which come with gma. "
+            "[default: contracts]",
         ),
     ] = None,
     as_json: JsonOption = False,

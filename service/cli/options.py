@@ -31,8 +31,9 @@ CheckpointOption = Annotated[
     Path | None,
     typer.Option(
         metavar="DIR",
-        help="Folder of config.json, model.safetensors and tokenizer.json. "
-        "[default: the one that comes with gma]",
+        envvar="GMA_CHECKPOINT",
+        help="Folder of config.json, model.safetensors and tokenizer.json, or contracts or books, "
+        "which come with gma. [default: contracts]",
     ),
 ]
 DeviceOption = Annotated[

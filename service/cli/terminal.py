@@ -8,8 +8,12 @@ from collections.abc import Iterable, Iterator
 
 import typer
 from rich.console import Console
+from rich.measure import Measurement
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
 from rich.table import Table
+
+WIDE = 1 << 20
+"""Characters of a line that nobody folds."""
 
 
 def table(*columns: str) -> Table:
@@ -21,8 +25,11 @@ def table(*columns: str) -> Table:
 
 
 def print_table(made: Table) -> None:
-    """Print a table on stdout."""
-    Console().print(made)
+    """Print a table on stdout, folded to fit if that is a terminal."""
+    console = Console()
+    if not console.is_terminal:
+        console.width = Measurement.get(console, console.options.update(width=WIDE), made).maximum
+    console.print(made)
 
 
 def print_json(value: object) -> None:

@@ -41,11 +41,7 @@ class Classifier:
         """
         if device == "auto":
             device = "cuda" if torch.cuda.is_available() else "cpu"
-        folder = Path(checkpoint or DEFAULT_CHECKPOINT)
-        ours = DEFAULT_CHECKPOINT.parent / folder
-        if not folder.exists() and len(folder.parts) == 1 and ours.is_dir():
-            folder = ours
-        return cls(weights.load(folder, device=device))
+        return cls(weights.load(checkpoint or DEFAULT_CHECKPOINT, device=device))
 
     @property
     def config(self) -> ModelConfig:

@@ -12,6 +12,8 @@ from tests.service.deciding import deciding
 from tests.service.test_cli import Gma
 from tests.service.test_cli import gma as gma
 
+AGREEMENT = Path(__file__).parents[2] / "docs/examples/agreement.txt"
+
 
 @pytest.fixture
 def text(tmp_path: Path) -> Path:
@@ -62,6 +64,26 @@ class TestClassify:
         spans = out.splitlines()[7:]
         assert spans
         assert all("ann, cyd" in span or "cyd, ann" in span for span in spans)
+
+    def test_lines_for_a_program_are_not_folded(self, gma: Gma) -> None:
+        """Labels of the default checkpoint are long, and a span may have many."""
+        lines = gma("classify", "--evidence", AGREEMENT).out.splitlines()
+        (first,) = gma("classify", "--evidence", "--json", AGREEMENT).json()
+        assert len(lines) == 2 + (1 + 3) + (1 + len(first["evidence"]))
+        assert any(len(line) > 80 for line in lines)
+
+    def test_the_environment_names_the_model(
+        self, gma: Gma, text: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setenv("GMA_CHECKPOINT", "books")
+        assert gma("classify", "--json", text).json()[0]["model"] == "books"
+        (other,) = gma("classify", "--json", "--checkpoint", "contracts", text).json()
+        assert other["model"] == "contracts"
+
+
+@pytest.mark.parametrize("name", ["contracts", "books", "base"])
+def test_info_of_what_comes_with_gma(gma: Gma, name: str) -> None:
+    assert ["name", name] in [line.split() for line in gma("info", name).out.splitlines()]
 
 
 def test_info_tells_the_thresholds(gma: Gma, tmp_path: Path) -> None:

@@ -23,6 +23,11 @@ def test_defaults_are_this_machine_only_and_the_packaged_model() -> None:
     assert settings.checkpoint == DEFAULT_CHECKPOINT
 
 
+def test_a_checkpoint_that_comes_with_gma_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("GMA_CHECKPOINT", "books")
+    assert Settings.load().checkpoint == DEFAULT_CHECKPOINT.parent / "books"
+
+
 def test_reads_the_environment_and_overrides_go_before_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("GMA_PORT", "8001")
     monkeypatch.setenv("GMA_CHECKPOINT", "runs/mine")
