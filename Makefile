@@ -7,6 +7,7 @@ INSTALLED := $(VENV)/.installed
 PIP := $(BIN)/python -m pip
 OPS := $(VENV)/.ops
 CODE := $(wildcard gma model export service deploy loadtest benchmarks tests hatch_build.py)
+CXX_CODE := $(shell find model/ops/cpu export/ops -name "*.cc" -o -name "*.h")
 KERNELS := $(wildcard model/ops/cpu/*.cc model/ops/cpu/*.h)
 
 .DEFAULT_GOAL := help
@@ -43,12 +44,14 @@ test: $(INSTALLED)  ## Run the tests; ARGS="-k stream" chooses some, ARGS="-m lo
 check: $(INSTALLED)  ## Lint, check format and types, and the rules of the architecture
 	$(BIN)/ruff check $(CODE)
 	$(BIN)/ruff format --check $(CODE)
+	$(BIN)/clang-format --dry-run -Werror $(CXX_CODE)
 	$(BIN)/mypy
 	$(BIN)/python -m pytest tests/test_architecture.py
 
 format: $(INSTALLED)  ## Format the code and mend what the linter can mend
 	$(BIN)/ruff check --fix $(CODE)
 	$(BIN)/ruff format $(CODE)
+	$(BIN)/clang-format -i $(CXX_CODE)
 
 # A fresh environment of the newest versions that pyproject.toml allows, but for torch, and triton, which
 # torch's builds for GPUs require in one version: edit both pins in requirements.lock to move them.

@@ -110,8 +110,8 @@ class Mixer {
          forgets ? mixed.programs() * sizeof(float) : 0, heads * step.C * sizeof(float),
          heads * parts(step.C, of_block) * sizeof(float),
          forgets ? mixed.programs() * mixed.K * sizeof(float) : 0});
-    const Work work{scratch[0], scratch[1], scratch[2], scratch[3], scratch[4], scratch[5],
-                    scratch[6], scratch[7], scratch[8], scratch[9]};
+    const Work work{scratch[0], scratch[1], scratch[2], scratch[3], scratch[4],
+                    scratch[5], scratch[6], scratch[7], scratch[8], scratch[9]};
     step.place(work.lengths, work.first_row, work.row_count, stream);
     if constexpr (forgets) {
       const Gated gated(context, mixed);
@@ -170,8 +170,8 @@ class Mixer {
            mixed.quadratic.data, mixed.bias.data, work.lengths, work.counts, narrow(mixed.row()),
            narrow(mixed.token), narrow(mixed.r), narrow(mixed.step.C), mixed.segments,
            narrow(mixed.H), mixed.segment, routing_epsilon_);
-    launch(function("add_counts " + std::to_string(mixed.K), name_shapes),
-           {mixed.step.R * mixed.H}, stream, work.counts, usage, mixed.segments, narrow(mixed.H));
+    launch(function("add_counts " + std::to_string(mixed.K), name_shapes), {mixed.step.R * mixed.H},
+           stream, work.counts, usage, mixed.segments, narrow(mixed.H));
   }
 
   // sums (G, H, v + 1, K) of the segments.
@@ -187,10 +187,9 @@ class Mixer {
              work.decays, work.gammas, work.masses, row, token, r, row, token, v, C, mixed.segments,
              H, mixed.segment, routing_epsilon_);
     } else {
-      launch(sum, grid, stream, keys(mixed), values(mixed), mixed.linear.data,
-             mixed.quadratic.data, mixed.bias.data, work.lengths, work.sums, work.gammas,
-             work.masses, row, token, r, row, token, v, C, mixed.segments, H, mixed.segment,
-             routing_epsilon_);
+      launch(sum, grid, stream, keys(mixed), values(mixed), mixed.linear.data, mixed.quadratic.data,
+             mixed.bias.data, work.lengths, work.sums, work.gammas, work.masses, row, token, r, row,
+             token, v, C, mixed.segments, H, mixed.segment, routing_epsilon_);
     }
   }
 

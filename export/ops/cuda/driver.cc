@@ -14,7 +14,8 @@ __asm__(
     ".global gma_cubins\n"
     ".hidden gma_cubins\n"
     "gma_cubins:\n"
-    ".incbin \"" GMA_CUBINS "\"\n"
+    ".incbin \"" GMA_CUBINS
+    "\"\n"
     ".byte 0\n"
     ".popsection\n");
 
@@ -73,14 +74,15 @@ int architecture() {
   CUdevice device;
   driver().check(driver().device(&device), "the device");
   int major, minor;
-  driver().check(
-      driver().attribute(&major, CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR, device), "the device");
-  driver().check(
-      driver().attribute(&minor, CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR, device), "the device");
+  driver().check(driver().attribute(&major, CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR, device),
+                 "the device");
+  driver().check(driver().attribute(&minor, CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR, device),
+                 "the device");
   return 10 * major + minor;
 }
 
-// Code for a device runs on later ones of its generation, but from 9.0 on it may use what they lack.
+// Code for a device runs on later ones of its generation, but from 9.0 on it may use what they
+// lack.
 bool runs(const Kernel& kernel, int device) {
   if (kernel.architecture >= 90) return kernel.architecture == device;
   return kernel.architecture / 10 == device / 10 && kernel.architecture <= device;
@@ -139,11 +141,10 @@ void launch(const Function& function, Grid grid, CUstream stream, void** paramet
   constexpr int64_t most = 65535;  // of y and z
   require(grid.y <= most && grid.z <= most, "the step has too many programs");
   const Kernel& kernel = *function.kernel;
-  driver().check(
-      driver().start(function.handle, static_cast<unsigned>(narrow(grid.x)),
-                     static_cast<unsigned>(grid.y), static_cast<unsigned>(grid.z), kernel.threads, 1,
-                     1, kernel.shared, stream, parameters, nullptr),
-      kernel.key);
+  driver().check(driver().start(function.handle, static_cast<unsigned>(narrow(grid.x)),
+                                static_cast<unsigned>(grid.y), static_cast<unsigned>(grid.z),
+                                kernel.threads, 1, 1, kernel.shared, stream, parameters, nullptr),
+                 kernel.key);
 }
 
 }  // namespace gma::cuda

@@ -17,12 +17,12 @@
 namespace gma::cuda {
 
 struct Kernel {
-  const char* key;         // what it is and was compiled for
-  int architecture;        // compute capability, ten times
+  const char* key;   // what it is and was compiled for
+  int architecture;  // compute capability, ten times
   const char* entry;
   const char* parameters;  // P: pointer to a multiple of 16 bytes, p: pointer, i: int32, f: float
   unsigned threads;
-  unsigned shared;         // bytes
+  unsigned shared;  // bytes
   const unsigned char* cubin;
   size_t size;
 };

@@ -137,8 +137,8 @@ class Way {
       lt.set_preference(preference, attribute, &alignment, sizeof(uint32_t));
     }
     int found = 0;
-    const int status = lt.choose(handle(), description_, weight_, x_, y_, y_, preference, 1,
-                                 &chosen_, &found);
+    const int status =
+        lt.choose(handle(), description_, weight_, x_, y_, y_, preference, 1, &chosen_, &found);
     lt.forget_preference(preference);
     if (status != lt::unsupported) check(status, "choose an algorithm");
     known_ = found > 0 && chosen_.status == 0;
@@ -175,18 +175,20 @@ class Way {
 
 // Bytes that all of a product's matrices begin at a multiple of, at most 256.
 uint32_t alignment_of(const Product& product) {
-  const auto bits = reinterpret_cast<uintptr_t>(product.x) |
-                    reinterpret_cast<uintptr_t>(product.weight) |
-                    reinterpret_cast<uintptr_t>(product.residual) |
-                    reinterpret_cast<uintptr_t>(product.y) | 256u;
+  const auto bits =
+      reinterpret_cast<uintptr_t>(product.x) | reinterpret_cast<uintptr_t>(product.weight) |
+      reinterpret_cast<uintptr_t>(product.residual) | reinterpret_cast<uintptr_t>(product.y) | 256u;
   return static_cast<uint32_t>(bits & ~(bits - 1));
 }
 
 int type_of(ONNXTensorElementDataType type) {
   switch (type) {
-    case ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT16: return lt::float16;
-    case ONNX_TENSOR_ELEMENT_DATA_TYPE_BFLOAT16: return lt::bfloat16;
-    default: return lt::float32;
+    case ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT16:
+      return lt::float16;
+    case ONNX_TENSOR_ELEMENT_DATA_TYPE_BFLOAT16:
+      return lt::bfloat16;
+    default:
+      return lt::float32;
   }
 }
 
@@ -211,8 +213,7 @@ struct Products::Ways {
   std::map<Key, Way> known;  // places stay where they are when others come
 };
 
-Products::Products(ONNXTensorElementDataType type)
-    : ways_(std::make_unique<Ways>(type_of(type))) {}
+Products::Products(ONNXTensorElementDataType type) : ways_(std::make_unique<Ways>(type_of(type))) {}
 
 Products::~Products() = default;
 

@@ -1,6 +1,7 @@
 // A kernel's own memory on the device: from the session's arena, for the length of a call.
 //
-// What a stream still reads when it goes back to the arena is given out again in that stream's order.
+// What a stream still reads when it goes back to the arena is given out again in that stream's
+// order.
 #pragma once
 
 #include <initializer_list>

@@ -21,9 +21,12 @@ using Type = ONNXTensorElementDataType;
 
 inline const char* name_of(Type type) {
   switch (type) {
-    case ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT16: return "float16";
-    case ONNX_TENSOR_ELEMENT_DATA_TYPE_BFLOAT16: return "bfloat16";
-    default: return "float";
+    case ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT16:
+      return "float16";
+    case ONNX_TENSOR_ELEMENT_DATA_TYPE_BFLOAT16:
+      return "bfloat16";
+    default:
+      return "float";
   }
 }
 
@@ -47,7 +50,8 @@ struct Tensor {
   }
 };
 
-inline char* output(const Ort::KernelContext& context, size_t index, const std::vector<int64_t>& shape) {
+inline char* output(const Ort::KernelContext& context, size_t index,
+                    const std::vector<int64_t>& shape) {
   return static_cast<char*>(context.GetOutput(index, shape).GetTensorMutableRawData());
 }
 

@@ -24,10 +24,10 @@ class Mixer {
   }
 
   void compute(Ort::KernelContext& context) const {
-    const Input routed(context, 0, "routed"), memory(context, 1, "memory"), mass(context, 2, "mass"),
-        linear(context, 3, "linear"), quadratic(context, 4, "quadratic"), bias(context, 5, "bias"),
-        lengths(context, 6, "lengths"), document_of_row(context, 7, "document_of_row"),
-        fresh(context, 8, "fresh");
+    const Input routed(context, 0, "routed"), memory(context, 1, "memory"),
+        mass(context, 2, "mass"), linear(context, 3, "linear"), quadratic(context, 4, "quadratic"),
+        bias(context, 5, "bias"), lengths(context, 6, "lengths"),
+        document_of_row(context, 7, "document_of_row"), fresh(context, 8, "fresh");
     const int64_t rows = routed.has(3).shape()[0], chunk = routed.shape()[1];
     const int64_t heads = linear.has(3).shape()[0], components = linear.shape()[1];
     const int64_t routing = linear.shape()[2];
@@ -116,8 +116,8 @@ class ShortConvolution {
     clear(y, type, lengths.of<int64_t>(), rows, chunk, width);
     clear(normal, type, lengths.of<int64_t>(), rows, chunk, width);
     convolve(SessionThreads(context),
-             {type, x.data(), tail.of<float>(), scale.of<float>(), taps.of<float>(), fresh.of<bool>(),
-              y, normal, tail_after, length * width, width, length, epsilon_},
+             {type, x.data(), tail.of<float>(), scale.of<float>(), taps.of<float>(),
+              fresh.of<bool>(), y, normal, tail_after, length * width, width, length, epsilon_},
              found);
   }
 
@@ -172,8 +172,9 @@ class Linear {
 
 template <class Kernel>
 void add(const Signature& signature, std::vector<const OrtCustomOp*>& operators) {
-  for (const auto type : {ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT, ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT16,
-                          ONNX_TENSOR_ELEMENT_DATA_TYPE_BFLOAT16}) {
+  for (const auto type :
+       {ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT, ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT16,
+        ONNX_TENSOR_ELEMENT_DATA_TYPE_BFLOAT16}) {
     operators.push_back(new Operator<Kernel>(signature, type, "CPUExecutionProvider"));
   }
 }

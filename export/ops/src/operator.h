@@ -107,10 +107,14 @@ class Operator : public Ort::CustomOpBase<Operator<Kernel>, Guarded<Kernel>, tru
  private:
   ONNXTensorElementDataType type(Element element) const {
     switch (element) {
-      case Element::activation: return activation_;
-      case Element::integer: return ONNX_TENSOR_ELEMENT_DATA_TYPE_INT64;
-      case Element::truth: return ONNX_TENSOR_ELEMENT_DATA_TYPE_BOOL;
-      default: return ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT;
+      case Element::activation:
+        return activation_;
+      case Element::integer:
+        return ONNX_TENSOR_ELEMENT_DATA_TYPE_INT64;
+      case Element::truth:
+        return ONNX_TENSOR_ELEMENT_DATA_TYPE_BOOL;
+      default:
+        return ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT;
     }
   }
 

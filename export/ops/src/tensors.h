@@ -12,10 +12,14 @@ namespace gma {
 
 inline Type type_of(ONNXTensorElementDataType type) {
   switch (type) {
-    case ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT: return Type::float32;
-    case ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT16: return Type::float16;
-    case ONNX_TENSOR_ELEMENT_DATA_TYPE_BFLOAT16: return Type::bfloat16;
-    default: throw Refused("activations are float, float16 or bfloat16");
+    case ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT:
+      return Type::float32;
+    case ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT16:
+      return Type::float16;
+    case ONNX_TENSOR_ELEMENT_DATA_TYPE_BFLOAT16:
+      return Type::bfloat16;
+    default:
+      throw Refused("activations are float, float16 or bfloat16");
   }
 }
 
@@ -69,7 +73,8 @@ inline void* output(Ort::KernelContext& context, size_t index, const Shape& shap
 }
 
 // Zeros at the places of (R, C, width) where no token is.
-inline void clear(void* data, Type type, const int64_t* lengths, Index rows, Index chunk, Index width) {
+inline void clear(void* data, Type type, const int64_t* lengths, Index rows, Index chunk,
+                  Index width) {
   for (Index row = 0; row < rows; ++row) {
     const auto missing = static_cast<size_t>(chunk - lengths[row]);
     if (missing == 0) continue;

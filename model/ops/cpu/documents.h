@@ -19,8 +19,8 @@ struct Document {
 // How tokens lie: in a grid of rows, or only those that are there, one behind the other.
 enum class Layout { grid, packed };
 
-// lengths (R,) and document_of_row (R,) -> (D,). `there`: tokens, if they are packed. Refuses what a
-// caller could not have meant.
+// lengths (R,) and document_of_row (R,) -> (D,). `there`: tokens, if they are packed. Refuses what
+// a caller could not have meant.
 inline std::vector<Document> documents_of(const int64_t* lengths, const int64_t* document_of_row,
                                           Index rows, Index chunk, Index documents, Layout layout,
                                           Index there = 0) {
@@ -42,7 +42,8 @@ inline std::vector<Document> documents_of(const int64_t* lengths, const int64_t*
     document.count += static_cast<Index>(length);
     tokens += static_cast<Index>(length);
   }
-  require(layout == Layout::grid || tokens == there, "there are more or fewer tokens than lengths say");
+  require(layout == Layout::grid || tokens == there,
+          "there are more or fewer tokens than lengths say");
   return found;
 }
 

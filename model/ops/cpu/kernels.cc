@@ -20,15 +20,16 @@ template <class T>
 GMA_INLINE void product_of(const Product& p, Index first, Index last, Index column, float* work) {
   const Index padded = rounded(p.inputs, 16);
   const Index columns = p.outputs - column < kPanel ? p.outputs - column : kPanel;
-  float* panel = work;                        // (I, kPanel)
-  float* turned = panel + padded * kPanel;    // (I, kBlock)
-  float* rows = turned + padded * kBlock;     // (kBlock, I)
-  float* results = rows + kBlock * padded;    // (kRows, kPanel)
+  float* panel = work;                          // (I, kPanel)
+  float* turned = panel + padded * kPanel;      // (I, kBlock)
+  float* rows = turned + padded * kBlock;       // (kBlock, I)
+  float* results = rows + kBlock * padded;      // (kRows, kPanel)
   float* residuals = results + kRows * kPanel;  // (kPanel,)
   memset(panel, 0, sizeof(float) * padded * kPanel);
   memset(residuals, 0, sizeof(float) * kPanel);
   const T* weight = static_cast<const T*>(p.weight) + column;
-  for (Index i = 0; i < p.inputs; ++i) load_row(weight + i * p.outputs, panel + i * kPanel, columns);
+  for (Index i = 0; i < p.inputs; ++i)
+    load_row(weight + i * p.outputs, panel + i * kPanel, columns);
   for (Index row = first; row < last; row += kBlock) {
     const Index count = last - row < kBlock ? last - row : kBlock;
     turn(static_cast<const T*>(p.x) + row * p.inputs, p.inputs, count, p.inputs, rows, turned);
@@ -127,7 +128,9 @@ GMA_INLINE void normalize_of(const void* x, void* normal, Index rows, Index widt
 
 void normalize(Type type, const void* x, void* normal, Index rows, Index width, float epsilon,
                float* work) {
-  by_type(type, [&](auto number) { normalize_of<decltype(number)>(x, normal, rows, width, epsilon, work); });
+  by_type(type, [&](auto number) {
+    normalize_of<decltype(number)>(x, normal, rows, width, epsilon, work);
+  });
 }
 
 void gelu_in_place(float* x, Index count) {
@@ -142,7 +145,12 @@ void gelu_in_place(float* x, Index count) {
 }  // namespace
 
 namespace GMA_INSTRUCTIONS {
-extern const Kernels kernels{
-    GMA_TEXT(GMA_INSTRUCTIONS), scan<true>, scan<false>, product, convolve, normalize, gelu_in_place};
+extern const Kernels kernels{GMA_TEXT(GMA_INSTRUCTIONS),
+                             scan<true>,
+                             scan<false>,
+                             product,
+                             convolve,
+                             normalize,
+                             gelu_in_place};
 }  // namespace GMA_INSTRUCTIONS
 }  // namespace gma

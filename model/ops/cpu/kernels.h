@@ -61,10 +61,10 @@ struct Gates {
   const void* open;  // (count, v): sigmoids of it multiply what is read, or null in other forms
   const void* rate;  // (count,): softplus of it is the rate, or null if the head keeps all
   float keep_bias;
-  float most;     // the largest rate, at most kMostForgotten
-  float* usage;   // (rows, K): each row's sums of responsibilities are added to it
-  Index before;   // tokens of the first row that lie before these
-  Index chunk;    // tokens of a row
+  float most;    // the largest rate, at most kMostForgotten
+  float* usage;  // (rows, K): each row's sums of responsibilities are added to it
+  Index before;  // tokens of the first row that lie before these
+  Index chunk;   // tokens of a row
 };
 
 // One head of the tokens of a document, or of a part of it. Those of Gates are `stride` apart too.
@@ -131,13 +131,13 @@ struct Product {
 
 struct Convolution {
   Type type;
-  const void* x;       // (count, W): a document's tokens
-  const float* tail;   // (T, W) normalised tokens before them, or null for zeros
-  const float* scale;  // (W,)
-  const float* taps;   // (T + 1, W)
-  void* y;             // (count, W)
-  void* normal;        // (count, W)
-  float* tail_after;   // (T, W)
+  const void* x;               // (count, W): a document's tokens
+  const float* tail;           // (T, W) normalised tokens before them, or null for zeros
+  const float* scale;          // (W,)
+  const float* taps;           // (T + 1, W)
+  void* y;                     // (count, W)
+  void* normal;                // (count, W)
+  float* tail_after;           // (T, W)
   Index count, width, length;  // length: T
   float epsilon;
 

@@ -4,7 +4,8 @@
 
 namespace gma {
 
-void convolve(const Threads& threads, const Convolving& step, const std::vector<Document>& documents) {
+void convolve(const Threads& threads, const Convolving& step,
+              const std::vector<Document>& documents) {
   constexpr Index kPart = 128;  // tokens
   struct Part {
     size_t document;
@@ -36,14 +37,14 @@ void convolve(const Threads& threads, const Convolving& step, const std::vector<
   });
 }
 
-void normalize(const Threads& threads, Type type, const void* x, void* normal, Index rows, Index width,
-               float epsilon) {
+void normalize(const Threads& threads, Type type, const void* x, void* normal, Index rows,
+               Index width, float epsilon) {
   constexpr Index kPart = 64;  // rows
   in_parallel(threads, (rows + kPart - 1) / kPart, [&](Index part) {
     const Index first = part * kPart, count = std::min(kPart, rows - first);
     const Floats work = floats(width);
-    kernels().normalize(type, at(x, type, first * width), at(normal, type, first * width), count, width,
-                        epsilon, work.get());
+    kernels().normalize(type, at(x, type, first * width), at(normal, type, first * width), count,
+                        width, epsilon, work.get());
   });
 }
 

@@ -22,11 +22,12 @@ struct Convolving {
   float epsilon;
 };
 
-void convolve(const Threads& threads, const Convolving& step, const std::vector<Document>& documents);
+void convolve(const Threads& threads, const Convolving& step,
+              const std::vector<Document>& documents);
 
 // x and normal (rows, width).
-void normalize(const Threads& threads, Type type, const void* x, void* normal, Index rows, Index width,
-               float epsilon);
+void normalize(const Threads& threads, Type type, const void* x, void* normal, Index rows,
+               Index width, float epsilon);
 
 void multiply(const Threads& threads, const Product& product);
 

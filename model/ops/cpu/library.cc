@@ -77,15 +77,15 @@ GMA_DOOR int64_t gma_version() { return 1; }
 // Which of the kernels run; after gma_open.
 GMA_DOOR const char* gma_instructions() { return gma::kernels().instructions; }
 
-// Rows, of `chunk` tokens, and documents as in documents.h; shapes as in mixing.h. `forgetting` heads,
-// the last, forget, and in the paper's form `usage` is null.
+// Rows, of `chunk` tokens, and documents as in documents.h; shapes as in mixing.h. `forgetting`
+// heads, the last, forget, and in the paper's form `usage` is null.
 GMA_DOOR const char* gma_mix(const float* routed, const float* memory, const float* mass,
                              const float* linear, const float* quadratic, const float* bias,
                              const float* keep_bias, const int64_t* lengths,
                              const int64_t* document_of_row, float* out, float* memory_after,
-                             float* mass_after, float* usage, int64_t tokens, int64_t rows, int64_t chunk,
-                             int64_t documents, int64_t width, int64_t heads, int64_t routing,
-                             int64_t components, int64_t value, int64_t forgetting,
+                             float* mass_after, float* usage, int64_t tokens, int64_t rows,
+                             int64_t chunk, int64_t documents, int64_t width, int64_t heads,
+                             int64_t routing, int64_t components, int64_t value, int64_t forgetting,
                              int64_t memory_stride, int64_t mass_stride, bool normalize,
                              float routing_epsilon, float epsilon, float most) {
   return gma::told([&](const gma::Threads& threads) {
@@ -111,14 +111,15 @@ GMA_DOOR const char* gma_mix(const float* routed, const float* memory, const flo
 GMA_DOOR const char* gma_convolve(const float* x, const float* tail, const float* scale,
                                   const float* taps, const int64_t* lengths,
                                   const int64_t* document_of_row, float* y, float* normal,
-                                  float* tail_after, int64_t tokens, int64_t rows, int64_t chunk, int64_t documents,
-                                  int64_t width, int64_t length, int64_t tail_stride,
-                                  float epsilon) {
+                                  float* tail_after, int64_t tokens, int64_t rows, int64_t chunk,
+                                  int64_t documents, int64_t width, int64_t length,
+                                  int64_t tail_stride, float epsilon) {
   return gma::told([&](const gma::Threads& threads) {
-    gma::convolve(threads,
-                  {gma::Type::float32, x, tail, scale, taps, nullptr, y, normal, tail_after,
-                   tail_stride, width, length, epsilon},
-                  gma::documents_of(lengths, document_of_row, rows, chunk, documents, kLayout, tokens));
+    gma::convolve(
+        threads,
+        {gma::Type::float32, x, tail, scale, taps, nullptr, y, normal, tail_after, tail_stride,
+         width, length, epsilon},
+        gma::documents_of(lengths, document_of_row, rows, chunk, documents, kLayout, tokens));
   });
 }
 

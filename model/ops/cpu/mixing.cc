@@ -16,7 +16,7 @@ struct Part {
   Index document, head;
   Index first, count;
   Index row, column;  // where in the grid of rows its first token is
-  Index before;  // parts of the same head and document before it; they precede it in the list
+  Index before;       // parts of the same head and document before it; they precede it in the list
   bool last;
 };
 
@@ -67,12 +67,12 @@ Index state_size(const Mixing& mixing) { return mixing.size() + mixing.component
 
 using Scan = decltype(Kernels::causal);
 
-void scan(Scan kernel, const Mixing& mixing, const Mixtures& mixtures, const Part& part, double* state,
-          float* usage = nullptr) {
+void scan(Scan kernel, const Mixing& mixing, const Mixtures& mixtures, const Part& part,
+          double* state, float* usage = nullptr) {
   const Index q = part.first * mixing.width + part.head * mixing.routing;
   const Index k = q + mixing.heads * mixing.routing;
-  const Index val = part.first * mixing.width + 2 * mixing.heads * mixing.routing +
-                    part.head * mixing.value;
+  const Index val =
+      part.first * mixing.width + 2 * mixing.heads * mixing.routing + part.head * mixing.value;
   const Index out = part.first * mixing.heads * mixing.value + part.head * mixing.value;
   Tokens tokens{};
   tokens.type = mixing.type;
@@ -121,7 +121,8 @@ void follow(std::vector<double>& state, const std::vector<double>& sums) {
   for (size_t j = 0; j + 1 < state.size(); ++j) state[j] = state[j] * left + sums[j];
 }
 
-// Parts may share a row, so each has counted for itself; `counts` (rows, K) of each, by their order.
+// Parts may share a row, so each has counted for itself; `counts` (rows, K) of each, by their
+// order.
 void add_usage(const Mixing& mixing, const std::vector<Part>& parts,
                const std::vector<std::vector<float>>& counts) {
   for (size_t index = 0; index < parts.size(); ++index) {

@@ -13,7 +13,8 @@ namespace gma {
 // are `stride` elements from the next one's.
 struct Mixing {
   Type type;
-  const void* routed;  // of each token width: q, k, val; then, in the form that forgets, gates and rates
+  const void*
+      routed;  // of each token width: q, k, val; then, in the form that forgets, gates and rates
   Index rows, chunk, width;
   Index heads, routing, components, value;
   float epsilon;

@@ -1,5 +1,5 @@
-// Responsibilities of one head's mixture for a block of tokens. As vectors.h, it is compiled into the
-// anonymous namespace of its including file.
+// Responsibilities of one head's mixture for a block of tokens. As vectors.h, it is compiled into
+// the anonymous namespace of its including file.
 #pragma once
 
 #include "tiles.h"

@@ -1,5 +1,5 @@
-// Gaussian Mixture Attention of one head over the tokens of a document. As vectors.h, it is compiled
-// into the anonymous namespace of its including file.
+// Gaussian Mixture Attention of one head over the tokens of a document. As vectors.h, it is
+// compiled into the anonymous namespace of its including file.
 #pragma once
 
 #include "routing.h"
@@ -38,8 +38,8 @@ GMA_INLINE void prefetch(const T* from, Index stride, Index count, Index width) 
   }
 }
 
-// One head's scan; its parts in the order of the chunked form. Every scan writes into the state; one
-// that reads too gives each token's mean.
+// One head's scan; its parts in the order of the chunked form. Every scan writes into the state;
+// one that reads too gives each token's mean.
 //
 // Where heads forget, all of a block is in units of what its first token finds: a write is divided
 // by what is kept from there up to it, what is read cancels the unit but for epsilon, and what
@@ -229,7 +229,8 @@ struct Scan {
     }
     for (Index c = 0; c < components; ++c) {
       Vector total{};
-      for (Index lane = 0; lane < kBlock; lane += kLanes) total += load(written + c * kBlock + lane);
+      for (Index lane = 0; lane < kBlock; lane += kLanes)
+        total += load(written + c * kBlock + lane);
       const float sums = sum(total);
       added[c] = (added[c] + sums) * left;
       mass[c] = (mass[c] + sums) * left;
@@ -259,9 +260,8 @@ struct Scan {
 template <bool reads>
 void scan(const Mixture& mixture, const Tokens& tokens, double* state, float* work) {
   const Flush flush(tokens.gates.open != nullptr);
-  by_type(tokens.type, [&](auto number) {
-    Scan<decltype(number), reads>(mixture, tokens, state, work).run();
-  });
+  by_type(tokens.type,
+          [&](auto number) { Scan<decltype(number), reads>(mixture, tokens, state, work).run(); });
 }
 
 }  // namespace

@@ -1,5 +1,5 @@
-// Products and transpositions in tiles that the registers hold. As vectors.h, it is compiled into the
-// anonymous namespace of its including file.
+// Products and transpositions in tiles that the registers hold. As vectors.h, it is compiled into
+// the anonymous namespace of its including file.
 #pragma once
 
 #include "vectors.h"
@@ -22,8 +22,8 @@ GMA_INLINE void across(Index first, Index last, Action&& action) {
   for (; first < last; first += kLanes) action(Count<1>{}, first);
 }
 
-// Tokens (count, width), `stride` apart, -> to (width, kBlock): a token in each column, zeros beyond
-// the last. Rows up to `width` rounded to 16 are written. `rows` holds (kBlock, width).
+// Tokens (count, width), `stride` apart, -> to (width, kBlock): a token in each column, zeros
+// beyond the last. Rows up to `width` rounded to 16 are written. `rows` holds (kBlock, width).
 template <class T>
 GMA_INLINE void turn(const T* from, Index stride, Index count, Index width, float* rows,
                      float* to) {

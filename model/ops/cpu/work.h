@@ -1,4 +1,5 @@
-// What a kernel for the CPU works with: aligned memory, and the threads of whatever runtime calls it.
+// What a kernel for the CPU works with: aligned memory, and the threads of whatever runtime calls
+// it.
 #pragma once
 
 #include <algorithm>
