@@ -15,7 +15,8 @@ from torch import Tensor
 from gma.model import weights
 from gma.model.classifier import Classifier
 from gma.model.config import ModelConfig
-from gma.model.training import factors, stacking, thresholds, token_scores
+from gma.model.training import thresholds, token_scores
+from gma.model.training.calibration import calibrate
 from gma.model.training.card import card_of
 from gma.model.training.config import TrainingConfig
 from gma.model.training.crops import Crops
@@ -172,7 +173,7 @@ class Run(Loop[Classifier, TrainingConfig]):
         """Stack and measure the averaged weights; keep them if no evaluation so far was better."""
         candidate = copy.deepcopy(self.average)
         valid = self.prepared.valid
-        calibrated = self._calibrate(candidate)
+        calibrated = calibrate(candidate, valid)
         measured = measure_tokens(candidate, valid, self.prepared.tokenizer, self._fit)
         chosen = {"thresholds": measured.thresholds}
         candidate.config = candidate.config.model_copy(update=chosen)
@@ -185,13 +186,3 @@ class Run(Loop[Classifier, TrainingConfig]):
         np.save(self.out / SCORES, measured.scores.astype(np.float32))
         weights.save(self.out / CHECKPOINT, candidate, self.prepared.tokenizer, card=card)
         return score
-
-    def _calibrate(self, candidate: Classifier) -> dict[str, object]:
-        """Make the scores mean something on valid; return what the log tells of it."""
-        if self.model.pooling == "any":
-            fitted = factors.fit(candidate, self.prepared.valid)
-            factors.apply(candidate, fitted)
-            return {"factors": fitted}
-        stacked = stacking.fit(candidate, self.prepared.valid)
-        stacking.apply(candidate, stacked)
-        return {"stacking": stacked._asdict()}

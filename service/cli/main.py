@@ -11,6 +11,7 @@ from typing import Annotated
 import typer
 
 from gma.loadtest.command import loadtest
+from gma.service.cli.average import average
 from gma.service.cli.classify import classify
 from gma.service.cli.compile import compile_kernels
 from gma.service.cli.evaluate import evaluate
@@ -43,6 +44,7 @@ app.command("compile")(compile_kernels)
 app.command()(classify)
 app.command()(train)
 app.command()(pretrain)
+app.command()(average)
 app.command()(report)
 app.command()(evaluate)
 app.command()(tokenizer)
@@ -76,9 +78,10 @@ def gma(
     """Classify documents of any length with Gaussian Mixture Attention.
 
     `gma classify FILE` answers here and now. `gma serve` answers over HTTP. `gma train` makes a
-    classifier of your own labelled documents, `gma pretrain` a base to begin from, `gma tokenizer`
-    what either reads with. `gma evaluate` measures a classifier, `gma info` describes it, `gma
-    export` writes it as an ONNX model. `gma loadtest` puts a running service under load.
+    classifier of your own labelled documents, `gma average` one of several, `gma pretrain` a base
+    to begin from, `gma tokenizer` what either reads with. `gma evaluate` measures a classifier,
+    `gma info` describes it, `gma export` writes it as an ONNX model. `gma loadtest` puts a running
+    service under load.
     `gma push` and `gma pull` share checkpoints on the Hugging Face hub.
     """
     if show_version:

@@ -383,6 +383,7 @@ class TestHelp:
             "pretrain",
             "tokenizer",
             "evaluate",
+            "average",
             "export",
             "info",
         ],

@@ -81,6 +81,19 @@ class TestClassify:
         assert other["model"] == "contracts"
 
 
+def test_the_average_of_two_is_a_checkpoint(gma: Gma, tmp_path: Path, text: Path) -> None:
+    for split, words in ("train", TEXT), ("valid", TEXT[::-1]):
+        lines = ({"text": words * n, "labels": LABELS[:n]} for n in (1, 2, 3))
+        file = tmp_path / f"data/{split}.jsonl"
+        file.parent.mkdir(exist_ok=True)
+        file.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
+    alike = [deciding(tmp_path / name, ("cyd",), multi_label=True) for name in ("one", "other")]
+    result = gma("average", *alike, "--data", tmp_path / "data", "--out", tmp_path / "mean")
+    assert result.out.strip() == str(tmp_path / "mean")
+    (answer,) = gma("classify", "--json", "--checkpoint", tmp_path / "mean", text).json()
+    assert {each["label"] for each in answer["scores"]} == set(LABELS)
+
+
 @pytest.mark.parametrize("name", ["contracts", "books", "base"])
 def test_info_of_what_comes_with_gma(gma: Gma, name: str) -> None:
     assert ["name", name] in [line.split() for line in gma("info", name).out.splitlines()]
