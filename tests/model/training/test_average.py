@@ -17,7 +17,7 @@ from gma.model.weights import Checkpoint, CheckpointError
 from tests.model.small import ANY, small
 from tests.model.training.documents import LABELS, documents, passages_in_noise, write
 
-CLAUSES = {**ANY, "labels": LABELS}
+CLAUSES: dict[str, Any] = {**ANY, "labels": LABELS}
 
 
 @pytest.fixture
