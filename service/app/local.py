@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import signal
 import socket
 import sys
@@ -97,7 +98,7 @@ def _start(settings: Settings, folder: Path, stack: ExitStack) -> None:
     serve.start(proxy_location="Disabled")
     deploy(settings, folder)
     try:
-        _gateways().broadcast("ready").results(timeout_s=REACHED_S)
+        _ask_gateways("ready", timeout_s=REACHED_S)
     except TimeoutError:
         raise StartError(f"no worker was reached within {REACHED_S:g} s") from None
 
@@ -121,7 +122,7 @@ def deploy(settings: Settings, run: Path, *, name: str = APPLICATION) -> None:
 def drain(timeout_s: float) -> None:
     """Take no new documents, and wait for those in flight, at most so long."""
     with suppress(TimeoutError):
-        _gateways().broadcast("drain").results(timeout_s=timeout_s)
+        _ask_gateways("drain", timeout_s=timeout_s)
 
 
 def url(settings: Settings) -> str:
@@ -130,10 +131,19 @@ def url(settings: Settings) -> str:
     return f"http://{host}:{settings.port}"
 
 
-def _gateways() -> DeploymentHandle[Any]:
+def _ask_gateways(method: str, *, timeout_s: float) -> None:
+    """Call a method of every gateway, and wait until all have returned. Raises TimeoutError.
+
+    Not in Serve's threads: after an interruption they would wait on, and this process for them.
+    """
     from ray import serve
 
-    return serve.get_deployment_handle(GATEWAY, APPLICATION)
+    async def ask(gateways: DeploymentHandle[Any]) -> None:
+        # An interruption cancels the calls, which are then nobody's, and would be told in length.
+        asyncio.get_running_loop().set_exception_handler(lambda *_: None)
+        await gateways.broadcast(method).results_async(timeout_s=timeout_s)
+
+    asyncio.run(ask(serve.get_deployment_handle(GATEWAY, APPLICATION)))
 
 
 def _stop_ray() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import io
 import json
 import os
@@ -9,6 +10,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -217,6 +219,26 @@ def test_two_starts_at_once_do_not_share_the_port(
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="processes are found in /proc")
+def test_an_interruption_while_gateways_are_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It ends the waiting, and leaves no thread that waits on: the process would wait for it."""
+
+    class Gateways:
+        def broadcast(self, method: str) -> Gateways:
+            assert method == "drain"
+            return self
+
+        async def results_async(self, timeout_s: float) -> list[None]:
+            asyncio.get_running_loop().call_soon(signal.raise_signal, signal.SIGINT)
+            await asyncio.sleep(timeout_s)
+            return []
+
+    monkeypatch.setattr("ray.serve.get_deployment_handle", lambda *_: Gateways())
+    before = threading.enumerate()
+    with local.StopSignals(), pytest.raises(KeyboardInterrupt):
+        local.drain(60.0)
+    assert threading.enumerate() == before
+
+
 def test_an_interrupted_start_leaves_no_process(
     checkpoint: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

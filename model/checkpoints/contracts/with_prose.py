@@ -1,7 +1,7 @@
-"""Teach a model what has none of its labels: with_prose.py CONTRACTS PROSE OUT.
+"""Teach a model what has none of its labels: with_prose.py CONTRACTS PROSE OUT BOOKS.
 
-OUT gets the documents of CONTRACTS, and some of PROSE with an empty list of labels: passages of 60
-books to train on, and other books, whole, for the choices that valid decides.
+OUT gets the documents of CONTRACTS, and some of PROSE with an empty list of labels: a passage of
+each of so many books to train on, and other books, whole, for the choices that valid decides.
 """
 
 from __future__ import annotations
@@ -15,15 +15,15 @@ from pathlib import Path
 from gma.model.training.splits import TRAIN, VALID, Splits
 
 PASSAGE = 128 << 10
-"""Bytes of each book to train on, from its middle third on: a crop is of a book as often as of a
-contract, so more of them would add nothing."""
+"""Bytes of a book to train on, of its second third: a crop is of a book as often as of a contract,
+so more would add nothing."""
 
 
-def main(contracts: Path, prose: Path, out: Path) -> None:
+def main(contracts: Path, prose: Path, out: Path, count: int) -> None:
     shutil.copytree(contracts, out)
     books = [document.text for document in Splits(prose).read(TRAIN)]
     valid = [document.text for document in Splits(prose).read(VALID)]
-    write(out / f"{TRAIN}-0.jsonl", map(passage, books[:240:4]))
+    write(out / f"{TRAIN}-0.jsonl", map(passage, books[::4][:count]))
     write(out / f"{VALID}-0.jsonl", [*books[2::24], *valid])
 
 
@@ -38,4 +38,5 @@ def write(file: Path, texts: Iterable[str]) -> None:
 
 
 if __name__ == "__main__":
-    main(*map(Path, sys.argv[1:]))
+    *folders, count = sys.argv[1:]
+    main(*map(Path, folders), count=int(count))
