@@ -38,5 +38,5 @@ def write(file: Path, texts: Iterable[str]) -> None:
 
 
 if __name__ == "__main__":
-    *folders, count = sys.argv[1:]
-    main(*map(Path, folders), count=int(count))
+    contracts, prose, out, count = sys.argv[1:]
+    main(Path(contracts), Path(prose), Path(out), int(count))
