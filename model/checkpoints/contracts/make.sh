@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Makes the default checkpoint: make.sh CONTRACTS PROSE OUT. Three trainings from the base, beside no
+# Makes the default checkpoint, in a clone: make.sh CONTRACTS PROSE OUT. Three trainings from the base, beside no
 # other texts and beside two numbers of them, and the mean of their weights.
 set -euo pipefail
 here=$(cd "$(dirname "$0")" && pwd)
@@ -9,7 +9,7 @@ run() {  # BOOKS STEPS STEPS-BETWEEN-EVALUATIONS CHOOSE-BY
   local data=$contracts
   if [ "$1" -gt 0 ]; then
     data=$out/data-$1
-    python "$here/with_prose.py" "$contracts" "$prose" "$data" "$1"
+    PYTHONPATH=$here/../../.. python -m benchmarks.with_prose "$contracts" "$prose" "$data" "$1"
   fi
   sed -e "s/^steps = .*/steps = $2/" -e "s/^evaluate_every = .*/evaluate_every = $3/" \
     -e "s/^choose_by = .*/choose_by = \"$4\"/" "$here/training.toml" >"$out/run-$1.toml"

@@ -1,4 +1,6 @@
-"""Teach a model what has none of its labels: with_prose.py CONTRACTS PROSE OUT BOOKS.
+"""Data that teach a model what has none of its labels.
+
+    python -m benchmarks.with_prose CONTRACTS PROSE OUT BOOKS
 
 OUT gets the documents of CONTRACTS, and some of PROSE with an empty list of labels: a passage of
 each of so many books to train on, and other books, whole, for the choices that valid decides.
