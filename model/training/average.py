@@ -27,7 +27,7 @@ from gma.model.training.survey import Survey
 from gma.model.weights import Checkpoint
 
 FITTED = {"thresholds": None, "prior_tokens": 0.0}
-"""What of a description is fitted to valid, and so may differ."""
+"""What of a description is fitted to valid, and so may differ, as the name may."""
 
 
 def average(
@@ -39,14 +39,23 @@ def average(
 ) -> None:
     """Write the mean of checkpoints' weights to the folder ``out``, as a checkpoint.
 
-    Factors and thresholds are fitted anew, to the valid split of ``data``. Raises TrainingError for
-    fewer than two checkpoints and for such as are not alike, CheckpointError for what is none, and
-    CorpusError for documents that can't be read.
+    It has the first one's name. Factors and thresholds are fitted anew, to the valid split of
+    ``data``. Raises TrainingError if ``out`` holds anything, for fewer than two checkpoints and for
+    such as are not alike, CheckpointError for what is none, and CorpusError for documents that
+    can't be read.
     """
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise TrainingError(f"{out} is there already: give a new folder")
     if len(checkpoints) < 2:
         raise TrainingError("a mean is of two checkpoints or more")
     loaded = [weights.load(path) for path in checkpoints]
+    if len({each.fingerprint for each in loaded}) < len(loaded):
+        raise TrainingError("two of the checkpoints are the same")
     for path, each in zip(checkpoints, loaded, strict=True):
+        if each.config.thresholds and not each.config.multi_label:
+            raise TrainingError(
+                f"{path} has a threshold for its one label (none_below), which is not fitted here"
+            )
         _check_alike(each, loaded[0], f"{path} and {checkpoints[0]}")
     classifier = _mean([each.classifier for each in loaded])
     tokenizer = loaded[0].tokenizer
@@ -55,6 +64,9 @@ def average(
     if survey.multi_label != classifier.config.multi_label:
         has, gives = ("one label", "any number")[:: -1 if survey.multi_label else 1]
         raise TrainingError(f"{data}: documents have {has}, where the models give {gives}")
+    for warning in survey.warnings():
+        progress.console.print("warning:", warning)
+    out.mkdir(parents=True, exist_ok=True)
     kept = (document for document in splits.read(VALID) if not survey.in_train(document))
     valid = Corpus.encode(kept, tokenizer, classifier.config.labels)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -64,6 +76,7 @@ def average(
     measured = measure_tokens(classifier, valid, tokenizer, fit)
     chosen = {"thresholds": measured.thresholds}
     classifier.config = classifier.config.model_copy(update=chosen)
+    progress.console.print(measured.table(), soft_wrap=True)
     weights.save(
         out, classifier, tokenizer, card=card_of_average(classifier.config, measured, len(loaded))
     )
@@ -73,12 +86,11 @@ def _check_alike(one: Checkpoint, other: Checkpoint, both: str) -> None:
     """Raises TrainingError if two checkpoints, called ``both``, can't be averaged."""
     if one.tokenizer.fingerprint != other.tokenizer.fingerprint:
         raise TrainingError(f"{both} have different tokenizers")
-    mine, others = (x.config.model_copy(update=FITTED).model_dump() for x in (one, other))
+    apart = {**FITTED, "name": ""}
+    mine, others = (x.config.model_copy(update=apart).model_dump() for x in (one, other))
     differing = [name for name, value in mine.items() if value != others[name]]
     if differing:
         raise TrainingError(f"{both} differ in {', '.join(differing)}")
-    if one.config.thresholds and not one.config.multi_label:
-        raise TrainingError(f"{both} have one label and thresholds, which are not fitted here")
 
 
 def _mean(classifiers: Sequence[Classifier]) -> Classifier:

@@ -25,8 +25,8 @@ def average(
     """Make one classifier of several: the mean of their weights.
 
     They have begun from the same base, and were trained apart: by other seeds, on other data, on
-    another schedule. The mean is as large and as fast as any of them, and as a rule better than
-    all. What is fitted to the valid split, thresholds for one, is fitted anew.
+    another schedule. The mean is as large and as fast as any of them, and often better. What is
+    fitted to the valid split, thresholds for one, is fitted anew; how good it is there is told.
 
     \b
     Example:

@@ -87,9 +87,10 @@ def test_the_average_of_two_is_a_checkpoint(gma: Gma, tmp_path: Path, text: Path
         file = tmp_path / f"data/{split}.jsonl"
         file.parent.mkdir(exist_ok=True)
         file.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
-    alike = [deciding(tmp_path / name, ("cyd",), multi_label=True) for name in ("one", "other")]
+    alike = [deciding(tmp_path / label, (label,), multi_label=True) for label in LABELS[:2]]
     result = gma("average", *alike, "--data", tmp_path / "data", "--out", tmp_path / "mean")
     assert result.out.strip() == str(tmp_path / "mean")
+    assert "micro-F1" in result.err
     (answer,) = gma("classify", "--json", "--checkpoint", tmp_path / "mean", text).json()
     assert {each["label"] for each in answer["scores"]} == set(LABELS)
 

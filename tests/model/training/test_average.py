@@ -52,7 +52,10 @@ def averaged(checkpoints: list[Path], data: Path) -> Checkpoint:
 @pytest.mark.parametrize("count", [2, 3])
 def test_weights_are_the_mean_and_the_rest_is_fitted_anew(data: Path, count: int) -> None:
     folders = [data.parent / str(seed) for seed in range(count)]
-    each = [saved(f, seed, **CLAUSES, thresholds=(0.1,) * 3) for seed, f in enumerate(folders)]
+    each = [
+        saved(folder, seed, **CLAUSES, name=f"run-{seed}", thresholds=(0.1,) * 3)
+        for seed, folder in enumerate(folders)
+    ]
     mean = averaged(folders, data)
     assert mean.config.thresholds is not None
     assert mean.config.thresholds != (0.1,) * 3
@@ -92,6 +95,27 @@ class TestRefused:
         with pytest.raises(TrainingError, match=message):
             averaged([one, other], data)
         assert not (data.parent / "mean").exists()
+
+    def test_the_same_twice(self, data: Path) -> None:
+        saved(data.parent / "one", 0, **CLAUSES)
+        with pytest.raises(TrainingError, match="are the same"):
+            averaged([data.parent / "one"] * 2, data)
+
+    def test_one_label_with_thresholds(self, data: Path) -> None:
+        folders = [data.parent / name for name in ("one", "other")]
+        for seed, folder in enumerate(folders):
+            saved(folder, seed, labels=LABELS, thresholds=(0.5,) * 3)
+        with pytest.raises(TrainingError, match="one has a threshold"):
+            averaged(folders, data)
+
+    @pytest.mark.parametrize("kind", ["folder", "file", "input"])
+    def test_a_place_that_is_taken(self, data: Path, kind: str) -> None:
+        folders = [data.parent / name for name in ("one", "other")]
+        for seed, folder in enumerate(folders):
+            saved(folder, seed, **CLAUSES)
+        out = {"folder": data, "file": data / "train.jsonl", "input": folders[0]}[kind]
+        with pytest.raises(TrainingError, match="is there already"):
+            average(folders, data, out, Progress(disable=True))
 
     def test_one_alone(self, data: Path) -> None:
         saved(data.parent / "one", 0, **CLAUSES)
