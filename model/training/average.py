@@ -1,8 +1,8 @@
 """One classifier of several that began alike: the mean of their weights.
 
 Classifiers of one base that were trained apart, by other seeds, data or schedules, lie in one
-valley, and what is between them errs less than each (Wortsman et al. 2022, arXiv:2203.05482). It is
-one model, as large and as fast as any of them.
+valley, and what is between them often errs less than each (Wortsman et al. 2022, arXiv:2203.05482).
+It is one model, as large and as fast as any of them.
 """
 
 from __future__ import annotations
@@ -27,7 +27,10 @@ from gma.model.training.survey import Survey
 from gma.model.weights import Checkpoint
 
 FITTED = {"thresholds": None, "prior_tokens": 0.0}
-"""What of a description is fitted to valid, and so may differ, as the name may."""
+"""What of a description is fitted to valid."""
+
+FREE = {**FITTED, "name": ""}
+"""What of descriptions may differ."""
 
 
 def average(
@@ -86,8 +89,7 @@ def _check_alike(one: Checkpoint, other: Checkpoint, both: str) -> None:
     """Raises TrainingError if two checkpoints, called ``both``, can't be averaged."""
     if one.tokenizer.fingerprint != other.tokenizer.fingerprint:
         raise TrainingError(f"{both} have different tokenizers")
-    apart = {**FITTED, "name": ""}
-    mine, others = (x.config.model_copy(update=apart).model_dump() for x in (one, other))
+    mine, others = (x.config.model_copy(update=FREE).model_dump() for x in (one, other))
     differing = [name for name, value in mine.items() if value != others[name]]
     if differing:
         raise TrainingError(f"{both} differ in {', '.join(differing)}")

@@ -27,9 +27,14 @@ def table(*columns: str) -> Table:
 def print_table(made: Table) -> None:
     """Print a table on stdout, folded to fit if that is a terminal."""
     console = Console()
-    if not console.is_terminal:
-        console.width = Measurement.get(console, console.options.update(width=WIDE), made).maximum
-    console.print(made)
+    if console.is_terminal:
+        console.print(made)
+        return
+    console.width = Measurement.get(console, console.options.update(width=WIDE), made).maximum
+    with console.capture() as printed:
+        console.print(made)
+    for line in printed.get().splitlines():
+        typer.echo(line.rstrip())
 
 
 def print_json(value: object) -> None:

@@ -71,6 +71,7 @@ class TestClassify:
         (first,) = gma("classify", "--evidence", "--json", AGREEMENT).json()
         assert len(lines) == 2 + (1 + 3) + (1 + len(first["evidence"]))
         assert any(len(line) > 80 for line in lines)
+        assert [line.rstrip() for line in lines] == lines
 
     def test_the_environment_names_the_model(
         self, gma: Gma, text: Path, monkeypatch: pytest.MonkeyPatch
