@@ -228,7 +228,7 @@ def test_an_interruption_while_gateways_are_asked(monkeypatch: pytest.MonkeyPatc
             return self
 
         async def results_async(self, timeout_s: float) -> list[None]:
-            asyncio.get_running_loop().call_soon(signal.raise_signal, signal.SIGINT)
+            asyncio.get_running_loop().call_soon(os.kill, os.getpid(), signal.SIGINT)
             await asyncio.sleep(timeout_s)
             return []
 
