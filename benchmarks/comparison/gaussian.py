@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from typing import ClassVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn import functional
 
 from benchmarks.comparison.mixers import (
     FLOAT,
@@ -25,6 +27,29 @@ from gma.model import mixers
 from gma.model.ops.choice import CHUNKED, choose
 from gma.model.ops.chunked import Rows
 
+FAST = 8.0, 1.0
+SLOW = 2.0, 10.0
+"""A component's variance at first, and how many times as slowly as all else a mixture learns."""
+
+
+class Mixture(mixers.Mixture):
+    """A mixture that begins otherwise, and learns more slowly: its parameters are stored so many
+    times as large, and AdamW's steps do not grow with them."""
+
+    def __init__(self, made: mixers.Mixture, variance: float, slower: float) -> None:
+        nn.Module.__init__(self)
+        self.floor, self.slower = made.floor, slower
+        self.mu, self.omega, self.alpha = made.mu, made.omega, made.alpha
+        with torch.no_grad():
+            self.omega.fill_(variance + math.log(-math.expm1(-variance)))
+            for parameter in self.parameters():
+                parameter.mul_(slower)
+
+    def distribution(self) -> tuple[Tensor, Tensor, Tensor]:
+        dtype = torch.promote_types(self.mu.dtype, torch.float32)
+        mu, omega, alpha = (x.to(dtype) / self.slower for x in (self.mu, self.omega, self.alpha))
+        return mu, functional.softplus(omega) + self.floor, torch.log_softmax(alpha, dim=-1)
+
 
 class Gaussian(Mixer):
     """GMA in the paper's form (arXiv:2606.18283)."""
@@ -34,6 +59,7 @@ class Gaussian(Mixer):
     """Of a head; 0: as many as the size says."""
     wider = 1
     """How many times as many heads as the size says."""
+    mixture: ClassVar = FAST
 
     def __init__(self, size: Size) -> None:
         if self.components:
@@ -44,6 +70,7 @@ class Gaussian(Mixer):
         self.config = config.model_copy(update={"heads": self.wider * size.heads})
         made = mixers.Mixer if self.form == "paper" else mixers.ForgettingMixer
         self.inner = made(self.config)
+        self.inner.mixture = Mixture(self.inner.mixture, *self.mixture)
 
     def choose(self, fast: bool) -> None:
         """Use Triton's kernels, or PyTorch."""
@@ -78,6 +105,20 @@ class Wide(Forgetting):
     wider = 2
 
 
+class SlowForgetting(Forgetting):
+    """As the product is trained (docs/adr/0015-slow-mixtures.md)."""
+
+    mixture = SLOW
+
+
+class SlowGaussian(Gaussian):
+    mixture = SLOW
+
+
+class SlowWide(Wide):
+    mixture = SLOW
+
+
 class GaussianBothWays(Gaussian):
     causal = False
 
@@ -102,6 +143,9 @@ MIXERS: dict[str, type[Mixer]] = {
     "Performer": Performer,
     "GMA (forgetting), twice as wide inside": Wide,
     "GMA (forgetting), 128 components": ManyComponents,
+    "GMA (forgetting), slow mixture": SlowForgetting,
+    "GMA (paper), slow mixture": SlowGaussian,
+    "GMA (forgetting), slow mixture, twice as wide inside": SlowWide,
     "GMA (paper), both ways": GaussianBothWays,
     "GMA (forgetting), both ways": ForgettingBothWays,
     "softmax, both ways": SoftmaxBothWays,

@@ -30,6 +30,9 @@ from gma.model.training.schedule import Schedule
 LOG_EVERY = 20
 """Steps whose mean losses make a line of the log."""
 
+MIXTURE = ".mixture."
+"""In the names of a mixture's parameters."""
+
 Trained = TypeVar("Trained", bound=Backbone)
 Config = TypeVar("Config", bound=Schedule)
 
@@ -102,7 +105,7 @@ class Loop(ABC, Generic[Trained, Config]):
 
     def rate_of(self, name: str) -> float:
         """Say which share of the learning rate a parameter has."""
-        return 1.0
+        return self.config.mixture_learning_rate if MIXTURE in name else 1.0
 
     @property
     def described(self) -> dict[str, Any]:
@@ -129,7 +132,7 @@ class Loop(ABC, Generic[Trained, Config]):
         for name, parameter in self.trained.named_parameters():
             if not parameter.requires_grad:
                 continue
-            lasts = parameter.ndim < 2 or ".mixture." in name
+            lasts = parameter.ndim < 2 or MIXTURE in name
             decay = 0.0 if lasts else self.config.weight_decay
             groups.setdefault((self.rate_of(name), decay), []).append(parameter)
         return [

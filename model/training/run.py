@@ -127,7 +127,7 @@ class Run(Loop[Classifier, TrainingConfig]):
     def rate_of(self, name: str) -> float:
         """See `Loop.rate_of`: what a base began may learn slower."""
         began = self.base is not None and not name.startswith(POOLING)
-        return self.config.backbone_learning_rate if began else 1.0
+        return super().rate_of(name) * (self.config.backbone_learning_rate if began else 1.0)
 
     @property
     def described(self) -> dict[str, Any]:

@@ -32,6 +32,14 @@ class Schedule(BaseModel):
     final_learning_rate: Annotated[Fraction, Field(description="as a share of learning_rate")] = (
         0.05
     )
+    mixture_learning_rate: Annotated[
+        float,
+        Field(
+            ge=0,
+            description="of the mixtures, as a share of learning_rate: as fast as all else, their "
+            "components collapse",
+        ),
+    ] = 0.1
     warmup: Annotated[Fraction, Field(description="share of the steps")] = 0.05
     weight_decay: Annotated[float, Field(ge=0)] = 0.1
     gradient_clip: Annotated[float, Field(gt=0)] = 1.0

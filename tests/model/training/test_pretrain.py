@@ -13,8 +13,11 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
+from torch import Tensor
 
 from gma.model import weights
+from gma.model.layers import Layer
+from gma.model.mixers import INITIAL_VARIANCE
 from gma.model.ops.chunked import Rows
 from gma.model.tokenizer import Tokenizer
 from gma.model.training.errors import CorpusError, TrainingError
@@ -99,8 +102,23 @@ def base(texts: Path, tmp_path: Path) -> Pretrain:
 
 
 class TestPretrain:
+    def test_mixtures_learn_at_a_rate_of_their_own(self, base: Pretrain) -> None:
+        def mixture(name: str, rate: float) -> list[Tensor]:
+            trained = base(name, mixture_learning_rate=rate, average=0.0)
+            layer = weights.load_base(trained).backbone.layers[0]
+            assert isinstance(layer, Layer)
+            return list(layer.mixer.mixture.distribution())
+
+        def moved(trained: list[Tensor]) -> float:
+            return max((a - b).abs().max().item() for a, b in zip(trained, first, strict=True))
+
+        first = mixture("first", 0.0)
+        _, var, _ = first
+        assert var.numpy() == pytest.approx(INITIAL_VARIANCE, rel=0.01)
+        assert 5 < moved(mixture("fast", 1.0)) / moved(mixture("slow", 0.1)) < 20
+
     def test_learns_and_leaves_a_base_and_a_log(self, base: Pretrain) -> None:
-        checkpoint = base(steps=60, learning_rate=1e-2, evaluate_every=20)
+        checkpoint = base(steps=45, learning_rate=1e-2, evaluate_every=15)
         lines = log_of(checkpoint)
         bits = [line["valid"]["bits_per_byte"] for line in lines if "valid" in line]
         assert bits == sorted(bits, reverse=True)
