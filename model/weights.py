@@ -126,7 +126,7 @@ def save(
     dtype: torch.dtype = torch.float16,
 ) -> None:
     """Write a checkpoint, of a classifier or a base, with its model card (``README.md``), the
-    weights stored in ``dtype``.
+    weights stored in ``dtype``, those that it is too narrow for in float32.
 
     Whoever loads it meanwhile gets the weights of before or those of after, nothing between.
     """
@@ -134,13 +134,20 @@ def save(
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "config.json").write_text(model.config.model_dump_json(indent=2) + "\n")
     state = model.state_dict()
-    tensors = {name: x.detach().to("cpu", dtype).contiguous() for name, x in state.items()}
+    tensors = {name: _stored(x.detach().cpu(), dtype).contiguous() for name, x in state.items()}
     partial = folder / "model.safetensors.partial"
     # Not safetensors' own save_file: its files are readable by their owner only.
     partial.write_bytes(to_bytes(tensors))
     partial.replace(folder / "model.safetensors")
     tokenizer.save(folder / "tokenizer.json")
     (folder / "README.md").write_text(card)
+
+
+def _stored(x: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """Return x in a dtype, or in float32 if some of it is too large for that."""
+    narrow = x.to(dtype)
+    lost = narrow.isinf() & x.isfinite()
+    return x.to(torch.float32) if lost.any() else narrow
 
 
 class _Files(NamedTuple):

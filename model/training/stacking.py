@@ -74,8 +74,8 @@ def fit(classifier: Classifier, valid: Corpus) -> Stacking:
         each = cross_entropy(scores / (weight + prior)[:, None], labels)
         return (each * share).sum() / share.sum()
 
-    # Documents that are all told apart would have ever larger factors, so staying at one counts as
-    # much as one document does.
+    # Documents that are all told apart would have ever larger factors, and of one length as large a
+    # prior, so staying at one counts as much as one document does.
     stay = 0.5 / len(valid)
 
     def offsets_in(x: Tensor) -> Tensor:
@@ -90,7 +90,7 @@ def fit(classifier: Classifier, valid: Corpus) -> Stacking:
     for prior in PRIORS if math.isfinite(lowest) else ():
         x = least(partial(loss, prior=prior), start)
         factors, offsets = x[:2].exp().clamp(1 / LIMIT, LIMIT), offsets_in(x)
-        found = float(measured(factors, offsets, prior))
+        found = float(measured(factors, offsets, prior) + stay * x.square().sum())
         if found < lowest:  # which what is NaN is not
             fitted = tuple(offsets.tolist()) if valid.multi_label else None
             best, lowest = Stacking(factors[0].item(), factors[1].item(), prior, fitted), found

@@ -90,6 +90,18 @@ def test_dtypes(
     assert read(loaded, [tokens])[0].logits.isfinite().all()
 
 
+def test_what_a_dtype_is_too_narrow_for_is_stored_whole(
+    folder: Path, classifier: Classifier, tokenizer: Tokenizer
+) -> None:
+    classifier.pooling.token.weight[0, 0] = 1e6
+    weights.save(folder, classifier, tokenizer, card="")
+    loaded = weights.load(folder).classifier
+    assert torch.equal(loaded.pooling.token.weight, classifier.pooling.token.weight)
+    stored = load_file(folder / "model.safetensors")
+    wide = {name for name, x in stored.items() if x.dtype != torch.float16}
+    assert wide == {"pooling.token.weight"}
+
+
 def test_everybody_may_read_the_files(folder: Path) -> None:
     modes = {file.name: file.stat().st_mode & 0o777 for file in folder.iterdir()}
     assert modes["model.safetensors"] == modes["config.json"]

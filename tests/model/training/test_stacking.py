@@ -87,3 +87,19 @@ def test_few_tokens_are_no_surer_than_they_are_right() -> None:
         sure = logits.softmax(1).max(1).values.mean().item()
         right = float(np.mean(logits.argmax(1).numpy() == labels))
         assert abs(sure - right) < 0.15, (length, sure, right)
+
+
+def test_one_length_needs_no_prior() -> None:
+    """A prior and a factor undo each other where all documents are as long."""
+    rng = np.random.default_rng(0)
+    labels = rng.integers(0, 3, 400)
+    told = rng.random((400, 180)) < 0.3
+    tokens = np.where(told, labels[:, None], rng.integers(0, 3, told.shape))
+    valid = Corpus(tokens.ravel().astype(np.uint16), np.arange(1, 401) * 180, labels)
+    classifier = small(vocab_size=3)
+    classifier.pooling.deep.weight.zero_()
+    classifier.pooling.deep.bias.zero_()
+    classifier.pooling.token.weight.copy_(10 * torch.eye(3))
+    stacked = stacking.fit(classifier, valid)
+    assert stacked.prior_tokens == 0
+    assert 2 < stacked.token < 5
