@@ -25,14 +25,18 @@ def set_up(settings: Settings, run: Path | None = None) -> None:
     """Prepare this process. Call it before torch, triton or prometheus_client is imported.
 
     `run` is the folder of the run if it is of one machine: there it logs to the stderr of
-    `gma serve`, and cannot be reached from another.
+    `gma serve`, and cannot be reached from another. In a cluster it logs to its stdout, which is
+    the container's where RAY_LOG_TO_STDERR=1 keeps Ray from putting a file in its place: what Ray
+    says of itself is then on stderr.
     """
-    stderr = None
+    # The process's own: Serve puts something else into sys.stdout.
+    output = sys.__stdout__
     if run:
         keep_to_loopback()
+        output = None
         with suppress(OSError):  # who gives it ends just now
-            stderr = given_stderr(run / STDERR)
-    logs.configure(settings.log_level, stderr)
+            output = given_stderr(run / STDERR)
+    logs.configure(settings.log_level, output)
     sys.setswitchinterval(SWITCH_S)
     if settings.metrics_dir:
         sharing.join(settings.metrics_dir)

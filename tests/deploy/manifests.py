@@ -192,6 +192,8 @@ def _ray_problems(
         yield f"{name}: KubeRay's own probes need wget, which the image lacks"
     if _environment(container).get("RAY_SERVE_ENABLE_HA_PROXY") != "1":
         yield f"{name}: its proxy is the slow one"
+    if _environment(container).get("RAY_LOG_TO_STDERR") != "1":
+        yield f"{name}: its logs are files that go with the pod"
     keys = settings.api_keys_file
     mount = mounts.get(str(PurePosixPath(keys).parent)) if keys else None
     if not (mount and "secret" in volumes.get(mount["name"], {})):

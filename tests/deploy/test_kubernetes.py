@@ -139,6 +139,7 @@ def cpu() -> list[Manifest]:
         ),
         ("RayService", "gma", f"{RAY}.readinessProbe", GONE, "need wget"),
         ("RayService", "gma", f"{RAY}.env.0.value", "0", "the slow one"),
+        ("RayService", "gma", f"{RAY}.env.4.value", "0", "files that go with the pod"),
         ("RayService", "gma", f"{RAY}.volumeMounts.0", GONE, "nowhere to write"),
         ("RayService", "gma", f"{RAY}.volumeMounts.1", GONE, "no Secret"),
         ("RayService", "gma", f"{RAY}.volumeMounts.0.name", "temp", "there is no volume temp"),
