@@ -57,7 +57,7 @@ class Settings(BaseSettings):
 
     api_keys_file: Path | None = None
     """File of the API keys that pass, as hashes that `gma key` prints; without it, no key is asked
-    for. Read once, when the service starts."""
+    for. Read again within a second or so of a change; one that can't be used changes nothing."""
 
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Where the model runs; auto takes GPUs if there are any."""

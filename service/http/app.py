@@ -21,7 +21,7 @@ from gma.service.gateway.contract import Health, Info
 from gma.service.gateway.gateway import Gateway
 from gma.service.http.auth import Authorized
 from gma.service.http.documents import add_documents
-from gma.service.http.keys import Keys
+from gma.service.http.keys_file import KeysFile
 from gma.service.http.media import shown
 from gma.service.http.middleware import Requests, asked
 from gma.service.http.openapi import UNREADY_RESPONSES, Described
@@ -62,7 +62,7 @@ def create_app(gateway: Gateway, *, stamp_ids: bool = True) -> FastAPI:
     keys_file = gateway.settings.api_keys_file
     if keys_file:
         app.asks_for_keys = True
-        app.add_middleware(Authorized, keys=Keys.load(keys_file))
+        app.add_middleware(Authorized, keys=KeysFile(keys_file))
     app.add_middleware(Requests, stamp_ids=stamp_ids)
     add_operations(app, gateway)
     add_documents(app, gateway)

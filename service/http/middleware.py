@@ -17,6 +17,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from gma.service.errors import ServiceError
 from gma.service.gateway.contract import ErrorAnswer, Usage
 from gma.service.http.body import ClientGone
+from gma.service.http.keys import Key
 from gma.service.http.media import JSON, encode, shown
 from gma.service.observe import metrics, traces
 from gma.service.observe.traces import Stage
@@ -47,6 +48,8 @@ class Record:
     status: int = CLIENT_GONE
     usage: Usage | None = None
     error: ServiceError | None = None
+    key: Key | None = None
+    """With which it came; None if none is asked for."""
     stages: list[Stage] = field(default_factory=list)
 
     def fail(self, error: Exception) -> ServiceError:
@@ -152,6 +155,8 @@ def _note(record: Record, scope: Scope, method: str) -> None:
         "ms": round(1000 * seconds, 1),
         **(record.usage or {}),
     }
+    if record.key:
+        fields["key"] = record.key.name
     if record.error:
         fields["error_type"] = record.error.error_type
     quiet = record.status == 200 and route in PROBES

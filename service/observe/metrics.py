@@ -42,6 +42,7 @@ STEP_BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5,
 LENGTHS = (100, 1_000, 10_000, 100_000, 1_000_000, 10_000_000)
 """Tokens of a document, at most, by which what depends on its length is told apart."""
 
+READS = ("taken", "refused")
 OUTCOMES = ("done", "failed", "aborted")
 REASONS = ("draining", "size", "documents", "bytes", "key", "address", "slow", "waiting")
 PHASES = ("warm-up", "serving")
@@ -61,6 +62,12 @@ REQUEST_SECONDS = CATALOGUE.histogram(
     "Time from a request's first byte to its answer's last.",
     LATENCY_BUCKETS,
     ROUTE,
+)
+KEYS_READS = CATALOGUE.counter(
+    "gma_keys_reads",
+    "Times that a gateway read the file of API keys because it had changed; `refused`: it could "
+    "not be used, and the old keys stay.",
+    {"result": READS},
 )
 ADMISSIONS = CATALOGUE.counter(
     "gma_admissions",
