@@ -69,8 +69,13 @@ class Settings(BaseSettings):
     """Processes that speak HTTP and tokenize; 0 takes one for every two cores, at least two,
     so that one that is lost leaves another, and at most eight."""
 
+    cores: Annotated[int, Field(ge=0)] = 0
+    """Cores that the service counts on, on each machine or in each pod; 0 takes those that affinity
+    and control groups' quotas leave. For containers that ask for CPUs without a limit, which would
+    else have as many threads as the machine has cores."""
+
     threads: Annotated[int, Field(ge=0)] = 0
-    """CPU threads that a worker computes with; 0 takes every core."""
+    """CPU threads that a worker computes with; 0 takes one a core."""
 
     dtype: Literal["auto", "float32", "float16", "bfloat16", "fp8", "int8"] = "auto"
     """What matrices are multiplied in. An exported model has its own, and auto takes it. In torch

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from gma.service.app.ray import keep_to_loopback
 from gma.service.app.stderr import STDERR, given_stderr
-from gma.service.cores import cores
+from gma.service.cores import cores_for
 from gma.service.observe import logs, sharing
 from gma.service.runners import kernel_cache
 from gma.service.settings import Settings
@@ -46,5 +46,5 @@ def set_up(settings: Settings, run: Path | None = None) -> None:
 
 def gateway_count(settings: Settings) -> int:
     """How many gateways there are to be."""
-    by_cores = max(LEAST_GATEWAYS, min(MOST_GATEWAYS, cores() // CORES_OF_GATEWAY))
-    return settings.gateways or by_cores
+    by_cores = cores_for(settings) // CORES_OF_GATEWAY
+    return settings.gateways or max(LEAST_GATEWAYS, min(MOST_GATEWAYS, by_cores))

@@ -221,6 +221,8 @@ def capacity_problems(spec: Manifest) -> Iterator[str]:
         yield "a worker does not have the GPUs of its pod"
     if (settings.device == "cuda") != bool(options.get("num_gpus")):
         yield f"a worker on {settings.device} asks for {options.get('num_gpus', 0)} GPUs"
+    if settings.cores != int(requests["cpu"]):
+        yield "the service counts on other cores than its pod asks for"
     if options["num_cpus"] < settings.threads:
         yield "a worker computes with more threads than it asks for"
     if not options.get("num_gpus") and 2 * options["num_cpus"] <= int(requests["cpu"]):

@@ -237,6 +237,7 @@ def test_what_is_left_out_is_caught(cpu: list[Manifest], kind: str) -> None:
         (f"{APPLICATION}.args.shutdown_timeout_s", 3600, "not longer than"),
         (f"{APPLICATION}.args.api_keys_file", GONE, "no Secret"),
         (f"{APPLICATION}.args.threads", 8, "more threads"),
+        (f"{APPLICATION}.args.cores", GONE, "counts on other cores"),
         (f"{APPLICATION}.args.gateways", 8, "gateways ask for"),
         (f"{APPLICATION}.deployments.1.name", "Workers", "there is no deployment Workers"),
         (f"{APPLICATION}.deployments.1.ray_actor_options.cpus", 1, "no field cpus"),
