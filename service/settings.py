@@ -50,7 +50,8 @@ class Settings(BaseSettings):
     looks which it is."""
 
     host: Annotated[str, Field(min_length=1)] = "127.0.0.1"
-    """Address to listen on. The default can be reached from this machine only."""
+    """Address to listen on; `::` is every one, of IPv4 too. The default can be reached from this
+    machine only."""
 
     port: Annotated[int, Field(gt=0, lt=65536)] = 8000
     """TCP port to listen on."""

@@ -61,6 +61,8 @@ def clients_of(scope: Scope, settings: Settings) -> list[Client]:
 def _network(host: str) -> str:
     """What one client has of addresses: one, or a /64 of IPv6."""
     address = ip_address(host)
-    if isinstance(address, IPv6Address):
-        return str(IPv6Network((address, 64), strict=False))
-    return host
+    if not isinstance(address, IPv6Address):
+        return host
+    if address.ipv4_mapped:  # as who listens on `::` sees those of IPv4, all in one network
+        return str(address.ipv4_mapped)
+    return str(IPv6Network((int(address), 64), strict=False))
