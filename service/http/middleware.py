@@ -63,12 +63,15 @@ class Record:
 class Requests:
     """The outermost layer. Whatever those within raise becomes an answer here, unless one began.
 
-    HEAD is answered as GET without the body, and a path with a slash at its end as without.
+    HEAD is answered as GET without the body, a path with a slash at its end as without, and one
+    behind the prefix as without.
     """
 
-    def __init__(self, app: ASGIApp, *, stamp_ids: bool) -> None:
-        """`stamp_ids`: put the request's id into its answer."""
+    def __init__(self, app: ASGIApp, *, stamp_ids: bool, prefix: str = "") -> None:
+        """`stamp_ids`: put the request's id into its answer. `prefix` begins with a slash, if there
+        is one."""
         self._app = app
+        self._prefix = prefix
         self._stamp_ids = stamp_ids
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -81,7 +84,8 @@ class Requests:
         scope = {
             **scope,
             "method": "GET" if headless else method,
-            "path": path.removesuffix("/") or "/",
+            "path": self._within(path).removesuffix("/") or "/",
+            "root_path": self._prefix or scope.get("root_path", ""),
         }
         record = Record(request_id(Headers(scope=scope)))
         scope[RECORD] = record
@@ -115,6 +119,10 @@ class Requests:
             raise
         finally:
             _note(record, scope, method)
+
+    def _within(self, path: str) -> str:
+        inner = path.removeprefix(self._prefix)
+        return inner if inner[:1] in ("", "/") else path
 
 
 def _forget_frames(error: BaseException | None) -> None:

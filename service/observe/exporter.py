@@ -27,6 +27,12 @@ class Exporter(ThreadingHTTPServer):
 
 class _Handler(BaseHTTPRequestHandler):
     def do_GET(self) -> None:
+        self._answer(with_body=True)
+
+    def do_HEAD(self) -> None:
+        self._answer(with_body=False)
+
+    def _answer(self, *, with_body: bool) -> None:
         if self.path != "/metrics":
             self.send_error(404)
             return
@@ -35,7 +41,8 @@ class _Handler(BaseHTTPRequestHandler):
         self.send_header("content-type", metrics.CONTENT_TYPE_LATEST)
         self.send_header("content-length", str(len(content)))
         self.end_headers()
-        self.wfile.write(content)
+        if with_body:
+            self.wfile.write(content)
 
     def log_request(self, code: object = "-", size: object = "-") -> None:
         """Nothing: it is asked every few seconds."""

@@ -50,6 +50,13 @@ def test_sums_every_process_of_the_folder(url: str, tmp_path: Path) -> None:
     assert "gma_tokens_total 7.0" in response.text.splitlines()
 
 
+def test_head_is_get_without_the_body(url: str) -> None:
+    got, asked = httpx.get(f"{url}/metrics"), httpx.head(f"{url}/metrics")
+    assert (asked.status_code, asked.content) == (200, b"")
+    assert asked.headers["content-type"] == got.headers["content-type"]
+    assert httpx.head(f"{url}/").status_code == 404
+
+
 def test_has_nothing_else(url: str) -> None:
     assert httpx.get(f"{url}/").status_code == 404
 
