@@ -31,7 +31,16 @@ processes (a worker raises, a gateway answers), so every argument of a construct
         └── UnknownDocument         the worker that held the document's state is gone, or dropped it
 """
 
+import math
 from typing import ClassVar
+
+MOST_RETRY_S = 60
+"""Of what is told a client that is to try again later: nobody knows what is in an hour."""
+
+
+def retry_after(seconds: float) -> int:
+    """So long as a client is told it: in whole seconds, from 1 to MOST_RETRY_S."""
+    return max(1, math.ceil(min(seconds, MOST_RETRY_S)))
 
 
 class ServiceError(Exception):
@@ -41,7 +50,7 @@ class ServiceError(Exception):
     error_type: ClassVar[str] = "Internal"
     """The name that programs know it by. Every other error has its class's."""
 
-    retry_after_s: ClassVar[int | None] = None
+    retry_after_s: int | None = None
     """Seconds until it is worth trying again; None if trying again will not help."""
 
     def __init_subclass__(cls) -> None:
@@ -192,6 +201,14 @@ class Overloaded(ServiceError):
 
     status = 429
     retry_after_s = 1
+
+    def __init__(self, message: str, retry_after_s: int = 1):
+        super().__init__(message, retry_after_s)
+        self.retry_after_s = retry_after_s
+
+    def __str__(self) -> str:
+        message: str = self.args[0]
+        return message
 
 
 class HeadTooLarge(ServiceError):

@@ -9,9 +9,12 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import NamedTuple
 
-from gma.service.errors import Overloaded, ShuttingDown, TooLarge
+from gma.service.errors import Overloaded, ShuttingDown, TooLarge, retry_after
 from gma.service.observe import metrics
 from gma.service.settings import Settings
+
+NEWS = 0.1
+"""What the last document weighs in how long documents take."""
 
 GRACE_S = 0.25
 """How long a body may come slowly before it makes way for others, if all places are taken."""
@@ -38,6 +41,7 @@ class Admission:
         self.bytes = 0
         self.received_bytes = 0
         """Of all documents since the start."""
+        self._takes_s = 0.0  # a document, from its admission to its answer, of late
         self.draining = False
         self._documents_of: Counter[Client] = Counter()
         self._bytes_of: Counter[Client] = Counter()
@@ -60,11 +64,11 @@ class Admission:
             metrics.REFUSALS.labels("size").inc()
             raise TooLarge(self.max_document_bytes)
         if self.documents >= self._max_documents and not self._make_way():
-            raise _refusal("documents", f"{self.documents} documents are in flight")
+            raise self._refusal("documents", f"{self.documents} documents are in flight")
         for client in clients:
             found = self._documents_of[client]
             if found and found >= client.share * self._max_documents:
-                raise _refusal(
+                raise self._refusal(
                     client.kind, f"{found} documents of this {client.kind} are in flight"
                 )
         admitted = Admitted(self, clients)
@@ -84,13 +88,13 @@ class Admission:
     def reserve(self, clients: Sequence[Client], more: int) -> None:
         """Make room for so many more bytes of a document of `clients`. Raises Overloaded."""
         if self.bytes + more > self._max_bytes:
-            raise _refusal(
+            raise self._refusal(
                 "bytes", f"{self.bytes} bytes are in flight, and {more} more are too many"
             )
         for client in clients:
             found = self._bytes_of[client] + more
             if self._documents_of[client] > 1 and found > client.share * self._max_bytes:
-                raise _refusal(
+                raise self._refusal(
                     client.kind, f"{found} bytes of this {client.kind} would be in flight"
                 )
         self.change(clients, size=more)
@@ -110,6 +114,15 @@ class Admission:
             self._idle.clear()
         else:
             self._idle.set()
+
+    def answered(self, seconds: float) -> None:
+        """Note how long a document took."""
+        self._takes_s += (NEWS if self._takes_s else 1.0) * (seconds - self._takes_s)
+
+    def _refusal(self, reason: str, why: str) -> Overloaded:
+        """By when others will have been answered."""
+        metrics.REFUSALS.labels(reason).inc()
+        return Overloaded(f"{why}: try again when some are done", retry_after(self._takes_s))
 
     def sends(self, admitted: Admitted, give_up: Callable[[], None]) -> None:
         """Note that a document's body begins to come; `give_up` ends that."""
@@ -195,11 +208,8 @@ class Admitted:
     def leave(self, answer_bytes: int = 0) -> None:
         """Give the place back, and hold room for an answer alone, until that is sent."""
         self.sent()
+        if answer_bytes:
+            self._admission.answered(time.monotonic() - self.began)
         size = answer_bytes - self.reserved_bytes
         self._admission.change(self._clients, documents=-self._documents, size=size)
         self._documents, self.reserved_bytes = 0, answer_bytes
-
-
-def _refusal(reason: str, why: str) -> Overloaded:
-    metrics.REFUSALS.labels(reason).inc()
-    return Overloaded(f"{why}: try again when some are done")
