@@ -24,11 +24,12 @@ processes (a worker raises, a gateway answers), so every argument of a construct
     ├── HeadTooLarge          431
     ├── StepFailed            500   the forward pass that read the document failed
     ├── UnknownTransferCoding 501
-    └── Unavailable           503
-        ├── NotReady                starting
-        ├── ShuttingDown            draining
-        ├── VersionMismatch         gateway and worker are of different releases
-        └── UnknownDocument         the worker that held the document's state is gone, or dropped it
+    ├── Unavailable           503
+    │   ├── NotReady                starting
+    │   ├── ShuttingDown            draining
+    │   ├── VersionMismatch         gateway and worker are of different releases
+    │   └── UnknownDocument         the worker that held the document's state is gone, or dropped it
+    └── TooLate               504   the client's own deadline passed, or can't be met
 """
 
 import math
@@ -257,3 +258,9 @@ class VersionMismatch(Unavailable):
     """A gateway and a worker of different releases, which do not understand each other."""
 
     retry_after_s = 5
+
+
+class TooLate(ServiceError):
+    """The client's own deadline has passed, or is too soon for the document."""
+
+    status = 504

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from contextlib import suppress
 from pathlib import Path
+from typing import TextIO
 
 from gma.service.app.ray import keep_to_loopback
 from gma.service.app.stderr import STDERR, given_stderr
@@ -30,7 +31,7 @@ def set_up(settings: Settings, run: Path | None = None) -> None:
     says of itself is then on stderr.
     """
     # The process's own: Serve puts something else into sys.stdout.
-    output = sys.__stdout__
+    output: TextIO | None = sys.__stdout__
     if run:
         keep_to_loopback()
         output = None

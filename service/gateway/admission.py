@@ -3,18 +3,25 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import NamedTuple
 
-from gma.service.errors import Overloaded, ShuttingDown, TooLarge, retry_after
+from gma.service.errors import Overloaded, ShuttingDown, TooLarge, TooLate, retry_after
 from gma.service.observe import metrics
 from gma.service.settings import Settings
 
 NEWS = 0.1
 """What the last document weighs in how long documents take."""
+
+LONG_BYTES = 2**18
+"""Of a document that says how fast documents are read."""
+
+LATE_S = 60.0
+"""How long it says so."""
 
 GRACE_S = 0.25
 """How long a body may come slowly before it makes way for others, if all places are taken."""
@@ -42,6 +49,7 @@ class Admission:
         self.received_bytes = 0
         """Of all documents since the start."""
         self._takes_s = 0.0  # a document, from its admission to its answer, of late
+        self._fastest = (0.0, -math.inf)  # bytes a second at which one was read, and when
         self.draining = False
         self._documents_of: Counter[Client] = Counter()
         self._bytes_of: Counter[Client] = Counter()
@@ -51,11 +59,16 @@ class Admission:
         self._idle.set()
 
     @contextmanager
-    def admit(self, announced_bytes: int = 0, clients: Sequence[Client] = ()) -> Iterator[Admitted]:
+    def admit(
+        self,
+        announced_bytes: int = 0,
+        clients: Sequence[Client] = (),
+        deadline_s: float | None = None,
+    ) -> Iterator[Admitted]:
         """A place for a document of `clients` while the context lasts; so many of its bytes are
-        known to come.
+        known to come, and it is of no use after so long.
 
-        Raises ShuttingDown, TooLarge or Overloaded.
+        Raises ShuttingDown, TooLarge, TooLate or Overloaded.
         """
         if self.draining:
             metrics.REFUSALS.labels("draining").inc()
@@ -63,6 +76,8 @@ class Admission:
         if announced_bytes > self.max_document_bytes:
             metrics.REFUSALS.labels("size").inc()
             raise TooLarge(self.max_document_bytes)
+        if deadline_s is not None:
+            self._check_deadline(announced_bytes, deadline_s)
         if self.documents >= self._max_documents and not self._make_way():
             raise self._refusal("documents", f"{self.documents} documents are in flight")
         for client in clients:
@@ -114,6 +129,27 @@ class Admission:
             self._idle.clear()
         else:
             self._idle.set()
+
+    def _check_deadline(self, size: int, seconds: float) -> None:
+        """Raises TooLate if a document of that size would have to be read faster than any of late.
+
+        Without one of late it is let pass: it will be the one for the next.
+        """
+        fastest, since = self._fastest
+        if time.monotonic() - since < LATE_S and size > fastest * seconds:
+            metrics.REFUSALS.labels("deadline").inc()
+            raise TooLate(
+                f"{size} bytes would take longer than the {1000 * seconds:.0f} ms of x-deadline-ms:"
+                f" of late {fastest:.0f} a second were read at most. Allow more time"
+            )
+
+    def read(self, size: int, seconds: float) -> None:
+        """Note that so many bytes of a document were read in so long, without the time in which
+        they came. Little ones say nothing of speed."""
+        now, (fastest, since) = time.monotonic(), self._fastest
+        speed = size / max(seconds, 1e-6)
+        if size >= LONG_BYTES and (speed >= fastest or now - since >= LATE_S):
+            self._fastest = speed, now
 
     def answered(self, seconds: float) -> None:
         """Note how long a document took."""

@@ -44,7 +44,17 @@ LENGTHS = (100, 1_000, 10_000, 100_000, 1_000_000, 10_000_000)
 
 READS = ("taken", "refused")
 OUTCOMES = ("done", "failed", "aborted")
-REASONS = ("draining", "size", "documents", "bytes", "key", "address", "slow", "waiting")
+REASONS = (
+    "draining",
+    "size",
+    "documents",
+    "bytes",
+    "key",
+    "address",
+    "slow",
+    "waiting",
+    "deadline",
+)
 PHASES = ("warm-up", "serving")
 ROLE: Labels = {"role": ("gateway", "worker")}
 ROUTE: Labels = {"route": "a route's path, or `other`"}
@@ -78,7 +88,8 @@ REFUSALS = CATALOGUE.counter(
     "gma_refusals",
     "Documents that were refused: with 503 while draining, with 413 for their size, and with 429 "
     "for too many documents or bytes in flight in a gateway, also of one key or address, or too "
-    "many that wait for a slot of a worker; with 408 those that came slowly when too many did.",
+    "many that wait for a slot of a worker; with 408 those that came slowly when too many did; "
+    "with 504 those whose deadline was too soon for their size.",
     {"reason": REASONS},
 )
 DOCUMENTS_IN_FLIGHT = CATALOGUE.gauge(
