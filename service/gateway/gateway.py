@@ -18,6 +18,7 @@ from gma.service import heap
 from gma.service.cores import cores_for
 from gma.service.gateway.admission import Admission
 from gma.service.gateway.contract import Info, Limits
+from gma.service.gateway.predictions import Predictions
 from gma.service.link.client import WorkerClient
 from gma.service.observe import metrics
 from gma.service.observe.memory import Memory, resident_memory
@@ -50,6 +51,7 @@ class Gateway:
         """(vocab_size,): the bytes of each token."""
         self.workers = workers
         self.admission = Admission(settings)
+        self.predictions = Predictions(config)
         self._threads = ThreadPoolExecutor(cores_for(settings), thread_name_prefix="small")
         self._large = ThreadPoolExecutor(
             threads or cores_for(settings), thread_name_prefix="tokenize"

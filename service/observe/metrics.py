@@ -38,6 +38,7 @@ PERIOD_S = 1.0
 
 # From a short document on an idle GPU to a long one on a CPU.
 LATENCY_BUCKETS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300, 1800)
+SCORE_BUCKETS = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.99, 1)
 STEP_BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5)
 LENGTHS = (100, 1_000, 10_000, 100_000, 1_000_000, 10_000_000)
 """Tokens of a document, at most, by which what depends on its length is told apart."""
@@ -106,6 +107,13 @@ RECEIVE_SECONDS = CATALOGUE.histogram(
     "Time from a document's admission to its body's last byte; it is tokenized and computed "
     "meanwhile.",
     LATENCY_BUCKETS,
+)
+PREDICTION_SCORE = CATALOGUE.histogram(
+    "gma_prediction_score",
+    "Scores of the labels that answers said, so that its count is how often each was said; under "
+    "`(none)`, where nothing reached its threshold, the best label's score.",
+    SCORE_BUCKETS,
+    {"label": "the model's first 100 labels, `(other)` for the rest of them, and `(none)`"},
 )
 DOCUMENT_BYTES = CATALOGUE.counter("gma_document_bytes", "Bytes of text in answered documents.")
 TOKENIZE_SECONDS = CATALOGUE.histogram(
