@@ -6,6 +6,10 @@ import math
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from gma.service.settings import Settings
 
 
 def cores(root: Path = Path("/")) -> int:
@@ -16,6 +20,12 @@ def cores(root: Path = Path("/")) -> int:
     """
     allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     return max(1, min([allowed or 1, *(math.ceil(quota) for quota in _quotas(root))]))
+
+
+def cores_for(settings: Settings) -> int:
+    """How many cores the service may keep busy here: those that a setting says, or all that there
+    are to use."""
+    return settings.cores or cores()
 
 
 def _quotas(root: Path) -> Iterator[float]:

@@ -24,14 +24,24 @@ processes (a worker raises, a gateway answers), so every argument of a construct
     ├── HeadTooLarge          431
     ├── StepFailed            500   the forward pass that read the document failed
     ├── UnknownTransferCoding 501
-    └── Unavailable           503
-        ├── NotReady                starting
-        ├── ShuttingDown            draining
-        ├── VersionMismatch         gateway and worker are of different releases
-        └── UnknownDocument         the worker that held the document's state is gone, or dropped it
+    ├── Unavailable           503
+    │   ├── NotReady                starting
+    │   ├── ShuttingDown            draining
+    │   ├── VersionMismatch         gateway and worker are of different releases
+    │   └── UnknownDocument         the worker that held the document's state is gone, or dropped it
+    └── TooLate               504   the client's own deadline passed, or can't be met
 """
 
+import math
 from typing import ClassVar
+
+MOST_RETRY_S = 60
+"""Of what is told a client that is to try again later: nobody knows what is in an hour."""
+
+
+def retry_after(seconds: float) -> int:
+    """So long as a client is told it: in whole seconds, from 1 to MOST_RETRY_S."""
+    return max(1, math.ceil(min(seconds, MOST_RETRY_S)))
 
 
 class ServiceError(Exception):
@@ -41,7 +51,7 @@ class ServiceError(Exception):
     error_type: ClassVar[str] = "Internal"
     """The name that programs know it by. Every other error has its class's."""
 
-    retry_after_s: ClassVar[int | None] = None
+    retry_after_s: int | None = None
     """Seconds until it is worth trying again; None if trying again will not help."""
 
     def __init_subclass__(cls) -> None:
@@ -193,6 +203,14 @@ class Overloaded(ServiceError):
     status = 429
     retry_after_s = 1
 
+    def __init__(self, message: str, retry_after_s: int = 1):
+        super().__init__(message, retry_after_s)
+        self.retry_after_s = retry_after_s
+
+    def __str__(self) -> str:
+        message: str = self.args[0]
+        return message
+
 
 class HeadTooLarge(ServiceError):
     """A request's headers, its trailers, or what stands before a chunk are more than the bound."""
@@ -240,3 +258,9 @@ class VersionMismatch(Unavailable):
     """A gateway and a worker of different releases, which do not understand each other."""
 
     retry_after_s = 5
+
+
+class TooLate(ServiceError):
+    """The client's own deadline has passed, or is too soon for the document."""
+
+    status = 504

@@ -8,8 +8,15 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import AfterValidator, ByteSize, Field, ValidationError, model_validator
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic import (
+    AfterValidator,
+    BeforeValidator,
+    ByteSize,
+    Field,
+    ValidationError,
+    model_validator,
+)
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from gma.model.config import DEFAULT_CHECKPOINT, named, problems
 
@@ -24,6 +31,16 @@ and no longer than that, for a short document waits for up to two of them."""
 ONLY_ONNX = ("float16", "int8")
 """Precisions that an exported model may have, and torch does not serve."""
 
+
+def _listed(given: object) -> object:
+    """What is separated by commas."""
+    if not isinstance(given, str):
+        return given
+    return [each.strip() for each in given.split(",") if each.strip()]
+
+
+Origin = Annotated[str, Field(pattern=r"^(\*|[a-z][a-z0-9+.-]*://[^/\s,]+)$")]
+Origins = Annotated[tuple[Origin, ...], BeforeValidator(_listed)]
 Count = Annotated[int, Field(gt=0)]
 Seconds = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Bytes = Annotated[ByteSize, Field(gt=0)]
@@ -50,14 +67,23 @@ class Settings(BaseSettings):
     looks which it is."""
 
     host: Annotated[str, Field(min_length=1)] = "127.0.0.1"
-    """Address to listen on. The default can be reached from this machine only."""
+    """Address to listen on; `::` is every one, of IPv4 too. The default can be reached from this
+    machine only."""
 
     port: Annotated[int, Field(gt=0, lt=65536)] = 8000
     """TCP port to listen on."""
 
+    path_prefix: Annotated[str, Field(pattern=r"^(/[A-Za-z0-9._~-]+)*$")] = ""
+    """What paths may have in front, as /classify, where a proxy sends on those below it as they
+    are. Paths without it are answered too."""
+
+    cors_origins: Annotated[Origins, NoDecode] = ()
+    """Origins whose pages may use the service from a browser, separated by commas, as
+    https://app.example; * is all. None by default."""
+
     api_keys_file: Path | None = None
     """File of the API keys that pass, as hashes that `gma key` prints; without it, no key is asked
-    for. Read once, when the service starts."""
+    for. Read again within a second or so of a change; one that can't be used changes nothing."""
 
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Where the model runs; auto takes GPUs if there are any."""
@@ -69,8 +95,13 @@ class Settings(BaseSettings):
     """Processes that speak HTTP and tokenize; 0 takes one for every two cores, at least two,
     so that one that is lost leaves another, and at most eight."""
 
+    cores: Annotated[int, Field(ge=0)] = 0
+    """Cores that the service counts on, on each machine or in each pod; 0 takes those that affinity
+    and control groups' quotas leave. For containers that ask for CPUs without a limit, which would
+    else have as many threads as the machine has cores."""
+
     threads: Annotated[int, Field(ge=0)] = 0
-    """CPU threads that a worker computes with; 0 takes every core."""
+    """CPU threads that a worker computes with; 0 takes one a core."""
 
     dtype: Literal["auto", "float32", "float16", "bfloat16", "fp8", "int8"] = "auto"
     """What matrices are multiplied in. An exported model has its own, and auto takes it. In torch

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from gma.service import heap
 from gma.service.app import autoscaling, process
 from gma.service.app.start import StartError, cannot_listen, check
-from gma.service.cores import cores
+from gma.service.cores import cores_for
 from gma.service.errors import NotReady
 from gma.service.model_folder import ModelFolder
 from gma.service.observe import traces
@@ -93,7 +93,7 @@ class GatewayReplica:
         heap.set_up()
         # All gateways together tokenize on as many threads as there are cores: beside more, what
         # is short, here and in the worker, would wait for a core.
-        threads = max(2, cores() // process.gateway_count(settings))
+        threads = max(2, cores_for(settings) // process.gateway_count(settings))
         from gma.model.tokenizer import Tokenizer
         from gma.service.gateway.gateway import Gateway
         from gma.service.link.replicas import Replicas

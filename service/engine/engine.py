@@ -42,6 +42,7 @@ from gma.service.errors import (
     Stalled,
     StepFailed,
     Validation,
+    retry_after,
 )
 
 logger = logging.getLogger(__name__)
@@ -178,7 +179,10 @@ class Engine:
             del self._waiting[document]
             self._observe_occupancy()
             self._observer.refused()
-            raise Overloaded(f"{self._max_waiting} documents are waiting: try again later")
+            raise Overloaded(
+                f"{self._max_waiting} documents are waiting: try again later",
+                retry_after(self._pace.seconds_for(self.queue().tokens)),
+            )
         return document
 
     # The loop: schedule, launch, finish.
@@ -265,10 +269,10 @@ class Engine:
         except Exception as error:
             self._fail(step, error, began, now)
             return
-        self._pace.learn(step.rows, now - began)
+        tokens = step.batch.tokens_read / self._runner.passes
+        self._pace.learn(step.rows, tokens, now - began)
         self._hand_out(step, outcome, began, now)
         used = np.count_nonzero(step.batch.lengths)
-        tokens = step.batch.tokens_read / self._runner.passes
         self._observer.stepped(int(used), step.rows, tokens, now - began)
 
     def _hand_out(self, step: StepInFlight, outcome: Outcome, began: float, now: float) -> None:

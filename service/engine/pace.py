@@ -1,4 +1,4 @@
-"""When to launch the step behind the one that runs."""
+"""When to launch the step behind the one that runs, and how long what waits will take."""
 
 from __future__ import annotations
 
@@ -7,12 +7,18 @@ LEAD_S = 0.003
 lets what comes meanwhile wait for one more step."""
 
 
+NEWS = 0.1
+"""What the last step weighs in the speed of the steps so far."""
+
+
 class Pace:
-    """Expects a step to take as long as the last one on so many rows did."""
+    """Expects a step to take as long as the last one on so many rows did, and steps to read as many
+    tokens a second as of late."""
 
     def __init__(self, now: float) -> None:
         self._ended_at = now
         self._seconds: dict[int, float] = {}
+        self._speed = 0.0  # tokens a second
 
     def began(self, launched_at: float) -> float:
         """When the step that is to end next began to run: steps run one after the other."""
@@ -26,6 +32,12 @@ class Pace:
         """The step that ran has ended."""
         self._ended_at = now
 
-    def learn(self, rows: int, seconds: float) -> None:
-        """So long did a step on `rows` rows take."""
+    def learn(self, rows: int, tokens: float, seconds: float) -> None:
+        """So long did a step on `rows` rows take, which read so many tokens."""
         self._seconds[rows] = seconds
+        speed = tokens / max(seconds, 1e-6)
+        self._speed += (NEWS if self._speed else 1.0) * (speed - self._speed)
+
+    def seconds_for(self, tokens: int) -> float:
+        """How long steps take to read so many tokens; 0 if none was seen so far."""
+        return tokens / self._speed if self._speed else 0.0

@@ -3,15 +3,25 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import NamedTuple
 
-from gma.service.errors import Overloaded, ShuttingDown, TooLarge
+from gma.service.errors import Overloaded, ShuttingDown, TooLarge, TooLate, retry_after
 from gma.service.observe import metrics
 from gma.service.settings import Settings
+
+NEWS = 0.1
+"""What the last document weighs in how long documents take."""
+
+LONG_BYTES = 2**18
+"""Of a document that says how fast documents are read."""
+
+LATE_S = 60.0
+"""How long it says so."""
 
 GRACE_S = 0.25
 """How long a body may come slowly before it makes way for others, if all places are taken."""
@@ -38,6 +48,8 @@ class Admission:
         self.bytes = 0
         self.received_bytes = 0
         """Of all documents since the start."""
+        self._takes_s = 0.0  # a document, from its admission to its answer, of late
+        self._fastest = (0.0, -math.inf)  # bytes a second at which one was read, and when
         self.draining = False
         self._documents_of: Counter[Client] = Counter()
         self._bytes_of: Counter[Client] = Counter()
@@ -47,11 +59,16 @@ class Admission:
         self._idle.set()
 
     @contextmanager
-    def admit(self, announced_bytes: int = 0, clients: Sequence[Client] = ()) -> Iterator[Admitted]:
+    def admit(
+        self,
+        announced_bytes: int = 0,
+        clients: Sequence[Client] = (),
+        deadline_s: float | None = None,
+    ) -> Iterator[Admitted]:
         """A place for a document of `clients` while the context lasts; so many of its bytes are
-        known to come.
+        known to come, and it is of no use after so long.
 
-        Raises ShuttingDown, TooLarge or Overloaded.
+        Raises ShuttingDown, TooLarge, TooLate or Overloaded.
         """
         if self.draining:
             metrics.REFUSALS.labels("draining").inc()
@@ -59,12 +76,14 @@ class Admission:
         if announced_bytes > self.max_document_bytes:
             metrics.REFUSALS.labels("size").inc()
             raise TooLarge(self.max_document_bytes)
+        if deadline_s is not None:
+            self._check_deadline(announced_bytes, deadline_s)
         if self.documents >= self._max_documents and not self._make_way():
-            raise _refusal("documents", f"{self.documents} documents are in flight")
+            raise self._refusal("documents", f"{self.documents} documents are in flight")
         for client in clients:
             found = self._documents_of[client]
             if found and found >= client.share * self._max_documents:
-                raise _refusal(
+                raise self._refusal(
                     client.kind, f"{found} documents of this {client.kind} are in flight"
                 )
         admitted = Admitted(self, clients)
@@ -84,13 +103,13 @@ class Admission:
     def reserve(self, clients: Sequence[Client], more: int) -> None:
         """Make room for so many more bytes of a document of `clients`. Raises Overloaded."""
         if self.bytes + more > self._max_bytes:
-            raise _refusal(
+            raise self._refusal(
                 "bytes", f"{self.bytes} bytes are in flight, and {more} more are too many"
             )
         for client in clients:
             found = self._bytes_of[client] + more
             if self._documents_of[client] > 1 and found > client.share * self._max_bytes:
-                raise _refusal(
+                raise self._refusal(
                     client.kind, f"{found} bytes of this {client.kind} would be in flight"
                 )
         self.change(clients, size=more)
@@ -110,6 +129,36 @@ class Admission:
             self._idle.clear()
         else:
             self._idle.set()
+
+    def _check_deadline(self, size: int, seconds: float) -> None:
+        """Raises TooLate if a document of that size would have to be read faster than any of late.
+
+        Without one of late it is let pass: it will be the one for the next.
+        """
+        fastest, since = self._fastest
+        if time.monotonic() - since < LATE_S and size > fastest * seconds:
+            metrics.REFUSALS.labels("deadline").inc()
+            raise TooLate(
+                f"{size} bytes would take longer than the {1000 * seconds:.0f} ms of x-deadline-ms:"
+                f" of late {fastest:.0f} a second were read at most. Allow more time"
+            )
+
+    def read(self, size: int, seconds: float) -> None:
+        """Note that so many bytes of a document were read in so long, without the time in which
+        they came. Little ones say nothing of speed."""
+        now, (fastest, since) = time.monotonic(), self._fastest
+        speed = size / max(seconds, 1e-6)
+        if size >= LONG_BYTES and (speed >= fastest or now - since >= LATE_S):
+            self._fastest = speed, now
+
+    def answered(self, seconds: float) -> None:
+        """Note how long a document took."""
+        self._takes_s += (NEWS if self._takes_s else 1.0) * (seconds - self._takes_s)
+
+    def _refusal(self, reason: str, why: str) -> Overloaded:
+        """By when others will have been answered."""
+        metrics.REFUSALS.labels(reason).inc()
+        return Overloaded(f"{why}: try again when some are done", retry_after(self._takes_s))
 
     def sends(self, admitted: Admitted, give_up: Callable[[], None]) -> None:
         """Note that a document's body begins to come; `give_up` ends that."""
@@ -195,11 +244,8 @@ class Admitted:
     def leave(self, answer_bytes: int = 0) -> None:
         """Give the place back, and hold room for an answer alone, until that is sent."""
         self.sent()
+        if answer_bytes:
+            self._admission.answered(time.monotonic() - self.began)
         size = answer_bytes - self.reserved_bytes
         self._admission.change(self._clients, documents=-self._documents, size=size)
         self._documents, self.reserved_bytes = 0, answer_bytes
-
-
-def _refusal(reason: str, why: str) -> Overloaded:
-    metrics.REFUSALS.labels(reason).inc()
-    return Overloaded(f"{why}: try again when some are done")

@@ -225,6 +225,9 @@ class Document:
         metrics.TOKENIZE_SECONDS.observe(self._tokenize_s)
         metrics.QUEUE_SECONDS.observe(self._progress.queue_s)
         metrics.COMPUTE_SECONDS.observe(self._progress.compute_s)
+        seconds = self._progress.queue_s + self._progress.compute_s
+        self._gateway.admission.read(self._bytes_read, seconds)
+        self._gateway.predictions.count(self._progress.logits)
 
 
 async def _feed(opened: OpenDocument, tokens: AsyncGenerator[tuple[Tokens, bool]]) -> None:

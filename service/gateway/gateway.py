@@ -15,9 +15,10 @@ import numpy as np
 from gma.model.config import ModelConfig
 from gma.model.tokenizer import Tokenizer
 from gma.service import heap
-from gma.service.cores import cores
+from gma.service.cores import cores_for
 from gma.service.gateway.admission import Admission
 from gma.service.gateway.contract import Info, Limits
+from gma.service.gateway.predictions import Predictions
 from gma.service.link.client import WorkerClient
 from gma.service.observe import metrics
 from gma.service.observe.memory import Memory, resident_memory
@@ -50,8 +51,11 @@ class Gateway:
         """(vocab_size,): the bytes of each token."""
         self.workers = workers
         self.admission = Admission(settings)
-        self._threads = ThreadPoolExecutor(cores(), thread_name_prefix="small")
-        self._large = ThreadPoolExecutor(threads or cores(), thread_name_prefix="tokenize")
+        self.predictions = Predictions(config)
+        self._threads = ThreadPoolExecutor(cores_for(settings), thread_name_prefix="small")
+        self._large = ThreadPoolExecutor(
+            threads or cores_for(settings), thread_name_prefix="tokenize"
+        )
 
     async def info(self) -> Info:
         """What runs here. Raises NotReady without a worker."""

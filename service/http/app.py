@@ -12,6 +12,7 @@ from importlib.metadata import version
 from fastapi import FastAPI
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
+from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import Request
 from starlette.responses import RedirectResponse, Response
 
@@ -20,10 +21,10 @@ from gma.service.errors import MethodNotAllowed, NotFound, NotReady, ShuttingDow
 from gma.service.gateway.contract import Health, Info
 from gma.service.gateway.gateway import Gateway
 from gma.service.http.auth import Authorized
-from gma.service.http.documents import add_documents
-from gma.service.http.keys import Keys
+from gma.service.http.documents import TIMING_HEADERS, add_documents
+from gma.service.http.keys_file import KeysFile
 from gma.service.http.media import shown
-from gma.service.http.middleware import Requests, asked
+from gma.service.http.middleware import REQUEST_ID, Requests, asked
 from gma.service.http.openapi import UNREADY_RESPONSES, Described
 from gma.service.observe import metrics, traces
 
@@ -50,6 +51,7 @@ def create_app(gateway: Gateway, *, stamp_ids: bool = True) -> FastAPI:
         watching.cancel()
         await gateway.in_thread(traces.stop)
 
+    settings = gateway.settings
     app = Described(
         title="Long-document classification",
         description="Classifies texts of any length with Gaussian mixture attention.",
@@ -59,11 +61,19 @@ def create_app(gateway: Gateway, *, stamp_ids: bool = True) -> FastAPI:
         redoc_url=None,
         exception_handlers={HTTPException: _no_route, RequestValidationError: _not_valid},
     )
-    keys_file = gateway.settings.api_keys_file
-    if keys_file:
+    if settings.api_keys_file:
         app.asks_for_keys = True
-        app.add_middleware(Authorized, keys=Keys.load(keys_file))
-    app.add_middleware(Requests, stamp_ids=stamp_ids)
+        app.add_middleware(Authorized, keys=KeysFile(settings.api_keys_file))
+    app.add_middleware(Requests, stamp_ids=stamp_ids, prefix=settings.path_prefix)
+    if settings.cors_origins:
+        # Outermost: browsers ask without a key, and hide errors that do not name their page.
+        app.add_middleware(
+            CORSMiddleware,
+            allow_origins=settings.cors_origins,
+            allow_methods=["GET", "HEAD", "POST"],
+            allow_headers=["*"],
+            expose_headers=[REQUEST_ID, "retry-after", *TIMING_HEADERS.values()],
+        )
     add_operations(app, gateway)
     add_documents(app, gateway)
     return app
@@ -103,7 +113,7 @@ def add_operations(app: FastAPI, gateway: Gateway) -> None:
 
     @app.get("/", include_in_schema=False)
     async def root() -> Response:
-        return RedirectResponse("/docs")
+        return RedirectResponse(f"{gateway.settings.path_prefix}/docs")
 
 
 async def _no_route(request: Request, error: Exception) -> Response:

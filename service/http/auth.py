@@ -9,21 +9,18 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from gma.service.errors import MethodNotAllowed, Unauthorized
 from gma.service.gateway.admission import Client
-from gma.service.http.keys import Keys
-from gma.service.http.middleware import PROBES, asked
+from gma.service.http.keys_file import KeysFile
+from gma.service.http.middleware import PROBES, RECORD, Record, asked
 from gma.service.settings import Settings
 
 OPEN = {*PROBES, "/", "/docs", "/openapi.json"}
 """What anybody may get; every other path and method needs a key."""
 
-KEY = "gma.key"
-"""Where in ASGI's scope the hash of a request's key is."""
-
 
 class Authorized:
     """Lets pass what has an API key, or needs none. The body of anything else is not read."""
 
-    def __init__(self, app: ASGIApp, *, keys: Keys) -> None:
+    def __init__(self, app: ASGIApp, *, keys: KeysFile) -> None:
         self._app = app
         self._keys = keys
 
@@ -43,16 +40,19 @@ class Authorized:
         scheme, _, key = given[0].partition(" ") if len(given) == 1 else ("", "", "")
         if scheme.lower() != "bearer" or not key:
             raise Unauthorized("this needs an API key: send Authorization: Bearer KEY")
-        scope[KEY] = self._keys.find(key.strip())
-        if not scope[KEY]:
+        found = self._keys.find(key.strip())
+        if not found:
             raise Unauthorized("this API key is not, or no longer, one of the service's")
+        record: Record = scope[RECORD]
+        record.key = found
 
 
 def clients_of(scope: Scope, settings: Settings) -> list[Client]:
     """Whose request it is, as far as one client may not hold all there is."""
     clients = []
-    if (share := settings.max_share_per_key) < 1 and KEY in scope:
-        clients.append(Client("key", scope[KEY], share))
+    key = scope[RECORD].key
+    if (share := settings.max_share_per_key) < 1 and key:
+        clients.append(Client("key", key.hash, share))
     if (share := settings.max_share_per_address) < 1 and scope["client"]:
         clients.append(Client("address", _network(scope["client"][0]), share))
     return clients
@@ -61,6 +61,8 @@ def clients_of(scope: Scope, settings: Settings) -> list[Client]:
 def _network(host: str) -> str:
     """What one client has of addresses: one, or a /64 of IPv6."""
     address = ip_address(host)
-    if isinstance(address, IPv6Address):
-        return str(IPv6Network((address, 64), strict=False))
-    return host
+    if not isinstance(address, IPv6Address):
+        return host
+    if address.ipv4_mapped:  # as who listens on `::` sees those of IPv4, all in one network
+        return str(address.ipv4_mapped)
+    return str(IPv6Network((int(address), 64), strict=False))

@@ -2,25 +2,28 @@
 
 from __future__ import annotations
 
+import asyncio
+import time
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from functools import partial
-from typing import Annotated
+from typing import Annotated, Any
 
-from fastapi import FastAPI, Query
+from fastapi import FastAPI, Header, Query
+from pydantic import WithJsonSchema
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
-from gma.service.errors import Validation
-from gma.service.gateway.contract import Answer, ErrorEvent, Options, ResultEvent
+from gma.service.errors import TooLate, Validation
+from gma.service.gateway.contract import Amount, Answer, ErrorEvent, Options, ResultEvent
 from gma.service.gateway.document import Document, Listener
 from gma.service.gateway.gateway import Gateway
 from gma.service.http.auth import clients_of
 from gma.service.http.body import Body, ClientGone
 from gma.service.http.events import Events
 from gma.service.http.json_document import parsed
-from gma.service.http.media import JSON, document_type, encode, event_type
+from gma.service.http.media import JSON, TEXT, document_type, encode, event_type
 from gma.service.http.middleware import RECORD, Record, error_answer
 from gma.service.http.openapi import DOCUMENT_BODY, DOCUMENT_RESPONSES
 from gma.service.tasks import guarded
@@ -48,7 +51,15 @@ def add_documents(app: FastAPI, gateway: Gateway) -> None:
         openapi_extra={"requestBody": DOCUMENT_BODY},
         tags=["documents"],
     )
-    async def documents(request: Request, options: Annotated[Options, Query()]) -> Response:
+    async def documents(
+        request: Request,
+        options: Annotated[Options, Query()],
+        x_deadline_ms: Annotated[
+            Amount | None,
+            WithJsonSchema({"type": "integer", "minimum": 1, "exclusiveMaximum": 2**31}),  # no null
+            Header(description="How long the client waits, from the request on: 504 after that."),
+        ] = None,
+    ) -> Response:
         """Send the text itself, of any length up to the limit, with `Content-Length` or chunked: it
         is read while it arrives. Options are query parameters; those of a JSON request may lie
         beside its text, and count before those of the query.
@@ -61,7 +72,7 @@ def add_documents(app: FastAPI, gateway: Gateway) -> None:
         A multi-label model answers `labels`, those whose score reaches their threshold, in place
         of `label`; another that has thresholds answers null if its best label's does not.
         """
-        return DocumentResponse(gateway, request, options)
+        return DocumentResponse(gateway, request, options, deadline_ms=x_deadline_ms)
 
 
 class DocumentResponse(Response):
@@ -71,9 +82,15 @@ class DocumentResponse(Response):
     the body's messages.
     """
 
-    def __init__(self, gateway: Gateway, request: Request, options: Options) -> None:
-        """Raises UnsupportedContent or Validation for what can't be read."""
+    def __init__(
+        self, gateway: Gateway, request: Request, options: Options, *, deadline_ms: int | None
+    ) -> None:
+        """Raises UnsupportedContent or Validation for what can't be read.
+
+        `deadline_ms`: from the request's beginning to the end of its reading.
+        """
         super().__init__()
+        self._deadline_s = None if deadline_ms is None else deadline_ms / 1000
         self._gateway = gateway
         self._options = options
         self._document_type = document_type(request.headers)
@@ -88,7 +105,8 @@ class DocumentResponse(Response):
         ClientGone; what goes wrong after is the last event."""
         record: Record = scope[RECORD]
         clients = clients_of(scope, self._gateway.settings)
-        with self._gateway.admission.admit(self._announced_bytes, clients) as admitted:
+        admission = self._gateway.admission
+        with admission.admit(self._announced_bytes, clients, self._deadline_at_door) as admitted:
             body = Body(receive, admitted, self._gateway.settings)
             if self._event_type:
                 events = Events(send, self._event_type)
@@ -105,6 +123,12 @@ class DocumentResponse(Response):
                 del answer  # which may be large, and whoever does not read has us wait
                 admitted.leave(len(content))
                 await Response(content, headers=timing, media_type=JSON)(scope, receive, send)
+
+    @property
+    def _deadline_at_door(self) -> float | None:
+        """The deadline, in seconds, where all of the body is known to be read."""
+        whole = self._document_type == TEXT and self._options.max_tokens is None
+        return self._deadline_s if whole else None
 
     async def _last_event(self, body: Body, events: Events, record: Record) -> bytes:
         """How the document ended, encoded. Raises what goes wrong before the first event."""
@@ -124,13 +148,25 @@ class DocumentResponse(Response):
         self, body: Body, record: Record, on_progress: Listener | None = None
     ) -> Answer:
         """The answer to the document that `body` brings."""
+        reading = guarded(self._classify(body, record, on_progress), by=body.pump())
         try:
-            answer = await guarded(self._classify(body, record, on_progress), by=body.pump())
+            answer = await self._in_time(reading, record)
         finally:
             record.stages.append(body.stage())
         record.usage = answer["usage"].copy()
         record.usage.pop("components", None)  # thousands of numbers, for the client alone
         return answer
+
+    async def _in_time(self, reading: Coroutine[Any, Any, Answer], record: Record) -> Answer:
+        """What `reading` returns. Raises TooLate, having ended it, when the deadline passes."""
+        left_s = self._deadline_s and self._deadline_s - (time.monotonic() - record.began)
+        try:
+            async with asyncio.timeout(left_s) as limit:
+                return await reading
+        except TimeoutError:
+            if not limit.expired():
+                raise
+            raise TooLate("the deadline of x-deadline-ms has passed: allow more time") from None
 
     async def _classify(self, body: Body, record: Record, on_progress: Listener | None) -> Answer:
         pieces = body.pieces()

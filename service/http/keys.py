@@ -1,7 +1,8 @@
 """API keys: clients hold them, the service holds their hashes.
 
 A keys file has one key's SHA-256 a line, in hexadecimal; after it, and on lines of its own, `#`
-begins a comment. A key has 256 random bits, so a plain hash of it can't be searched for.
+begins a comment. What follows a hash is the key's name. A key has 256 random bits, so a plain hash
+of it can't be searched for.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import secrets
 from collections.abc import Iterable
 from hmac import compare_digest
 from pathlib import Path
-from typing import Self
+from typing import NamedTuple, Self
 
 _HASH = re.compile(r"[0-9a-f]{64}")
 
@@ -27,11 +28,19 @@ def hash_of(key: str) -> str:
     return hashlib.sha256(key.encode()).hexdigest()
 
 
+class Key(NamedTuple):
+    """A key that passes, as far as the service knows it."""
+
+    hash: str
+    name: str
+    """For the log: the comment beside the hash, or the hash's first eight digits."""
+
+
 class Keys:
     """Which keys pass."""
 
-    def __init__(self, hashes: Iterable[str]) -> None:
-        self._hashes = tuple(hashes)
+    def __init__(self, keys: Iterable[Key]) -> None:
+        self._keys = tuple(keys)
 
     @classmethod
     def load(cls, file: Path) -> Self:
@@ -40,9 +49,9 @@ class Keys:
             lines = file.read_text(encoding="utf-8").splitlines()
         except (OSError, UnicodeDecodeError) as error:
             raise ValueError(f"the API keys can't be read: {error}") from None
-        hashes = []
+        keys = []
         for number, line in enumerate(lines, 1):
-            text = line.partition("#")[0].strip()
+            text, _, comment = map(str.strip, line.partition("#"))
             if not text:
                 continue
             # Not the line itself: it may be a key that was put there by mistake.
@@ -50,14 +59,15 @@ class Keys:
                 raise ValueError(
                     f"{file}:{number} is not a key's SHA-256 in hexadecimal: `gma key` prints one"
                 )
-            hashes.append(text)
-        if not hashes:
+            keys.append(Key(text, comment or text[:8]))
+        if not keys:
             raise ValueError(f"{file} has no API keys: `gma key` makes one")
-        return cls(hashes)
+        return cls(keys)
 
-    def find(self, key: str) -> str | None:
-        """The hash of `key` if it is one of them. Takes the same time whichever it is, if any."""
-        given, found = hash_of(key), False
-        for each in self._hashes:
-            found |= compare_digest(given, each)
-        return given if found else None
+    def find(self, key: str) -> Key | None:
+        """What is known of `key` if it is one of them. Takes the same time whichever it is, if
+        any."""
+        given, found = hash_of(key), None
+        for each in self._keys:
+            found = each if compare_digest(given, each.hash) else found
+        return found

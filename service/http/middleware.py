@@ -17,6 +17,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from gma.service.errors import ServiceError
 from gma.service.gateway.contract import ErrorAnswer, Usage
 from gma.service.http.body import ClientGone
+from gma.service.http.keys import Key
 from gma.service.http.media import JSON, encode, shown
 from gma.service.observe import metrics, traces
 from gma.service.observe.traces import Stage
@@ -47,6 +48,8 @@ class Record:
     status: int = CLIENT_GONE
     usage: Usage | None = None
     error: ServiceError | None = None
+    key: Key | None = None
+    """With which it came; None if none is asked for."""
     stages: list[Stage] = field(default_factory=list)
 
     def fail(self, error: Exception) -> ServiceError:
@@ -60,12 +63,15 @@ class Record:
 class Requests:
     """The outermost layer. Whatever those within raise becomes an answer here, unless one began.
 
-    HEAD is answered as GET without the body, and a path with a slash at its end as without.
+    HEAD is answered as GET without the body, a path with a slash at its end as without, and one
+    behind the prefix as without.
     """
 
-    def __init__(self, app: ASGIApp, *, stamp_ids: bool) -> None:
-        """`stamp_ids`: put the request's id into its answer."""
+    def __init__(self, app: ASGIApp, *, stamp_ids: bool, prefix: str = "") -> None:
+        """`stamp_ids`: put the request's id into its answer. `prefix` begins with a slash, if there
+        is one."""
         self._app = app
+        self._prefix = prefix
         self._stamp_ids = stamp_ids
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -78,7 +84,8 @@ class Requests:
         scope = {
             **scope,
             "method": "GET" if headless else method,
-            "path": path.removesuffix("/") or "/",
+            "path": self._within(path).removesuffix("/") or "/",
+            "root_path": self._prefix or scope.get("root_path", ""),
         }
         record = Record(request_id(Headers(scope=scope)))
         scope[RECORD] = record
@@ -112,6 +119,10 @@ class Requests:
             raise
         finally:
             _note(record, scope, method)
+
+    def _within(self, path: str) -> str:
+        inner = path.removeprefix(self._prefix)
+        return inner if inner[:1] in ("", "/") else path
 
 
 def _forget_frames(error: BaseException | None) -> None:
@@ -152,6 +163,8 @@ def _note(record: Record, scope: Scope, method: str) -> None:
         "ms": round(1000 * seconds, 1),
         **(record.usage or {}),
     }
+    if record.key:
+        fields["key"] = record.key.name
     if record.error:
         fields["error_type"] = record.error.error_type
     quiet = record.status == 200 and route in PROBES

@@ -19,6 +19,7 @@ ERRORS = {
     429: "Too much in flight: nothing of the request was processed. See Retry-After.",
     500: "The service failed; its log says why, under the request's id.",
     503: "Starting, draining, or the worker was lost. See Retry-After.",
+    504: "The deadline of x-deadline-ms has passed, or is too soon for so much text.",
 }
 
 DOCUMENT_BODY = {

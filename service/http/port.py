@@ -23,6 +23,9 @@ def claimed(host: str, port: int) -> socket.socket:
 def _bind(host: str, port: int, *options: int) -> socket.socket:
     found = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
     try:
+        if found.family == socket.AF_INET6:
+            # Of `::`, IPv4 is a part, whatever this machine's default.
+            found.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
         for option in options:
             found.setsockopt(socket.SOL_SOCKET, option, 1)
         # Its connections inherit it. By itself the kernel would hold megabytes for one that does

@@ -38,12 +38,24 @@ PERIOD_S = 1.0
 
 # From a short document on an idle GPU to a long one on a CPU.
 LATENCY_BUCKETS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300, 1800)
+SCORE_BUCKETS = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.99, 1)
 STEP_BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5)
 LENGTHS = (100, 1_000, 10_000, 100_000, 1_000_000, 10_000_000)
 """Tokens of a document, at most, by which what depends on its length is told apart."""
 
+READS = ("taken", "refused")
 OUTCOMES = ("done", "failed", "aborted")
-REASONS = ("draining", "size", "documents", "bytes", "key", "address", "slow", "waiting")
+REASONS = (
+    "draining",
+    "size",
+    "documents",
+    "bytes",
+    "key",
+    "address",
+    "slow",
+    "waiting",
+    "deadline",
+)
 PHASES = ("warm-up", "serving")
 ROLE: Labels = {"role": ("gateway", "worker")}
 ROUTE: Labels = {"route": "a route's path, or `other`"}
@@ -62,6 +74,12 @@ REQUEST_SECONDS = CATALOGUE.histogram(
     LATENCY_BUCKETS,
     ROUTE,
 )
+KEYS_READS = CATALOGUE.counter(
+    "gma_keys_reads",
+    "Times that a gateway read the file of API keys because it had changed; `refused`: it could "
+    "not be used, and the old keys stay.",
+    {"result": READS},
+)
 ADMISSIONS = CATALOGUE.counter(
     "gma_admissions",
     "Documents that gateways took, with those that were refused later: they grew too large, or no "
@@ -71,7 +89,8 @@ REFUSALS = CATALOGUE.counter(
     "gma_refusals",
     "Documents that were refused: with 503 while draining, with 413 for their size, and with 429 "
     "for too many documents or bytes in flight in a gateway, also of one key or address, or too "
-    "many that wait for a slot of a worker; with 408 those that came slowly when too many did.",
+    "many that wait for a slot of a worker; with 408 those that came slowly when too many did; "
+    "with 504 those whose deadline was too soon for their size.",
     {"reason": REASONS},
 )
 DOCUMENTS_IN_FLIGHT = CATALOGUE.gauge(
@@ -88,6 +107,13 @@ RECEIVE_SECONDS = CATALOGUE.histogram(
     "Time from a document's admission to its body's last byte; it is tokenized and computed "
     "meanwhile.",
     LATENCY_BUCKETS,
+)
+PREDICTION_SCORE = CATALOGUE.histogram(
+    "gma_prediction_score",
+    "Scores of the labels that answers said, so that its count is how often each was said; under "
+    "`(none)`, where nothing reached its threshold, the best label's score.",
+    SCORE_BUCKETS,
+    {"label": "the model's first 100 labels, `(other)` for the rest of them, and `(none)`"},
 )
 DOCUMENT_BYTES = CATALOGUE.counter("gma_document_bytes", "Bytes of text in answered documents.")
 TOKENIZE_SECONDS = CATALOGUE.histogram(

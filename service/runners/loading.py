@@ -15,7 +15,7 @@ import torch
 from gma.model import weights
 from gma.model.classifier import Classifier
 from gma.model.fused.obstacles import FusedPrecision, obstacle
-from gma.service.cores import cores
+from gma.service.cores import cores_for
 from gma.service.engine.step import Runner
 from gma.service.model_folder import exported_for, needing_onnx
 from gma.service.runners.passes import PassRunner
@@ -43,7 +43,7 @@ def load(settings: Settings) -> Loaded:
 
 
 def _load_torch(settings: Settings) -> Loaded:
-    torch.set_num_threads(settings.threads or cores())
+    torch.set_num_threads(settings.threads or cores_for(settings))
     device = settings.device
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -63,7 +63,7 @@ def _load_onnx(settings: Settings) -> Loaded:
         rows=rows,
         device=device,
         library=ops_library(settings),
-        threads=settings.threads,
+        threads=settings.threads or cores_for(settings),
         memory=settings.onnx_memory,
     )
     return Loaded(runner, exported.fingerprint)

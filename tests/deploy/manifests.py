@@ -192,6 +192,8 @@ def _ray_problems(
         yield f"{name}: KubeRay's own probes need wget, which the image lacks"
     if _environment(container).get("RAY_SERVE_ENABLE_HA_PROXY") != "1":
         yield f"{name}: its proxy is the slow one"
+    if _environment(container).get("RAY_LOG_TO_STDERR") != "1":
+        yield f"{name}: its logs are files that go with the pod"
     keys = settings.api_keys_file
     mount = mounts.get(str(PurePosixPath(keys).parent)) if keys else None
     if not (mount and "secret" in volumes.get(mount["name"], {})):
@@ -219,6 +221,8 @@ def capacity_problems(spec: Manifest) -> Iterator[str]:
         yield "a worker does not have the GPUs of its pod"
     if (settings.device == "cuda") != bool(options.get("num_gpus")):
         yield f"a worker on {settings.device} asks for {options.get('num_gpus', 0)} GPUs"
+    if settings.cores != int(requests["cpu"]):
+        yield "the service counts on other cores than its pod asks for"
     if options["num_cpus"] < settings.threads:
         yield "a worker computes with more threads than it asks for"
     if not options.get("num_gpus") and 2 * options["num_cpus"] <= int(requests["cpu"]):

@@ -21,6 +21,19 @@ from tests.service.asgi import PATIENCE_S
 PLAIN = {"content-type": "text/plain"}
 
 
+def has_ipv6() -> bool:
+    """Whether this machine has IPv6's loopback address."""
+    try:
+        with socket.socket(socket.AF_INET6) as probe:
+            probe.bind(("::1", 0))
+    except OSError:
+        return False
+    return True
+
+
+needs_ipv6 = pytest.mark.skipif(not has_ipv6(), reason="needs IPv6")
+
+
 def free_port() -> int:
     """A TCP port that nobody listens on."""
     with socket.socket() as probe:

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import sys
+import threading
 from pathlib import Path
 
 import pytest
+import torch
 
 from gma.service.app.process import gateway_count
 from gma.service.cli.main import main
-from gma.service.cores import cores
+from gma.service.cores import cores, cores_for
+from gma.service.runners import loading
 from gma.service.settings import Settings
+from tests.service.asgi import Service
 
 V1 = "32 31 0:29 / {point} rw - cgroup cgroup rw,cpu,cpuacct"
 V2 = "41 31 0:38 / {point} rw - cgroup2 cgroup2 rw"
@@ -93,6 +98,43 @@ def test_gateways_by_the_quota(
     quota: float, count: int, checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     root = v2(tmp_path, "/", **{"": f"{int(quota * 100_000)} 100000"})
-    monkeypatch.setattr("gma.service.app.process.cores", lambda: cores(root))
+    monkeypatch.setattr("gma.service.cores.cores", lambda: cores(root))
     assert gateway_count(Settings.load(checkpoint=checkpoint)) == count
     assert gateway_count(Settings.load(checkpoint=checkpoint, gateways=1)) == 1
+
+
+class TestSetting:
+    """Of a container that asks for CPUs without a limit: by the kernel it has all 64."""
+
+    def test_goes_before_what_there_is(self, checkpoint: Path) -> None:
+        assert cores_for(Settings.load(checkpoint=checkpoint, cores=3)) == 3
+        assert cores_for(Settings.load(checkpoint=checkpoint)) == cores()
+
+    def test_of_gateways(self, checkpoint: Path) -> None:
+        assert gateway_count(Settings.load(checkpoint=checkpoint, cores=8)) == 4
+
+    @pytest.mark.parametrize(("threads", "count"), [(0, 3), (2, 2)])
+    def test_of_what_torch_computes_with(self, checkpoint: Path, threads: int, count: int) -> None:
+        before = torch.get_num_threads()
+        try:
+            loading.load(Settings.load(checkpoint=checkpoint, cores=3, threads=threads))
+            assert torch.get_num_threads() == count
+        finally:
+            torch.set_num_threads(before)
+
+    @pytest.mark.anyio
+    @pytest.mark.parametrize("large", [True, False])
+    async def test_of_what_tokenizes(self, checkpoint: Path, large: bool) -> None:
+        before = set(threading.enumerate())
+        go = threading.Event()
+        async with Service(checkpoint, cores=2) as service:
+            calls = [
+                asyncio.create_task(service.gateway.in_thread(go.wait, large=large))
+                for _ in range(6)
+            ]
+            await asyncio.sleep(0)  # each has asked for a thread
+            name = "tokenize" if large else "small"
+            begun = [x for x in set(threading.enumerate()) - before if x.name.startswith(name)]
+            go.set()
+            await asyncio.gather(*calls)
+        assert len(begun) == 2

@@ -9,13 +9,13 @@ from typing import Any
 
 import pytest
 
-from gma.service.errors import NotReady
+from gma.service.errors import NotReady, TooLate
 from gma.service.gateway import admission
 from gma.service.gateway.document import Document
-from gma.service.http import body
+from gma.service.http import body, events
 from gma.service.http.keys import hash_of
 from tests.service.answers import JSON, NDJSON, PATH, PLAIN
-from tests.service.asgi import LABELS, TEXT, Exchange, Service
+from tests.service.asgi import LABELS, PATIENCE_S, TEXT, Exchange, Service
 
 pytestmark = pytest.mark.anyio
 
@@ -292,6 +292,77 @@ class TestErrors:
         assert int(response.headers["retry-after"]) > 0
         with pytest.raises(NotReady):
             await service.worker.info()
+
+
+class TestDeadline:
+    async def test_that_passes(self, service: Service) -> None:
+        service.runner.go.clear()
+        headers = {**PLAIN, "x-deadline-ms": "1"}
+        response = await service.http.post(PATH, content=TEXT, headers=headers)
+        assert (response.status_code, response.json()["error_type"]) == (504, "TooLate")
+        service.runner.go.set()
+        await service.until("gma_slots_in_use", 0)
+        await service.until("gma_documents_in_flight", 0)
+
+    async def test_that_passes_after_the_answer_has_begun(
+        self, service: Service, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(events, "HEARTBEAT_S", 0.001)
+        headers = {**PLAIN, "accept": "text/event-stream", "x-deadline-ms": "500"}
+        async with Exchange(service.app, PATH, headers) as exchange:
+            assert (await exchange.head())[0] == 200
+            while (message := await exchange.message())["more_body"]:
+                pass
+        assert message["body"].startswith(b"event: error\n")
+        assert b'"TooLate"' in message["body"]
+
+    async def test_that_is_met(self, service: Service) -> None:
+        headers = {**PLAIN, "x-deadline-ms": str(1000 * PATIENCE_S)}
+        response = await service.http.post(PATH, content=TEXT, headers=headers)
+        assert response.status_code == 200
+
+    @pytest.mark.parametrize("given", ["0", "-1", "1.5", "soon", "", str(2**31)])
+    async def test_that_is_none(self, service: Service, given: str) -> None:
+        headers = {**PLAIN, "x-deadline-ms": given}
+        response = await service.http.post(PATH, content=TEXT, headers=headers)
+        assert (response.status_code, response.json()["error_type"]) == (422, "Validation")
+        assert "x-deadline-ms" in response.json()["error"]
+
+    async def test_that_is_too_soon_for_so_many_bytes(
+        self, service: Service, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """10 s for what was read at a speed at which it takes 20."""
+        service.gateway.admission.read(2**20, 20)
+        headers = {**PLAIN, "x-deadline-ms": "10000", "content-length": str(2**20)}
+        async with Exchange(service.app, PATH, headers) as exchange:
+            assert (await exchange.head())[0] == 504  # with no byte of the body
+            assert (await exchange.json())["error_type"] == "TooLate"
+        for sent, path in (
+            (headers | {"content-length": str(2**18)}, PATH),
+            (headers, f"{PATH}?max_tokens=1"),
+            (headers | {"content-type": "application/json"}, PATH),
+            (headers | {"x-deadline-ms": "30000"}, PATH),
+        ):
+            async with Exchange(service.app, path, sent) as exchange:
+                await service.until("gma_documents_in_flight", 1)
+                exchange.leave()
+                await exchange.finished()
+        monkeypatch.setattr(admission, "LATE_S", 0.0)  # it was long ago
+        async with Exchange(service.app, PATH, headers):
+            await service.until("gma_documents_in_flight", 1)
+
+    async def test_is_by_what_was_read_fastest(self, service: Service) -> None:
+        door = service.gateway.admission
+        with door.admit(2**20, deadline_s=0.001):  # nothing is known yet
+            pass
+        door.read(1, 100)  # nor by this
+        door.read(2**20, 20)
+        door.read(2**20, 2)
+        door.read(2**20, 20)
+        with door.admit(2**20, deadline_s=3):
+            pass
+        with pytest.raises(TooLate), door.admit(2**20, deadline_s=1):
+            pass
 
 
 class TestOverload:

@@ -10,6 +10,7 @@ import pytest
 from pydantic import TypeAdapter
 
 from gma.service.gateway.contract import ErrorEvent, ProgressEvent, ResultEvent
+from gma.service.http import events
 from tests.service.answers import NDJSON, PATH, PLAIN, check_evidence, same
 from tests.service.asgi import TEXT, Exchange, Service
 
@@ -59,9 +60,10 @@ class TestEvents:
         headers = {**PLAIN, "accept": "text/event-stream"}
         response = await service.http.post(PATH, content=TEXT, headers=headers)
         assert response.headers["content-type"] == "text/event-stream"
+        assert response.headers["x-accel-buffering"] == "no"
         assert response.text.endswith("\n\n")
-        events = [event.split("\n") for event in response.text.removesuffix("\n\n").split("\n\n")]
-        for name, data in events:
+        told = [event.split("\n") for event in response.text.removesuffix("\n\n").split("\n\n")]
+        for name, data in told:
             event = json.loads(data.removeprefix("data: "))
             assert name == f"event: {event['event']}"
         assert same(event, await service.classify(TEXT))
@@ -109,3 +111,50 @@ class TestEvents:
             assert "byte 200" in error["error"]
             await exchange.finished()
         assert await service.metric("gma_documents_in_flight") == 0
+
+
+class TestHeartbeats:
+    """Of server-sent events: comments, which their clients skip."""
+
+    HEADERS = PLAIN | {"accept": "text/event-stream"}
+
+    @pytest.fixture(autouse=True)
+    def _soon(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(events, "HEARTBEAT_S", 0.001)
+
+    async def last(self, exchange: Exchange) -> str:
+        """The last event, after the heartbeats and all others."""
+        while (message := await exchange.message())["more_body"]:
+            pass
+        event: str = message["body"].decode()
+        return event
+
+    async def test_come_while_nothing_else_does(self, service: Service) -> None:
+        async with Exchange(service.app, PATH, self.HEADERS) as exchange:
+            status, headers = await exchange.head()
+            assert (status, headers["content-type"]) == (200, "text/event-stream")
+            for _ in range(3):
+                assert (await exchange.message())["body"] == b":\n\n"
+            exchange.send(TEXT.encode(), last=True)
+            assert (await self.last(exchange)).startswith("event: result\n")
+            await exchange.finished()
+            assert not exchange.answered
+
+    async def test_an_error_after_the_first_is_an_event(self, service: Service) -> None:
+        async with Exchange(service.app, PATH, self.HEADERS) as exchange:
+            assert (await exchange.head())[0] == 200
+            exchange.send(b"\xff", last=True)
+            event = await self.last(exchange)
+        assert event.startswith("event: error\n")
+        assert "NotUtf8" in event
+
+    async def test_are_not_of_json_lines(self, service: Service) -> None:
+        service.runner.go.clear()
+        async with Exchange(service.app, PATH, NDJSON) as exchange:
+            exchange.send(TEXT.encode(), last=True)
+            await service.runner.step_begun()
+            await service.metric("gma_documents_in_flight")  # other things go on
+            assert not exchange.answered
+            service.runner.go.set()
+            assert (await exchange.head())[0] == 200
+            assert (await exchange.events())[-1]["event"] == "result"

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+import json
+import logging
 import subprocess
 import sys
 from collections.abc import AsyncIterator
@@ -10,7 +12,11 @@ from pathlib import Path
 
 import pytest
 
+from gma.service.http import keys_file
 from gma.service.http.keys import Keys, hash_of, new_key
+from gma.service.http.keys_file import LOOK_S, KeysFile
+from gma.service.observe import metrics
+from gma.service.observe.logs import JsonFormatter
 from tests.service.asgi import TEXT, Exchange, Service
 
 pytestmark = pytest.mark.anyio
@@ -54,6 +60,102 @@ class TestFile:
             Keys.load(file)
 
 
+class TestFileThatChanges:
+    """As Kubernetes mounts a secret: a file that is two links away, of which one is swapped."""
+
+    @pytest.fixture
+    def mount(self, tmp_path: Path) -> Mount:
+        return Mount(tmp_path)
+
+    def test_a_new_key_passes_and_one_that_is_gone_does_not(self, mount: Mount) -> None:
+        mount.put(f"{hash_of('a')}\n{hash_of('b')}\n")
+        keys = KeysFile(mount.file, mount.clock)
+        mount.put(f"{hash_of('b')}\n{hash_of('c')}\n")
+        mount.now += LOOK_S
+        assert [bool(keys.find(key)) for key in "abc"] == [False, True, True]
+
+    def test_a_file_that_is_written_over(self, tmp_path: Path) -> None:
+        file = tmp_path / "keys"
+        file.write_text(hash_of("a"))
+        keys = KeysFile(file, iter(range(9)).__next__)
+        assert keys.find("a")
+        file.write_text(f"{hash_of('b')}\n")
+        assert not keys.find("a")
+        assert keys.find("b")
+
+    def test_is_looked_at_no_more_than_once_a_second(self, mount: Mount) -> None:
+        mount.put(hash_of("a"))
+        keys = KeysFile(mount.file, mount.clock)
+        mount.put(hash_of("b"))
+        mount.now += 0.9 * LOOK_S
+        assert keys.find("a")
+        mount.now += 0.1 * LOOK_S
+        assert keys.find("b")
+
+    @pytest.mark.parametrize("broken", ["", "gma_a-key-itself", None])
+    def test_what_cannot_be_used_changes_nothing_and_is_told_once(
+        self, mount: Mount, caplog: pytest.LogCaptureFixture, broken: str | None
+    ) -> None:
+        caplog.set_level(logging.INFO, logger="gma")
+        taken, refused = reads()
+        mount.put(hash_of("a"))
+        keys = KeysFile(mount.file, mount.clock)
+        if broken is None:
+            (mount.file.parent / "..data").unlink()
+        else:
+            mount.put(broken)
+        for _ in range(3):
+            mount.now += LOOK_S
+            assert keys.find("a")
+        (told,) = caplog.records
+        assert (told.levelname, "the old keys stay" in told.getMessage()) == ("ERROR", True)
+        assert "gma_a-key-itself" not in told.getMessage()
+        assert reads() == (taken, refused + 1)
+        mount.put(hash_of("b"))
+        mount.now += LOOK_S
+        assert keys.find("b")
+        assert not keys.find("a")
+        assert reads() == (taken + 1, refused + 1)
+
+    def test_has_to_be_there_at_the_start(self, tmp_path: Path) -> None:
+        with pytest.raises(ValueError, match="can't be read"):
+            KeysFile(tmp_path / "none")
+
+
+class Mount:
+    """A folder whose file `keys` is replaced as Kubernetes does it, and a clock."""
+
+    def __init__(self, folder: Path) -> None:
+        self.file = folder / "keys"
+        self.now = 0.0
+        self._versions = 0
+
+    def put(self, content: str) -> None:
+        folder = self.file.parent
+        version = f"..version-{self._versions}"
+        self._versions += 1
+        (folder / version).mkdir()
+        (folder / version / "keys").write_text(content)
+        (folder / "..next").symlink_to(version)
+        (folder / "..next").rename(folder / "..data")
+        if not self.file.is_symlink():
+            self.file.symlink_to(Path("..data") / "keys")
+
+    def clock(self) -> float:
+        return self.now
+
+
+def reads() -> tuple[float, float]:
+    """How often the file was taken, and refused."""
+    taken, refused = (
+        sample.value
+        for metric in metrics.KEYS_READS.collect()
+        for sample in metric.samples
+        if sample.name == "gma_keys_reads_total"
+    )
+    return taken, refused
+
+
 def gma_key(*arguments: object) -> list[str]:
     run = "from gma.service.cli.main import main; main()"
     command = [sys.executable, "-c", run, "key", *map(str, arguments)]
@@ -83,7 +185,8 @@ class TestRoutes:
     @pytest.fixture
     async def closed(self, checkpoint: Path, tmp_path: Path) -> AsyncIterator[Service]:
         file = tmp_path / "keys"
-        file.write_text("\n".join(map(hash_of, KEYS)))
+        one, two = map(hash_of, KEYS)
+        file.write_text(f"{one}  # search-team\n{two}\n")
         async with Service(checkpoint, api_keys_file=file) as service:
             yield service
 
@@ -119,6 +222,27 @@ class TestRoutes:
         assert response.headers["www-authenticate"] == "Bearer"
         assert response.headers["x-request-id"]
         assert "gma_one" not in response.text
+
+    async def test_a_key_that_is_revoked_while_the_service_runs(
+        self, closed: Service, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(keys_file, "LOOK_S", 0.0)
+        file = closed.settings.api_keys_file
+        assert file
+        assert (await closed.http.get("/info", headers=bearer("gma_one"))).status_code == 200
+        file.write_text(hash_of("gma_two"))
+        assert (await closed.http.get("/info", headers=bearer("gma_one"))).status_code == 401
+        assert (await closed.http.get("/info", headers=bearer("gma_two"))).status_code == 200
+
+    async def test_the_log_has_whose_key_it_was(
+        self, closed: Service, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        caplog.set_level(logging.INFO, logger="gma")
+        for key in (*KEYS, "gma_three"):
+            await closed.http.get("/info", headers=bearer(key))
+        lines = [json.loads(JsonFormatter().format(record)) for record in caplog.records]
+        assert [line.get("key") for line in lines] == ["search-team", hash_of("gma_two")[:8], None]
+        assert not any("gma_" in json.dumps(line) for line in lines)
 
     async def test_the_scheme_is_read_in_any_case(self, closed: Service) -> None:
         headers = {"authorization": "bearer gma_one"}

@@ -11,9 +11,9 @@ import pytest
 from starlette.types import Receive, Scope, Send
 
 from gma.service.http.listener import Listener
-from gma.service.http.port import bound
+from gma.service.http.port import bound, claimed
 from tests.service.asgi import PATIENCE_S
-from tests.service.running import free_port
+from tests.service.running import free_port, needs_ipv6
 
 
 class Application:
@@ -47,10 +47,10 @@ def run(test: Callable[[int], Awaitable[None]]) -> None:
     asyncio.run(within())
 
 
-async def ask(port: int) -> str:
+async def ask(port: int, host: str = "127.0.0.1") -> str:
     """On a connection of its own."""
     async with httpx.AsyncClient(timeout=PATIENCE_S) as client:
-        return (await client.get(f"http://127.0.0.1:{port}/")).text
+        return (await client.get(f"http://{host}:{port}/")).text
 
 
 def test_two_share_the_connections() -> None:
@@ -63,6 +63,19 @@ def test_two_share_the_connections() -> None:
         await listeners[1].close()
         with pytest.raises(httpx.ConnectError):
             await ask(port)
+
+    run(test)
+
+
+@needs_ipv6
+@pytest.mark.parametrize(("host", "reached"), [("::1", ["[::1]"]), ("::", ["[::1]", "127.0.0.1"])])
+def test_of_ipv6(host: str, reached: list[str]) -> None:
+    async def test(port: int) -> None:
+        with claimed(host, port):
+            listener = await Listener.open(Application("six"), host, port)
+            for each in reached:
+                assert await ask(port, each) == "six"
+            await listener.close()
 
     run(test)
 

@@ -8,7 +8,7 @@ import pytest
 
 from gma.service.engine.engine import Engine
 from gma.service.errors import Empty, NotReady, Overloaded, UnknownDocument
-from tests.service.engine.counting import CHUNK, NO_TOKENS, CountingRunner, answer, tokens_of
+from tests.service.engine.counting import CHUNK, NO_TOKENS, Clock, CountingRunner, answer, tokens_of
 from tests.service.engine.reading import (
     Witness,
     check,
@@ -72,6 +72,24 @@ async def test_beyond_the_waiting_room_documents_are_turned_away_at_once() -> No
         for document in documents:
             check(await rest(document), tokens_of(9))
         check(await read(engine, tokens_of(9)), tokens_of(9))
+
+
+async def test_who_is_turned_away_hears_how_long_what_waits_will_take() -> None:
+    clock = Clock()  # on which every step takes a second
+    runner = CountingRunner(slots=1, clock=clock)
+    async with running(runner, max_waiting=1, clock=clock) as engine:
+        told = []
+        for before in ([], [4], [8, 8]):  # read in steps of their own
+            for length in before:
+                await read(engine, tokens_of(length))
+            documents = [engine.open(opening(tokens_of(40))) for _ in range(2)]
+            with pytest.raises(Overloaded) as refused:
+                engine.open(opening(tokens_of(9)))
+            told.append(refused.value.retry_after_s)
+            for document in documents:
+                document.close()
+        # 80 tokens: at a speed that nobody knows, at 4 a second, at 4.76 a second.
+        assert told == [1, 20, 17]
 
 
 async def test_a_burst_no_larger_than_the_slots_waits_for_nothing() -> None:

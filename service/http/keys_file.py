@@ -1,0 +1,65 @@
+"""A file of API keys that may be replaced while the service runs."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from gma.service.http.keys import Key, Keys
+from gma.service.observe import metrics
+
+logger = logging.getLogger(__name__)
+
+LOOK_S = 1.0
+"""How often, at most, it is looked whether the file has changed."""
+
+
+class KeysFile:
+    """The keys of a file that may be replaced while the service runs.
+
+    It is looked at when a key is asked for, every LOOK_S at most. What can't be used changes
+    nothing: the keys that there were go on passing, and the log says why.
+    """
+
+    def __init__(self, file: Path, clock: Callable[[], float] = time.monotonic) -> None:
+        """Raises ValueError if the file can't be used."""
+        self._file = file
+        self._clock = clock
+        self._looked_at = clock()
+        self._seen = self._version()
+        self._keys = Keys.load(file)
+
+    def find(self, key: str) -> Key | None:
+        """As `Keys.find`, of the file as it is now."""
+        if self._clock() >= self._looked_at + LOOK_S:
+            self._look()
+        return self._keys.find(key)
+
+    def _look(self) -> None:
+        self._looked_at = self._clock()
+        version = self._version()
+        if version == self._seen:
+            return
+        self._seen = version  # as it was before it is read: what is written meanwhile is news
+        try:
+            self._keys = Keys.load(self._file)
+        except ValueError as error:
+            metrics.KEYS_READS.labels("refused").inc()
+            logger.error("the changed file of API keys can't be used, the old keys stay: %s", error)
+        else:
+            metrics.KEYS_READS.labels("taken").inc()
+            logger.warning("the file of API keys has changed, and was read again")
+
+    def _version(self) -> tuple[int, ...] | None:
+        """What tells one content of the file from another; None if there is no file.
+
+        Of the file itself, not of a link to it: Kubernetes swaps the folder in which a secret's
+        files are, two links away.
+        """
+        try:
+            found = self._file.stat()
+        except OSError:
+            return None
+        return found.st_dev, found.st_ino, found.st_mtime_ns, found.st_size
