@@ -19,7 +19,10 @@ RUN apt-get update \
     && rm -rf /var/lib/apt/lists/*
 RUN python -m venv /opt/gma
 WORKDIR /src
-COPY . .
+# Dependencies come before the source: an edit of that installs ours anew and nothing else. They are
+# those of a package with nothing in it.
+COPY requirements.lock pyproject.toml hatch_build.py ./
+RUN mkdir gma && touch README.md LICENSE NOTICE
 
 FROM build AS cpu-build
 # An index whose torch is built for CPUs alone; without it, pip's own, whose torch is 2 GB larger.
@@ -28,7 +31,9 @@ RUN --mount=type=cache,target=/root/.cache/pip \
     pip install --constraint requirements.lock ${TORCH_INDEX:+--index-url "$TORCH_INDEX"} torch
 RUN --mount=type=cache,target=/root/.cache/pip \
     pip install --constraint requirements.lock hatchling \
-    && pip install --constraint requirements.lock --no-build-isolation '.[onnx,traces]'
+    && pip install --constraint requirements.lock --no-build-isolation '.[hub,onnx,traces]'
+COPY . .
+RUN pip install --no-deps --force-reinstall --no-build-isolation .
 RUN --mount=type=cache,target=/root/.cache/pip \
     pip install --no-deps ./export/ops --config-settings=cmake.define.GMA_CUDA=OFF
 
@@ -38,7 +43,9 @@ RUN --mount=type=cache,target=/root/.cache/pip \
     pip install --constraint requirements.lock ${TORCH_INDEX:+--index-url "$TORCH_INDEX"} torch triton
 RUN --mount=type=cache,target=/root/.cache/pip \
     pip install --constraint requirements.lock hatchling onnxruntime-gpu==1.31.1 \
-    && pip install --constraint requirements.lock --no-build-isolation '.[onnx-gpu,traces]'
+    && pip install --constraint requirements.lock --no-build-isolation '.[hub,onnx-gpu,traces]'
+COPY . .
+RUN pip install --no-deps --force-reinstall --no-build-isolation .
 RUN --mount=type=cache,target=/root/.cache/pip \
     pip install --no-deps ./export/ops --config-settings=cmake.define.GMA_CUDA=ON \
       --config-settings=cmake.define.GMA_PYTHON=/opt/gma/bin/python
@@ -56,7 +63,9 @@ LABEL org.opencontainers.image.title="gma-service" \
       org.opencontainers.image.version="${VERSION}" \
       org.opencontainers.image.revision="${REVISION}"
 # Ray asks for the user's name, and Triton and torch for a home.
-RUN useradd --uid 10001 --user-group --no-create-home --home-dir /tmp --shell /usr/sbin/nologin gma
+# KubeRay's own commands may run in a login shell, which forgets PATH.
+RUN useradd --uid 10001 --user-group --no-create-home --home-dir /tmp --shell /usr/sbin/nologin gma \
+    && echo 'PATH=/opt/gma/bin:$PATH' > /etc/profile.d/gma.sh
 ENV HOME=/tmp \
     GMA_HOST=0.0.0.0
 WORKDIR /tmp

@@ -6,6 +6,7 @@ A panel is a title, a unit and its expressions by legend; where it stands follow
 from __future__ import annotations
 
 import json
+import re
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -13,6 +14,14 @@ from pathlib import Path
 from typing import Any
 
 COLUMNS, WIDTH, HEIGHT = 3, 8, 7  # of Grafana's grid, which is 24 wide
+
+# What is chosen above the panels. Of namespaces one, for nothing is summed over several; on a
+# machine without Kubernetes there is none, and series have none.
+CHOICES = {"namespace": False, "job": True, "pod": True}
+"""Labels by name, and whether all of their values may be chosen together."""
+
+SOURCE = {"type": "prometheus", "uid": "${datasource}"}
+CHOSEN = ",".join(f'{name}=~"${name}"' for name in CHOICES)
 
 
 @dataclass(frozen=True)
@@ -33,7 +42,7 @@ class Panel:
 
 
 def rate(metric: str, by: str = "") -> str:
-    """A counter's increase a second, of all machines."""
+    """A counter's increase a second, of all machines that are chosen."""
     return f"sum{by and f' by ({by})'}(rate({metric}[$__rate_interval]))"
 
 
@@ -148,9 +157,9 @@ MEMORY = (
     Panel(
         "Physical memory by role",
         "bytes",
-        {"{{role}} {{pid}}": "gma_resident_memory_bytes"},
+        {"{{role}} {{pod}} {{pid}}": "gma_resident_memory_bytes"},
     ),
-    Panel("Peak of it", "bytes", {"{{role}} {{pid}}": "gma_resident_memory_peak_bytes"}),
+    Panel("Peak of it", "bytes", {"{{role}} {{pod}} {{pid}}": "gma_resident_memory_peak_bytes"}),
     Panel(
         "Memory against length",
         "bytes",
@@ -168,9 +177,9 @@ MEMORY = (
         "GPU memory by torch",
         "bytes",
         {
-            "allocated {{pid}}": "gma_device_memory_bytes",
-            "reserved {{pid}}": "gma_device_memory_reserved_bytes",
-            "peak {{pid}}": "gma_device_memory_peak_bytes",
+            "allocated {{pod}} {{pid}}": "gma_device_memory_bytes",
+            "reserved {{pod}} {{pid}}": "gma_device_memory_reserved_bytes",
+            "peak {{pod}} {{pid}}": "gma_device_memory_peak_bytes",
         },
         gpu=True,
     ),
@@ -178,15 +187,15 @@ MEMORY = (
         "GPU memory by NVML",
         "bytes",
         {
-            "process {{pid}}": "gma_device_memory_driver_bytes",
-            "the GPU's {{pid}}": "gma_device_memory_total_bytes",
+            "process {{pod}} {{pid}}": "gma_device_memory_driver_bytes",
+            "the GPU's {{pod}} {{pid}}": "gma_device_memory_total_bytes",
         },
         gpu=True,
     ),
     Panel(
         "GPU memory in use",
         "percentunit",
-        {"{{pid}}": "gma_device_memory_driver_bytes / gma_device_memory_total_bytes"},
+        {"{{pod}} {{pid}}": "gma_device_memory_driver_bytes / gma_device_memory_total_bytes"},
         gpu=True,
     ),
 )
@@ -213,16 +222,39 @@ def dashboard(name: str) -> dict[str, Any]:
                     "label": "Prometheus",
                     "type": "datasource",
                     "query": "prometheus",
-                }
+                },
+                *(_choice(name, all_of_them) for name, all_of_them in CHOICES.items()),
             ]
         },
         "panels": [_panel(index, panel) for index, panel in enumerate(panels)],
     }
 
 
+def _choice(name: str, all_of_them: bool) -> dict[str, Any]:
+    metric = "gma_resident_memory_bytes" + '{namespace=~"$namespace"}' * (name != "namespace")
+    return {
+        "name": name,
+        "type": "query",
+        "datasource": SOURCE,
+        "query": f"label_values({metric}, {name})",
+        "refresh": 2,  # with the time range
+        "sort": 1,
+        "includeAll": all_of_them,
+        **({"allValue": ".*"} if all_of_them else {}),
+    }
+
+
+def chosen(expression: str) -> str:
+    """An expression of those of our series alone that are chosen above the panels."""
+    return re.sub(
+        r"\b(gma_\w+)(\{)?",
+        lambda metric: f"{metric[1]}{{{CHOSEN}" + (",", "}")[metric[2] is None],
+        expression,
+    )
+
+
 def _panel(index: int, panel: Panel) -> dict[str, Any]:
     row, column = divmod(index, COLUMNS)
-    source = {"type": "prometheus", "uid": "${datasource}"}
     return {
         "id": index + 1,
         "type": "timeseries",
@@ -230,12 +262,17 @@ def _panel(index: int, panel: Panel) -> dict[str, Any]:
         "description": " ".join(
             filter(None, [panel.text, panel.gpu * "Empty where there is no GPU."])
         ),
-        "datasource": source,
+        "datasource": SOURCE,
         "gridPos": {"x": column * WIDTH, "y": row * HEIGHT, "w": WIDTH, "h": HEIGHT},
         "fieldConfig": {"defaults": {"unit": panel.unit, "min": 0}, "overrides": []},
         "targets": [
-            {"refId": chr(ord("A") + i), "expr": expr, "legendFormat": legend, "datasource": source}
-            for i, (legend, expr) in enumerate(panel.lines.items())
+            {
+                "refId": chr(ord("A") + i),
+                "expr": chosen(expression),
+                "legendFormat": legend,
+                "datasource": SOURCE,
+            }
+            for i, (legend, expression) in enumerate(panel.lines.items())
         ],
     }
 

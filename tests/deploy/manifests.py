@@ -31,6 +31,17 @@ OPEN = {8000}
 
 RAY_CONTAINERS = ("ray-head", "ray-worker")
 
+CLUSTER = "gma/cluster"
+"""The label of a cluster's pods, and its values: during an upgrade there are both."""
+CLUSTERS = ("a", "b")
+
+DRAIN = "RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S"
+
+# By KubeRay, in Ray's container, if no port of it is called so.
+ADDED_PORTS = {"gcs-server", "dashboard", "client", "serve", "metrics"}
+
+ARCHITECTURE = {"nvidia.com/gpu.compute.major", "nvidia.com/gpu.compute.minor"}
+
 
 def problems(manifests: list[Manifest]) -> list[str]:
     """Everything that is wrong, a line each."""
@@ -44,8 +55,12 @@ def problems(manifests: list[Manifest]) -> list[str]:
         *drain_problems(service(manifests)),
         *pod_problems(service(manifests)),
         *capacity_problems(service(manifests)),
+        *model_problems(service(manifests)),
         *network_problems(manifests),
-        *selector_problems(manifests),
+        *egress_problems(manifests),
+        *budget_problems(manifests),
+        *monitor_problems(manifests),
+        *head_problems(manifests),
     ]
 
 
@@ -124,7 +139,7 @@ def _pods(spec: Manifest) -> list[Manifest]:
 
 
 def _environment(container: Manifest) -> dict[str, str]:
-    return {each["name"]: each["value"] for each in container.get("env", [])}
+    return {each["name"]: each["value"] for each in container.get("env", []) if "value" in each}
 
 
 def drain_problems(spec: Manifest) -> Iterator[str]:
@@ -137,6 +152,10 @@ def drain_problems(spec: Manifest) -> Iterator[str]:
         grace = pod["spec"].get("terminationGracePeriodSeconds", 30)
         waits[f"{container['name']}: RAY_SERVE_HAPROXY_HARD_STOP_AFTER_S"] = int(hard_stop)
         waits[f"{container['name']}: terminationGracePeriodSeconds"] = grace
+        drain = int(_environment(container).get(DRAIN, 30))
+        waits[f"{container['name']}: {DRAIN}"] = drain
+        if drain >= grace:
+            yield f"{container['name']}: {DRAIN} is {drain}, and it is killed after {grace}"
     for name, seconds in waits.items():
         if seconds <= patience:
             yield f"{name} is {seconds}, not longer than shutdown_timeout_s, {patience}"
@@ -158,9 +177,10 @@ def pod_problems(spec: Manifest) -> Iterator[str]:
         if security.get("seccompProfile", {}).get("type") != "RuntimeDefault":
             yield "a pod has no seccomp profile"
         volumes = {volume["name"]: volume for volume in pod["spec"].get("volumes", [])}
-        for container in pod["spec"]["containers"]:
+        containers = pod["spec"]["containers"]
+        images |= {container["image"] for container in containers}
+        for container in [*pod["spec"].get("initContainers", []), *containers]:
             name = container["name"]
-            images.add(container["image"])
             security = container.get("securityContext", {})
             if not security.get("readOnlyRootFilesystem"):
                 yield f"{name}: its root file system can be written"
@@ -236,6 +256,28 @@ def capacity_problems(spec: Manifest) -> Iterator[str]:
         yield "one long document asks for a second worker"
 
 
+def model_problems(spec: Manifest) -> Iterator[str]:
+    """Check that whichever pod makes the application has its own model, as all others do."""
+    containers = [pod["spec"]["containers"][0] for pod in _pods(spec)]
+    said = [
+        {name: value for name, value in _environment(each).items() if name.startswith("GMA_")}
+        for each in containers
+    ]
+    if any(each != said[0] for each in said):
+        yield "pods differ in their settings, and any of them may make the application"
+    for container, variables in zip(containers, said, strict=True):
+        mounts = [mount["mountPath"] for mount in container["volumeMounts"]]
+        for name in ("GMA_CHECKPOINT", "GMA_COMPILE_CACHE"):
+            path = PurePosixPath(variables.get(name, "/tmp"))  # noqa: S108
+            if not any(path.is_relative_to(mount) for mount in mounts):
+                yield f"{container['name']}: {name} is on no volume"
+    (group,) = spec["rayClusterConfig"]["workerGroupSpecs"]
+    pod = group["template"]["spec"]
+    on_gpus = "nvidia.com/gpu" in pod["containers"][0]["resources"]["requests"]
+    if on_gpus and not pod.get("nodeSelector", {}).keys() >= ARCHITECTURE:
+        yield "workers may come to GPUs for which there are no kernels"
+
+
 def network_problems(manifests: list[Manifest]) -> Iterator[str]:
     """Check that others reach HTTP, and no port at which Ray takes orders."""
     labels = [pod["metadata"].get("labels", {}) for pod in _pods(service(manifests))]
@@ -244,7 +286,7 @@ def network_problems(manifests: list[Manifest]) -> Iterator[str]:
         mine = [p for p in policies if _selects(p["podSelector"], pod)]
         if not mine:
             yield f"no policy closes the ports of {pod}"
-        for rule in (rule for policy in mine for rule in policy["ingress"]):
+        for rule in (rule for policy in mine for rule in policy.get("ingress", [])):
             ports = {each["port"] for each in rule.get("ports", [])}
             sources = rule.get("from", [])
             if not sources and (not ports or ports - OPEN):
@@ -260,31 +302,128 @@ def network_problems(manifests: list[Manifest]) -> Iterator[str]:
                     yield f"others reach {sorted(ports & CLOSED) or 'every port'}"
 
 
-def selector_problems(manifests: list[Manifest]) -> Iterator[str]:
-    """Check that selectors select pods of the service, and that budgets let a pod of a group go."""
+def egress_problems(manifests: list[Manifest]) -> Iterator[str]:
+    """Check that pods reach what they need, if anything is closed."""
+    policies = [each["spec"] for each in manifests if each["kind"] == "NetworkPolicy"]
+    labels = [pod["metadata"].get("labels", {}) for pod in _pods(service(manifests))]
+    needed: dict[str, tuple[Manifest, int | None]] = {
+        **{f"pods of {other['app.kubernetes.io/component']}": (other, None) for other in labels},
+        "DNS": ({"k8s-app": "kube-dns"}, 53),
+        "traces": ({"app.kubernetes.io/name": "opentelemetry-collector"}, 4318),
+    }
+    if "gcsFaultToleranceOptions" in service(manifests)["rayClusterConfig"]:
+        needed["Redis"] = ({"app.kubernetes.io/name": "gma-redis"}, 6379)
+    for pod in labels:
+        mine = [
+            policy
+            for policy in policies
+            if "Egress" in policy["policyTypes"] and _selects(policy["podSelector"], pod)
+        ]
+        rules = [rule for policy in mine for rule in policy["egress"]]
+        component = pod["app.kubernetes.io/component"]
+        wanted = needed | ({"Kubernetes": ({}, 6443)} if component == "head" else {})
+        if component != "head" and any("to" not in r and _opens(r, 6443) for r in rules):
+            yield f"{component} reaches Kubernetes, and needs not"
+        for name, (other, port) in wanted.items() if mine else ():
+            if not any(_reaches(rule, other) and _opens(rule, port) for rule in rules):
+                yield f"{component} does not reach {name}"
+
+
+def _reaches(rule: Manifest, labels: Manifest) -> bool:
+    return "to" not in rule or any(_selects(each["podSelector"], labels) for each in rule["to"])
+
+
+def _opens(rule: Manifest, port: int | None) -> bool:
+    """Whether a rule opens a port, or every one for None."""
+    return "ports" not in rule or port in {each["port"] for each in rule["ports"]}
+
+
+def budget_problems(manifests: list[Manifest]) -> Iterator[str]:
+    """Check that each cluster's groups have a budget of their own, which lets a worker go."""
     pods = _pods(service(manifests))
+    clusters = {pod["metadata"]["labels"].get(CLUSTER) for pod in pods}
+    if len(clusters) != 1 or not clusters <= set(CLUSTERS):
+        yield f"pods are of the clusters {sorted(map(str, clusters))}"
     (group,) = service(manifests)["rayClusterConfig"]["workerGroupSpecs"]
-    for manifest in manifests:
-        kind, spec = manifest["kind"], manifest.get("spec", {})
-        if kind not in ("PodDisruptionBudget", "PodMonitor"):
-            continue
-        chosen = [p for p in pods if _selects(spec["selector"], p["metadata"].get("labels", {}))]
-        if not chosen:
-            yield f"{kind} {manifest['metadata']['name']} selects nothing"
-        if kind == "PodMonitor":
-            ports = {
-                port.get("name")
-                for pod in chosen
-                for container in pod["spec"]["containers"]
-                for port in container.get("ports", [])
-            }
-            if any(each["port"] not in ports for each in spec["podMetricsEndpoints"]):
-                yield "PodMonitor scrapes a port that no pod has"
-        elif group["template"] in chosen and spec["minAvailable"] >= group["minReplicas"]:
-            yield "no worker may ever go: machines can't be drained"
     budgets = [each for each in manifests if each["kind"] == "PodDisruptionBudget"]
-    if len(budgets) != len(pods):
-        yield "a group of pods has no PodDisruptionBudget"
+    lasting = "gcsFaultToleranceOptions" in service(manifests)["rayClusterConfig"]
+    seen = []
+    for pod in pods:
+        for cluster in CLUSTERS:
+            labels = {**pod["metadata"]["labels"], CLUSTER: cluster}
+            mine = [each for each in budgets if _selects(each["spec"]["selector"], labels)]
+            seen += mine
+            worker = pod is group["template"]
+            if len(mine) != int(worker or not lasting):
+                yield f"{len(mine)} budgets hold a {labels['app.kubernetes.io/component']}"
+            if worker and any(e["spec"]["minAvailable"] >= group["minReplicas"] for e in mine):
+                yield "no worker may ever go: machines can't be drained"
+    for budget in budgets:
+        times = seen.count(budget)
+        if times != 1:
+            name = budget["metadata"]["name"]
+            yield f"{name} selects nothing" if not times else f"{name} spans {times} groups of pods"
+
+
+def monitor_problems(manifests: list[Manifest]) -> Iterator[str]:
+    """Check that a PodMonitor scrapes one port of each pod, and none that KubeRay adds."""
+    pods = _pods(service(manifests))
+    for monitor in (each["spec"] for each in manifests if each["kind"] == "PodMonitor"):
+        if not all(_selects(monitor["selector"], pod["metadata"]["labels"]) for pod in pods):
+            yield "PodMonitor selects not every pod"
+        for name in (each["port"] for each in monitor["podMetricsEndpoints"]):
+            if name in ADDED_PORTS:
+                yield f"KubeRay adds a port {name} too"
+            for pod in pods:
+                ports = [
+                    x.get("name") for c in pod["spec"]["containers"] for x in c.get("ports", [])
+                ]
+                if ports.count(name) != 1:
+                    yield f"PodMonitor scrapes {ports.count(name)} ports of a pod"
+    for kind in ("PodMonitor", "PrometheusRule"):
+        for each in (each for each in manifests if each["kind"] == kind):
+            if "release" not in each["metadata"].get("labels", {}):
+                yield f"{kind} has no label release: a Prometheus of the Helm chart passes it over"
+
+
+def head_problems(manifests: list[Manifest]) -> Iterator[str]:
+    """Check that a head which may go finds its Redis again, and workers wait for it."""
+    cluster = service(manifests)["rayClusterConfig"]
+    options = cluster.get("gcsFaultToleranceOptions")
+    if options is None:
+        return
+    if "redisPassword" not in options:
+        yield "Redis has no password"
+    host, _, port = options["redisAddress"].partition(":")
+    services = [m for m in manifests if m["kind"] == "Service" and m["metadata"]["name"] == host]
+    servers = [m["spec"]["template"] for m in manifests if m["kind"] == "StatefulSet"]
+    for found in services:
+        if int(port) not in {each["port"] for each in found["spec"]["ports"]}:
+            yield f"{host} has no port {port}"
+        chosen = [
+            s for s in servers if _selects({"matchLabels": found["spec"]["selector"]}, _labels(s))
+        ]
+        if not chosen:
+            yield f"{host} leads nowhere"
+        for server in chosen:
+            policies = [m["spec"] for m in manifests if m["kind"] == "NetworkPolicy"]
+            if not any(_selects(policy["podSelector"], _labels(server)) for policy in policies):
+                yield "anybody reaches Redis"
+            (container,) = server["spec"]["containers"]
+            if options.get("redisPassword", {}).get("valueFrom") not in [
+                each.get("valueFrom") for each in container["env"]
+            ]:
+                yield "Redis has another password"
+    for group in cluster["workerGroupSpecs"]:
+        container = group["template"]["spec"]["containers"][0]
+        waits = int(_environment(container).get("RAY_gcs_rpc_server_reconnect_timeout_s", 60))
+        if waits < _settings(service(manifests)).shutdown_timeout_s:
+            yield f"workers wait {waits} s for a head, less than a document may take"
+
+
+def _labels(pod: Manifest) -> Manifest:
+    found: Manifest = pod["metadata"].get("labels", {})
+    return found
 
 
 def _selects(selector: Manifest, labels: Manifest) -> bool:

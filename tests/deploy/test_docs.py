@@ -94,6 +94,10 @@ def wrong_kubectl(words: list[str], manifests: list[Manifest]) -> Iterator[str]:
     if verb not in VERBS:
         yield f"kubectl {verb} is not explained"
     names = {f"{m['kind'].lower()}/{m['metadata']['name']}" for m in manifests} | MADE
+    literals = [x.partition("=")[2] for x in words if x.startswith("--from-literal=")]
+    if literals:
+        yield from wrong_literals(words, [each.partition("=")[0] for each in literals])
+        return
     text = yaml.safe_dump(manifests)
     for word in re.findall(r"\b(?:rayservice|service)[/ ][\w-]+", " ".join(words)):
         if word.replace(" ", "/") not in names:
@@ -116,6 +120,20 @@ def wrong_kubectl(words: list[str], manifests: list[Manifest]) -> Iterator[str]:
         (at,) = (m for m in manifests if m["kind"] == "RayService")
         for step in operation["path"].strip("/").split("/")[:-1]:
             at = at[step]
+
+
+def wrong_literals(words: list[str], keys: list[str]) -> Iterator[str]:
+    """Of a Secret or a ConfigMap that a component reads."""
+    name = words[words.index("-n") - 1]
+    files = (ROOT / "deploy" / "kubernetes").glob("*/*.yaml")
+    readers = [text for text in map(Path.read_text, files) if f"name: {name}" in text]
+    if not readers:
+        yield f"nothing reads {name}"
+    for key in keys:
+        # Of a ConfigMap all are read; rclone knows its own.
+        known = (f"{{name: {name}, key: {key}}}", f'"${key}"', f':${key}"', f"${{{key}:-")
+        if not key.startswith("RCLONE_S3_") and not any(x in r for r in readers for x in known):
+            yield f"nothing reads {key} of {name}"
 
 
 def wrong_gma(words: list[str]) -> Iterator[str]:
@@ -155,6 +173,9 @@ def test_commands_name_what_is_there(command: str, manifests: list[Manifest]) ->
         "kubectl logs -n gma -c ray",
         "kubectl get pods -l app=gma",
         "kubectl apply -n gma -k deploy/kubernetes/tpu",
+        "kubectl create secret generic gma-rediss -n gma --from-literal=password=a",
+        "kubectl create secret generic gma-redis -n gma --from-literal=pass=a",
+        "kubectl create configmap gma-model -n gma --from-literal=MODELS=a",
         "gma keys api-keys",
         "curl 127.0.0.1:8000/predict",
     ],
@@ -169,7 +190,7 @@ def test_settings_exist() -> None:
 
 def test_durations_are_those_of_the_manifests(manifests: list[Manifest]) -> None:
     rows = re.findall(r"^\| `(\w+)` \| (\d+) \|", TEXT, re.MULTILINE)
-    assert len(rows) == 4
+    assert len(rows) == 5
     text = yaml.safe_dump(manifests, width=10_000).replace("\\n", "\n")
     for name, seconds in rows:
         pattern = rf"{name}(: |\n *value: ['\"]){seconds}\b"
@@ -180,5 +201,9 @@ def test_durations_are_those_of_the_manifests(manifests: list[Manifest]) -> None
 def test_files_and_links_are_there() -> None:
     for link in re.findall(r"\]\(([\w/]+\.md)(?:#[\w-]+)?\)", TEXT):
         assert (ROOT / "docs" / link).is_file(), link
+    components = TEXT[TEXT.index("| component |") :]
+    for name in re.findall(r"^\| `([^|]*)` \|[^|]*\|$", components, re.MULTILINE):
+        for component in name.split("`, `"):
+            assert (ROOT / "deploy" / "kubernetes" / component).is_dir(), component
     for file in re.findall(r"`((?:base|cpu|gpu|monitoring)/[\w.]+)`", TEXT):
         assert (ROOT / "deploy" / "kubernetes" / file).is_file(), file

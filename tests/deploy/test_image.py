@@ -104,6 +104,18 @@ def test_both_targets_have_the_operators_and_the_gpu_its_kernels() -> None:
     assert f"--from=kernels kernels {folder}/kernels" in copied
 
 
+def test_an_edit_installs_nothing_of_others_anew() -> None:
+    """What comes after the source is made without an index, but for the operators' own build."""
+    for target in TARGETS:
+        lineage = Dockerfile(TEXT).lineage(f"{target}-build")
+        copies = [n for n, each in enumerate(lineage) if each.name == "COPY"]
+        assert lineage[copies[-1]].text == ". ."
+        assert "requirements.lock" in lineage[copies[0]].text
+        after = [each.text for each in lineage[copies[-1] :] if each.name == "RUN"]
+        assert all("pip install --no-deps " in line for line in after)
+        assert not any(re.search(r"gma |model|service", lineage[n].text) for n in copies[:-1])
+
+
 def included(patterns: list[str]) -> Callable[[str], bool]:
     """A test of whether .dockerignore lets a path into the build: the last that fits decides."""
 
@@ -162,12 +174,19 @@ class Container:
         return re.sub(r"--mount=\S+ *", "", command)
 
 
+def copy(files: list[str], there: Path) -> None:
+    for file in files:
+        (there / file).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(ROOT / file, there / file, follow_symlinks=False)
+
+
 @pytest.fixture(scope="module")
 def container(
     tmp_path_factory: pytest.TempPathFactory, is_included: Callable[[str], bool]
 ) -> Container:
     folder = tmp_path_factory.mktemp("image")
     source = folder / "src"
+    source.mkdir()
     listed = subprocess.run(
         ["git", "ls-files", "--cached", "--others", "--exclude-standard"],
         cwd=ROOT,
@@ -175,9 +194,7 @@ def container(
         text=True,
         check=True,
     )
-    for file in filter(is_included, listed.stdout.splitlines()):
-        (source / file).parent.mkdir(parents=True, exist_ok=True)
-        shutil.copy(ROOT / file, source / file, follow_symlinks=False)
+    files = list(filter(is_included, listed.stdout.splitlines()))
     container = Container(folder / "gma", source)
     environment = {
         "PATH": f"{container.bin}:{Path(sys.executable).parent}:{os.environ['PATH']}",
@@ -186,6 +203,10 @@ def container(
         "PIP_DISABLE_PIP_VERSION_CHECK": "1",
     }
     for line in Dockerfile(TEXT).lineage("cpu-build"):
+        if line.name == "COPY":
+            *names, there = line.text.split()
+            assert there in (".", "./")
+            copy([file for file in files if names == ["."] or file in names], source)
         if line.name != "RUN" or "apt-get" in line.text or "export/ops" in line.text:
             continue
         subprocess.run(

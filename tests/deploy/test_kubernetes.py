@@ -2,51 +2,107 @@
 
 from __future__ import annotations
 
-import copy
+import shlex
 import shutil
 import subprocess
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
+import typer
 import yaml
 
+from gma.service.cli import main as cli
 from tests.deploy import kustomize
 from tests.deploy.manifests import Manifest, problems, serve_config, service
 
 FOLDER = Path(__file__).parents[2] / "deploy" / "kubernetes"
 VARIANTS = ("cpu", "gpu")
 
+# Components that go together, each of them at least once.
+TOGETHER = (
+    (),
+    ("monitoring", "second"),
+    ("fault-tolerance", "egress"),
+    ("model-volume", "kernels"),
+    ("model-hub", "egress", "egress-https"),
+    ("model-s3", "kernels", "fault-tolerance", "monitoring", "second", "egress", "egress-https"),
+)
 
-@pytest.fixture(scope="module", params=VARIANTS)
-def variant(request: pytest.FixtureRequest) -> list[Manifest]:
-    """The manifests of a variant, with monitoring as a user would add it."""
-    name: str = request.param
-    return [*kustomize.build(FOLDER / name), *kustomize.build(FOLDER / "monitoring")]
+
+def write(folder: Path, variant: str, components: Sequence[str] = ()) -> Path:
+    """An overlay in `folder`, as a user would write it."""
+    (folder / "deploy").symlink_to(FOLDER.parent)
+    overlay = folder / "my-gma"
+    overlay.mkdir()
+    made = {
+        "resources": [f"../deploy/kubernetes/{variant}"],
+        "components": [f"../deploy/kubernetes/{name}" for name in components],
+        "images": [{"name": "gma-service", "newName": "example.com/gma", "newTag": "1"}],
+        "labels": [{"pairs": {"release": "mine"}}],
+    }
+    (overlay / "kustomization.yaml").write_text(yaml.safe_dump(made))
+    return overlay
 
 
-def test_variants_are_right(variant: list[Manifest]) -> None:
-    assert problems(variant) == []
+def test_every_component_is_tried() -> None:
+    folders = {file.parent.name for file in FOLDER.glob("*/kustomization.yaml")}
+    assert {name for names in TOGETHER for name in names} == folders - {*VARIANTS, "base"}
 
 
-@pytest.mark.parametrize("name", [*VARIANTS, "base"])
-def test_kubectl_makes_the_same_of_them(name: str) -> None:
+@pytest.mark.parametrize("components", TOGETHER, ids="+".join)
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_variants_are_right(tmp_path: Path, variant: str, components: Sequence[str]) -> None:
+    manifests = kustomize.build(write(tmp_path, variant, components))
+    assert problems(manifests) == []
+    assert {m["metadata"]["labels"]["release"] for m in manifests} == {"mine"}
+
+
+@pytest.mark.parametrize("components", TOGETHER, ids="+".join)
+def test_kubectl_makes_the_same_of_them(tmp_path: Path, components: Sequence[str]) -> None:
     if shutil.which("kubectl") is None:
         pytest.skip("kubectl is not installed")
-    command = ["kubectl", "kustomize", str(FOLDER / name)]
+    shutil.copytree(FOLDER.parent, tmp_path / "copy")  # it wants no links
+    overlay = write(tmp_path, "gpu", components)
+    (tmp_path / "deploy").unlink()
+    (tmp_path / "copy").rename(tmp_path / "deploy")
+    command = ["kubectl", "kustomize", str(overlay)]
     ran = subprocess.run(command, capture_output=True, text=True, check=True)
 
     def in_order(manifests: list[Manifest]) -> list[Manifest]:
         return sorted(manifests, key=lambda m: (m["kind"], m["metadata"]["name"]))
 
     made = list(yaml.safe_load_all(ran.stdout))
-    assert in_order(made) == in_order(kustomize.build(FOLDER / name))
+    assert in_order(made) == in_order(kustomize.build(overlay))
+
+
+def test_the_hub_is_asked_by_a_command_that_there_is() -> None:
+    """In the pods' first container, which runs in the service's own image."""
+    made = yaml.safe_load((FOLDER / "model-hub" / "rayservice.yaml").read_text())
+    containers = [op["value"][0] for op in made if op["path"].endswith("initContainers")]
+    assert len(containers) == 2
+    for container in containers:
+        assert container["image"] == "gma-service"
+        *shell, script = container["command"]
+        assert shell == ["sh", "-c"]
+        program, *words = shlex.split(script.partition(" || ")[2])
+        command = typer.main.get_command(cli.app)
+        with command.make_context(program, list(words), resilient_parsing=True):
+            pull = command.commands[words[0]].make_context(words[0], words[1:])  # type: ignore[attr-defined]
+        assert pull.params["name"] == "$MODEL"
+        assert str(pull.params["out"]) == "/model/checkpoint"
 
 
 @pytest.mark.parametrize(
     ("text", "message"),
     [
         ("namePrefix: my-", "namePrefix is not known"),
+        ("configMapGenerator: [{name: a, files: [], options: {}}]", "a name with a hash"),
+        (
+            "labels: [{pairs: {a: b}, includeSelectors: true}]\nresources: [m.yaml]",
+            "labels of more",
+        ),
         ("patches: [{path: p.yaml, target: {kind: Pod}}]", "patches nothing"),
     ],
 )
@@ -55,6 +111,7 @@ def test_what_the_renderer_does_not_know_is_refused(
 ) -> None:
     (tmp_path / "kustomization.yaml").write_text(text)
     (tmp_path / "p.yaml").write_text("[]")
+    (tmp_path / "m.yaml").write_text("{kind: Pod, metadata: {name: a}}")
     with pytest.raises(ValueError, match=message):
         kustomize.build(tmp_path)
 
@@ -65,7 +122,9 @@ WORKERS = f"{CLUSTER}.workerGroupSpecs.0"
 WORKER = f"{WORKERS}.template"
 RAY = f"{WORKER}.spec.containers.0"
 APPLICATION = "applications.0"
+OPTIONS = f"{CLUSTER}.gcsFaultToleranceOptions"
 SCALING = f"{APPLICATION}.deployments.1.autoscaling_config"
+CLUSTER_OF = "spec.selector.matchLabels.gma/cluster"
 GONE = object()
 
 
@@ -86,9 +145,8 @@ def find(manifests: list[Manifest], kind: str, name: str) -> Manifest:
 
 
 @pytest.fixture
-def cpu() -> list[Manifest]:
-    made = [*kustomize.build(FOLDER / "cpu"), *kustomize.build(FOLDER / "monitoring")]
-    return copy.deepcopy(made)  # what YAML's anchors share is one object until then
+def cpu(tmp_path: Path) -> list[Manifest]:
+    return kustomize.build(write(tmp_path, "cpu", ["monitoring"]))
 
 
 @pytest.mark.parametrize(
@@ -110,8 +168,8 @@ def cpu() -> list[Manifest]:
         ("RayService", "gma", f"{RAY}.resources.limits.memory", "8GB", "does not match"),
         ("RayService", "gma", f"{RAY}.ports.0.containerPort", 80000, "greater than the maximum"),
         ("RayService", "gma", f"{RAY}.livenessprobe", {}, "'livenessprobe' was unexpected"),
-        ("PodDisruptionBudget", "gma-workers", "spec.minAvailable", "50%", "is not of type"),
-        ("PodDisruptionBudget", "gma-workers", "spec.maxUnavailable", 1, "was unexpected"),
+        ("PodDisruptionBudget", "gma-workers-a", "spec.minAvailable", "50%", "is not of type"),
+        ("PodDisruptionBudget", "gma-workers-a", "spec.maxUnavailable", 1, "was unexpected"),
         ("NetworkPolicy", "gma", "spec.ingress.1.ports.0.port", "http", "is not of type"),
         ("PodMonitor", "gma", "spec.podMetricsEndpoints", [], "non-empty"),
         ("Role", "gma-head", "rules.0.verbs", ["*"], "is not one of"),
@@ -121,6 +179,9 @@ def cpu() -> list[Manifest]:
         ("RayService", "gma", f"{WORKER}.spec.terminationGracePeriodSeconds", 600, "not longer"),
         ("RayService", "gma", f"{WORKER}.spec.terminationGracePeriodSeconds", GONE, "is 30, not"),
         ("RayService", "gma", f"{RAY}.env.1.value", "120", "HARD_STOP_AFTER_S is 120"),
+        ("RayService", "gma", f"{RAY}.env.2.value", "600", "DRAIN_TIMEOUT_S is 600, not longer"),
+        ("RayService", "gma", f"{RAY}.env.2.value", "660", "it is killed after 660"),
+        ("RayService", "gma", f"{HEAD}.spec.containers.0.env.2", GONE, "DRAIN_TIMEOUT_S is 30"),
         ("RayService", "gma", "spec.upgradeStrategy", {"type": "None"}, "no second cluster"),
         # Pods.
         ("RayService", "gma", f"{CLUSTER}.authOptions", GONE, "asks nobody for a token"),
@@ -139,7 +200,7 @@ def cpu() -> list[Manifest]:
         ),
         ("RayService", "gma", f"{RAY}.readinessProbe", GONE, "need wget"),
         ("RayService", "gma", f"{RAY}.env.0.value", "0", "the slow one"),
-        ("RayService", "gma", f"{RAY}.env.4.value", "0", "files that go with the pod"),
+        ("RayService", "gma", f"{RAY}.env.5.value", "0", "files that go with the pod"),
         ("RayService", "gma", f"{RAY}.volumeMounts.0", GONE, "nowhere to write"),
         ("RayService", "gma", f"{RAY}.volumeMounts.1", GONE, "no Secret"),
         ("RayService", "gma", f"{RAY}.volumeMounts.0.name", "temp", "there is no volume temp"),
@@ -189,15 +250,45 @@ def cpu() -> list[Manifest]:
             "others reach [6379]",
         ),
         # Selectors.
-        ("PodMonitor", "gma", "spec.selector.matchLabels", {"app": "gma"}, "selects nothing"),
-        ("PodMonitor", "gma", "spec.podMetricsEndpoints.0.port", "http", "no pod has"),
-        ("PodDisruptionBudget", "gma-workers", "spec.minAvailable", 2, "no worker may ever go"),
+        ("PodMonitor", "gma", "spec.selector.matchLabels", {"app": "gma"}, "not every pod"),
+        ("PodMonitor", "gma", "spec.podMetricsEndpoints.0.port", "http", "scrapes 0 ports"),
+        ("PodDisruptionBudget", "gma-workers-a", "spec.minAvailable", 2, "no worker may ever go"),
         (
             "PodDisruptionBudget",
-            "gma-head",
+            "gma-head-a",
             "spec.selector.matchLabels",
             {"a": "b"},
             "selects nothing",
+        ),
+        ("PodDisruptionBudget", "gma-head-a", CLUSTER_OF, GONE, "spans 2 groups"),
+        ("PodDisruptionBudget", "gma-workers-b", CLUSTER_OF, "a", "2 budgets hold a worker"),
+        ("RayService", "gma", f"{WORKER}.metadata.labels.gma/cluster", "c", "of the clusters"),
+        ("RayService", "gma", f"{HEAD}.metadata.labels.gma/cluster", GONE, "of the clusters"),
+        # What Prometheus finds.
+        ("PodMonitor", "gma", "spec.podMetricsEndpoints.0.port", "metrics", "KubeRay adds"),
+        (
+            "RayService",
+            "gma",
+            f"{RAY}.ports.0",
+            {"name": "gma-metrics", "containerPort": 9464},
+            "scrapes 2 ports",
+        ),
+        ("PodMonitor", "gma", "metadata.labels.release", GONE, "no label release"),
+        ("PrometheusRule", "gma", "metadata.labels", GONE, "no label release"),
+        # Models.
+        (
+            "RayService",
+            "gma",
+            f"{RAY}.env.0",
+            {"name": "GMA_CHECKPOINT", "value": "/model"},
+            "pods differ in their settings",
+        ),
+        (
+            "RayService",
+            "gma",
+            f"{RAY}.env.0",
+            {"name": "GMA_CHECKPOINT", "value": "/model"},
+            "GMA_CHECKPOINT is on no volume",
         ),
     ],
 )
@@ -207,6 +298,55 @@ def test_a_mistake_is_caught(
     change(find(cpu, kind, name), path, value)
     found = problems(cpu)
     assert any(message in problem for problem in found), found
+
+
+@pytest.mark.parametrize(
+    ("kind", "name", "path", "value", "message"),
+    [
+        ("RayService", "gma", f"{WORKER}.spec.nodeSelector", GONE, "there are no kernels"),
+        ("RayService", "gma", f"{OPTIONS}.redisPassword", GONE, "Redis has no password"),
+        ("RayService", "gma", f"{OPTIONS}.redisPassword", {"value": "a"}, "is a required property"),
+        ("RayService", "gma", f"{OPTIONS}.redisAddress", "gma-redis:1", "has no port 1"),
+        (
+            "RayService",
+            "gma",
+            f"{OPTIONS}.redisPassword.valueFrom.secretKeyRef.key",
+            "a",
+            "another password",
+        ),
+        ("RayService", "gma", f"{RAY}.env.8", GONE, "workers wait 60 s for a head"),
+        ("Service", "gma-redis", "spec.selector", {"a": "b"}, "leads nowhere"),
+        ("NetworkPolicy", "gma-redis", "spec.podSelector.matchLabels", {"a": "b"}, "anybody"),
+        ("NetworkPolicy", "gma-egress", "spec.egress.0", GONE, "does not reach pods of head"),
+        ("NetworkPolicy", "gma-egress", "spec.egress.1", GONE, "does not reach DNS"),
+        ("NetworkPolicy", "gma-egress", "spec.egress.2", GONE, "does not reach Redis"),
+        ("NetworkPolicy", "gma-egress", "spec.egress.3.ports", [], "does not reach traces"),
+        ("NetworkPolicy", "gma-egress-head", "spec.egress", [], "does not reach Kubernetes"),
+        (
+            "NetworkPolicy",
+            "gma-egress",
+            "spec.egress.1",
+            {"ports": [{"port": 6443}]},
+            "worker reaches Kubernetes",
+        ),
+    ],
+)
+def test_a_mistake_in_a_component_is_caught(
+    tmp_path: Path, kind: str, name: str, path: str, value: object, message: str
+) -> None:
+    manifests = kustomize.build(write(tmp_path, "gpu", ["fault-tolerance", "egress"]))
+    change(find(manifests, kind, name), path, value)
+    found = problems(manifests)
+    assert any(message in problem for problem in found), found
+
+
+def test_a_head_that_may_go_has_no_budget(tmp_path: Path, cpu: list[Manifest]) -> None:
+    """Or a machine could not be drained, and the drain would not end."""
+    folder = tmp_path / "other"
+    folder.mkdir()
+    manifests = kustomize.build(write(folder, "cpu", ["fault-tolerance"]))
+    found = problems([*manifests, find(cpu, "PodDisruptionBudget", "gma-head-a")])
+    assert found == ["1 budgets hold a head"]
 
 
 @pytest.mark.parametrize("kind", ["PodDisruptionBudget", "NetworkPolicy"])

@@ -22,6 +22,8 @@ import yaml
 from gma.service.app import local
 from gma.service.observe import metrics
 from gma.service.settings import Settings
+from tests.deploy import kustomize
+from tests.deploy.manifests import service
 from tests.service.asgi import PATIENCE_S, TEXT, save_checkpoint
 from tests.service.running import free_port
 
@@ -31,9 +33,11 @@ RUNBOOK = ROOT / "docs" / "runbook.md"
 DASHBOARDS = ("service.json", "memory.json")
 PLAIN = {"content-type": "text/plain"}
 
-THRESHOLD = re.compile(r" (==|<|>) [\d.]+$")
+# An alert over two windows has two.
+THRESHOLD = re.compile(r" (==|<|>) [\d.]+(?= and |$)")
 ABSENT_WITHOUT_GPU = "Empty where there is no GPU."
 GPU_ALERT = "GmaGpuMemoryFull"
+KUBERNETES = "gma-kubernetes"
 
 with_prometheus = pytest.mark.skipif(
     not (shutil.which("prometheus") and shutil.which("promtool")),
@@ -42,21 +46,31 @@ with_prometheus = pytest.mark.skipif(
 
 
 class Question(NamedTuple):
-    """An expression, and the panel or alert that asks it."""
+    """An expression, and the panel, alert or record that asks it."""
 
     owner: str
     expression: str
-    needs_gpu: bool
+    needs_more: bool
+    """A GPU, or Kubernetes."""
+
+
+def groups() -> dict[str, list[dict[str, Any]]]:
+    """The rules by their group's name."""
+    found = yaml.safe_load((FOLDER / "alerts.yaml").read_text())["groups"]
+    return {group["name"]: group["rules"] for group in found}
+
+
+def rules() -> list[dict[str, Any]]:
+    return [rule for group in groups().values() for rule in group]
 
 
 def alerts() -> list[dict[str, Any]]:
-    (group,) = yaml.safe_load((FOLDER / "alerts.yaml").read_text())["groups"]
-    rules: list[dict[str, Any]] = group["rules"]
-    return rules
+    return [rule for rule in rules() if "alert" in rule]
 
 
 def questions() -> list[Question]:
-    """The expressions of every panel, and of every alert whatever its threshold."""
+    """The expressions of every panel, and of every rule whatever its threshold."""
+    elsewhere = {GPU_ALERT, *(rule["alert"] for rule in groups()[KUBERNETES])}
     return [
         *(
             Question(panel["title"], target["expr"], ABSENT_WITHOUT_GPU in panel["description"])
@@ -65,8 +79,9 @@ def questions() -> list[Question]:
             for target in panel["targets"]
         ),
         *(
-            Question(rule["alert"], THRESHOLD.sub("", rule["expr"]), rule["alert"] == GPU_ALERT)
-            for rule in alerts()
+            Question(name, THRESHOLD.sub("", rule["expr"]), name in elsewhere)
+            for rule in rules()
+            for name in [rule.get("alert") or rule["record"]]
         ),
     ]
 
@@ -81,12 +96,79 @@ def test_dashboards_are_those_of_their_script(tmp_path: Path) -> None:
 
 def test_they_ask_for_metrics_that_there_are() -> None:
     kinds = {entry.name: entry.kind for entry in metrics.CATALOGUE}
+    records = {rule["record"] for rule in rules() if "record" in rule}
     for question in questions():
         names = re.findall(r"\bgma_\w+", question.expression)
-        assert names or question.owner == "GmaDown"
+        others = re.findall(r"\b(?:up|kube_\w+|gma:[\w:]+)", question.expression)
+        assert names or others
+        assert {name for name in others if ":" in name} <= records
         for name in names:
             base = re.sub("_(bucket|sum|count)$", "", name)
             assert name in kinds or kinds.get(base) == "histogram", (question.owner, name)
+
+
+def test_nothing_is_summed_over_namespaces() -> None:
+    """Panels show one namespace; alerts keep them apart."""
+    for file in DASHBOARDS:
+        dashboard = json.loads((FOLDER / file).read_text())
+        choices = {each["name"]: each for each in dashboard["templating"]["list"]}
+        assert not choices["namespace"]["includeAll"]
+        for panel in dashboard["panels"]:
+            for target in panel["targets"]:
+                metrics_, chosen = (
+                    len(re.findall(pattern, target["expr"]))
+                    for pattern in (
+                        r"\bgma_",
+                        r'\bgma_\w+\{namespace=~"\$namespace",job=~"\$job",pod=~"\$pod"[,}]',
+                    )
+                )
+                assert metrics_ == chosen, target["expr"]
+    for rule in rules():
+        for labels in re.findall(r"\b(?:sum|max|min|count)\b(?: by \((.*?)\))?", rule["expr"]):
+            assert "namespace" in labels, rule
+
+
+def test_the_bound_of_the_promise_is_a_bucket() -> None:
+    (entry,) = (e for e in metrics.CATALOGUE if e.name == "gma_request_seconds")
+    bounds = {bound for q in questions() for bound in re.findall(r'le=~"(\d+)', q.expression)}
+    assert {float(bound) for bound in bounds} < set(entry.buckets)
+    (name,) = {f"{bound} s" for bound in bounds}
+    assert f"within {name}" in RUNBOOK.read_text()
+
+
+def test_the_burn_rates_are_those_of_the_promise() -> None:
+    """Fourteen times over an hour and five minutes, six times over six hours and half an hour."""
+    factors = {"1h": 14.4, "5m": 14.4, "6h": 6, "30m": 6}
+    budgets = {"errors": 0.001, "late": 0.01}
+    found = re.findall(r"gma:(\w+):ratio(\w+) > ([\d.]+)", (FOLDER / "alerts.yaml").read_text())
+    assert len(found) == len(factors) * len(budgets)
+    for promise, window, threshold in found:
+        assert float(threshold) == pytest.approx(budgets[promise] * factors[window])
+
+
+def test_the_maximum_is_that_of_the_manifests() -> None:
+    (rule,) = (rule for rule in alerts() if rule["alert"] == "GmaAtMaximum")
+    threshold = THRESHOLD.search(rule["expr"])
+    assert threshold
+    for variant in ("cpu", "gpu"):
+        spec = service(kustomize.build(ROOT / "deploy" / "kubernetes" / variant))
+        (group,) = spec["rayClusterConfig"]["workerGroupSpecs"]
+        assert threshold[0] == f" > {group['maxReplicas'] - 1}"
+
+
+def test_the_operators_rule_is_that_of_its_script(tmp_path: Path) -> None:
+    for file in ("rules.py", "alerts.yaml"):
+        shutil.copy(FOLDER / file, tmp_path)
+    command = [sys.executable, str(tmp_path / "rules.py")]
+    subprocess.run(command, check=True)
+    written = (tmp_path / "prometheusrule.yaml").read_text()
+    assert (FOLDER / "prometheusrule.yaml").read_text() == written, "deploy/monitoring/rules.py"
+    assert (tmp_path / "alerts.yaml").read_text() == (FOLDER / "alerts.yaml").read_text()
+    assert yaml.safe_load(written)["spec"] == yaml.safe_load((FOLDER / "alerts.yaml").read_text())
+    subprocess.run([*command, "https://wiki.example.com/runbook"], check=True)
+    for file in ("prometheusrule.yaml", "alerts.yaml"):
+        urls = re.findall("runbook_url: (.*)#", (tmp_path / file).read_text())
+        assert urls == ["https://wiki.example.com/runbook"] * len(alerts())
 
 
 def test_labels_they_choose_by_are_those_that_are_documented() -> None:
@@ -95,17 +177,19 @@ def test_labels_they_choose_by_are_those_that_are_documented() -> None:
         reason for q in questions() for reason in re.findall('reason=~"([^"]+)"', q.expression)
     }
     assert set(chosen.split("|")) < set(reasons)
-    phases = {p for q in questions() for p in re.findall('phase="([^"]+)"', q.expression)}
+    phases = {p for q in questions() for p in re.findall('gma_.*phase="([^"]+)"', q.expression)}
     assert phases == {"serving"} < set(metrics.PHASES)
 
 
 def test_every_alert_has_a_threshold_and_a_section_of_the_runbook() -> None:
-    sections = re.split(r"^## ", RUNBOOK.read_text(), flags=re.MULTILINE)[1:]
+    text = RUNBOOK.read_text().partition("\n# Kubernetes\n")[0]
+    sections = re.split(r"^## ", text, flags=re.MULTILINE)[1:]
     assert [section.split()[0] for section in sections] == [rule["alert"] for rule in alerts()]
     for section, rule in zip(sections, alerts(), strict=True):
         for part in ("**Means.**", "**Look at.**", "**Do.**"):
             assert part in section, (rule["alert"], part)
-        assert rule["annotations"]["runbook_url"] == f"docs/runbook.md#{rule['alert'].lower()}"
+        url = rule["annotations"]["runbook_url"]
+        assert re.fullmatch(rf"https://\S+/docs/runbook\.md#{rule['alert'].lower()}", url)
         assert rule["labels"]["severity"] in ("critical", "warning")
         assert THRESHOLD.search(rule["expr"]), rule["alert"]
 
@@ -184,7 +268,8 @@ class Prometheus:
 
     def values(self, expression: str) -> list[float]:
         """The values of an expression now, one of each series, without those that are no number."""
-        expression = expression.replace("$__rate_interval", "1m")
+        expression = expression.replace("$__rate_interval", "1m").replace("$namespace", "")
+        expression = re.sub(r"\$(job|pod)", ".*", expression)
         answer = self._get("query", query=expression)
         assert answer["status"] == "success", f"{expression}: {answer['error']}"
         values = [float(each["value"][1]) for each in answer["data"]["result"]]
@@ -259,8 +344,8 @@ def prometheus(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Prometheus]
 @pytest.mark.slow
 class TestPrometheus:
     def test_has_an_answer_to_every_panel_and_rule(self, prometheus: Prometheus) -> None:
-        """Only what a GPU would tell has none: the service runs on the CPU here."""
-        expected = {question for question in questions() if question.needs_gpu}
+        """Only what a GPU or Kubernetes would tell has none: the service has neither here."""
+        expected = {question for question in questions() if question.needs_more}
         empty = set(questions())
 
         def answered() -> bool:
@@ -279,7 +364,11 @@ class TestPrometheus:
         expected = {rule["alert"]: ("ok", "inactive") for rule in alerts()}
 
         def states() -> dict[str, tuple[str, str]]:
-            return {rule["name"]: (rule["health"], rule["state"]) for rule in prometheus.rules()}
+            return {
+                rule["name"]: (rule["health"], rule["state"])
+                for rule in prometheus.rules()
+                if rule["type"] == "alerting"
+            }
 
         # Before the first scrape there was no worker to be seen.
         assert soon(lambda: states() == expected), states()

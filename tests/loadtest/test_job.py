@@ -13,7 +13,8 @@ from typer.main import get_command
 
 from gma.loadtest.command import loadtest
 
-MANIFEST = Path(__file__).parents[2] / "deploy/loadtest/job.yaml"
+ROOT = Path(__file__).parents[2]
+MANIFEST = ROOT / "deploy/loadtest/job.yaml"
 
 
 @pytest.fixture
@@ -34,6 +35,14 @@ def test_the_command_takes_its_arguments(pod: dict[str, Any]) -> None:
     assert set(context.params) == set(inspect.signature(loadtest).parameters)
     assert context.params["url"] == "http://gma-serve-svc:8000"
     assert context.params["out"] is None, "the report is the Job's log"
+
+
+def test_runs_an_image_that_is_built_where_the_service_is(pod: dict[str, Any]) -> None:
+    (container,) = pod["containers"]
+    manual = (ROOT / "docs/deploy.md").read_text()
+    assert f"docker build --target cpu -t {container['image']} ." in manual
+    job = yaml.safe_load(MANIFEST.read_text())
+    assert f"kubectl create namespace {job['metadata']['namespace']}\n" in manual
 
 
 def test_is_restricted(pod: dict[str, Any]) -> None:
