@@ -20,9 +20,9 @@ from gma.model.ops.choice import CHUNKED
 from gma.model.ops.chunked import Coefficients, Rows
 from gma.model.ops.forgetting import MOST_FORGOTTEN
 
-INITIAL_VARIANCE = 2.0
-"""A component's variance at first (docs/adr/0015-slow-mixtures.md). Wider ones hold little apart,
-and narrow ones, of 0.5, collapse to nearly one-hot responsibilities."""
+INITIAL_VARIANCE = 8.0
+"""A component's variance at first: narrow ones collapse to nearly one-hot responsibilities, and
+rounding of queries and keys counts for more (docs/adr/0015-slow-mixtures.md)."""
 
 HALF_LIVES = 4.0, 2000.0
 """Tokens after which a head has forgotten half, at first: the first that forgets, and the last."""

@@ -28,7 +28,8 @@ from gma.model.ops.choice import CHUNKED, choose
 from gma.model.ops.chunked import Rows
 
 FAST = 8.0, 1.0
-SLOW = 2.0, 10.0
+SLOW = 8.0, 10.0
+NARROW = 2.0, 10.0
 """A component's variance at first, and how many times as slowly as all else a mixture learns."""
 
 
@@ -111,12 +112,16 @@ class SlowForgetting(Forgetting):
     mixture = SLOW
 
 
-class SlowGaussian(Gaussian):
-    mixture = SLOW
+class NarrowForgetting(Forgetting):
+    mixture = NARROW
 
 
-class SlowWide(Wide):
-    mixture = SLOW
+class NarrowGaussian(Gaussian):
+    mixture = NARROW
+
+
+class NarrowWide(Wide):
+    mixture = NARROW
 
 
 class GaussianBothWays(Gaussian):
@@ -144,8 +149,9 @@ MIXERS: dict[str, type[Mixer]] = {
     "GMA (forgetting), twice as wide inside": Wide,
     "GMA (forgetting), 128 components": ManyComponents,
     "GMA (forgetting), slow mixture": SlowForgetting,
-    "GMA (paper), slow mixture": SlowGaussian,
-    "GMA (forgetting), slow mixture, twice as wide inside": SlowWide,
+    "GMA (forgetting), slow narrow mixture": NarrowForgetting,
+    "GMA (paper), slow narrow mixture": NarrowGaussian,
+    "GMA (forgetting), slow narrow mixture, twice as wide inside": NarrowWide,
     "GMA (paper), both ways": GaussianBothWays,
     "GMA (forgetting), both ways": ForgettingBothWays,
     "softmax, both ways": SoftmaxBothWays,
