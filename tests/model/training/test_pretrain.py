@@ -118,7 +118,7 @@ class TestPretrain:
         assert 5 < moved(mixture("fast", 1.0)) / moved(mixture("slow", 0.1)) < 20
 
     def test_learns_and_leaves_a_base_and_a_log(self, base: Pretrain) -> None:
-        checkpoint = base(steps=45, learning_rate=1e-2, evaluate_every=15)
+        checkpoint = base(steps=60, learning_rate=1e-2, evaluate_every=30)
         lines = log_of(checkpoint)
         bits = [line["valid"]["bits_per_byte"] for line in lines if "valid" in line]
         assert bits == sorted(bits, reverse=True)
