@@ -14,6 +14,7 @@ from gma.model.layers import MLP, Layer
 from gma.model.ops.choice import choose
 from gma.model.ops.chunked import Rows
 from gma.model.ops.cpu.library import library
+from gma.model.products import Precision
 from gma.model.state import State
 
 logger = logging.getLogger(__name__)
@@ -45,18 +46,33 @@ class Backbone(nn.Module):
         see `gma.model.ops.choice`."""
         return self.kernels.name if self.kernels else self._layer(0).mixer.operation.name
 
-    def choose_mixers(self) -> None:
-        """Use the fastest implementation where the weights are, in their dtype."""
+    @property
+    def precision(self) -> str:
+        """What layers multiply in."""
+        if self.kernels:
+            return self.kernels.precision
+        return str(self.embedding.weight.dtype).removeprefix("torch.")
+
+    def choose_mixers(self, precision: Precision = "float32") -> None:
+        """Use the fastest implementation where the weights are, in their dtype.
+
+        Other precisions are those of the kernels for CPUs. Raises ValueError where these do not
+        read.
+        """
         weight = self.embedding.weight
         operation = choose(self.config, weight)
-        self.kernels = None
+        self.kernels, missing = None, "they read causal models in float32 alone"
         if self.config.causal and weight.device.type == "cpu" and weight.dtype == torch.float32:
             found = library()
             if isinstance(found, str):
-                logger.warning("reading is slower without the kernels for CPUs: %s", found)
+                missing = found
+                if precision == "float32":
+                    logger.warning("reading is slower without the kernels for CPUs: %s", found)
             else:
                 layers = [self._layer(index) for index in range(self.config.layers)]
-                self.kernels = CpuLayers(layers, self.config, found)
+                self.kernels = CpuLayers(layers, self.config, found, precision)
+        if precision != "float32" and self.kernels is None:
+            raise ValueError(f"{precision} needs the kernels for CPUs: {missing}")
         for layer in self.layers:
             assert isinstance(layer, Layer)
             layer.mixer.operation = operation

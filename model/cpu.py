@@ -5,7 +5,7 @@ Shapes: R rows of C tokens, of which n are there; D documents, W width, H heads,
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any, NamedTuple, TypeAlias
 
@@ -17,6 +17,7 @@ from gma.model.layers import Layer
 from gma.model.mixers import ForgettingMixer
 from gma.model.ops.chunked import Coefficients, Rows
 from gma.model.ops.cpu.library import Library
+from gma.model.products import PRODUCTS, Precision, Product, Scratch
 from gma.model.state import State
 
 EPSILON = 1e-6
@@ -30,15 +31,15 @@ class Weights(NamedTuple):
 
     scale: Tensor | None  # (W,) of the convolution's norm
     taps: Tensor | None  # (T + 1, W)
-    project: Tensor  # (W, n)
+    project: Product  # W to n
     mixture: Coefficients
     keep_bias: Tensor | None
-    out: Tensor  # (H * v, W)
-    up: Tensor  # (W, m)
-    down: Tensor  # (m, W)
+    out: Product  # H * v to W
+    up: Product  # W to m
+    down: Product  # m to W
 
     @classmethod
-    def of(cls, layer: Layer) -> Weights:
+    def of(cls, layer: Layer, product: Callable[[Tensor], Product]) -> Weights:
         convolution, mixer, mlp = layer.convolution, layer.mixer, layer.mlp
 
         def plain(x: Tensor) -> Tensor:
@@ -47,12 +48,12 @@ class Weights(NamedTuple):
         return cls(
             None if convolution is None else plain(convolution.norm.weight),
             None if convolution is None else plain(convolution.weight),
-            plain((mixer.project.weight * mixer.norm.weight).t()),
+            product(plain(mixer.project.weight * mixer.norm.weight)),
             Coefficients(*map(plain, mixer.mixture.coefficients())),
             plain(mixer.keep_bias) if isinstance(mixer, ForgettingMixer) else None,
-            plain(mixer.out.weight.t()),
-            plain((mlp.up.weight * mlp.norm.weight).t()),
-            plain(mlp.down.weight.t()),
+            product(plain(mixer.out.weight)),
+            product(plain(mlp.up.weight * mlp.norm.weight)),
+            product(plain(mlp.down.weight)),
         )
 
 
@@ -63,11 +64,23 @@ class Buffers(NamedTuple):
     routed: Tensor  # (n, what is projected)
     out: Tensor  # (n, H * v)
     hidden: Tensor  # (n, m)
+    scratch: Scratch
 
     @classmethod
-    def of(cls, widths: Sequence[int], tokens: int) -> Buffers:
+    def of(cls, weights: Weights, precision: Precision, tokens: int) -> Buffers:
+        products = weights.project, weights.out, weights.up, weights.down
         make = partial(torch.empty, dtype=torch.float32, device="cpu")
-        return cls(*(make(tokens, width) for width in widths))
+        return cls(
+            make(tokens, weights.project.inputs),
+            make(tokens, weights.project.outputs),
+            make(tokens, weights.out.inputs),
+            make(tokens, weights.up.outputs),
+            PRODUCTS[precision].scratch(
+                tokens,
+                max(each.inputs for each in products),
+                max(each.outputs for each in products),
+            ),
+        )
 
 
 class Packing(NamedTuple):
@@ -95,7 +108,8 @@ class Packing(NamedTuple):
 
 
 class CpuLayers:
-    """The layers of a causal float32 model, whose weights may change between steps.
+    """The layers of a causal float32 model, whose weights may change between steps, with matrix
+    products in a precision.
 
     Not noticed, until `Backbone.choose_mixers` is called again: what goes past PyTorch's count of a
     tensor's changes (``.data``, NumPy, fused optimizers), and other modules in place of these.
@@ -105,8 +119,15 @@ class CpuLayers:
     of a step, be they NaN.
     """
 
-    def __init__(self, layers: Sequence[Layer], config: BackboneConfig, library: Library) -> None:
+    def __init__(
+        self,
+        layers: Sequence[Layer],
+        config: BackboneConfig,
+        library: Library,
+        precision: Precision = "float32",
+    ) -> None:
         self._layers, self._config, self._library = layers, config, library
+        self.precision = precision
         # PyTorch's own dictionaries: they stay where weights are replaced, and to look into them
         # takes a tenth of what `parameters()` does.
         self._parameters = [[each._parameters for each in layer.modules()] for layer in layers]
@@ -119,7 +140,7 @@ class CpuLayers:
         return f"C++ for {self._library.instructions}"
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return CpuLayers, (self._layers, self._config, self._library)
+        return CpuLayers, (self._layers, self._config, self._library, self.precision)
 
     def take(self, x: Tensor) -> bool:
         """Whether they take embedded tokens x: they know no gradients, and one type."""
@@ -140,10 +161,12 @@ class CpuLayers:
         packing = Packing.of(rows, x.shape[-1])
         x = packing.packed(x)
         y = torch.empty_like(x)
-        buffers = self._free.pop() if self._free else Buffers.of(self._widths(), 0)
+        of_layers = self._weights()
+        make = partial(Buffers.of, of_layers[0], self.precision)
+        buffers = self._free.pop() if self._free else make(0)
         if len(buffers.normal) < len(x):
-            buffers = Buffers.of(self._widths(), len(x))
-        for index, (layer, weights) in enumerate(zip(self._layers, self._weights(), strict=True)):
+            buffers = make(len(x))
+        for index, (layer, weights) in enumerate(zip(self._layers, of_layers, strict=True)):
             own = States(*(part[:, index] for part in (*before, *after)))
             x, y = self._convolve(weights, x, y, own, rows, buffers.normal[: len(x)])
             if usage is not None and weights.keep_bias is None:
@@ -187,7 +210,7 @@ class CpuLayers:
         counted = None
         if weights.keep_bias is not None:
             counted = x.new_empty(len(rows.lengths), *states.mass.shape[1:])
-        torch.mm(normal, weights.project, out=routed)
+        weights.project.put(normal, routed, buffers.scratch)
         self._library.mix(
             routed,
             (states.memory, states.mass),
@@ -199,32 +222,25 @@ class CpuLayers:
             (states.memory_after, states.mass_after),
             counted,
         )
-        x.addmm_(out, weights.out)
+        weights.out.add(out, x, buffers.scratch)
         return counted
 
     def _widen(self, weights: Weights, x: Tensor, buffers: Buffers) -> None:
         """Add what the MLP gives for x to it."""
         normal, hidden = buffers.normal[: len(x)], buffers.hidden[: len(x)]
         self._library.normalize(x, normal, EPSILON)
-        torch.mm(normal, weights.up, out=hidden)
+        weights.up.put(normal, hidden, buffers.scratch)
         self._library.gelu_(hidden)
-        x.addmm_(hidden, weights.down)
-
-    def _widths(self) -> list[int]:
-        config, project = self._config, self._weights()[0].project
-        return [
-            config.width,
-            project.shape[1],
-            config.heads * config.value_dim,
-            config.mlp_width,
-        ]
+        weights.down.add(hidden, x, buffers.scratch)
 
     def _weights(self) -> list[Weights]:
         """Those of the layers, made again if they have changed."""
         versions = [*map(_version, self._parameters)]
         if versions != [version for version, _ in self._of]:
+            product = partial(PRODUCTS[self.precision], library=self._library)
             with torch.inference_mode():
-                self._of = [*zip(versions, map(Weights.of, self._layers), strict=True)]
+                made = [Weights.of(layer, product) for layer in self._layers]
+            self._of = [*zip(versions, made, strict=True)]
         return [weights for _, weights in self._of]
 
 

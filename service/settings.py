@@ -28,9 +28,6 @@ CPU_GRID, GPU_GRID = (8, 256), (64, 512)
 """Rows and tokens a row of the full step, unless settings say otherwise: what keeps a device busy,
 and no longer than that, for a short document waits for up to two of them."""
 
-ONLY_ONNX = ("float16", "int8")
-"""Precisions that an exported model may have, and torch does not serve."""
-
 
 def _listed(given: object) -> object:
     """What is separated by commas."""
@@ -105,8 +102,10 @@ class Settings(BaseSettings):
 
     dtype: Literal["auto", "float32", "float16", "bfloat16", "fp8", "int8"] = "auto"
     """What matrices are multiplied in. An exported model has its own, and auto takes it. In torch
-    on a GPU, auto is bfloat16 with the fused kernels if they fit the model, else float32. States
-    and sums are at least float32 in any case."""
+    on a GPU, auto is bfloat16 with the fused kernels if they fit the model, else float32; fp8 is
+    theirs too. On a CPU auto is float32; a causal model may be read in bfloat16 on a processor with
+    AVX512-BF16, in int8 on one with AVX512-VNNI, and the start fails on others. States and sums
+    are at least float32 in any case."""
 
     ops_library: Path | Literal["auto", "none"] = "auto"
     """Library of the model's operators for onnx: a file, or none for their slower definitions in
@@ -214,8 +213,8 @@ class Settings(BaseSettings):
                 "would never be admitted"
             )
         if self.runtime == "torch":
-            if self.dtype in ONLY_ONNX:
-                raise ValueError(f"GMA_DTYPE={self.dtype} needs an exported model")
+            if self.dtype == "float16":
+                raise ValueError("GMA_DTYPE=float16 needs an exported model")
             if self.ops_library != "auto":
                 raise ValueError("GMA_OPS_LIBRARY needs an exported model")
             # On a GPU that is yet to be found a chunk may be longer: whoever finds it asks again.
@@ -242,8 +241,10 @@ class Settings(BaseSettings):
     def check_device(self, *, on_gpu: bool) -> None:
         """Raises ValueError for what such a device does not allow."""
         if self.runtime == "torch":
-            if not on_gpu and self.dtype not in ("auto", "float32"):
-                raise ValueError(f"GMA_DTYPE={self.dtype} needs a GPU: on the CPU it is float32")
+            if self.dtype == "fp8" and not on_gpu:
+                raise ValueError("GMA_DTYPE=fp8 needs a GPU")
+            if self.dtype == "int8" and on_gpu:
+                raise ValueError("GMA_DTYPE=int8 is for the CPU: GMA_DEVICE=cpu")
             self.grid(on_gpu=on_gpu)
 
     def grid(self, *, on_gpu: bool, fixed_chunk: int | None = None) -> tuple[int, int]:

@@ -72,7 +72,7 @@ ORDER: dict[str, tuple[set[str], ...]] = {
         {"backbone"},
         {"cpu"},
         {"layers"},
-        {"mixers"},
+        {"mixers", "products"},
         {"state", "tokenizer", "grid"},
         {"ops", "scores", "merges", "words"},
         {"config"},

@@ -12,9 +12,10 @@ from typing import NamedTuple, cast
 
 import torch
 
-from gma.model import weights
+from gma.model import products, weights
 from gma.model.classifier import Classifier
 from gma.model.fused.obstacles import FusedPrecision, obstacle
+from gma.model.products import Precision
 from gma.service.cores import cores_for
 from gma.service.engine.step import Runner
 from gma.service.model_folder import exported_for, needing_onnx
@@ -91,6 +92,8 @@ def torch_runner(classifier: Classifier, settings: Settings) -> Runner:
             compile=on_gpu and _has_compiler(),
         )
     if not on_gpu:
+        if settings.dtype in ("bfloat16", "int8"):
+            _narrow(classifier, settings.dtype)
         return TorchRunner(classifier, slots=settings.slots, rows=rows, chunk=chunk)
     precision = settings.dtype
     if precision == "auto":
@@ -110,6 +113,13 @@ def torch_runner(classifier: Classifier, settings: Settings) -> Runner:
         chunk=chunk,
         precision=cast("FusedPrecision", precision),  # settings let no other pass for torch
     )
+
+
+def _narrow(classifier: Classifier, precision: Precision) -> None:
+    """Let a CPU multiply in a precision. Raises ValueError if it would be no faster."""
+    if reason := products.obstacle(precision):
+        raise ValueError(f"GMA_DTYPE is {precision}, but {reason}")
+    classifier.choose_mixers(precision)
 
 
 def _has_compiler() -> bool:

@@ -45,7 +45,7 @@ class TorchRunner:
         self.grids = grids_up_to(rows, chunk, config)
         weights = classifier.embedding.weight
         self.device = str(weights.device)
-        self.dtype = str(weights.dtype).removeprefix("torch.")
+        self.dtype = classifier.precision
         how = "compiled" if compile else "eager"
         self.kernels = (
             classifier.kernels.name

@@ -20,10 +20,17 @@ from gma.model import backbone
 from gma.model.classifier import Classifier, Step
 from gma.model.ops.chunked import Rows
 from gma.model.ops.cpu.library import Library, library
+from gma.model.products import Precision
 from gma.model.reading import read
 from tests.model.small import ANY, error, small
 
 FORMS = ["paper", "forgetting"]
+
+NARROW: dict[Precision, float] = {"bfloat16": 1e-2, "int8": 2e-2}
+"""Other precisions of products, and what answers and states may be off by."""
+
+
+WIDE = {"width": 192, "heads": 3, "routing_dim": 32, "value_dim": 64, "mlp_width": 384}
 
 
 @pytest.fixture(params=FORMS)
@@ -65,9 +72,48 @@ def test_memory_that_nothing_was_written_to(classifier: Classifier) -> None:
     assert_as_layers(classifier)  # in buffers that the first step left
 
 
+@pytest.mark.usefixtures("_poisoned")
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("precision", NARROW)
+@pytest.mark.parametrize("changes", [{}, WIDE], ids=["small", "wide"])
+def test_other_precisions(form: str, precision: Precision, changes: dict[str, int]) -> None:
+    classifier = small(form=form, **changes)
+    classifier.choose_mixers(precision)
+    assert classifier.precision == precision
+    assert_as_layers(classifier, NARROW[precision])
+    assert_as_layers(copy.deepcopy(classifier), NARROW[precision])
+    with pytest.raises(AssertionError):  # they are other products
+        assert_as_layers(classifier)
+
+
+@pytest.mark.parametrize("precision", NARROW)
+def test_other_precisions_in_other_chunks(precision: Precision) -> None:
+    classifier = small(form="forgetting")
+    classifier.choose_mixers(precision)
+    texts = [torch.arange(n) * 11 % 50 for n in (1, 37, 500)]
+    whole = read(classifier, texts, chunk=512)
+    pieces = read(classifier, texts, chunk=37)
+    for mine, theirs in zip(pieces, whole, strict=True):
+        assert error(mine.logits, theirs.logits) <= NARROW[precision]
+
+
+@pytest.mark.parametrize("precision", NARROW)
+def test_no_other_precision_without_the_kernels(
+    monkeypatch: pytest.MonkeyPatch, precision: Precision
+) -> None:
+    for unfit in (small(causal=False, form="paper"), small().double()):
+        with pytest.raises(ValueError, match=f"{precision} needs the kernels for CPUs: they read "):
+            unfit.choose_mixers(precision)
+    monkeypatch.setattr(backbone, "library", lambda: "they were not compiled")
+    with pytest.raises(ValueError, match="for CPUs: they were not compiled"):
+        small().choose_mixers(precision)
+
+
+@pytest.mark.parametrize("precision", ["float32", *NARROW])
 @pytest.mark.parametrize("change", ["in place", "loaded", "replaced"])
-def test_weights_that_change(classifier: Classifier, change: str) -> None:
+def test_weights_that_change(classifier: Classifier, change: str, precision: Precision) -> None:
     """A model that is trained is measured between steps."""
+    classifier.choose_mixers(precision)
     with torch.no_grad():
         before = step_of(classifier, [0], [300]).evidence
         other = small(form=classifier.config.form)
@@ -83,7 +129,7 @@ def test_weights_that_change(classifier: Classifier, change: str) -> None:
         else:
             classifier.load_state_dict(other.state_dict(), assign=True)
         assert error(step_of(classifier, [0], [300]).evidence, before) > 0.01
-    assert_as_layers(classifier)
+    assert_as_layers(classifier, NARROW.get(precision, 1e-5))
 
 
 def test_gradients_are_those_of_the_layers(classifier: Classifier) -> None:
@@ -114,9 +160,14 @@ def test_threads_do_not_disturb_each_other(classifier: Classifier) -> None:
         assert torch.equal(mine, theirs)
 
 
-def test_a_document_that_is_not_finite_spoils_no_other(classifier: Classifier) -> None:
+@pytest.mark.parametrize("precision", ["float32", *NARROW])
+@pytest.mark.parametrize("number", [torch.nan, torch.inf])
+def test_a_document_that_is_not_finite_spoils_no_other(
+    classifier: Classifier, precision: Precision, number: float
+) -> None:
+    classifier.choose_mixers(precision)
     with torch.no_grad():
-        classifier.embedding.weight[49] = torch.nan
+        classifier.embedding.weight[49] = number
         tokens, lengths = torch.zeros(3, 64, dtype=torch.long), torch.tensor([64, 64, 64])
         tokens[1, 5] = 49
         step = classifier.step(tokens, lengths, torch.arange(3), classifier.new_states(3))

@@ -53,7 +53,7 @@ def test_reads_the_environment_and_overrides_go_before_it(monkeypatch: pytest.Mo
         ("GMA_ROWS", "-1", "GMA_ROWS: input should be greater than or equal to 0, not '-1'"),
         ("GMA_CHUNK_TOKENS", "-1", "GMA_CHUNK_TOKENS: "),
         ("GMA_DTYPE", "fp16", "GMA_DTYPE: input should be 'auto', 'float32', 'float16', "),
-        ("GMA_DTYPE", "int8", "GMA_DTYPE=int8 needs an exported model"),
+        ("GMA_DTYPE", "float16", "GMA_DTYPE=float16 needs an exported model"),
         ("GMA_BACKEND", "jax", "GMA_BACKEND: input should be 'auto', 'torch' or 'onnx', not 'jax'"),
         ("GMA_OPS_LIBRARY", "none", "GMA_OPS_LIBRARY needs an exported model"),
         ("GMA_ONNX_MEMORY", "0", "GMA_ONNX_MEMORY: "),

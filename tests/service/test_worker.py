@@ -22,6 +22,12 @@ from gma.service.worker import Worker
 from tests.model.small import SMALL
 from tests.service.asgi import save_checkpoint
 
+NARROW = {
+    "bfloat16": ("_is_avx512_bf16_supported", "AVX512-BF16"),
+    "int8": ("_is_vnni_supported", "AVX512-VNNI"),
+}
+"""What asks for the instructions that a precision needs on a CPU, and their names."""
+
 FITTING = {"routing_dim": 16, "value_dim": 16, "num_components": 16}
 
 
@@ -38,12 +44,36 @@ class TestOnTheCpu:
         assert runner.kernels.startswith("C++ for ")
         assert (runner.grids[-1], runner.slots) == ((8, 256), 3)
 
-    @pytest.mark.parametrize("dtype", ["bfloat16", "fp8"])
-    def test_nothing_less_precise(self, checkpoint: Path, dtype: str) -> None:
+    @pytest.mark.parametrize("dtype", NARROW)
+    def test_what_a_processor_has_instructions_for(
+        self, checkpoint: Path, monkeypatch: pytest.MonkeyPatch, dtype: str
+    ) -> None:
+        monkeypatch.setattr(torch.cpu, NARROW[dtype][0], lambda: True)
+        runner = runner_of(checkpoint, "cpu", dtype=dtype)
+        assert runner.dtype == dtype
+        assert runner.kernels.startswith("C++ for ")
+        runner.warm_up()
+
+    @pytest.mark.parametrize("dtype", NARROW)
+    def test_what_it_has_none_for(
+        self, checkpoint: Path, monkeypatch: pytest.MonkeyPatch, dtype: str
+    ) -> None:
+        supported, instructions = NARROW[dtype]
+        monkeypatch.setattr(torch.cpu, supported, lambda: False)
         threads = torch.get_num_threads()
         settings = Settings.load(checkpoint=checkpoint, device="cpu", dtype=dtype, threads=threads)
-        with pytest.raises(ValueError, match=f"GMA_DTYPE={dtype} needs a GPU"):
+        with pytest.raises(ValueError, match=f"is {dtype}, but .* instructions {instructions}"):
             Worker.load(settings)
+
+    @pytest.mark.parametrize("dtype", NARROW)
+    def test_a_bidirectional_model_is_read_in_float32(self, tmp_path: Path, dtype: str) -> None:
+        both = save_checkpoint(tmp_path, causal=False)
+        with pytest.raises(ValueError, match=f"is {dtype}, but a bidirectional model is read in"):
+            runner_of(both, "cpu", dtype=dtype)
+
+    def test_fp8_is_for_gpus(self, checkpoint: Path) -> None:
+        with pytest.raises(ValueError, match="GMA_DTYPE=fp8 needs a GPU"):
+            runner_of(checkpoint, "cpu", dtype="fp8")
 
     def test_nothing_to_compile_ahead(
         self, checkpoint: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
@@ -120,6 +150,10 @@ class TestOnAnOldGpu:
         settings = Settings.load(inbox_tokens=300)
         with pytest.raises(ValueError, match=r"GMA_INBOX_TOKENS is less .* which is 512"):
             torch_runner(classifier, settings)
+
+    def test_int8_is_for_cpus(self, classifier: Classifier) -> None:
+        with pytest.raises(ValueError, match="GMA_DTYPE=int8 is for the CPU"):
+            torch_runner(classifier, Settings.load(dtype="int8"))
 
     @pytest.mark.parametrize("dtype", ["bfloat16", "fp8"])
     def test_no_precision_that_it_cannot_be_read_in(

@@ -142,6 +142,40 @@ void gelu_in_place(float* x, Index count) {
   memcpy(x + i, rest, sizeof(float) * (count - i));
 }
 
+void quantize(const float* x, int8_t* y, float* scale, Index rows, Index width) {
+  constexpr uint32_t infinite = 0x7f800000u;  // a number that is not finite has bits of no less
+  constexpr float least = 1e-30f;             // whose inverse is finite
+  constexpr float rounder = 0x1.8p23f;        // adding it rounds to an integer, in the lowest bits
+  for (Index row = 0; row < rows; ++row) {
+    const float* own = x + row * width;
+    int8_t* to = y + row * width;
+    uint32_t largest = 0;
+    for (Index i = 0; i < width; ++i) {
+      const uint32_t bits = float_to_bits(own[i]) & 0x7fffffffu;
+      largest = bits > largest ? bits : largest;
+    }
+    const float most = bits_to_float(largest);
+    const bool there = largest < infinite && most > least;
+    const float inverse = there ? 127.0f / most : 0.0f;
+    scale[row] = there ? most / 127.0f : largest < infinite ? 0.0f : __builtin_nanf("");
+    for (Index i = 0; i < width; ++i) {
+      to[i] = static_cast<int8_t>(float_to_bits(own[i] * inverse + rounder));
+    }
+  }
+}
+
+void dequantize(const Sums& s, Index first, Index last) {
+  for (Index row = first; row < last; ++row) {
+    const int32_t* sums = s.sums + row * s.width;
+    float* y = s.y + row * s.width;
+    const float scale = s.of_row[row];
+    for (Index i = 0; i < s.width; ++i) {
+      const float found = static_cast<float>(sums[i]) * (scale * s.of_column[i]);
+      y[i] = s.add ? y[i] + found : found;
+    }
+  }
+}
+
 }  // namespace
 
 namespace GMA_INSTRUCTIONS {
@@ -151,6 +185,8 @@ extern const Kernels kernels{GMA_TEXT(GMA_INSTRUCTIONS),
                              product,
                              convolve,
                              normalize,
-                             gelu_in_place};
+                             gelu_in_place,
+                             quantize,
+                             dequantize};
 }  // namespace GMA_INSTRUCTIONS
 }  // namespace gma

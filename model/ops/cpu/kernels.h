@@ -8,6 +8,7 @@
 #pragma once
 
 #include <cstddef>
+#include <cstdint>
 
 // No inline function of this header may be linked from the code of one set of instructions into
 // that of another.
@@ -144,6 +145,15 @@ struct Convolution {
   GMA_INLINE Index work_floats() const { return (length + 2) * width; }
 };
 
+// Sums of products of integers, (rows, width), and what each row's and each column's are scaled by.
+struct Sums {
+  const int32_t* sums;
+  const float *of_row, *of_column;
+  float* y;  // (rows, width): they are put there, or added to what it has
+  Index rows, width;
+  bool add;
+};
+
 struct Kernels {
   const char* instructions;
 
@@ -166,6 +176,10 @@ struct Kernels {
 
   // In place.
   void (*gelu)(float* x, Index count);
+
+  // See layers.h.
+  void (*quantize)(const float* x, int8_t* y, float* scale, Index rows, Index width);
+  void (*dequantize)(const Sums&, Index first, Index last);
 };
 
 // The best that this processor has, or those that GMA_OPS_INSTRUCTIONS names in the environment.

@@ -68,4 +68,21 @@ void gelu(const Threads& threads, float* x, Index count) {
   });
 }
 
+void quantize(const Threads& threads, const float* x, int8_t* y, float* scale, Index rows,
+              Index width) {
+  constexpr Index kPart = 64;  // rows
+  in_parallel(threads, (rows + kPart - 1) / kPart, [&](Index part) {
+    const Index first = part * kPart, count = std::min(kPart, rows - first);
+    kernels().quantize(x + first * width, y + first * width, scale + first, count, width);
+  });
+}
+
+void dequantize(const Threads& threads, const Sums& sums) {
+  constexpr Index kPart = 64;  // rows
+  in_parallel(threads, (sums.rows + kPart - 1) / kPart, [&](Index part) {
+    const Index first = part * kPart;
+    kernels().dequantize(sums, first, std::min(first + kPart, sums.rows));
+  });
+}
+
 }  // namespace gma

@@ -34,4 +34,11 @@ void multiply(const Threads& threads, const Product& product);
 // In place.
 void gelu(const Threads& threads, float* x, Index count);
 
+// x (rows, width) as integers from -127 to 127 in y, and what each row's are to be multiplied by:
+// zero if all of it is next to nothing, NaN if a number is not finite.
+void quantize(const Threads& threads, const float* x, int8_t* y, float* scale, Index rows,
+              Index width);
+
+void dequantize(const Threads& threads, const Sums& sums);
+
 }  // namespace gma

@@ -72,7 +72,7 @@ GMA_DOOR const char* gma_open(gma::ParallelFor parallel_for, gma::ThreadCount th
 }
 
 // Of the functions below, as library.py knows them: raised when one takes other arguments.
-GMA_DOOR int64_t gma_version() { return 1; }
+GMA_DOOR int64_t gma_version() { return 2; }
 
 // Which of the kernels run; after gma_open.
 GMA_DOOR const char* gma_instructions() { return gma::kernels().instructions; }
@@ -132,4 +132,18 @@ GMA_DOOR const char* gma_normalize(const float* x, float* normal, int64_t rows, 
 
 GMA_DOOR const char* gma_gelu(float* x, int64_t count) {
   return gma::told([&](const gma::Threads& threads) { gma::gelu(threads, x, count); });
+}
+
+GMA_DOOR const char* gma_quantize(const float* x, int8_t* y, float* scale, int64_t rows,
+                                  int64_t width) {
+  return gma::told(
+      [&](const gma::Threads& threads) { gma::quantize(threads, x, y, scale, rows, width); });
+}
+
+GMA_DOOR const char* gma_dequantize(const int32_t* sums, const float* of_row,
+                                    const float* of_column, float* y, int64_t rows, int64_t width,
+                                    bool add) {
+  return gma::told([&](const gma::Threads& threads) {
+    gma::dequantize(threads, {sums, of_row, of_column, y, rows, width, add});
+  });
 }

@@ -24,7 +24,7 @@ from gma.model.ops.forgetting import MOST_FORGOTTEN
 FILE = Path(__file__).with_name("libgma_cpu.so")
 """Where hatch_build.py leaves it."""
 
-VERSION = 1
+VERSION = 2
 """Of what the library's functions take."""
 
 INSTALL = "install gma-service where there is a C++ compiler (in a clone: make install)"
@@ -36,12 +36,14 @@ FUNCTIONS: dict[str, list[Any]] = {
     "gma_convolve": POINTERS * 9 + SIZES * 7 + [c_float],
     "gma_normalize": POINTERS * 2 + SIZES * 2 + [c_float],
     "gma_gelu": POINTERS + SIZES,
+    "gma_quantize": POINTERS * 3 + SIZES * 2,
+    "gma_dequantize": POINTERS * 4 + SIZES * 2 + [c_bool],
 }
 
 
 class Library:
-    """The loaded library. Its functions take and fill contiguous float32 tensors of the CPU, use as
-    many threads as PyTorch, and may be called by several threads at once."""
+    """The loaded library. Its functions take and fill contiguous tensors of the CPU, float32 unless
+    they say otherwise, use as many threads as PyTorch, and may be called by several at once."""
 
     def __init__(self, file: Path = FILE) -> None:
         """Raises OSError or AttributeError if there is none, or none for this processor or PyTorch;
@@ -157,6 +159,22 @@ class Library:
     def gelu_(self, x: Tensor) -> None:
         """GELU, in its form with tanh, in place."""
         self._call(self._library.gma_gelu, x.data_ptr(), x.numel())
+
+    def quantize(self, x: Tensor, y: Tensor, scale: Tensor) -> None:
+        """Round each row of x (n, W) to integers y (n, W) int8 that its scale (n,) multiplies.
+
+        The largest is 127 or -127. A row that is not finite has the scale NaN, and harms no other.
+        """
+        pointers = (each.data_ptr() for each in (x, y, scale))
+        self._call(self._library.gma_quantize, *pointers, *x.shape)
+
+    def dequantize(
+        self, sums: Tensor, of_row: Tensor, of_column: Tensor, y: Tensor, *, add: bool
+    ) -> None:
+        """Put sums (n, O) int32, times the scales of rows (n,) and of columns (O,), into y (n, O),
+        or add them to it."""
+        pointers = (each.data_ptr() for each in (sums, of_row, of_column, y))
+        self._call(self._library.gma_dequantize, *pointers, *sums.shape, add)
 
     def _call(self, function: Any, *arguments: Any) -> None:
         if message := function(*arguments):
