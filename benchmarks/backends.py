@@ -29,7 +29,7 @@ import torch
 
 from benchmarks import timing
 from benchmarks.checkpoints import BOOKS
-from benchmarks.engine import Comparison, run_steps
+from benchmarks.engine import Comparison, speeds
 from benchmarks.precision import Scores, prefixes, read
 from gma.export.artifact import Artifact, export
 from gma.model import weights
@@ -37,9 +37,6 @@ from gma.model.training.splits import Splits
 from gma.service.engine.step import Runner
 from gma.service.runners.loading import load, torch_runner
 from gma.service.settings import Settings
-
-ROUND_S = 1.0
-"""A turn repeats the step until it lasts about this long."""
 
 
 @dataclass(frozen=True)
@@ -50,18 +47,6 @@ class Agreement:
     labels: int  # that are the same
     difference: float  # largest, of any score
     accuracy: dict[str, float]  # of each backend
-
-
-def speeds(runners: Mapping[str, Runner], rounds: int) -> Comparison:
-    """Compare tokens a second of full steps: PyTorch's are the base, ONNX Runtime's the other."""
-    rows, chunk = runners["torch"].grids[-1]
-    steps = {name: max(1, int(ROUND_S / run_steps(x, 1))) for name, x in runners.items()}
-    taken: dict[str, list[float]] = {name: [] for name in runners}
-    for turn in range(rounds):
-        for name in sorted(runners, reverse=turn % 2 == 0):
-            seconds = run_steps(runners[name], steps[name])
-            taken[name].append(steps[name] * rows * chunk / seconds)
-    return Comparison.of(taken["torch"], taken["onnx"])
 
 
 def agreement(scores: Mapping[str, Scores], labels: Sequence[int]) -> Agreement:
@@ -169,7 +154,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         if arguments.data and artifact.config.multi_label:
             parser.error("--data: best labels are compared, and a multi-label model has none")
         runners = loaded(artifact, arguments.checkpoint, arguments)
-        speed = speeds(runners, arguments.rounds)
+        taken = speeds(runners, arguments.rounds)
+        speed = Comparison.of(taken["torch"], taken["onnx"])
         same = compared(runners, artifact, arguments) if arguments.data else None
     results = {
         "machine": timing.machine(device),

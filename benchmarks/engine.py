@@ -14,7 +14,7 @@ import argparse
 import asyncio
 import time
 from collections import deque
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from itertools import pairwise
@@ -41,6 +41,9 @@ BOOKS = (17, 22, 9, 31, 14, 26, 12, 40, 19, 8, 24, 35, 11, 28, 16, 21)
 SHORT_TOKENS = 500  # 2 KB
 LONG_TOKENS = 2_500_000  # 10 MB
 FEED_TOKENS = 16_384
+
+ROUND_S = 1.0
+"""A turn of `speeds` repeats the step until it lasts about this long."""
 
 
 def random_tokens(runner: Runner, length: int, seed: int = 0) -> Tokens:
@@ -129,6 +132,18 @@ def run_steps(runner: Runner, steps: int) -> float:
     for step in in_flight:
         step.outcome()
     return time.perf_counter() - began
+
+
+def speeds(runners: Mapping[str, Runner], rounds: int) -> dict[str, list[float]]:
+    """Measure tokens a second of full steps, by name: the runners take turns, one in each round."""
+    steps = {name: max(1, int(ROUND_S / run_steps(x, 1))) for name, x in runners.items()}
+    taken: dict[str, list[float]] = {name: [] for name in runners}
+    for turn in range(rounds):
+        for name in sorted(runners, reverse=turn % 2 == 0):
+            rows, chunk = runners[name].grids[-1]
+            seconds = run_steps(runners[name], steps[name])
+            taken[name].append(steps[name] * rows * chunk / seconds)
+    return taken
 
 
 async def throughput(runner: Runner, tokens: int, rounds: int) -> Comparison:

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from benchmarks import backends, precision
+from benchmarks import backends, engine, precision
 from benchmarks import service as benchmark
 from benchmarks.checkpoints import BOOKS
 from benchmarks.clients import Answered, poisson_times, tokens_within
@@ -79,33 +79,58 @@ def test_cpu_time_of_this_process() -> None:
 
 def test_precisions_are_compared_with_float32() -> None:
     exact, other = np.array([[0.9, 0.1], [0.4, 0.6]]), np.array([[0.8, 0.2], [0.55, 0.45]])
+    config = CONFIG.model_copy(update={"labels": ("a", "b")})
     rows = precision.compared(
-        {"float32": {None: exact}, "fp8": {None: other}}, labels=np.array([0, 1])
+        {"float32": {None: exact}, "fp8": {None: other}}, np.eye(2, dtype=np.bool_), config
     )
     assert [row.precision for row in rows] == ["float32", "fp8"]
-    assert (rows[0].accuracy, rows[0].agree, rows[0].difference) == (1.0, 2, 0.0)
-    assert (rows[1].accuracy, rows[1].agree) == (0.5, 1)
+    assert (rows[0].figure, rows[0].agree, rows[0].difference) == (1.0, 2, 0.0)
+    assert (rows[1].figure, rows[1].agree) == (0.5, 1)
     assert rows[1].difference == pytest.approx(0.15)
     assert "| whole | fp8 | 0.5000 | 1 of 2 | 0.15000 |" in precision.table(rows)
 
 
-@pytest.mark.skipif(torch.cuda.is_available(), reason="compiles on a GPU")
-def test_precision_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    lines = [{"text": f"It was {word} night. ", "label": CONFIG.labels[0]} for word in ("a", "the")]
-    (tmp_path / "test.jsonl").write_text("\n".join(map(json.dumps, lines)))
-    precision.main(["--data", str(tmp_path), "--out", str(tmp_path)])
-    assert "| whole | float32 |" in capsys.readouterr().out
-    rows = json.loads((tmp_path / "precision.json").read_text())["rows"]
-    assert [row["agree"] for row in rows] == [2] * len(precision.PREFIXES)
+def test_speeds_of_precisions_are_told_against_float32() -> None:
+    found = precision.speed_table({"float32": [100.0, 200.0, 50.0], "int8": [200.0, 500.0, 100.0]})
+    assert "| float32 | 100 | 1.00 |" in found
+    assert "| int8 | 200 | 2.00 |" in found
 
 
-def test_precision_is_of_models_that_have_a_best_label(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+@pytest.fixture
+def _all_instructions(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A processor that is said to have what precisions need, and no time for turns."""
+    monkeypatch.setattr(engine, "ROUND_S", 0)
+    for name in ("_is_avx512_bf16_supported", "_is_vnni_supported"):
+        monkeypatch.setattr(torch.cpu, name, lambda: True)
+
+
+@pytest.mark.usefixtures("_all_instructions")
+@pytest.mark.parametrize("multi_label", [False, True])
+def test_precision_command(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], multi_label: bool
 ) -> None:
-    checkpoint = save_checkpoint(tmp_path / "tiny", multi_label=True)
-    with pytest.raises(SystemExit):
-        precision.main(["--data", str(tmp_path), "--checkpoint", str(checkpoint)])
-    assert "a multi-label model has none" in capsys.readouterr().err
+    checkpoint = save_checkpoint(tmp_path / "tiny", multi_label=multi_label)
+    label = {"labels": LABELS[:1]} if multi_label else {"label": LABELS[0]}
+    lines = [{"text": f"It was {word} night. ", **label} for word in ("a", "the")]
+    (tmp_path / "test.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    folders = ["--data", str(tmp_path), "--checkpoint", str(checkpoint), "--out", str(tmp_path)]
+    precision.main([*folders, "--device", "cpu", "--rounds", "2", "--bytes", "1024"])
+    printed = capsys.readouterr().out
+    for name in ("float32", "bfloat16", "int8"):
+        assert f"| 1 KB | {name} |" in printed
+    assert ("micro-F1" in printed) == multi_label
+    found = json.loads((tmp_path / "precision.json").read_text())
+    assert [row["documents"] for row in found["rows"]] == [2] * 3
+    assert list(found["tokens_per_second"]) == ["float32", "bfloat16", "int8"]
+
+
+def test_precision_is_of_what_the_processor_has(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(torch.cpu, "_is_vnni_supported", lambda: False)
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)
+    assert precision.precisions(torch.device("cpu")) == ["float32"]
+    assert "no int8: this processor has not the instructions AVX512-VNNI" in capsys.readouterr().err
 
 
 def test_backends_are_compared() -> None:
