@@ -11,7 +11,8 @@ from contextlib import contextmanager
 from typing import NamedTuple
 
 from gma.service.errors import Overloaded, ShuttingDown, TooLarge, TooLate, retry_after
-from gma.service.gateway.allowance import Allowances, Key
+from gma.service.gateway.allowance import Key
+from gma.service.gateway.spending import Spending
 from gma.service.observe import metrics
 from gma.service.settings import Settings
 
@@ -40,8 +41,8 @@ class Client(NamedTuple):
 class Admission:
     """Counts documents and bytes in flight, and refuses what would exceed the limits."""
 
-    def __init__(self, settings: Settings, allowances: Allowances | None = None) -> None:
-        self.allowances = allowances or Allowances()
+    def __init__(self, settings: Settings, spending: Spending | None = None) -> None:
+        self.spending = spending or Spending()
         self._max_documents = settings.max_documents_in_flight
         self._max_bytes = settings.max_bytes_in_flight
         self._max_slow = settings.max_slow_uploads
@@ -82,7 +83,7 @@ class Admission:
         if deadline_s is not None:
             self._check_deadline(announced_bytes, deadline_s)
         if key:
-            self.allowances.check(key)
+            self.spending.check(key)
         if self.documents >= self._max_documents and not self._make_way():
             raise self._refusal("documents", f"{self.documents} documents are in flight")
         for client in clients:
@@ -96,7 +97,7 @@ class Admission:
         try:
             admitted.reserve(announced_bytes)
             if key:
-                self.allowances.spend(key, documents=1)
+                self.spending.add(key, documents=1)
             metrics.ADMISSIONS.inc()
             yield admitted
         finally:
@@ -229,7 +230,7 @@ class Admitted:
         self._admission.received_bytes += size
         metrics.RECEIVED_BYTES.inc(size)
         if self._key:
-            self._admission.allowances.spend(self._key, size=size)
+            self._admission.spending.add(self._key, size=size)
         if self.received_bytes > self._admission.max_document_bytes:
             metrics.REFUSALS.labels("size").inc()
             raise TooLarge(self._admission.max_document_bytes)

@@ -17,9 +17,9 @@ from gma.model.tokenizer import Tokenizer
 from gma.service import heap
 from gma.service.cores import cores_for
 from gma.service.gateway.admission import Admission
-from gma.service.gateway.allowance import Allowances
 from gma.service.gateway.contract import Info, Limits
 from gma.service.gateway.predictions import Predictions
+from gma.service.gateway.spending import Spending
 from gma.service.link.client import WorkerClient
 from gma.service.observe import metrics
 from gma.service.observe.memory import Memory, resident_memory
@@ -52,7 +52,7 @@ class Gateway:
         self.token_bytes = lengths.astype(np.min_scalar_type(int(lengths.max())))
         """(vocab_size,): the bytes of each token."""
         self.workers = workers
-        self.admission = Admission(settings, Allowances(gateways))
+        self.admission = Admission(settings, Spending(gateways))
         self.predictions = Predictions(config)
         self._threads = ThreadPoolExecutor(cores_for(settings), thread_name_prefix="small")
         self._large = ThreadPoolExecutor(

@@ -11,7 +11,8 @@ import pytest
 
 from gma.service.errors import AllowanceSpent, Overloaded
 from gma.service.gateway.admission import Admission
-from gma.service.gateway.allowance import UNLIMITED, Allowance, Allowances, Key
+from gma.service.gateway.allowance import UNLIMITED, Allowance, Key
+from gma.service.gateway.spending import Spending
 from gma.service.http import keys_file
 from gma.service.http.keys import Keys, hash_of
 from gma.service.link.messages import decode_error, encode_error
@@ -44,13 +45,13 @@ def key_of(**allowed: Any) -> Key:
     return Key("a" * 64, "team", Allowance(**allowed))
 
 
-class TestAllowances:
+class TestSpending:
     @pytest.fixture
     def admission(self, checkpoint: Path, clock: Clock) -> Admission:
         settings = Settings.load(
             checkpoint=checkpoint, max_document_bytes=1000, max_bytes_in_flight=1000
         )
-        return Admission(settings, Allowances(clock=clock))
+        return Admission(settings, Spending(clock=clock))
 
     def taken(self, admission: Admission, key: Key, size: int = 1) -> int | None:
         """None if a document of `key` was taken, else the seconds it was told to wait."""
@@ -118,21 +119,21 @@ class TestAllowances:
 
     def test_gateways_together_keep_to_it(self, clock: Clock) -> None:
         key, waits = key_of(documents_per_minute=60), []
-        for allowances in [Allowances(4, clock) for _ in range(4)]:
+        for spending in [Spending(4, clock) for _ in range(4)]:
             for _ in range(15):
-                allowances.check(key)
-                allowances.spend(key, documents=1)
+                spending.check(key)
+                spending.add(key, documents=1)
             with pytest.raises(AllowanceSpent) as raised:
-                allowances.check(key)
+                spending.check(key)
             waits.append(raised.value.retry_after_s)
         assert waits == [4] * 4
 
     def test_a_gateways_part_is_one_at_least(self, clock: Clock) -> None:
-        key, allowances = key_of(documents_per_minute=1), Allowances(8, clock)
-        allowances.check(key)
-        allowances.spend(key, documents=1)
+        key, spending = key_of(documents_per_minute=1), Spending(8, clock)
+        spending.check(key)
+        spending.add(key, documents=1)
         with pytest.raises(AllowanceSpent) as raised:
-            allowances.check(key)
+            spending.check(key)
         assert raised.value.retry_after_s == 8 * 60
 
     def test_keys_have_their_own(self, admission: Admission) -> None:
@@ -218,7 +219,7 @@ class TestRoute:
         own = "documents_per_minute=0 bytes_per_day=10  # own"
         file.write_text(f"{hash_of('some')}  # some\n{hash_of('own')} {own}\n")
         async with Service(checkpoint, api_keys_file=file, key_documents_per_minute=2) as service:
-            service.gateway.admission.allowances = Allowances(clock=clock)
+            service.gateway.admission.spending = Spending(clock=clock)
             yield service
 
     async def post(self, service: Service, key: str, text: str = "a") -> httpx.Response:
