@@ -19,7 +19,7 @@ from ray.serve.schema import (
 )
 
 from gma.service.app import deployments as app
-from gma.service.settings import PREFIX, Settings, SettingsError, check_names
+from gma.service.settings import PREFIX, Settings, SettingsError
 
 Manifest = dict[str, Any]
 
@@ -106,11 +106,11 @@ def serve_problems(spec: Manifest) -> Iterator[str]:
     if not hasattr(importlib.import_module(module), name):
         yield f"there is no {application['import_path']}"
     try:
-        settings = Settings.load(**application["args"])
+        settings = _settings(spec)
         if settings.device == "auto":
             yield "args: the device is not said"
     except SettingsError as error:
-        yield f"args: {error}"
+        yield f"settings: {error}"
     for deployment in application["deployments"]:
         yield from _unknown(deployment, DeploymentSchema)
         yield from _unknown(deployment.get("ray_actor_options", {}), RayActorOptionsSchema)
@@ -133,7 +133,15 @@ def _unknown(config: Manifest, schema: type[BaseModel]) -> Iterator[str]:
 
 
 def _settings(spec: Manifest) -> Settings:
-    return Settings.load(**serve_config(spec)["applications"][0]["args"])
+    """Those of the pods' environment, before which the Serve config's go. Raises SettingsError."""
+    said = _said(_pods(spec)[0]["spec"]["containers"][0])
+    return Settings.load(**{**said, **serve_config(spec)["applications"][0]["args"]})
+
+
+def _said(container: Manifest) -> Manifest:
+    """By field the settings in a container's environment."""
+    variables = _environment(container).items()
+    return {x[len(PREFIX) :].lower(): value for x, value in variables if x.startswith(PREFIX)}
 
 
 def _pods(spec: Manifest) -> list[Manifest]:
@@ -278,23 +286,24 @@ def capacity_problems(spec: Manifest) -> Iterator[str]:
 def model_problems(spec: Manifest) -> Iterator[str]:
     """Check that whichever pod makes the application has its own model, as all others do."""
     containers = [pod["spec"]["containers"][0] for pod in _pods(spec)]
-    said = [
-        {name: value for name, value in _environment(each).items() if name.startswith("GMA_")}
-        for each in containers
-    ]
+    said = [_said(each) for each in containers]
     if any(each != said[0] for each in said):
         yield "pods differ in their settings, and any of them may make the application"
-    for container, variables in zip(containers, said, strict=True):
-        mounts = [mount["mountPath"] for mount in container["volumeMounts"]]
-        for name in ("GMA_CHECKPOINT", "GMA_COMPILE_CACHE"):
-            path = PurePosixPath(variables.get(name, "/tmp"))  # noqa: S108
-            if not any(path.is_relative_to(mount) for mount in mounts):
-                yield f"{container['name']}: {name} is on no volume"
+    for container in containers:
+        yield from _path_problems(container)
     (group,) = spec["rayClusterConfig"]["workerGroupSpecs"]
     pod = group["template"]["spec"]
     on_gpus = "nvidia.com/gpu" in pod["containers"][0]["resources"]["requests"]
     if on_gpus and not pod.get("nodeSelector", {}).keys() >= ARCHITECTURE:
         yield "workers may come to GPUs for which there are no kernels"
+
+
+def _path_problems(container: Manifest) -> Iterator[str]:
+    mounts = [mount["mountPath"] for mount in container["volumeMounts"]]
+    for name in ("GMA_CHECKPOINT", "GMA_COMPILE_CACHE"):
+        path = PurePosixPath(_environment(container).get(name, "/tmp"))  # noqa: S108
+        if not any(path.is_relative_to(mount) for mount in mounts):
+            yield f"{container['name']}: {name} is on no volume"
 
 
 def single_problems(manifests: list[Manifest]) -> Iterator[str]:
@@ -305,12 +314,10 @@ def single_problems(manifests: list[Manifest]) -> Iterator[str]:
     container = pod["spec"]["containers"][0]
     if container["command"] != ["gma", "serve"]:
         yield "the container does not serve"
-    said = {name: x for name, x in _environment(container).items() if name.startswith(PREFIX)}
     try:
-        check_names(said)
-        settings = Settings.load(**{name[len(PREFIX) :].lower(): x for name, x in said.items()})
-    except ValueError as error:
-        yield f"env: {error}"
+        settings = Settings.load(**_said(container))
+    except SettingsError as error:
+        yield f"settings: {error}"
         return
     if settings.host != "0.0.0.0":  # noqa: S104
         yield "nobody reaches it: it listens on loopback"
@@ -325,10 +332,7 @@ def single_problems(manifests: list[Manifest]) -> Iterator[str]:
     mounts = {mount["mountPath"]: volumes[mount["name"]] for mount in container["volumeMounts"]}
     if mounts.get("/dev/shm", {}).get("emptyDir", {}).get("medium") != "Memory":  # noqa: S108
         yield "Ray has 64 MiB of shared memory"
-    for name in ("GMA_CHECKPOINT", "GMA_COMPILE_CACHE"):
-        path = PurePosixPath(said.get(name, "/tmp"))  # noqa: S108
-        if not any(path.is_relative_to(mount) for mount in mounts):
-            yield f"{name} is on no volume"
+    yield from _path_problems(container)
     for name in ("startupProbe", "livenessProbe", "readinessProbe"):
         if container.get(name, {}).get("httpGet") != {"path": "/health", "port": settings.port}:
             yield f"its {name} does not ask for /health"

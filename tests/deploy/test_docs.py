@@ -202,6 +202,14 @@ def test_durations_are_those_of_the_manifests(manifests: list[Manifest]) -> None
     assert f"{Settings.model_fields['inbox_tokens'].default:,}" in TEXT
 
 
+def test_every_example_is_in_the_table_of_what_people_change() -> None:
+    table = TEXT[TEXT.index("### What people change") : TEXT.index("### Settings")]
+    rows = [row.split(" | ")[1] for row in re.findall(r"^\| (?!what|--).*", table, re.MULTILINE)]
+    named = re.findall(r"`(examples/[\w-]+)`", "".join(rows))
+    folders = (ROOT / "deploy" / "kubernetes" / "examples").iterdir()
+    assert sorted(named) == sorted(f"examples/{folder.name}" for folder in folders)
+
+
 def test_files_and_links_are_there() -> None:
     for link in re.findall(r"\]\(([\w/]+\.md)(?:#[\w-]+)?\)", TEXT):
         assert (ROOT / "docs" / link).is_file(), link

@@ -35,6 +35,24 @@ TOGETHER = (
 )
 
 
+GONE = object()
+NGINX = "nginx.ingress.kubernetes.io"
+
+# What people change, and of which variants.
+EXAMPLES = {
+    "ingress": VARIANTS,
+    "mesh": VARIANTS,
+    "nodes": ("cpu", "single"),
+    "priority": VARIANTS,
+    "settings": VARIANTS,
+    "single-gpu": ("single",),
+    "single-size": ("single",),
+    "volume": VARIANTS,
+    "workers": ("cpu",),
+    "zones": CLUSTERS,
+}
+
+
 def write(folder: Path, variant: str, components: Sequence[str] = ()) -> Path:
     """An overlay in `folder`, as a user would write it."""
     (folder / "deploy").symlink_to(FOLDER.parent)
@@ -65,13 +83,82 @@ def test_variants_are_right(tmp_path: Path, variant: str, components: Sequence[s
     assert {m["metadata"]["labels"]["release"] for m in manifests} == {"mine"}
 
 
-@pytest.mark.parametrize("components", TOGETHER, ids="+".join)
-@pytest.mark.parametrize("variant", ["gpu", "single"])
+def test_every_example_is_tried() -> None:
+    assert {file.parent.name for file in FOLDER.glob("examples/*/kustomization.yaml")} == {
+        *EXAMPLES
+    }
+
+
+@pytest.mark.parametrize(
+    ("name", "variant"), [(name, variant) for name in EXAMPLES for variant in EXAMPLES[name]]
+)
+def test_an_example_changes_something_and_is_right(tmp_path: Path, name: str, variant: str) -> None:
+    manifests = kustomize.build(write(tmp_path, variant, [f"examples/{name}"]))
+    assert problems(manifests) == []
+    (tmp_path / "as-it-is").mkdir()
+    assert manifests != kustomize.build(write(tmp_path / "as-it-is", variant))
+
+
+def test_the_example_of_workers_differs_from_the_variant_in_numbers_alone(tmp_path: Path) -> None:
+    def numberless(at: Any) -> Any:
+        if isinstance(at, dict):
+            return {key: numberless(value) for key, value in at.items()}
+        if isinstance(at, list):
+            return [numberless(each) for each in at]
+        return None if isinstance(at, int | float) else at
+
+    configs = []
+    for folder, components in (("a", []), ("b", ["examples/workers"])):
+        (tmp_path / folder).mkdir()
+        manifests = kustomize.build(write(tmp_path / folder, "cpu", components))
+        configs.append(numberless(serve_config(service(manifests))))
+    assert configs[0] == configs[1]
+
+
+def examples_of(variant: str) -> list[str]:
+    """Those that go together: a pod of one size."""
+    return [f"examples/{x}" for x in EXAMPLES if variant in EXAMPLES[x] and x != "single-gpu"]
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_examples_go_together(tmp_path: Path, variant: str) -> None:
+    assert problems(kustomize.build(write(tmp_path, variant, examples_of(variant)))) == []
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "message"),
+    [
+        ("metadata.annotations", {f"{NGINX}/proxy-body-size": "0"}, "buffering is not off"),
+        ("metadata.annotations", {f"{NGINX}/proxy-request-buffering": "off"}, "size is not 0"),
+        ("spec.tls", GONE, "in the clear"),
+        ("spec.tls.0.hosts.0", "example.com", "in the clear"),
+        ("spec.rules.0.http.paths.0.backend.service.name", "gma", "leads elsewhere"),
+        ("spec.rules.0.http.paths.0.pathType", "prefix", "is not one of"),
+    ],
+)
+def test_a_mistake_in_the_ingress_is_caught(
+    tmp_path: Path, path: str, value: object, message: str
+) -> None:
+    manifests = kustomize.build(write(tmp_path, "single", ["examples/ingress"]))
+    (ingress,) = (each for each in manifests if each["kind"] == "Ingress")
+    change(ingress, path, value)
+    found = problems(manifests)
+    assert any(message in problem for problem in found), found
+
+
+@pytest.mark.parametrize(
+    ("variant", "components"),
+    [
+        *(("gpu", components) for components in TOGETHER),
+        ("single", [x for x in TOGETHER[-1] if x not in OF_CLUSTERS]),
+        ("single", ["model-hub", "examples/single-gpu"]),
+        *((variant, examples_of(variant)) for variant in VARIANTS),
+    ],
+    ids=lambda given: given if isinstance(given, str) else "+".join(given),
+)
 def test_kubectl_makes_the_same_of_them(
     tmp_path: Path, variant: str, components: Sequence[str]
 ) -> None:
-    if variant == "single":
-        components = [name for name in components if name not in OF_CLUSTERS]
     if shutil.which("kubectl") is None:
         pytest.skip("kubectl is not installed")
     shutil.copytree(FOLDER.parent, tmp_path / "copy")  # it wants no links
@@ -137,7 +224,6 @@ APPLICATION = "applications.0"
 OPTIONS = f"{CLUSTER}.gcsFaultToleranceOptions"
 SCALING = f"{APPLICATION}.deployments.1.autoscaling_config"
 CLUSTER_OF = "spec.selector.matchLabels.gma/cluster"
-GONE = object()
 
 
 def change(at: Any, path: str, value: object) -> None:
@@ -287,6 +373,21 @@ def cpu(tmp_path: Path) -> list[Manifest]:
         ),
         ("PodMonitor", "gma", "metadata.labels.release", GONE, "no label release"),
         ("PrometheusRule", "gma", "metadata.labels", GONE, "no label release"),
+        # Settings.
+        (
+            "RayService",
+            "gma",
+            f"{HEAD}.spec.containers.0.env.0",
+            {"name": "GMA_ROW", "value": "16"},
+            "GMA_ROW is not a setting",
+        ),
+        (
+            "RayService",
+            "gma",
+            f"{HEAD}.spec.containers.0.env.0",
+            {"name": "GMA_ROWS", "value": "many"},
+            "settings: GMA_ROWS",
+        ),
         # Models.
         (
             "RayService",
@@ -371,7 +472,7 @@ GMA = f"{POD}.containers.0"
         ("Deployment", f"{GMA}.env.0.value", "127.0.0.1", "nobody reaches it"),
         ("Deployment", f"{GMA}.env.1.value", "8", "counts on other cores"),
         ("Deployment", f"{GMA}.env.1.name", "GMA_CORE", "GMA_CORE is not a setting"),
-        ("Deployment", f"{GMA}.env.1.value", "four", "env: GMA_CORES"),
+        ("Deployment", f"{GMA}.env.1.value", "four", "settings: GMA_CORES"),
         ("Deployment", f"{GMA}.env.2", GONE, "are no Secret"),
         ("Deployment", f"{GMA}.env.3.value", "3600", "documents are cut"),
         ("Deployment", f"{GMA}.volumeMounts.0", GONE, "nowhere to write"),
