@@ -21,6 +21,7 @@ processes (a worker raises, a gateway answers), so every argument of a construct
     ├── UnsupportedContent    415
     ├── Validation            422   well-formed, but not what the contract allows
     ├── Overloaded            429   nothing of the request was processed
+    ├── AllowanceSpent        429   the key has sent as much as it may for now
     ├── HeadTooLarge          431
     ├── StepFailed            500   the forward pass that read the document failed
     ├── UnknownTransferCoding 501
@@ -210,6 +211,24 @@ class Overloaded(ServiceError):
     def __str__(self) -> str:
         message: str = self.args[0]
         return message
+
+
+class AllowanceSpent(ServiceError):
+    """The key has sent as much as it may for now. Nothing of the request was processed."""
+
+    status = 429
+    retry_after_s = 1
+
+    def __init__(self, allowance: str, retry_after_s: int):
+        super().__init__(allowance, retry_after_s)
+        self.allowance = allowance
+        self.retry_after_s = retry_after_s
+
+    def __str__(self) -> str:
+        return (
+            f"this API key's allowance of {self.allowance} is spent: try again in "
+            f"{self.retry_after_s} s"
+        )
 
 
 class HeadTooLarge(ServiceError):

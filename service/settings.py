@@ -42,6 +42,8 @@ Count = Annotated[int, Field(gt=0)]
 Seconds = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Bytes = Annotated[ByteSize, Field(gt=0)]
 Share = Annotated[float, Field(gt=0, le=1)]
+Rate = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+Quantity = Annotated[ByteSize, Field(ge=0)]
 
 
 class SettingsError(ValueError):
@@ -165,11 +167,19 @@ class Settings(BaseSettings):
     """The same for one IP address, or /64 of IPv6. All by default: behind a load balancer every
     client has one address."""
 
+    key_documents_per_minute: Rate = 0
+    """Documents that one API key may send in a minute, to all gateways together; beyond that it is
+    429. 0 is no limit. The keys file may say otherwise of a key."""
+
+    key_bytes_per_day: Quantity = ByteSize(0)
+    """Bytes of documents that one API key may send in a day, likewise. A document that has begun is
+    read to its end, and the next has to wait. Takes units."""
+
     idle_timeout_s: Seconds = 60
     """A document whose client sends less than the least rate for so long, or nothing, is dropped
     and answered with 408."""
 
-    min_upload_rate: Annotated[ByteSize, Field(ge=0)] = ByteSize(1024)
+    min_upload_rate: Quantity = ByteSize(1024)
     """Least bytes a second of a request body, over GMA_IDLE_TIMEOUT_S. Takes units."""
 
     max_slow_uploads: Count = 16
@@ -211,6 +221,11 @@ class Settings(BaseSettings):
             raise ValueError(
                 "GMA_MAX_BYTES_IN_FLIGHT is less than GMA_MAX_DOCUMENT_BYTES: the largest document "
                 "would never be admitted"
+            )
+        if (self.key_documents_per_minute or self.key_bytes_per_day) and not self.api_keys_file:
+            raise ValueError(
+                "GMA_KEY_DOCUMENTS_PER_MINUTE and GMA_KEY_BYTES_PER_DAY are of API keys: they need "
+                "GMA_API_KEYS_FILE"
             )
         if self.runtime == "torch":
             if self.dtype == "float16":

@@ -93,7 +93,8 @@ class GatewayReplica:
         heap.set_up()
         # All gateways together tokenize on as many threads as there are cores: beside more, what
         # is short, here and in the worker, would wait for a core.
-        threads = max(2, cores_for(settings) // process.gateway_count(settings))
+        gateways = process.gateway_count(settings)
+        threads = max(2, cores_for(settings) // gateways)
         from gma.model.tokenizer import Tokenizer
         from gma.service.gateway.gateway import Gateway
         from gma.service.link.replicas import Replicas
@@ -106,6 +107,7 @@ class GatewayReplica:
             Tokenizer.load(folder.tokenizer),
             RemoteWorkers(Replicas(worker).look, timeout_s=settings.worker_timeout_s),
             threads=threads,
+            gateways=gateways,
         )
 
     def __serve_build_asgi_app__(self) -> FastAPI:

@@ -11,6 +11,8 @@ from contextlib import contextmanager
 from typing import NamedTuple
 
 from gma.service.errors import Overloaded, ShuttingDown, TooLarge, TooLate, retry_after
+from gma.service.gateway.allowance import Key
+from gma.service.gateway.spending import Spending
 from gma.service.observe import metrics
 from gma.service.settings import Settings
 
@@ -39,7 +41,8 @@ class Client(NamedTuple):
 class Admission:
     """Counts documents and bytes in flight, and refuses what would exceed the limits."""
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Settings, spending: Spending | None = None) -> None:
+        self.spending = spending or Spending()
         self._max_documents = settings.max_documents_in_flight
         self._max_bytes = settings.max_bytes_in_flight
         self._max_slow = settings.max_slow_uploads
@@ -64,11 +67,12 @@ class Admission:
         announced_bytes: int = 0,
         clients: Sequence[Client] = (),
         deadline_s: float | None = None,
+        key: Key | None = None,
     ) -> Iterator[Admitted]:
         """A place for a document of `clients` while the context lasts; so many of its bytes are
-        known to come, and it is of no use after so long.
+        known to come, it is of no use after so long, and `key`'s allowance is spent on it.
 
-        Raises ShuttingDown, TooLarge, TooLate or Overloaded.
+        Raises ShuttingDown, TooLarge, TooLate, AllowanceSpent or Overloaded.
         """
         if self.draining:
             metrics.REFUSALS.labels("draining").inc()
@@ -78,6 +82,8 @@ class Admission:
             raise TooLarge(self.max_document_bytes)
         if deadline_s is not None:
             self._check_deadline(announced_bytes, deadline_s)
+        if key:
+            self.spending.check(key)
         if self.documents >= self._max_documents and not self._make_way():
             raise self._refusal("documents", f"{self.documents} documents are in flight")
         for client in clients:
@@ -86,10 +92,12 @@ class Admission:
                 raise self._refusal(
                     client.kind, f"{found} documents of this {client.kind} are in flight"
                 )
-        admitted = Admitted(self, clients)
+        admitted = Admitted(self, clients, key)
         self.change(clients, documents=1)
         try:
             admitted.reserve(announced_bytes)
+            if key:
+                self.spending.add(key, documents=1)
             metrics.ADMISSIONS.inc()
             yield admitted
         finally:
@@ -197,13 +205,16 @@ class Admission:
 class Admitted:
     """One document's place: how much of it has come, and how much room it holds."""
 
-    def __init__(self, admission: Admission, clients: Sequence[Client]) -> None:
+    def __init__(
+        self, admission: Admission, clients: Sequence[Client], key: Key | None = None
+    ) -> None:
         self.began = time.monotonic()
         self.received_bytes = 0
         self.reserved_bytes = 0
         self.slow = False
         self._admission = admission
         self._clients = clients
+        self._key = key
         self._documents = 1
 
     def reserve(self, total_bytes: int) -> None:
@@ -218,6 +229,8 @@ class Admitted:
         self.received_bytes += size
         self._admission.received_bytes += size
         metrics.RECEIVED_BYTES.inc(size)
+        if self._key:
+            self._admission.spending.add(self._key, size=size)
         if self.received_bytes > self._admission.max_document_bytes:
             metrics.REFUSALS.labels("size").inc()
             raise TooLarge(self._admission.max_document_bytes)

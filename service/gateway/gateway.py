@@ -19,6 +19,7 @@ from gma.service.cores import cores_for
 from gma.service.gateway.admission import Admission
 from gma.service.gateway.contract import Info, Limits
 from gma.service.gateway.predictions import Predictions
+from gma.service.gateway.spending import Spending
 from gma.service.link.client import WorkerClient
 from gma.service.observe import metrics
 from gma.service.observe.memory import Memory, resident_memory
@@ -40,8 +41,9 @@ class Gateway:
         workers: WorkerClient,
         *,
         threads: int | None = None,
+        gateways: int = 1,
     ) -> None:
-        """`threads` tokenize what is large, by default one a core."""
+        """`threads` tokenize what is large, by default one a core; `gateways` there are in all."""
         self.settings = settings
         self.config = config
         self.tokenizer = tokenizer
@@ -50,7 +52,7 @@ class Gateway:
         self.token_bytes = lengths.astype(np.min_scalar_type(int(lengths.max())))
         """(vocab_size,): the bytes of each token."""
         self.workers = workers
-        self.admission = Admission(settings)
+        self.admission = Admission(settings, Spending(gateways))
         self.predictions = Predictions(config)
         self._threads = ThreadPoolExecutor(cores_for(settings), thread_name_prefix="small")
         self._large = ThreadPoolExecutor(

@@ -18,6 +18,7 @@ from starlette.responses import RedirectResponse, Response
 
 from gma.model.config import Place, dotted, problems
 from gma.service.errors import MethodNotAllowed, NotFound, NotReady, ShuttingDown, Validation
+from gma.service.gateway.allowance import Allowance
 from gma.service.gateway.contract import Health, Info
 from gma.service.gateway.gateway import Gateway
 from gma.service.http.auth import Authorized
@@ -63,7 +64,8 @@ def create_app(gateway: Gateway, *, stamp_ids: bool = True) -> FastAPI:
     )
     if settings.api_keys_file:
         app.asks_for_keys = True
-        app.add_middleware(Authorized, keys=KeysFile(settings.api_keys_file))
+        keys = KeysFile(settings.api_keys_file, default=Allowance.default(settings))
+        app.add_middleware(Authorized, keys=keys)
     app.add_middleware(Requests, stamp_ids=stamp_ids, prefix=settings.path_prefix)
     if settings.cors_origins:
         # Outermost: browsers ask without a key, and hide errors that do not name their page.

@@ -106,7 +106,9 @@ class DocumentResponse(Response):
         record: Record = scope[RECORD]
         clients = clients_of(scope, self._gateway.settings)
         admission = self._gateway.admission
-        with admission.admit(self._announced_bytes, clients, self._deadline_at_door) as admitted:
+        with admission.admit(
+            self._announced_bytes, clients, self._deadline_at_door, record.key
+        ) as admitted:
             body = Body(receive, admitted, self._gateway.settings)
             if self._event_type:
                 events = Events(send, self._event_type)

@@ -1,8 +1,9 @@
 """API keys: clients hold them, the service holds their hashes.
 
-A keys file has one key's SHA-256 a line, in hexadecimal; after it, and on lines of its own, `#`
-begins a comment. What follows a hash is the key's name. A key has 256 random bits, so a plain hash
-of it can't be searched for.
+A keys file has one key's SHA-256 a line, in hexadecimal; beside it, what the key is allowed if that
+is not the default: `documents_per_minute=60 bytes_per_day=1GiB`. After these, and on lines of its
+own, `#` begins a comment. What follows a hash is the key's name. A key has 256 random bits, so a
+plain hash of it can't be searched for.
 """
 
 from __future__ import annotations
@@ -13,7 +14,9 @@ import secrets
 from collections.abc import Iterable
 from hmac import compare_digest
 from pathlib import Path
-from typing import NamedTuple, Self
+from typing import Self
+
+from gma.service.gateway.allowance import UNLIMITED, Allowance, Key
 
 _HASH = re.compile(r"[0-9a-f]{64}")
 
@@ -28,14 +31,6 @@ def hash_of(key: str) -> str:
     return hashlib.sha256(key.encode()).hexdigest()
 
 
-class Key(NamedTuple):
-    """A key that passes, as far as the service knows it."""
-
-    hash: str
-    name: str
-    """For the log: the comment beside the hash, or the hash's first eight digits."""
-
-
 class Keys:
     """Which keys pass."""
 
@@ -43,8 +38,10 @@ class Keys:
         self._keys = tuple(keys)
 
     @classmethod
-    def load(cls, file: Path) -> Self:
-        """The keys of a file. Raises ValueError if it can't be read, is malformed, or has none."""
+    def load(cls, file: Path, default: Allowance = UNLIMITED) -> Self:
+        """The keys of a file, of which a nameless one is called by its hash's first eight digits;
+        `default`: of what it says no allowance. Raises ValueError if it can't be read, is
+        malformed, or has none."""
         try:
             lines = file.read_text(encoding="utf-8").splitlines()
         except (OSError, UnicodeDecodeError) as error:
@@ -54,12 +51,23 @@ class Keys:
             text, _, comment = map(str.strip, line.partition("#"))
             if not text:
                 continue
+            found, *allowed = text.split()
             # Not the line itself: it may be a key that was put there by mistake.
-            if not _HASH.fullmatch(text):
+            if not _HASH.fullmatch(found):
                 raise ValueError(
                     f"{file}:{number} is not a key's SHA-256 in hexadecimal: `gma key` prints one"
                 )
-            keys.append(Key(text, comment or text[:8]))
+            try:
+                own = dict(each.split("=") for each in allowed)
+                allowance = Allowance.model_validate({**dict(default), **own})
+                if len(own) < len(allowed):
+                    raise ValueError("one is given twice")
+            except ValueError:  # pydantic's too
+                raise ValueError(
+                    f"{file}:{number} has more than a hash, and it is not what a key is allowed: "
+                    "documents_per_minute=60 or bytes_per_day=1GiB, or both"
+                ) from None
+            keys.append(Key(found, comment or found[:8], allowance))
         if not keys:
             raise ValueError(f"{file} has no API keys: `gma key` makes one")
         return cls(keys)

@@ -7,7 +7,8 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from gma.service.http.keys import Key, Keys
+from gma.service.gateway.allowance import UNLIMITED, Allowance, Key
+from gma.service.http.keys import Keys
 from gma.service.observe import metrics
 
 logger = logging.getLogger(__name__)
@@ -23,13 +24,21 @@ class KeysFile:
     nothing: the keys that there were go on passing, and the log says why.
     """
 
-    def __init__(self, file: Path, clock: Callable[[], float] = time.monotonic) -> None:
-        """Raises ValueError if the file can't be used."""
+    def __init__(
+        self,
+        file: Path,
+        clock: Callable[[], float] = time.monotonic,
+        *,
+        default: Allowance = UNLIMITED,
+    ) -> None:
+        """`default`: of keys of which the file says nothing. Raises ValueError if the file can't be
+        used."""
         self._file = file
+        self._default = default
         self._clock = clock
         self._looked_at = clock()
         self._seen = self._version()
-        self._keys = Keys.load(file)
+        self._keys = Keys.load(file, default)
 
     def find(self, key: str) -> Key | None:
         """As `Keys.find`, of the file as it is now."""
@@ -44,7 +53,7 @@ class KeysFile:
             return
         self._seen = version  # as it was before it is read: what is written meanwhile is news
         try:
-            self._keys = Keys.load(self._file)
+            self._keys = Keys.load(self._file, self._default)
         except ValueError as error:
             metrics.KEYS_READS.labels("refused").inc()
             logger.error("the changed file of API keys can't be used, the old keys stay: %s", error)

@@ -15,9 +15,9 @@ from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from gma.service.errors import ServiceError
+from gma.service.gateway.allowance import Key
 from gma.service.gateway.contract import ErrorAnswer, Usage
 from gma.service.http.body import ClientGone
-from gma.service.http.keys import Key
 from gma.service.http.media import JSON, encode, shown
 from gma.service.observe import metrics, traces
 from gma.service.observe.traces import Stage

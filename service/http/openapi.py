@@ -16,7 +16,8 @@ ERRORS = {
     413: "Larger than the limit, or longer than a bidirectional model keeps of a document.",
     415: "Neither text/plain nor application/json.",
     422: "A field or parameter is unknown or out of range.",
-    429: "Too much in flight: nothing of the request was processed. See Retry-After.",
+    429: "Too much in flight, or the key's allowance is spent: nothing of the request was "
+    "processed. See Retry-After.",
     500: "The service failed; its log says why, under the request's id.",
     503: "Starting, draining, or the worker was lost. See Retry-After.",
     504: "The deadline of x-deadline-ms has passed, or is too soon for so much text.",

@@ -55,6 +55,7 @@ REASONS = (
     "slow",
     "waiting",
     "deadline",
+    "allowance",
 )
 PHASES = ("warm-up", "serving")
 ROLE: Labels = {"role": ("gateway", "worker")}
@@ -89,9 +90,17 @@ REFUSALS = CATALOGUE.counter(
     "gma_refusals",
     "Documents that were refused: with 503 while draining, with 413 for their size, and with 429 "
     "for too many documents or bytes in flight in a gateway, also of one key or address, or too "
-    "many that wait for a slot of a worker; with 408 those that came slowly when too many did; "
-    "with 504 those whose deadline was too soon for their size.",
+    "many that wait for a slot of a worker, or a key whose allowance is spent; with 408 those that "
+    "came slowly when too many did; with 504 those whose deadline was too soon for their size.",
     {"reason": REASONS},
+)
+KEY_REFUSALS = CATALOGUE.counter(
+    "gma_key_refusals",
+    "Documents that were refused with 429 because their API key's allowance was spent.",
+    {
+        "key": "names of the keys in the file of API keys",
+        "limit": "`documents_per_minute` or `bytes_per_day`",
+    },
 )
 DOCUMENTS_IN_FLIGHT = CATALOGUE.gauge(
     "gma_documents_in_flight", "Documents that gateways have taken and not answered yet."

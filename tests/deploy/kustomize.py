@@ -35,19 +35,22 @@ def _build(folder: Path, given: list[Manifest]) -> list[Manifest]:
     manifests += [_config_map(folder, each) for each in kustomization.get("configMapGenerator", [])]
     for name in kustomization.get("components", []):
         manifests = _build(folder / name, manifests)
+    changed = False  # of patches for several kinds, those for kinds that are not there do nothing
     for patch in kustomization.get("patches", []):
-        (operations,) = _read(folder / patch["path"])
+        text = patch["patch"] if "patch" in patch else (folder / patch["path"]).read_text()
+        (operations,) = _parsed(text)
         patched = [m for m in manifests if _is_target(m, patch["target"])]
-        if not patched:
-            raise ValueError(f"{folder}: {patch['path']} patches nothing")
+        changed = changed or bool(patched)
         if isinstance(operations, dict):
             if operations.get("$patch") != "delete":
-                raise ValueError(f"{folder}: {patch['path']} is no patch that is known here")
+                raise ValueError(f"{folder} has a patch that is not known here")
             manifests = [m for m in manifests if m not in patched]
             continue
         for manifest in patched:
             for operation in operations:
                 _apply(manifest, operation)
+    if kustomization.get("patches") and not changed:
+        raise ValueError(f"{folder} patches nothing")
     images = {image["name"]: image for image in kustomization.get("images", [])}
     for manifest in manifests:
         _name(manifest, images)
@@ -59,8 +62,12 @@ def _build(folder: Path, given: list[Manifest]) -> list[Manifest]:
 
 
 def _read(file: Path) -> list[Any]:
+    return _parsed(file.read_text())
+
+
+def _parsed(text: str) -> list[Any]:
     # By JSON, for what YAML's anchors share is one object.
-    return [json.loads(json.dumps(each)) for each in yaml.safe_load_all(file.read_text())]
+    return [json.loads(json.dumps(each)) for each in yaml.safe_load_all(text)]
 
 
 def _config_map(folder: Path, generator: dict[str, Any]) -> Manifest:

@@ -19,7 +19,7 @@ from ray.serve.schema import (
 )
 
 from gma.service.app import deployments as app
-from gma.service.settings import Settings, SettingsError
+from gma.service.settings import PREFIX, Settings, SettingsError
 
 Manifest = dict[str, Any]
 
@@ -28,8 +28,6 @@ SCHEMAS = yaml.safe_load((Path(__file__).parent / "schemas.yaml").read_text())
 # Dashboard and jobs, GCS, client server, agent.
 CLOSED = {8265, 6379, 10001, 52365}
 OPEN = {8000}
-
-RAY_CONTAINERS = ("ray-head", "ray-worker")
 
 CLUSTER = "gma/cluster"
 """The label of a cluster's pods, and its values: during an upgrade there are both."""
@@ -48,6 +46,9 @@ def problems(manifests: list[Manifest]) -> list[str]:
     found = [line for manifest in manifests for line in schema_problems(manifest)]
     if found:
         return found  # the rest relies on their shape
+    shared = (network_problems, egress_problems, monitor_problems, ingress_problems)
+    if deployments(manifests):
+        return [line for each in (single_problems, *shared) for line in each(manifests)]
     found += serve_problems(service(manifests))
     if found:
         return found
@@ -56,12 +57,15 @@ def problems(manifests: list[Manifest]) -> list[str]:
         *pod_problems(service(manifests)),
         *capacity_problems(service(manifests)),
         *model_problems(service(manifests)),
-        *network_problems(manifests),
-        *egress_problems(manifests),
         *budget_problems(manifests),
-        *monitor_problems(manifests),
         *head_problems(manifests),
+        *(line for each in shared for line in each(manifests)),
     ]
+
+
+def deployments(manifests: list[Manifest]) -> list[Manifest]:
+    """The specs of the Deployments: one in the variant `single`, none in others."""
+    return [each["spec"] for each in manifests if each["kind"] == "Deployment"]
 
 
 def service(manifests: list[Manifest]) -> Manifest:
@@ -102,11 +106,11 @@ def serve_problems(spec: Manifest) -> Iterator[str]:
     if not hasattr(importlib.import_module(module), name):
         yield f"there is no {application['import_path']}"
     try:
-        settings = Settings.load(**application["args"])
+        settings = _settings(spec)
         if settings.device == "auto":
             yield "args: the device is not said"
     except SettingsError as error:
-        yield f"args: {error}"
+        yield f"settings: {error}"
     for deployment in application["deployments"]:
         yield from _unknown(deployment, DeploymentSchema)
         yield from _unknown(deployment.get("ray_actor_options", {}), RayActorOptionsSchema)
@@ -129,13 +133,27 @@ def _unknown(config: Manifest, schema: type[BaseModel]) -> Iterator[str]:
 
 
 def _settings(spec: Manifest) -> Settings:
-    return Settings.load(**serve_config(spec)["applications"][0]["args"])
+    """Those of the pods' environment, before which the Serve config's go. Raises SettingsError."""
+    said = _said(_pods(spec)[0]["spec"]["containers"][0])
+    return Settings.load(**{**said, **serve_config(spec)["applications"][0]["args"]})
+
+
+def _said(container: Manifest) -> Manifest:
+    """By field the settings in a container's environment."""
+    variables = _environment(container).items()
+    return {x[len(PREFIX) :].lower(): value for x, value in variables if x.startswith(PREFIX)}
 
 
 def _pods(spec: Manifest) -> list[Manifest]:
     cluster = spec["rayClusterConfig"]
     groups = [cluster["headGroupSpec"], *cluster["workerGroupSpecs"]]
     return [group["template"] for group in groups]
+
+
+def _all_pods(manifests: list[Manifest]) -> list[Manifest]:
+    """Those in which the service runs, of any variant."""
+    found = [each["template"] for each in deployments(manifests)]
+    return found or _pods(service(manifests))
 
 
 def _environment(container: Manifest) -> dict[str, str]:
@@ -165,10 +183,18 @@ def drain_problems(spec: Manifest) -> Iterator[str]:
 
 def pod_problems(spec: Manifest) -> Iterator[str]:
     """Check for what Kubernetes calls restricted, for a read-only root, and for probes."""
-    images = set()
     if spec["rayClusterConfig"].get("authOptions", {}).get("mode") != "token":
         yield "Ray asks nobody for a token"
+    yield from restriction_problems(_pods(spec))
     for pod in _pods(spec):
+        volumes = {volume["name"]: volume for volume in pod["spec"]["volumes"]}
+        yield from _ray_problems(pod["spec"]["containers"][0], volumes, _settings(spec))
+
+
+def restriction_problems(pods: list[Manifest]) -> Iterator[str]:
+    """Check for what Kubernetes calls restricted, and for a read-only root."""
+    images = set()
+    for pod in pods:
         if pod["spec"].get("enableServiceLinks") is not False:
             yield "the service's own Services become GMA_ variables, which are no settings"
         security = pod["spec"].get("securityContext", {})
@@ -198,15 +224,11 @@ def pod_problems(spec: Manifest) -> Iterator[str]:
                     yield f"{name}: there is no volume {mount['name']}"
             if "/tmp" not in mounts:  # noqa: S108
                 yield f"{name}: it has nowhere to write"
-            if name in RAY_CONTAINERS:
-                yield from _ray_problems(container, mounts, volumes, _settings(spec))
     if len(images) != 1:
         yield f"pods run different images: {', '.join(sorted(images))}"
 
 
-def _ray_problems(
-    container: Manifest, mounts: Manifest, volumes: Manifest, settings: Settings
-) -> Iterator[str]:
+def _ray_problems(container: Manifest, volumes: Manifest, settings: Settings) -> Iterator[str]:
     name = container["name"]
     if not {"livenessProbe", "readinessProbe"} <= container.keys():
         yield f"{name}: KubeRay's own probes need wget, which the image lacks"
@@ -214,7 +236,12 @@ def _ray_problems(
         yield f"{name}: its proxy is the slow one"
     if _environment(container).get("RAY_LOG_TO_STDERR") != "1":
         yield f"{name}: its logs are files that go with the pod"
-    keys = settings.api_keys_file
+    yield from _keys_problems(container, volumes, settings)
+
+
+def _keys_problems(container: Manifest, volumes: Manifest, settings: Settings) -> Iterator[str]:
+    name, keys = container["name"], settings.api_keys_file
+    mounts = {m["mountPath"]: m for m in container.get("volumeMounts", [])}
     mount = mounts.get(str(PurePosixPath(keys).parent)) if keys else None
     if not (mount and "secret" in volumes.get(mount["name"], {})):
         yield f"{name}: its API keys are no Secret"
@@ -259,18 +286,11 @@ def capacity_problems(spec: Manifest) -> Iterator[str]:
 def model_problems(spec: Manifest) -> Iterator[str]:
     """Check that whichever pod makes the application has its own model, as all others do."""
     containers = [pod["spec"]["containers"][0] for pod in _pods(spec)]
-    said = [
-        {name: value for name, value in _environment(each).items() if name.startswith("GMA_")}
-        for each in containers
-    ]
+    said = [_said(each) for each in containers]
     if any(each != said[0] for each in said):
         yield "pods differ in their settings, and any of them may make the application"
-    for container, variables in zip(containers, said, strict=True):
-        mounts = [mount["mountPath"] for mount in container["volumeMounts"]]
-        for name in ("GMA_CHECKPOINT", "GMA_COMPILE_CACHE"):
-            path = PurePosixPath(variables.get(name, "/tmp"))  # noqa: S108
-            if not any(path.is_relative_to(mount) for mount in mounts):
-                yield f"{container['name']}: {name} is on no volume"
+    for container in containers:
+        yield from _path_problems(container)
     (group,) = spec["rayClusterConfig"]["workerGroupSpecs"]
     pod = group["template"]["spec"]
     on_gpus = "nvidia.com/gpu" in pod["containers"][0]["resources"]["requests"]
@@ -278,9 +298,76 @@ def model_problems(spec: Manifest) -> Iterator[str]:
         yield "workers may come to GPUs for which there are no kernels"
 
 
+def _path_problems(container: Manifest) -> Iterator[str]:
+    mounts = [mount["mountPath"] for mount in container["volumeMounts"]]
+    for name in ("GMA_CHECKPOINT", "GMA_COMPILE_CACHE"):
+        path = PurePosixPath(_environment(container).get(name, "/tmp"))  # noqa: S108
+        if not any(path.is_relative_to(mount) for mount in mounts):
+            yield f"{container['name']}: {name} is on no volume"
+
+
+def single_problems(manifests: list[Manifest]) -> Iterator[str]:
+    """Check the pod in which `gma serve` runs, and the Service that leads to it."""
+    (spec,) = deployments(manifests)
+    pod = spec["template"]
+    yield from restriction_problems([pod])
+    container = pod["spec"]["containers"][0]
+    if container["command"] != ["gma", "serve"]:
+        yield "the container does not serve"
+    try:
+        settings = Settings.load(**_said(container))
+    except SettingsError as error:
+        yield f"settings: {error}"
+        return
+    if settings.host != "0.0.0.0":  # noqa: S104
+        yield "nobody reaches it: it listens on loopback"
+    hook = container.get("lifecycle", {}).get("preStop", {}).get("sleep", {}).get("seconds", 0)
+    grace = pod["spec"].get("terminationGracePeriodSeconds", 30)
+    if grace <= hook + settings.shutdown_timeout_s:
+        yield f"terminationGracePeriodSeconds is {grace}: documents are cut before they end"
+    if settings.cores != int(container["resources"]["requests"]["cpu"]):
+        yield "the service counts on other cores than its pod asks for"
+    volumes = {volume["name"]: volume for volume in pod["spec"]["volumes"]}
+    yield from _keys_problems(container, volumes, settings)
+    mounts = {mount["mountPath"]: volumes[mount["name"]] for mount in container["volumeMounts"]}
+    if mounts.get("/dev/shm", {}).get("emptyDir", {}).get("medium") != "Memory":  # noqa: S108
+        yield "Ray has 64 MiB of shared memory"
+    yield from _path_problems(container)
+    for name in ("startupProbe", "livenessProbe", "readinessProbe"):
+        if container.get(name, {}).get("httpGet") != {"path": "/health", "port": settings.port}:
+            yield f"its {name} does not ask for /health"
+    on_gpus = "nvidia.com/gpu" in container["resources"]["requests"]
+    if on_gpus and not pod["spec"].get("nodeSelector", {}).keys() >= ARCHITECTURE:
+        yield "it may come to GPUs for which there are no kernels"
+    if not _selects(spec["selector"], _labels(pod)):
+        yield "the Deployment does not know its pod"
+    for each in (each["spec"] for each in manifests if each["kind"] == "Service"):
+        if not _selects({"matchLabels": each["selector"]}, _labels(pod)):
+            yield "the Service leads nowhere"
+        if [port["port"] for port in each["ports"]] != [settings.port]:
+            yield "the Service leads to another port"
+    if any(each["kind"] == "PodDisruptionBudget" for each in manifests):
+        yield "the one pod may never go: its machine can't be drained"
+
+
+def ingress_problems(manifests: list[Manifest]) -> Iterator[str]:
+    """Check that what comes from outside is encrypted, of any size, and read while it comes."""
+    for each in (each for each in manifests if each["kind"] == "Ingress"):
+        hosts = {rule["host"] for rule in each["spec"]["rules"]}
+        if hosts != {host for tls in each["spec"].get("tls", []) for host in tls["hosts"]}:
+            yield "keys travel in the clear"
+        said = each["metadata"].get("annotations", {})
+        for name, value in (("proxy-body-size", "0"), ("proxy-request-buffering", "off")):
+            if said.get(f"nginx.ingress.kubernetes.io/{name}") != value:
+                yield f"the ingress's {name} is not {value}"
+        for path in (path for rule in each["spec"]["rules"] for path in rule["http"]["paths"]):
+            if path["backend"]["service"] != {"name": "gma-serve-svc", "port": {"number": 8000}}:
+                yield "the ingress leads elsewhere"
+
+
 def network_problems(manifests: list[Manifest]) -> Iterator[str]:
     """Check that others reach HTTP, and no port at which Ray takes orders."""
-    labels = [pod["metadata"].get("labels", {}) for pod in _pods(service(manifests))]
+    labels = [_labels(pod) for pod in _all_pods(manifests)]
     policies = [each["spec"] for each in manifests if each["kind"] == "NetworkPolicy"]
     for pod in labels:
         mine = [p for p in policies if _selects(p["podSelector"], pod)]
@@ -305,13 +392,13 @@ def network_problems(manifests: list[Manifest]) -> Iterator[str]:
 def egress_problems(manifests: list[Manifest]) -> Iterator[str]:
     """Check that pods reach what they need, if anything is closed."""
     policies = [each["spec"] for each in manifests if each["kind"] == "NetworkPolicy"]
-    labels = [pod["metadata"].get("labels", {}) for pod in _pods(service(manifests))]
+    labels = [_labels(pod) for pod in _all_pods(manifests)]
     needed: dict[str, tuple[Manifest, int | None]] = {
         **{f"pods of {other['app.kubernetes.io/component']}": (other, None) for other in labels},
         "DNS": ({"k8s-app": "kube-dns"}, 53),
         "traces": ({"app.kubernetes.io/name": "opentelemetry-collector"}, 4318),
     }
-    if "gcsFaultToleranceOptions" in service(manifests)["rayClusterConfig"]:
+    if any(each["kind"] == "StatefulSet" for each in manifests):
         needed["Redis"] = ({"app.kubernetes.io/name": "gma-redis"}, 6379)
     for pod in labels:
         mine = [
@@ -367,7 +454,7 @@ def budget_problems(manifests: list[Manifest]) -> Iterator[str]:
 
 def monitor_problems(manifests: list[Manifest]) -> Iterator[str]:
     """Check that a PodMonitor scrapes one port of each pod, and none that KubeRay adds."""
-    pods = _pods(service(manifests))
+    pods = _all_pods(manifests)
     for monitor in (each["spec"] for each in manifests if each["kind"] == "PodMonitor"):
         if not all(_selects(monitor["selector"], pod["metadata"]["labels"]) for pod in pods):
             yield "PodMonitor selects not every pod"

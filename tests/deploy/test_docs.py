@@ -33,6 +33,9 @@ VERBS = {"apply", "create", "wait", "port-forward", "patch", "describe", "get", 
 # What the operator makes of the RayService, which no file here says.
 MADE = {"service/gma-serve-svc"}
 
+# Of another variant.
+SINGLE = {"deployment/gma"}
+
 
 @pytest.fixture(scope="module")
 def manifests(tmp_path_factory: pytest.TempPathFactory) -> list[Manifest]:
@@ -93,13 +96,13 @@ def wrong_kubectl(words: list[str], manifests: list[Manifest]) -> Iterator[str]:
     verb = words[0]
     if verb not in VERBS:
         yield f"kubectl {verb} is not explained"
-    names = {f"{m['kind'].lower()}/{m['metadata']['name']}" for m in manifests} | MADE
+    names = {f"{m['kind'].lower()}/{m['metadata']['name']}" for m in manifests} | MADE | SINGLE
     literals = [x.partition("=")[2] for x in words if x.startswith("--from-literal=")]
     if literals:
         yield from wrong_literals(words, [each.partition("=")[0] for each in literals])
         return
     text = yaml.safe_dump(manifests)
-    for word in re.findall(r"\b(?:rayservice|service)[/ ][\w-]+", " ".join(words)):
+    for word in re.findall(r"\b(?:rayservice|service|deployment)[/ ][\w-]+", " ".join(words)):
         if word.replace(" ", "/") not in names:
             yield f"there is no {word}"
     if "secret" in words:
@@ -168,6 +171,7 @@ def test_commands_name_what_is_there(command: str, manifests: list[Manifest]) ->
         "docker run gma:cpu",
         "kubectl destroy",
         "kubectl describe rayservice gmas -n gma",
+        "kubectl wait -n gma --for=condition=Available deployment/gmas",
         "kubectl create secret generic gma-keys -n gma --from-file=api-keys",
         "kubectl create secret generic gma-api-keys -n gma --from-file=keys",
         "kubectl logs -n gma -c ray",
@@ -198,6 +202,14 @@ def test_durations_are_those_of_the_manifests(manifests: list[Manifest]) -> None
     assert f"{Settings.model_fields['inbox_tokens'].default:,}" in TEXT
 
 
+def test_every_example_is_in_the_table_of_what_people_change() -> None:
+    table = TEXT[TEXT.index("### What people change") : TEXT.index("### Settings")]
+    rows = [row.split(" | ")[1] for row in re.findall(r"^\| (?!what|--).*", table, re.MULTILINE)]
+    named = re.findall(r"`(examples/[\w-]+)`", "".join(rows))
+    folders = (ROOT / "deploy" / "kubernetes" / "examples").iterdir()
+    assert sorted(named) == sorted(f"examples/{folder.name}" for folder in folders)
+
+
 def test_files_and_links_are_there() -> None:
     for link in re.findall(r"\]\(([\w/]+\.md)(?:#[\w-]+)?\)", TEXT):
         assert (ROOT / "docs" / link).is_file(), link
@@ -205,5 +217,5 @@ def test_files_and_links_are_there() -> None:
     for name in re.findall(r"^\| `([^|]*)` \|[^|]*\|$", components, re.MULTILINE):
         for component in name.split("`, `"):
             assert (ROOT / "deploy" / "kubernetes" / component).is_dir(), component
-    for file in re.findall(r"`((?:base|cpu|gpu|monitoring)/[\w.]+)`", TEXT):
+    for file in re.findall(r"`((?:base|cpu|gpu|single|monitoring)/[\w.]+)`", TEXT):
         assert (ROOT / "deploy" / "kubernetes" / file).is_file(), file

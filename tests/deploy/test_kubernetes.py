@@ -18,7 +18,11 @@ from tests.deploy import kustomize
 from tests.deploy.manifests import Manifest, problems, serve_config, service
 
 FOLDER = Path(__file__).parents[2] / "deploy" / "kubernetes"
-VARIANTS = ("cpu", "gpu")
+CLUSTERS = ("cpu", "gpu")
+VARIANTS = (*CLUSTERS, "single")
+
+# Components of a RayService alone.
+OF_CLUSTERS = {"fault-tolerance", "second"}
 
 # Components that go together, each of them at least once.
 TOGETHER = (
@@ -29,6 +33,24 @@ TOGETHER = (
     ("model-hub", "egress", "egress-https"),
     ("model-s3", "kernels", "fault-tolerance", "monitoring", "second", "egress", "egress-https"),
 )
+
+
+GONE = object()
+NGINX = "nginx.ingress.kubernetes.io"
+
+# What people change, and of which variants.
+EXAMPLES = {
+    "ingress": VARIANTS,
+    "mesh": VARIANTS,
+    "nodes": ("cpu", "single"),
+    "priority": VARIANTS,
+    "settings": VARIANTS,
+    "single-gpu": ("single",),
+    "single-size": ("single",),
+    "volume": VARIANTS,
+    "workers": ("cpu",),
+    "zones": CLUSTERS,
+}
 
 
 def write(folder: Path, variant: str, components: Sequence[str] = ()) -> Path:
@@ -54,17 +76,93 @@ def test_every_component_is_tried() -> None:
 @pytest.mark.parametrize("components", TOGETHER, ids="+".join)
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_variants_are_right(tmp_path: Path, variant: str, components: Sequence[str]) -> None:
+    if variant == "single":
+        components = [name for name in components if name not in OF_CLUSTERS]
     manifests = kustomize.build(write(tmp_path, variant, components))
     assert problems(manifests) == []
     assert {m["metadata"]["labels"]["release"] for m in manifests} == {"mine"}
 
 
-@pytest.mark.parametrize("components", TOGETHER, ids="+".join)
-def test_kubectl_makes_the_same_of_them(tmp_path: Path, components: Sequence[str]) -> None:
+def test_every_example_is_tried() -> None:
+    assert {file.parent.name for file in FOLDER.glob("examples/*/kustomization.yaml")} == {
+        *EXAMPLES
+    }
+
+
+@pytest.mark.parametrize(
+    ("name", "variant"), [(name, variant) for name in EXAMPLES for variant in EXAMPLES[name]]
+)
+def test_an_example_changes_something_and_is_right(tmp_path: Path, name: str, variant: str) -> None:
+    manifests = kustomize.build(write(tmp_path, variant, [f"examples/{name}"]))
+    assert problems(manifests) == []
+    (tmp_path / "as-it-is").mkdir()
+    assert manifests != kustomize.build(write(tmp_path / "as-it-is", variant))
+
+
+def test_the_example_of_workers_differs_from_the_variant_in_numbers_alone(tmp_path: Path) -> None:
+    def numberless(at: Any) -> Any:
+        if isinstance(at, dict):
+            return {key: numberless(value) for key, value in at.items()}
+        if isinstance(at, list):
+            return [numberless(each) for each in at]
+        return None if isinstance(at, int | float) else at
+
+    configs = []
+    for folder, components in (("a", []), ("b", ["examples/workers"])):
+        (tmp_path / folder).mkdir()
+        manifests = kustomize.build(write(tmp_path / folder, "cpu", components))
+        configs.append(numberless(serve_config(service(manifests))))
+    assert configs[0] == configs[1]
+
+
+def examples_of(variant: str) -> list[str]:
+    """Those that go together: a pod of one size."""
+    return [f"examples/{x}" for x in EXAMPLES if variant in EXAMPLES[x] and x != "single-gpu"]
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_examples_go_together(tmp_path: Path, variant: str) -> None:
+    assert problems(kustomize.build(write(tmp_path, variant, examples_of(variant)))) == []
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "message"),
+    [
+        ("metadata.annotations", {f"{NGINX}/proxy-body-size": "0"}, "buffering is not off"),
+        ("metadata.annotations", {f"{NGINX}/proxy-request-buffering": "off"}, "size is not 0"),
+        ("spec.tls", GONE, "in the clear"),
+        ("spec.tls.0.hosts.0", "example.com", "in the clear"),
+        ("spec.rules.0.http.paths.0.backend.service.name", "gma", "leads elsewhere"),
+        ("spec.rules.0.http.paths.0.pathType", "prefix", "is not one of"),
+    ],
+)
+def test_a_mistake_in_the_ingress_is_caught(
+    tmp_path: Path, path: str, value: object, message: str
+) -> None:
+    manifests = kustomize.build(write(tmp_path, "single", ["examples/ingress"]))
+    (ingress,) = (each for each in manifests if each["kind"] == "Ingress")
+    change(ingress, path, value)
+    found = problems(manifests)
+    assert any(message in problem for problem in found), found
+
+
+@pytest.mark.parametrize(
+    ("variant", "components"),
+    [
+        *(("gpu", components) for components in TOGETHER),
+        ("single", [x for x in TOGETHER[-1] if x not in OF_CLUSTERS]),
+        ("single", ["model-hub", "examples/single-gpu"]),
+        *((variant, examples_of(variant)) for variant in VARIANTS),
+    ],
+    ids=lambda given: given if isinstance(given, str) else "+".join(given),
+)
+def test_kubectl_makes_the_same_of_them(
+    tmp_path: Path, variant: str, components: Sequence[str]
+) -> None:
     if shutil.which("kubectl") is None:
         pytest.skip("kubectl is not installed")
     shutil.copytree(FOLDER.parent, tmp_path / "copy")  # it wants no links
-    overlay = write(tmp_path, "gpu", components)
+    overlay = write(tmp_path, variant, components)
     (tmp_path / "deploy").unlink()
     (tmp_path / "copy").rename(tmp_path / "deploy")
     command = ["kubectl", "kustomize", str(overlay)]
@@ -79,9 +177,10 @@ def test_kubectl_makes_the_same_of_them(tmp_path: Path, components: Sequence[str
 
 def test_the_hub_is_asked_by_a_command_that_there_is() -> None:
     """In the pods' first container, which runs in the service's own image."""
-    made = yaml.safe_load((FOLDER / "model-hub" / "rayservice.yaml").read_text())
+    files = [FOLDER / "model-hub" / name for name in ("rayservice.yaml", "deployment.yaml")]
+    made = [operation for file in files for operation in yaml.safe_load(file.read_text())]
     containers = [op["value"][0] for op in made if op["path"].endswith("initContainers")]
-    assert len(containers) == 2
+    assert len(containers) == 3
     for container in containers:
         assert container["image"] == "gma-service"
         *shell, script = container["command"]
@@ -125,7 +224,6 @@ APPLICATION = "applications.0"
 OPTIONS = f"{CLUSTER}.gcsFaultToleranceOptions"
 SCALING = f"{APPLICATION}.deployments.1.autoscaling_config"
 CLUSTER_OF = "spec.selector.matchLabels.gma/cluster"
-GONE = object()
 
 
 def change(at: Any, path: str, value: object) -> None:
@@ -275,6 +373,21 @@ def cpu(tmp_path: Path) -> list[Manifest]:
         ),
         ("PodMonitor", "gma", "metadata.labels.release", GONE, "no label release"),
         ("PrometheusRule", "gma", "metadata.labels", GONE, "no label release"),
+        # Settings.
+        (
+            "RayService",
+            "gma",
+            f"{HEAD}.spec.containers.0.env.0",
+            {"name": "GMA_ROW", "value": "16"},
+            "GMA_ROW is not a setting",
+        ),
+        (
+            "RayService",
+            "gma",
+            f"{HEAD}.spec.containers.0.env.0",
+            {"name": "GMA_ROWS", "value": "many"},
+            "settings: GMA_ROWS",
+        ),
         # Models.
         (
             "RayService",
@@ -338,6 +451,52 @@ def test_a_mistake_in_a_component_is_caught(
     change(find(manifests, kind, name), path, value)
     found = problems(manifests)
     assert any(message in problem for problem in found), found
+
+
+POD = "spec.template.spec"
+GMA = f"{POD}.containers.0"
+
+
+@pytest.mark.parametrize(
+    ("kind", "path", "value", "message"),
+    [
+        ("Deployment", "spec.replica", 1, "'replica' was unexpected"),
+        ("Deployment", "spec.strategy.type", "Rolling", "'Rolling' is not one of"),
+        ("Deployment", f"{POD}.terminationGracePeriodSeconds", 610, "documents are cut"),
+        ("Deployment", f"{POD}.terminationGracePeriodSeconds", GONE, "is 30: documents are cut"),
+        ("Deployment", f"{GMA}.lifecycle.preStop.sleep.seconds", 60, "documents are cut"),
+        ("Deployment", f"{POD}.securityContext.runAsNonRoot", GONE, "as root"),
+        ("Deployment", f"{GMA}.securityContext.readOnlyRootFilesystem", False, "root file system"),
+        ("Deployment", f"{POD}.enableServiceLinks", GONE, "are no settings"),
+        ("Deployment", f"{GMA}.command", ["gma", "info"], "does not serve"),
+        ("Deployment", f"{GMA}.env.0.value", "127.0.0.1", "nobody reaches it"),
+        ("Deployment", f"{GMA}.env.1.value", "8", "counts on other cores"),
+        ("Deployment", f"{GMA}.env.1.name", "GMA_CORE", "GMA_CORE is not a setting"),
+        ("Deployment", f"{GMA}.env.1.value", "four", "settings: GMA_CORES"),
+        ("Deployment", f"{GMA}.env.2", GONE, "are no Secret"),
+        ("Deployment", f"{GMA}.env.3.value", "3600", "documents are cut"),
+        ("Deployment", f"{GMA}.volumeMounts.0", GONE, "nowhere to write"),
+        ("Deployment", f"{GMA}.volumeMounts.1", GONE, "64 MiB of shared memory"),
+        ("Deployment", f"{GMA}.volumeMounts.2", GONE, "are no Secret"),
+        ("Deployment", f"{GMA}.startupProbe", GONE, "startupProbe does not ask"),
+        ("Deployment", f"{GMA}.readinessProbe.httpGet.path", "/info", "readinessProbe does not"),
+        ("Deployment", f"{GMA}.ports", GONE, "scrapes 0 ports"),
+        ("Deployment", "spec.selector.matchLabels", {"a": "b"}, "does not know its pod"),
+        ("Service", "spec.selector", {"a": "b"}, "leads nowhere"),
+        ("Service", "spec.ports.0.port", 80, "another port"),
+        ("NetworkPolicy", "spec.podSelector.matchLabels", {"a": "b"}, "no policy closes"),
+        ("NetworkPolicy", "spec.ingress.0", {"ports": []}, "anybody reaches every port"),
+        ("PodMonitor", "spec.selector.matchLabels", {"app": "gma"}, "not every pod"),
+    ],
+)
+def test_a_mistake_in_a_single_pod_is_caught(
+    tmp_path: Path, kind: str, path: str, value: object, message: str
+) -> None:
+    manifests = kustomize.build(write(tmp_path, "single", ["monitoring"]))
+    (found,) = (each for each in manifests if each["kind"] == kind)
+    change(found, path, value)
+    told = problems(manifests)
+    assert any(message in problem for problem in told), told
 
 
 def test_a_head_that_may_go_has_no_budget(tmp_path: Path, cpu: list[Manifest]) -> None:
