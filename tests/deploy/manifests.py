@@ -366,15 +366,16 @@ def budget_problems(manifests: list[Manifest]) -> Iterator[str]:
 
 
 def monitor_problems(manifests: list[Manifest]) -> Iterator[str]:
-    """Check that a PodMonitor scrapes one port of each pod, and none that KubeRay adds."""
+    """Check that a PodMonitor's endpoints are a port of each pod each, and none that KubeRay adds."""
     pods = _pods(service(manifests))
     for monitor in (each["spec"] for each in manifests if each["kind"] == "PodMonitor"):
         if not all(_selects(monitor["selector"], pod["metadata"]["labels"]) for pod in pods):
             yield "PodMonitor selects not every pod"
         for name in (each["port"] for each in monitor["podMetricsEndpoints"]):
-            if name in ADDED_PORTS:
-                yield f"KubeRay adds a port {name} too"
             for pod in pods:
+                own = [x["name"] for x in pod["spec"]["containers"][0].get("ports", [])]
+                if name in ADDED_PORTS.difference(own):
+                    yield f"KubeRay adds a port {name} too"
                 ports = [
                     x.get("name") for c in pod["spec"]["containers"] for x in c.get("ports", [])
                 ]

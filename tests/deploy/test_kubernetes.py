@@ -265,7 +265,7 @@ def cpu(tmp_path: Path) -> list[Manifest]:
         ("RayService", "gma", f"{WORKER}.metadata.labels.gma/cluster", "c", "of the clusters"),
         ("RayService", "gma", f"{HEAD}.metadata.labels.gma/cluster", GONE, "of the clusters"),
         # What Prometheus finds.
-        ("PodMonitor", "gma", "spec.podMetricsEndpoints.0.port", "metrics", "KubeRay adds"),
+        ("PodMonitor", "gma", "spec.podMetricsEndpoints.0.port", "dashboard", "KubeRay adds"),
         (
             "RayService",
             "gma",
@@ -314,7 +314,7 @@ def test_a_mistake_is_caught(
             "a",
             "another password",
         ),
-        ("RayService", "gma", f"{RAY}.env.8", GONE, "workers wait 60 s for a head"),
+        ("RayService", "gma", f"{RAY}.env.9", GONE, "workers wait 60 s for a head"),
         ("Service", "gma-redis", "spec.selector", {"a": "b"}, "leads nowhere"),
         ("NetworkPolicy", "gma-redis", "spec.podSelector.matchLabels", {"a": "b"}, "anybody"),
         ("NetworkPolicy", "gma-egress", "spec.egress.0", GONE, "does not reach pods of head"),
