@@ -247,6 +247,9 @@ def capacity_problems(spec: Manifest) -> Iterator[str]:
         yield "a worker computes with more threads than it asks for"
     if not options.get("num_gpus") and 2 * options["num_cpus"] <= int(requests["cpu"]):
         yield "two workers fit into a pod"
+    places = group["minReplicas"] * gateway.get("max_replicas_per_node", settings.gateways)
+    if settings.gateways != places:
+        yield f"{settings.gateways} gateways have {places} places: some wait, or one pod has all"
     asked = settings.gateways * gateway["ray_actor_options"]["num_cpus"]
     room = group["minReplicas"] * (int(requests["cpu"]) - options["num_cpus"])
     if asked > room:
@@ -366,7 +369,7 @@ def budget_problems(manifests: list[Manifest]) -> Iterator[str]:
 
 
 def monitor_problems(manifests: list[Manifest]) -> Iterator[str]:
-    """Check that a PodMonitor's endpoints are a port of each pod each, and none that KubeRay adds."""
+    """Check that what a PodMonitor scrapes is one port of each pod, and none that KubeRay adds."""
     pods = _pods(service(manifests))
     for monitor in (each["spec"] for each in manifests if each["kind"] == "PodMonitor"):
         if not all(_selects(monitor["selector"], pod["metadata"]["labels"]) for pod in pods):

@@ -379,6 +379,8 @@ def test_what_is_left_out_is_caught(cpu: list[Manifest], kind: str) -> None:
         (f"{APPLICATION}.args.threads", 8, "more threads"),
         (f"{APPLICATION}.args.cores", GONE, "counts on other cores"),
         (f"{APPLICATION}.args.gateways", 8, "gateways ask for"),
+        (f"{APPLICATION}.args.gateways", 3, "3 gateways have 2 places"),
+        (f"{APPLICATION}.deployments.0.max_replicas_per_node", GONE, "2 gateways have 4 places"),
         (f"{APPLICATION}.deployments.1.name", "Workers", "there is no deployment Workers"),
         (f"{APPLICATION}.deployments.1.ray_actor_options.cpus", 1, "no field cpus"),
         (f"{SCALING}.min_replica", 1, "no field min_replica"),
