@@ -183,6 +183,16 @@ class Cluster:
         url = f"{url_of(pod.host.address, 8000)}/-/healthz"
         return httpx.get(url, timeout=10).status_code == 200
 
+    def gateways_of(self, pod: Pod) -> int:
+        """How many gateways the pod's proxy has to choose from.
+
+        While it has none, what comes goes to a proxy of Serve's on the head.
+        """
+        text = httpx.get(f"{url_of(pod.host.address, 9101)}/metrics", timeout=10).text
+        name = 'haproxy_backend_active_servers{proxy="http-gma"}'
+        (count,) = (x.split()[-1] for x in text.splitlines() if x.startswith(name))
+        return int(float(count))
+
     def close(self) -> None:
         """End all pods."""
         for pod in self.pods:
@@ -203,7 +213,7 @@ def until(condition: Callable[[], object], what: str, *, seconds: float = PATIEN
                 return
         except (httpx.TransportError, httpx.HTTPStatusError):
             pass
-        time.sleep(0.2)
+        time.sleep(0.5)
     raise TimeoutError(f"{what}: not within {seconds:g} s")
 
 

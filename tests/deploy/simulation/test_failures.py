@@ -120,6 +120,7 @@ def is_whole(cluster: Cluster) -> bool:
         sorted(cluster.replicas("Gateway")) == addresses
         and sorted(cluster.replicas("Worker")) == addresses
         and all(map(cluster.is_ready, cluster.workers))
+        and all(cluster.gateways_of(pod) == len(addresses) for pod in cluster.workers)
     )
 
 
@@ -128,7 +129,6 @@ def replace(cluster: Cluster, lost: Pod) -> None:
     lost.kill()
     cluster.workers.remove(lost)
     cluster.workers.append(cluster.start_worker(cluster.host("worker")))
-    until(lambda: is_whole(cluster), "a gateway and a worker on each pod")
 
 
 def run(test: Callable[[], Awaitable[None]]) -> None:
@@ -139,9 +139,12 @@ def run(test: Callable[[], Awaitable[None]]) -> None:
     asyncio.run(within())
 
 
-def test_each_pod_has_a_gateway_and_a_worker_and_answers(cluster: Cluster) -> None:
+@pytest.fixture(autouse=True)
+def _whole(cluster: Cluster) -> None:
     until(lambda: is_whole(cluster), "a gateway and a worker on each pod")
 
+
+def test_each_pod_has_a_gateway_and_a_worker_and_answers(cluster: Cluster) -> None:
     async def test() -> None:
         for pod in cluster.workers:
             client = Client(cluster, pod)
