@@ -33,6 +33,7 @@ MOST_PROCESSES = 8
 # more than one core. Any other file is a group of its own: its tests share what is made for them.
 SERVICE = (
     "tests/attack/test_kills.py",
+    "tests/deploy/simulation/test_failures.py",
     "tests/deploy/test_cluster.py",
     "tests/deploy/test_image.py",
     "tests/deploy/test_monitoring.py",
@@ -110,11 +111,15 @@ def _no_network() -> Iterator[None]:
     def connect_here(self: socket.socket, address: Any) -> None:
         if self.type == socket.SOCK_STREAM and self.family != socket.AF_UNIX:
             host = ipaddress.ip_address("127.0.0.1" if address[0] == "localhost" else address[0])
-            if not (host.is_loopback or str(host) in own):
+            if not (
+                host.is_loopback or str(host) in own or any(host in each for each in simulated)
+            ):
                 raise OSError(f"tests have no network: {address}")
         connect(self, address)
 
     own = _own_addresses()
+    # Those of tests/deploy/simulation: of no machine.
+    simulated = [ipaddress.ip_network(each) for each in ("198.18.0.0/24", "2001:db8::/64")]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(socket.socket, "connect", connect_here)
         yield

@@ -40,7 +40,13 @@ from gma.service.link.messages import (
 
 logger = logging.getLogger(__name__)
 
-GONE = (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED)
+GONE = (
+    grpc.StatusCode.UNAVAILABLE,
+    grpc.StatusCode.CANCELLED,
+    # gRPC's own, for a message that a connection which just ended did not take. What fails in a
+    # worker is UNKNOWN.
+    grpc.StatusCode.INTERNAL,
+)
 LOST = "the worker that was reading this document is gone: send the document again"
 
 SERVICE = "gma.Worker"
@@ -53,18 +59,27 @@ GREETING_S = 0.05
 ENDING_S = 1.0
 """What a call whose document is read may still take to end."""
 
-# A machine that is gone says nothing: its connections are asked now and then, and may take as long
-# to answer as Serve lets a replica, for a busy one is slow to.
-ASK_MS = 30_000
-CLIENT_OPTIONS = (
-    ("grpc.keepalive_time_ms", ASK_MS),
-    ("grpc.keepalive_timeout_ms", ASK_MS),
-    # Workers are reached directly, whatever proxy the environment names.
-    ("grpc.enable_http_proxy", 0),
-    # Evidence of many rows; the engine bounds it.
-    ("grpc.max_receive_message_length", -1),
-)
-SERVER_OPTIONS = (("grpc.http2.min_recv_ping_interval_without_data_ms", ASK_MS // 2),)
+# A machine that is gone says nothing: its connections are asked now and then, whether documents say
+# something or not. gRPC's own threads answer, however busy the worker's interpreter is.
+ASK_MS = 5_000
+
+
+def _client_options() -> tuple[tuple[str, int], ...]:
+    return (
+        ("grpc.keepalive_time_ms", ASK_MS),
+        ("grpc.keepalive_timeout_ms", ASK_MS),  # for what was sent
+        ("grpc.http2.ping_timeout_ms", ASK_MS),  # where nothing was
+        ("grpc.http2.max_pings_without_data", 0),
+        # Workers are reached directly, whatever proxy the environment names.
+        ("grpc.enable_http_proxy", 0),
+        # Evidence of many rows; the engine bounds it.
+        ("grpc.max_receive_message_length", -1),
+    )
+
+
+def _server_options() -> tuple[tuple[str, int], ...]:
+    # Who asks more often than that is sent away, with all that he has open.
+    return (("grpc.http2.min_ping_interval_without_data_ms", ASK_MS // 2),)
 
 
 class Address(NamedTuple):
@@ -89,7 +104,7 @@ class WorkerServer:
         self._token = secrets.token_hex(16)
         self._empty = asyncio.Event()
         self._empty.set()
-        self._server = grpc.aio.server(options=SERVER_OPTIONS)
+        self._server = grpc.aio.server(options=_server_options())
         handlers = {
             READ: grpc.stream_stream_rpc_method_handler(self._read),
             TELL: grpc.unary_unary_rpc_method_handler(self._info),
@@ -195,7 +210,7 @@ class RemoteWorker:
         self.silent = False
         """It did not answer in time when it was last asked."""
         self._metadata = ((TOKEN, address.token),)
-        self._channel = grpc.aio.insecure_channel(address.target, options=CLIENT_OPTIONS)
+        self._channel = grpc.aio.insecure_channel(address.target, options=_client_options())
         self._read = self._channel.stream_stream(f"/{SERVICE}/{READ}")
         self._info = self._channel.unary_unary(f"/{SERVICE}/{TELL}")
         self._retired = False

@@ -34,8 +34,8 @@ FORGOTTEN_S = 3 * LOOK_S
 """After so long no gateway gives new documents to a worker that is to go."""
 
 ATTEMPT_S = 1.0
-"""How long a worker has to take a document while another could be asked. Twice as long once all
-have been asked, and so on: they may be slow, and not dead."""
+"""How long a worker has to take a document before another is asked, which may be known only then.
+Twice as long once all have been asked, and so on: they may be slow, and not dead."""
 
 
 class RemoteWorkers:
@@ -76,11 +76,9 @@ class RemoteWorkers:
             async with asyncio.timeout(self._timeout_s):
                 while True:
                     refusal: ServiceError | None = None
-                    candidates = await self._idlest_first()
-                    for address, worker in candidates:
-                        limit_s = attempt_s if len(candidates) > 1 else None
+                    for address, worker in await self._idlest_first():
                         try:
-                            return await _attempt(worker, question, limit_s)
+                            return await _attempt(worker, question, attempt_s)
                         except (Overloaded, ShuttingDown, VersionMismatch) as error:
                             refusal = error
                         except UnknownDocument:
@@ -130,7 +128,7 @@ class RemoteWorkers:
 
 
 async def _attempt(
-    worker: RemoteWorker, question: Callable[[RemoteWorker], Awaitable[T]], limit_s: float | None
+    worker: RemoteWorker, question: Callable[[RemoteWorker], Awaitable[T]], limit_s: float
 ) -> T:
     """What the worker answers. Raises TimeoutError if it says nothing within `limit_s`."""
     try:

@@ -274,6 +274,9 @@ def capacity_problems(spec: Manifest) -> Iterator[str]:
         yield "a worker computes with more threads than it asks for"
     if not options.get("num_gpus") and 2 * options["num_cpus"] <= int(requests["cpu"]):
         yield "two workers fit into a pod"
+    places = group["minReplicas"] * gateway.get("max_replicas_per_node", settings.gateways)
+    if settings.gateways != places:
+        yield f"{settings.gateways} gateways have {places} places: some wait, or one pod has all"
     asked = settings.gateways * gateway["ray_actor_options"]["num_cpus"]
     room = group["minReplicas"] * (int(requests["cpu"]) - options["num_cpus"])
     if asked > room:
@@ -453,15 +456,16 @@ def budget_problems(manifests: list[Manifest]) -> Iterator[str]:
 
 
 def monitor_problems(manifests: list[Manifest]) -> Iterator[str]:
-    """Check that a PodMonitor scrapes one port of each pod, and none that KubeRay adds."""
+    """Check that what a PodMonitor scrapes is one port of each pod, and none that KubeRay adds."""
     pods = _all_pods(manifests)
     for monitor in (each["spec"] for each in manifests if each["kind"] == "PodMonitor"):
         if not all(_selects(monitor["selector"], pod["metadata"]["labels"]) for pod in pods):
             yield "PodMonitor selects not every pod"
         for name in (each["port"] for each in monitor["podMetricsEndpoints"]):
-            if name in ADDED_PORTS:
-                yield f"KubeRay adds a port {name} too"
             for pod in pods:
+                own = [x["name"] for x in pod["spec"]["containers"][0].get("ports", [])]
+                if name in ADDED_PORTS.difference(own):
+                    yield f"KubeRay adds a port {name} too"
                 ports = [
                     x.get("name") for c in pod["spec"]["containers"] for x in c.get("ports", [])
                 ]

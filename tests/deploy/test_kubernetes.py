@@ -363,7 +363,7 @@ def cpu(tmp_path: Path) -> list[Manifest]:
         ("RayService", "gma", f"{WORKER}.metadata.labels.gma/cluster", "c", "of the clusters"),
         ("RayService", "gma", f"{HEAD}.metadata.labels.gma/cluster", GONE, "of the clusters"),
         # What Prometheus finds.
-        ("PodMonitor", "gma", "spec.podMetricsEndpoints.0.port", "metrics", "KubeRay adds"),
+        ("PodMonitor", "gma", "spec.podMetricsEndpoints.0.port", "dashboard", "KubeRay adds"),
         (
             "RayService",
             "gma",
@@ -427,7 +427,7 @@ def test_a_mistake_is_caught(
             "a",
             "another password",
         ),
-        ("RayService", "gma", f"{RAY}.env.8", GONE, "workers wait 60 s for a head"),
+        ("RayService", "gma", f"{RAY}.env.9", GONE, "workers wait 60 s for a head"),
         ("Service", "gma-redis", "spec.selector", {"a": "b"}, "leads nowhere"),
         ("NetworkPolicy", "gma-redis", "spec.podSelector.matchLabels", {"a": "b"}, "anybody"),
         ("NetworkPolicy", "gma-egress", "spec.egress.0", GONE, "does not reach pods of head"),
@@ -538,6 +538,8 @@ def test_what_is_left_out_is_caught(cpu: list[Manifest], kind: str) -> None:
         (f"{APPLICATION}.args.threads", 8, "more threads"),
         (f"{APPLICATION}.args.cores", GONE, "counts on other cores"),
         (f"{APPLICATION}.args.gateways", 8, "gateways ask for"),
+        (f"{APPLICATION}.args.gateways", 3, "3 gateways have 2 places"),
+        (f"{APPLICATION}.deployments.0.max_replicas_per_node", GONE, "2 gateways have 4 places"),
         (f"{APPLICATION}.deployments.1.name", "Workers", "there is no deployment Workers"),
         (f"{APPLICATION}.deployments.1.ray_actor_options.cpus", 1, "no field cpus"),
         (f"{SCALING}.min_replica", 1, "no field min_replica"),

@@ -99,7 +99,7 @@ def test_they_ask_for_metrics_that_there_are() -> None:
     records = {rule["record"] for rule in rules() if "record" in rule}
     for question in questions():
         names = re.findall(r"\bgma_\w+", question.expression)
-        others = re.findall(r"\b(?:up|kube_\w+|gma:[\w:]+)", question.expression)
+        others = re.findall(r"\b(?:up|kube_\w+|ray_serve_\w+|gma:[\w:]+)", question.expression)
         assert names or others
         assert {name for name in others if ":" in name} <= records
         for name in names:

@@ -51,14 +51,17 @@ class Connection:
 
     @classmethod
     @asynccontextmanager
-    async def open(cls, port: int, accept: str) -> AsyncIterator[Connection]:
-        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+    async def open(
+        cls, port: int, accept: str, *, host: str = "127.0.0.1", key: str | None = None
+    ) -> AsyncIterator[Connection]:
+        reader, writer = await asyncio.open_connection(host, port)
         head = (
             "POST /v1/documents HTTP/1.1",
             "host: service",
             "content-type: text/plain",
             f"accept: {accept}",
             "transfer-encoding: chunked",
+            *([f"authorization: Bearer {key}"] if key else []),
         )
         writer.write("\r\n".join([*head, "", ""]).encode())
         try:

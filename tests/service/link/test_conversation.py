@@ -11,7 +11,7 @@ import pytest
 
 from gma.service.engine.progress import RowShares
 from gma.service.errors import Overloaded, UnknownDocument, VersionMismatch
-from gma.service.link import messages
+from gma.service.link import messages, remote
 from gma.service.link.remote import Address, RemoteWorker
 from tests.service.link.remote import IDS, Remote, run, to_end
 
@@ -152,6 +152,90 @@ def test_is_told_to_be_lost_in_mid_document(checkpoint: Path) -> None:
                 await to_end(document)
             with pytest.raises(UnknownDocument, match="is gone"):
                 await document.feed(IDS, True)
+
+    run(checkpoint, test)
+
+
+class Cable:
+    """Between a gateway and a worker: it can be cut, and then nothing is heard of either side."""
+
+    def __init__(self, address: Address) -> None:
+        self._to = address
+        self._whole = asyncio.Event()
+        self._whole.set()
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    async def __aenter__(self) -> RemoteWorker:
+        self._server = await asyncio.start_server(self._connect, "127.0.0.1")
+        port = self._server.sockets[0].getsockname()[1]
+        self._worker = RemoteWorker(Address(f"127.0.0.1:{port}", self._to.token))
+        return self._worker
+
+    async def __aexit__(self, *_: object) -> None:
+        self._worker.retire()
+        self._server.close()
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    def cut(self) -> None:
+        self._whole.clear()
+
+    async def _connect(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        host, _, port = self._to.target.partition(":")
+        far_reader, far_writer = await asyncio.open_connection(host, int(port))
+        for a, b in ((reader, far_writer), (far_reader, writer)):
+            self._tasks.add(asyncio.create_task(self._carry(a, b)))
+
+    async def _carry(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        try:
+            while data := await reader.read(2**16):
+                await self._whole.wait()
+                writer.write(data)
+                await writer.drain()
+        finally:
+            writer.close()
+
+
+@pytest.mark.parametrize("feeding", [False, True])
+def test_a_machine_that_is_gone_without_a_word_is_noticed(
+    checkpoint: Path, monkeypatch: pytest.MonkeyPatch, feeding: bool
+) -> None:
+    """Whether tokens wait to be sent, or the document only waits for more."""
+    monkeypatch.setattr(remote, "ASK_MS", 200)
+
+    async def test(service: Remote) -> None:
+        cable = Cable(service.address)
+        async with cable as worker, service.open(last=False, at=worker) as document:
+
+            async def feed() -> None:
+                while True:
+                    await document.feed(np.zeros(2**18, np.int32), False)
+
+            cable.cut()
+            sending = asyncio.create_task(feed()) if feeding else None
+            with pytest.raises(UnknownDocument, match="is gone: send the document again"):
+                await to_end(document)
+            if sending:
+                with pytest.raises(UnknownDocument, match="is gone"):
+                    await sending
+
+    run(checkpoint, test)
+
+
+def test_one_that_has_nothing_to_say_is_not_taken_for_gone(
+    checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However often it is asked; gRPC does so once a second at most."""
+    monkeypatch.setattr(remote, "ASK_MS", 200)
+
+    async def test(service: Remote) -> None:
+        async with service.open(last=False) as document:
+            ending = asyncio.create_task(to_end(document))
+            done, _ = await asyncio.wait({ending}, timeout=4)
+            assert not done
+            await document.feed(IDS, True)
+            assert (await ending).tokens == 2 * len(IDS)
 
     run(checkpoint, test)
 

@@ -20,7 +20,12 @@ from gma.service.link.messages import FEED, HELLO, OPENING, PROGRESS, Feed
 
 
 def every_error() -> Iterator[ServiceError]:
-    arguments = {"NotUtf8": (7,), "MethodNotAllowed": ("no", "GET"), "TooLarge": (5,)}
+    arguments = {
+        "NotUtf8": (7,),
+        "MethodNotAllowed": ("no", "GET"),
+        "TooLarge": (5,),
+        "AllowanceSpent": ("5 documents_per_minute", 9),
+    }
     for name, kind in vars(errors).items():
         if isinstance(kind, type) and issubclass(kind, ServiceError):
             yield kind(*arguments.get(name, ("what is wrong: ü",)))

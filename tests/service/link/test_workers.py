@@ -145,14 +145,27 @@ def test_hung_ones_do_not_use_up_a_documents_time(
                     await to_end(document)
             assert seen.count == 2
             assert caplog.text.count("did not answer") == 1
-            # Alone it is waited for, as one that is slow would be.
-            await found[0].server.stop()
-            sight.there.remove(found[0].address)
-            await sight.looked_at()
+
+    asyncio.run(test())
+
+
+def test_who_waits_for_a_hung_one_hears_of_another(
+    checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One that comes, or comes back, while the only one that was known is asked."""
+    monkeypatch.setattr(link, "ATTEMPT_S", 0.05)
+
+    async def test() -> None:
+        async with (
+            several(checkpoint, 1, timeout_s=PATIENCE_S) as (found, seen, sight),
+            hung() as address,
+        ):
+            there, sight.there = sight.there, [address]
             asked = asyncio.create_task(seen.info())
-            done, _ = await asyncio.wait({asked}, timeout=0.5)
-            assert not done
-            asked.cancel()
+            await sight.looked_at()
+            assert not asked.done()
+            sight.there += there
+            assert await asked == await found[0].worker.info()
 
     asyncio.run(test())
 
