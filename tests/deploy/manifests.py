@@ -461,15 +461,16 @@ def monitor_problems(manifests: list[Manifest]) -> Iterator[str]:
     for monitor in (each["spec"] for each in manifests if each["kind"] == "PodMonitor"):
         if not all(_selects(monitor["selector"], pod["metadata"]["labels"]) for pod in pods):
             yield "PodMonitor selects not every pod"
-        for name in (each["port"] for each in monitor["podMetricsEndpoints"]):
-            for pod in pods:
-                own = [x["name"] for x in pod["spec"]["containers"][0].get("ports", [])]
-                if name in ADDED_PORTS.difference(own):
-                    yield f"KubeRay adds a port {name} too"
-                ports = [
-                    x.get("name") for c in pod["spec"]["containers"] for x in c.get("ports", [])
-                ]
-                if ports.count(name) != 1:
+        names = [each["port"] for each in monitor["podMetricsEndpoints"]]
+        for pod in pods:
+            of_ours = pod["spec"]["containers"]
+            ports = [x.get("name") for each in of_ours for x in each.get("ports", [])]
+            added = {} if deployments(manifests) else ADDED_PORTS
+            if any(name in added for name in names if ports.count(name) == 0):
+                yield "KubeRay adds a port that the PodMonitor scrapes"
+            for name in names:
+                # A Deployment has no proxy whose answers to count.
+                if ports.count(name) != 1 and not (deployments(manifests) and name != names[0]):
                     yield f"PodMonitor scrapes {ports.count(name)} ports of a pod"
     for kind in ("PodMonitor", "PrometheusRule"):
         for each in (each for each in manifests if each["kind"] == kind):
