@@ -89,6 +89,30 @@ class Everything(ForgettingMixer):
         return super().update(functional.rms_norm(out.float(), out.shape[-1:], eps=1e-6), open_)
 
 
+class Joined(ForgettingMixer):
+    """What is read is normalised, head by head; a share of the token's own value joins it; and both
+    go through a SiLU in place of the sigmoid."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__(config)
+        self.skip = nn.Parameter(torch.ones(config.heads))
+
+    def causal(
+        self, x: Tensor, memory: Tensor, mass: Tensor, rows: Rows
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        routed, gate, keep = self.project(self.norm(x)).split(self.parts, dim=-1)
+        q, k, val = self.parted(routed)
+        mixture, log_keep = self.mixture.coefficients(), self.log_keep(keep)
+        with torch.autocast(x.device.type, enabled=False):
+            out, memory, mass = self.operation.forgetting(
+                q, k, val, memory, mass, mixture, log_keep, rows, **self.settings
+            )
+        wide = torch.promote_types(out.dtype, torch.float32)
+        normal = functional.rms_norm(out.to(wide), out.shape[-1:], eps=1e-5)
+        joined = normal + self.skip[:, None] * val.to(wide)
+        return self.update(joined.to(gate.dtype), functional.silu(gate)), memory, mass
+
+
 class WithoutForgetting(Everything):
     def log_keep(self, keep: Tensor) -> Tensor:
         return torch.zeros_like(super().log_keep(keep))
@@ -200,6 +224,7 @@ class Variant(NamedTuple):
 VARIANTS = {
     "the form of the paper": Variant({"form": "paper"}, None),
     "the forgetting form": Variant({}, ForgettingMixer),
+    "with norm, own value and SiLU": Variant({}, Joined),
     "with norm and write gate": Variant({}),
     "... nothing forgotten": Variant({}, WithoutForgetting),
     "... no write gate": Variant({}, WithoutWriteGate),

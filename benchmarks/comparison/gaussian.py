@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from benchmarks import ablation
 from benchmarks.comparison.mixers import (
     FLOAT,
     GatedDeltaNet,
@@ -61,6 +62,7 @@ class Gaussian(Mixer):
     wider = 1
     """How many times as many heads as the size says."""
     mixture: ClassVar = FAST
+    mixer: ClassVar[type[mixers.Mixer]] = mixers.Mixer
 
     def __init__(self, size: Size) -> None:
         if self.components:
@@ -69,8 +71,7 @@ class Gaussian(Mixer):
         del self.norm  # it has its own
         config = size.config(form=self.form, causal=self.causal)
         self.config = config.model_copy(update={"heads": self.wider * size.heads})
-        made = mixers.Mixer if self.form == "paper" else mixers.ForgettingMixer
-        self.inner = made(self.config)
+        self.inner = self.mixer(self.config)
         self.inner.mixture = Mixture(self.inner.mixture, *self.mixture)
 
     def choose(self, fast: bool) -> None:
@@ -94,6 +95,7 @@ class Forgetting(Gaussian):
     """GMA that forgets (docs/adr/0011-forgetting.md)."""
 
     form: ClassVar = "forgetting"
+    mixer = mixers.ForgettingMixer
 
 
 class ManyComponents(Forgetting):
@@ -110,6 +112,14 @@ class SlowForgetting(Forgetting):
     """As the product is trained (docs/adr/0015-slow-mixtures.md)."""
 
     mixture = SLOW
+
+
+class SlowGaussian(Gaussian):
+    mixture = SLOW
+
+
+class SlowJoined(SlowForgetting):
+    mixer = ablation.Joined
 
 
 class NarrowForgetting(Forgetting):
@@ -150,6 +160,8 @@ MIXERS: dict[str, type[Mixer]] = {
     "GMA (forgetting), 128 components": ManyComponents,
     "GMA (forgetting), slow mixture": SlowForgetting,
     "GMA (forgetting), slow narrow mixture": NarrowForgetting,
+    "GMA (forgetting), slow mixture, own value and SiLU": SlowJoined,
+    "GMA (paper), slow mixture": SlowGaussian,
     "GMA (paper), slow narrow mixture": NarrowGaussian,
     "GMA (forgetting), slow narrow mixture, twice as wide inside": NarrowWide,
     "GMA (paper), both ways": GaussianBothWays,
