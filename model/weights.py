@@ -91,6 +91,7 @@ def load(
     config = _read(files.config, ModelConfig.model_validate_json)
     tokenizer = _tokenizer(files, config)
     tensors = _tensors(files)
+    _check_size(config, tensors, files.weights)
     with torch.device("meta"), Undrawn():
         classifier = Classifier(config)
     _assign(classifier, tensors, files, device, dtype)
@@ -103,6 +104,7 @@ def load_base(path: Path | str) -> Base:
     config = _read(files.config, backbone_of)
     tokenizer = _tokenizer(files, config)
     tensors = {name: x for name, x in _tensors(files).items() if not name.startswith(POOLING)}
+    _check_size(config, tensors, files.weights)
     with torch.device("meta"), Undrawn():
         backbone = Backbone(config)
     _assign(backbone, tensors, files, "cpu", torch.float32)
@@ -202,6 +204,14 @@ def _assign(
     model.load_state_dict({k: x.to(device, dtype) for k, x in tensors.items()}, assign=True)
     model.requires_grad_(False).eval()
     model.choose_mixers()
+
+
+def _check_size(config: BackboneConfig, found: dict[str, torch.Tensor], file: Path) -> None:
+    """Even without its weights, a model of a billion layers takes all memory there is."""
+    if config.layers > len(found):
+        raise CheckpointError(
+            f"{file}: {len(found)} tensors, and config.json says {config.layers} layers"
+        )
 
 
 def _check(found: dict[str, torch.Tensor], expected: dict[str, torch.Tensor], file: Path) -> None:

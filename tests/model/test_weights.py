@@ -163,6 +163,11 @@ def test_a_config_that_says_what_it_must_not(
     assert_wrong(folder, "config.json", named)
 
 
+def test_a_config_of_more_layers_than_fit_into_memory(folder: Path) -> None:
+    change_config(folder, layers=10**9)
+    assert_wrong(folder, "model.safetensors", "1000000000 layers")
+
+
 @pytest.mark.parametrize("text", ["", "{", "[]", "\xff"])
 def test_a_config_that_is_no_object(folder: Path, text: str) -> None:
     (folder / "config.json").write_bytes(text.encode("latin-1"))
