@@ -27,8 +27,9 @@ COMPONENTS = ("fault-tolerance", "model-volume")
 HEAD, REDIS = "gma-head-svc.gma.svc.cluster.local", "gma-redis"
 UNITS = {"Mi": 2**20, "Gi": 2**30}
 
-# What is not as in the manifests: a tiny model that takes its time, and fewer threads.
-ARGUMENTS = {"cores": 1, "threads": 1, "rows": 1, "chunk_tokens": 8}
+# What is not as in the manifests: a tiny model that takes its time, fewer threads, and documents
+# that may lie open for as long as a busy machine takes to lose a head and find another.
+ARGUMENTS = {"cores": 1, "threads": 1, "rows": 1, "chunk_tokens": 8, "idle_timeout_s": 900}
 
 PATIENCE_S = 120
 """For what Ray takes long for on two busy cores."""

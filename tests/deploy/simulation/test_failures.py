@@ -155,7 +155,7 @@ def test_each_pod_has_a_gateway_and_a_worker_and_answers(cluster: Cluster) -> No
                 assert (await client.post(http)).status_code == 200
                 assert (await client.post(http, new_key())).status_code == 401
                 ends = await asyncio.gather(*map(end_of, held))
-            assert {end["event"] for end in ends} == {"result"}
+            assert [end for end in ends if end["event"] != "result"] == []
 
     run(test)
 
@@ -213,7 +213,7 @@ def test_a_head_may_go_and_another_come_while_documents_are_read(cluster: Cluste
             await waited(lambda: is_whole(cluster), "the head knows the pods")
             ends = await asyncio.gather(*map(end_of, held))
         assert set(client.statuses) == {200}
-        assert {end["event"] for end in ends} == {"result"}
+        assert [end for end in ends if end["event"] != "result"] == []
 
     run(test)
     after = cluster.status()["deployments"]["Worker"]["replicas"]
