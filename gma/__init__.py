@@ -10,8 +10,14 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from gma.model.weights import Checkpoint as Checkpoint
     from gma.model.weights import load as load
+    from gma.service.client.blocking import Client as Client
+    from gma.service.client.blocking import Session as Session
+    from gma.service.client.client import AsyncClient as AsyncClient
+    from gma.service.client.error import ServiceError as ServiceError
+    from gma.service.client.session import AsyncSession as AsyncSession
     from gma.service.python.answer import Answer as Answer
     from gma.service.python.answer import LabelScore as LabelScore
+    from gma.service.python.answer import Progress as Progress
     from gma.service.python.answer import Span as Span
     from gma.service.python.classifier import Classifier as Classifier
     from gma.service.python.stream import Stream as Stream
@@ -20,13 +26,33 @@ if TYPE_CHECKING:
 # this is set before it is imported.
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
-__all__ = ["Answer", "Checkpoint", "Classifier", "LabelScore", "Span", "Stream", "load"]
+__all__ = [
+    "Answer",
+    "AsyncClient",
+    "AsyncSession",
+    "Checkpoint",
+    "Classifier",
+    "Client",
+    "LabelScore",
+    "Progress",
+    "ServiceError",
+    "Session",
+    "Span",
+    "Stream",
+    "load",
+]
 
 _MODULES = {
     "Answer": "gma.service.python.answer",
+    "AsyncClient": "gma.service.client.client",
+    "AsyncSession": "gma.service.client.session",
     "Checkpoint": "gma.model.weights",
     "Classifier": "gma.service.python.classifier",
+    "Client": "gma.service.client.blocking",
     "LabelScore": "gma.service.python.answer",
+    "Progress": "gma.service.python.answer",
+    "ServiceError": "gma.service.client.error",
+    "Session": "gma.service.client.blocking",
     "Span": "gma.service.python.answer",
     "Stream": "gma.service.python.stream",
     "load": "gma.model.weights",

@@ -53,7 +53,7 @@ ONLY_FROM = {
 ORDER: dict[str, tuple[set[str], ...]] = {
     "gma.service": (
         {"cli"},
-        {"app"},
+        {"app", "client"},
         {"http", "python", "worker"},
         {"meter"},
         {"gateway", "runners"},
@@ -89,6 +89,7 @@ IGNORANT_OF = {
     "gma.service.link": {"torch", "ray", *WEB},
     "gma.service.gateway": {"torch", "ray", *WEB},
     "gma.service.http": {"torch", "ray"},
+    "gma.service.client": {"torch", "ray", "gma.service.http", *WEB},
 }
 EXCEPT = {("gma.service.link.replicas", "ray")}  # it asks Serve which workers there are
 

@@ -6,16 +6,26 @@ import sys
 from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, BinaryIO, Literal, NamedTuple
+from typing import TYPE_CHECKING, Annotated, BinaryIO, NamedTuple, TypedDict
 
 import typer
 
 from gma.service.cli.checkpoint import load
-from gma.service.cli.options import CheckpointOption, Device, DeviceOption, JsonOption, TextOption
-from gma.service.cli.terminal import complain, print_json, print_table, table, watched
+from gma.service.cli.finding import print_finding
+from gma.service.cli.options import (
+    CheckpointOption,
+    Device,
+    DeviceOption,
+    JsonOption,
+    KeyFileOption,
+    TextOption,
+    UrlOption,
+    api_key,
+)
+from gma.service.cli.terminal import bar, complain, print_json, watched
 
 if TYPE_CHECKING:
-    from gma.service.gateway.contract import EvidenceSpan, Finding, LabelScore
+    from gma.service.gateway.contract import Finding
 
 LINES = ".jsonl", ".jsonl.gz", ".jsonl.zst"
 """Ends of the names of files of which each line is a text."""
@@ -26,7 +36,17 @@ SPANS_IN_TABLE = 24
 SPANS_IN_JSON = 1024
 
 
+class Options(TypedDict):
+    """How each text is to be answered."""
+
+    top_k: int | None
+    evidence: bool
+    components: bool
+    max_tokens: int | None
+
+
 def classify(
+    context: typer.Context,
     files: Annotated[
         list[Path],
         typer.Argument(
@@ -55,6 +75,8 @@ def classify(
     max_tokens: Annotated[
         int | None, typer.Option(min=1, help="Tokens of a text to read at most. [default: all]")
     ] = None,
+    url: UrlOption = None,
+    key_file: KeyFileOption = None,
     text: TextOption = "text",
     as_text: Annotated[
         bool, typer.Option("--as-text", help="Read .jsonl files as one text each, too.")
@@ -71,9 +93,13 @@ def classify(
     each text is one line, an answer as the HTTP service gives it. A text that can't be read is one
     line on stderr; the others are answered all the same, and the status is 1.
 
+    With --url a service reads the texts, with its own model; of evidence it tells as many spans as
+    it has, in tables too.
+
     \b
     Examples:
       gma classify contract.txt
+      gma classify --url http://127.0.0.1:8000 contract.txt
       gma classify --evidence --top-k 1 contract.txt
       gma classify --json *.txt | jq -r '[.file, .labels[]] | @tsv'
       gma classify --json letters.jsonl.gz > answers.jsonl
@@ -81,22 +107,29 @@ def classify(
     """
     if components and not as_json:
         raise typer.BadParameter("they are told with --json only", param_hint="--components")
-    from gma.service.python.classifier import Classifier
-
-    classifier = Classifier(load(checkpoint, device))
-    spans = SPANS_IN_JSON if as_json else SPANS_IN_TABLE
-    top_k = top_k if as_json else top_k or LABELS_IN_TABLE
+    options = Options(
+        top_k=top_k if as_json else top_k or LABELS_IN_TABLE,
+        evidence=evidence,
+        components=components,
+        max_tokens=max_tokens,
+    )
+    if url is None:
+        if key_file:
+            raise typer.BadParameter("it is for a service: needs --url", param_hint="--key-file")
+        spans = SPANS_IN_JSON if as_json else SPANS_IN_TABLE
+        found_in = _here(checkpoint, device, options, spans)
+    else:
+        for name in ("checkpoint", "device"):
+            source = context.get_parameter_source(name)
+            if source and source.name == "COMMANDLINE":
+                raise typer.BadParameter("the service has its own", param_hint=f"--{name}")
+        found_in = _there(context, url, api_key(key_file), options)
     failed = False
     for document in _documents(files, text, as_text=as_text):
         try:
-            with classifier.stream(
-                components=components, max_tokens=max_tokens, spans=spans
-            ) as stream:
-                for piece in document.pieces():
-                    stream.write(piece)
-                    if stream.truncated:
-                        break
-            finding = stream.finding(top_k=top_k, evidence=evidence)
+            finding = found_in(document)
+        except (ConnectionError, TimeoutError):
+            raise  # the service is not there for the others either
         except (OSError, ValueError) as error:
             # Of a line it says where that is.
             named = isinstance(error, OSError) or document.line is not None
@@ -107,8 +140,54 @@ def classify(
                 line = {} if document.line is None else {"line": document.line}
                 print_json({"file": str(document.file), **line, **finding})
             else:
-                _print_finding(document, finding)
+                print_finding(document, finding)
     raise typer.Exit(int(failed))
+
+
+def _here(
+    checkpoint: Path | None, device: Device, options: Options, spans: int
+) -> Callable[[Document], Finding]:
+    from gma.service.python.classifier import Classifier
+
+    classifier = Classifier(load(checkpoint, device))
+
+    def found_in(document: Document) -> Finding:
+        with classifier.stream(
+            components=options["components"], max_tokens=options["max_tokens"], spans=spans
+        ) as stream:
+            for piece in document.pieces():
+                stream.write(piece)
+                if stream.truncated:
+                    break
+        return stream.finding(top_k=options["top_k"], evidence=options["evidence"])
+
+    return found_in
+
+
+def _there(
+    context: typer.Context, url: str, key: str | None, options: Options
+) -> Callable[[Document], Finding]:
+    from gma.service.client.blocking import Client
+    from gma.service.client.error import ServiceError
+
+    client = Client(url, key)
+    context.call_on_close(client.close)
+
+    def found_in(document: Document) -> Finding:
+        try:
+            if document.line is not None:
+                finding = client.finding(b"".join(document.pieces()), **options)
+            else:
+                source = sys.stdin.buffer if str(document.file) == "-" else document.file
+                with bar(str(document.file)) as moved:
+                    finding = client.finding(source, progress=moved, **options)
+        except ServiceError as error:
+            where = "" if document.line is None else f"{document}: "
+            raise ValueError(f"{where}{error}") from None
+        del finding["timing_ms"]  # type: ignore[misc]  # what is found is the same anywhere
+        return finding
+
+    return found_in
 
 
 class Document(NamedTuple):
@@ -162,38 +241,3 @@ def _pieces(file: Path) -> Iterator[bytes]:
 
 def _open(file: Path) -> BinaryIO:
     return sys.stdin.buffer if str(file) == "-" else file.open("rb")
-
-
-def _print_finding(document: Document, finding: Finding) -> None:
-    usage = finding["usage"]
-    read = "the first " if "truncated" in finding else ""
-    typer.echo(f"{document}: {read}{usage['bytes']:,} bytes, {usage['tokens']:,} tokens")
-    numbers: tuple[Literal["score", "threshold"], ...] = ("score",)
-    if "threshold" in finding["scores"][0]:
-        numbers = "score", "threshold"
-        typer.echo(f"there: {_there(finding) or 'none of the labels'}")
-    scores = table("label", *numbers)
-    for each in finding["scores"]:
-        scores.add_row(each["label"], *(f"{each[number]:.3f}" for number in numbers))
-    print_table(scores)
-    if "evidence" in finding:
-        _print_evidence(finding["evidence"], finding["scores"])
-
-
-def _there(said: Finding | EvidenceSpan) -> str:
-    """The labels that are there, if any."""
-    return ", ".join(said["labels"]) if "labels" in said else said["label"] or ""
-
-
-def _print_evidence(spans: list[EvidenceSpan], listed: list[LabelScore]) -> None:
-    labels = [each["label"] for each in listed]
-    rows = table("bytes", "weight", "label", *labels)
-    for span in spans:
-        scores = {each["label"]: f"{each['score']:.3f}" for each in span["scores"]}
-        rows.add_row(
-            f"{span['start']:,} - {span['end']:,}",
-            f"{span['weight']:.1%}",
-            _there(span),
-            *(scores[label] for label in labels),
-        )
-    print_table(rows)

@@ -23,6 +23,7 @@ from gma.service.cli.metrics import metrics
 from gma.service.cli.pretrain import pretrain
 from gma.service.cli.report import report
 from gma.service.cli.serve import serve
+from gma.service.cli.session import session
 from gma.service.cli.terminal import complain
 from gma.service.cli.tokenizer import tokenizer
 from gma.service.cli.train import train
@@ -42,6 +43,7 @@ app.command()(key)
 app.command()(metrics)
 app.command("compile")(compile_kernels)
 app.command()(classify)
+app.add_typer(session, name="session")
 app.command()(train)
 app.command()(pretrain)
 app.command()(average)
@@ -77,7 +79,8 @@ def gma(
 ) -> None:
     """Classify documents of any length with Gaussian Mixture Attention.
 
-    `gma classify FILE` answers here and now. `gma serve` answers over HTTP. `gma train` makes a
+    `gma classify FILE` answers here and now. `gma serve` answers over HTTP, and `gma session` keeps
+    documents open there. `gma train` makes a
     classifier of your own labelled documents, `gma average` one of several, `gma pretrain` a base
     to begin from, `gma tokenizer` what either reads with. `gma evaluate` measures a classifier,
     `gma info` describes it, `gma export` writes it as an ONNX model. `gma loadtest` puts a running

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
@@ -52,3 +53,28 @@ LabelsOption = Annotated[
         "--labels", metavar="NAME", help="Field or column of a list of labels, in place of --label."
     ),
 ]
+UrlOption = Annotated[
+    str | None,
+    typer.Option("--url", metavar="URL", help="Ask a service: http://HOST:PORT"),
+]
+ServiceOption = Annotated[
+    str, typer.Option("--url", metavar="URL", help="Of the service: http://HOST:PORT")
+]
+KeyFileOption = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="FILE",
+        help="The service's API key, alone in a file. [default: what GMA_API_KEY says, if it is "
+        "set]",
+    ),
+]
+
+
+def api_key(file: Path | None) -> str | None:
+    """The API key to send, if there is one. Raises ValueError for a file that is none."""
+    if file is None:
+        return os.environ.get("GMA_API_KEY") or None
+    words = file.read_text(encoding="utf-8").split()
+    if len(words) != 1:
+        raise ValueError(f"{file}: a file of one API key and nothing else is expected")
+    return words[0]

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 
 import typer
 from rich.console import Console
@@ -55,11 +56,23 @@ def watched(pieces: Iterable[bytes], title: str, size: int | None) -> Iterator[b
 
     `size` is the bytes of all, if that is known.
     """
-    console = Console(stderr=True)
-    columns = TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn()
-    bar = Progress(*columns, console=console, transient=True, disable=not console.is_terminal)
-    with bar:
-        task = bar.add_task(title, total=size)
+    with bar(title) as moved:
+        done = 0
+        moved(done, size)
         for piece in pieces:
             yield piece
-            bar.advance(task, len(piece))
+            done += len(piece)
+            moved(done, size)
+
+
+@contextmanager
+def bar(title: str) -> Iterator[Callable[[int, int | None], None]]:
+    """A progress bar on stderr, if that is a terminal: a function that is told how many bytes are
+    done, and how many there are if that is known."""
+    console = Console(stderr=True)
+    columns = TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn()
+    with Progress(
+        *columns, console=console, transient=True, disable=not console.is_terminal
+    ) as progress:
+        task = progress.add_task(title, total=None)
+        yield lambda done, size: progress.update(task, completed=done, total=size)

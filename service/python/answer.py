@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Self
 
 from gma.service.gateway import contract
-from gma.service.gateway.contract import Finding
+from gma.service.gateway.contract import Finding, ProgressEvent
 
 
 @dataclass(frozen=True)
@@ -82,10 +82,39 @@ class Answer:
         )
 
 
-def _labels(said: Finding | contract.EvidenceSpan) -> tuple[str, ...]:
+@dataclass(frozen=True)
+class Progress:
+    """How far a service has read a document, and what it looks like so far.
+
+    Of a bidirectional model there is nothing to say of labels yet, and ``bytes`` and ``tokens`` are
+    how much of the reading is done.
+    """
+
+    bytes: int
+    tokens: int
+    label: str | None
+    """The best label that is there so far; None if none is."""
+    labels: tuple[str, ...]
+    score: float | None
+    """Of the best label; None of a multi-label model."""
+
+    @classmethod
+    def of(cls, event: ProgressEvent) -> Self:
+        """Take what the HTTP service tells."""
+        labels = _labels(event)
+        return cls(
+            event["bytes"],
+            event["tokens"],
+            labels[0] if labels else None,
+            labels,
+            event.get("score"),
+        )
+
+
+def _labels(said: Finding | contract.EvidenceSpan | ProgressEvent) -> tuple[str, ...]:
     if "labels" in said:
         return tuple(said["labels"])
-    label = said["label"]
+    label = said.get("label")
     return () if label is None else (label,)
 
 
