@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterable
 from difflib import get_close_matches
 from pathlib import Path
@@ -36,14 +37,23 @@ def _listed(given: object) -> object:
     return [each.strip() for each in given.split(",") if each.strip()]
 
 
+def _size(given: object) -> object:
+    """A number of bytes, with a unit or without; pydantic passes over what follows it."""
+    if isinstance(given, str) and not SIZE.fullmatch(given.strip()):
+        raise ValueError("a number of bytes, or with a unit, as 64MiB")
+    return given
+
+
+SIZE = re.compile(r"\d+(\.\d+)?\s*([kmgtp]i?)?b?", re.IGNORECASE)
+
 Origin = Annotated[str, Field(pattern=r"^(\*|[a-z][a-z0-9+.-]*://[^/\s,]+)$")]
 Origins = Annotated[tuple[Origin, ...], BeforeValidator(_listed)]
 Count = Annotated[int, Field(gt=0)]
 Seconds = Annotated[float, Field(gt=0, allow_inf_nan=False)]
-Bytes = Annotated[ByteSize, Field(gt=0)]
+Bytes = Annotated[ByteSize, BeforeValidator(_size), Field(gt=0)]
 Share = Annotated[float, Field(gt=0, le=1)]
 Rate = Annotated[float, Field(ge=0, allow_inf_nan=False)]
-Quantity = Annotated[ByteSize, Field(ge=0)]
+Quantity = Annotated[ByteSize, BeforeValidator(_size), Field(ge=0)]
 
 
 class SettingsError(ValueError):
@@ -222,6 +232,8 @@ class Settings(BaseSettings):
                 "GMA_MAX_BYTES_IN_FLIGHT is less than GMA_MAX_DOCUMENT_BYTES: the largest document "
                 "would never be admitted"
             )
+        if f"{self.path_prefix}/".startswith("/v1/"):
+            raise ValueError("GMA_PATH_PREFIX begins as the service's own paths do, with /v1")
         if (self.key_documents_per_minute or self.key_bytes_per_day) and not self.api_keys_file:
             raise ValueError(
                 "GMA_KEY_DOCUMENTS_PER_MINUTE and GMA_KEY_BYTES_PER_DAY are of API keys: they need "

@@ -50,14 +50,23 @@ def key(
     except ValidationError as error:
         raise ValueError(problems(error)) from None
     made = new_key()
-    words = [hash_of(made), *(f"{limit}={getattr(allowance, limit):.15g}" for limit in allowed)]
+    words = [hash_of(made), *(_written(limit, getattr(allowance, limit)) for limit in allowed)]
     line = " ".join(words) + (f"  # {name}" if name else "")
-    typer.echo(made)
     if file is None:
+        typer.echo(made)
         typer.echo(line)
         return
-    with open(file, "a", encoding="utf-8", opener=_private) as opened:
-        opened.write(line + "\n")
+    with open(file, "a+b", opener=_private) as opened:
+        if opened.seekable() and opened.tell():
+            opened.seek(-1, os.SEEK_END)
+            if opened.read() != b"\n":
+                opened.write(b"\n")
+        opened.write(line.encode() + b"\n")
+    typer.echo(made)
+
+
+def _written(limit: str, value: float) -> str:
+    return f"{limit}={value:d}" if isinstance(value, int) else f"{limit}={value:.15g}"
 
 
 def _private(path: str, flags: int) -> int:

@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 import asyncio
-import math
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import NamedTuple
 
-from gma.service.errors import Overloaded, ShuttingDown, TooLarge, TooLate, retry_after
+from gma.service.errors import (
+    Overloaded,
+    ServiceError,
+    ShuttingDown,
+    TooLarge,
+    TooLate,
+    retry_after,
+)
 from gma.service.gateway.allowance import Key
 from gma.service.gateway.spending import Spending
 from gma.service.observe import metrics
@@ -19,11 +25,14 @@ from gma.service.settings import Settings
 NEWS = 0.1
 """What the last document weighs in how long documents take."""
 
-LONG_BYTES = 2**18
+LONG_TOKENS = 2**16
 """Of a document that says how fast documents are read."""
 
-LATE_S = 60.0
-"""How long it says so."""
+TOKEN_BYTES = 8
+"""No text has longer tokens than that on average, but for one of runs of a character."""
+
+UNREAD = (429, 503)
+"""Statuses of documents that were not read, for no fault of their clients."""
 
 GRACE_S = 0.25
 """How long a body may come slowly before it makes way for others, if all places are taken."""
@@ -52,7 +61,7 @@ class Admission:
         self.received_bytes = 0
         """Of all documents since the start."""
         self._takes_s = 0.0  # a document, from its admission to its answer, of late
-        self._fastest = (0.0, -math.inf)  # bytes a second at which one was read, and when
+        self._fastest = 0.0  # tokens a second at which a document was read
         self.draining = False
         self._documents_of: Counter[Client] = Counter()
         self._bytes_of: Counter[Client] = Counter()
@@ -94,12 +103,16 @@ class Admission:
                 )
         admitted = Admitted(self, clients, key)
         self.change(clients, documents=1)
+        if key:
+            self.spending.add(key, documents=1)
         try:
             admitted.reserve(announced_bytes)
-            if key:
-                self.spending.add(key, documents=1)
             metrics.ADMISSIONS.inc()
             yield admitted
+        except ServiceError as error:
+            if key and error.status in UNREAD:
+                self.spending.add(key, documents=-1, size=-admitted.received_bytes)
+            raise
         finally:
             admitted.leave()
 
@@ -139,25 +152,23 @@ class Admission:
             self._idle.set()
 
     def _check_deadline(self, size: int, seconds: float) -> None:
-        """Raises TooLate if a document of that size would have to be read faster than any of late.
+        """Raises TooLate if a document of that size would have to be read faster than any was.
 
-        Without one of late it is let pass: it will be the one for the next.
+        Without one that was read it is let pass: it will be the one for the next.
         """
-        fastest, since = self._fastest
-        if time.monotonic() - since < LATE_S and size > fastest * seconds:
+        fastest = self._fastest * TOKEN_BYTES
+        if fastest and size > fastest * seconds:
             metrics.REFUSALS.labels("deadline").inc()
             raise TooLate(
                 f"{size} bytes would take longer than the {1000 * seconds:.0f} ms of x-deadline-ms:"
-                f" of late {fastest:.0f} a second were read at most. Allow more time"
+                f" {fastest:.0f} a second can be read at most. Allow more time"
             )
 
-    def read(self, size: int, seconds: float) -> None:
-        """Note that so many bytes of a document were read in so long, without the time in which
+    def read(self, tokens: int, seconds: float) -> None:
+        """Note that so many tokens of a document were read in so long, without the time in which
         they came. Little ones say nothing of speed."""
-        now, (fastest, since) = time.monotonic(), self._fastest
-        speed = size / max(seconds, 1e-6)
-        if size >= LONG_BYTES and (speed >= fastest or now - since >= LATE_S):
-            self._fastest = speed, now
+        if tokens >= LONG_TOKENS:
+            self._fastest = max(self._fastest, tokens / max(seconds, 1e-6))
 
     def answered(self, seconds: float) -> None:
         """Note how long a document took."""

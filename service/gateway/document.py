@@ -226,7 +226,7 @@ class Document:
         metrics.QUEUE_SECONDS.observe(self._progress.queue_s)
         metrics.COMPUTE_SECONDS.observe(self._progress.compute_s)
         seconds = self._progress.queue_s + self._progress.compute_s
-        self._gateway.admission.read(self._bytes_read, seconds)
+        self._gateway.admission.read(self._progress.tokens, seconds)
         self._gateway.predictions.count(self._progress.logits)
 
 

@@ -13,6 +13,9 @@ from gma.service.observe import metrics
 WINDOWS_S: Mapping[str, float] = {"documents_per_minute": 60.0, "bytes_per_day": 86400.0}
 """By limit, in how long it comes back whole."""
 
+NEVER_S = 1e9
+"""What a client that may send next to nothing is told to wait, at most."""
+
 SLACK = 1e-6
 """Of a document, or byte: sums of fractions are not exact."""
 
@@ -42,7 +45,7 @@ class Spending:
                 metrics.REFUSALS.labels("allowance").inc()
                 metrics.KEY_REFUSALS.labels(key.name, limit).inc()
                 most = getattr(key.allowance, limit)
-                wait_s = max(1, math.ceil(over * window_s / part))
+                wait_s = math.ceil(min(max(1.0, over * window_s / part), NEVER_S))
                 raise AllowanceSpent(f"{most:.15g} {limit}", wait_s)
 
     def add(self, key: Key, *, documents: int = 0, size: int = 0) -> None:

@@ -32,7 +32,7 @@ class Authorized:
     def _check(self, scope: Scope) -> None:
         """Raises Unauthorized or MethodNotAllowed. By default a route is closed: a new one must not
         be forgotten."""
-        if scope["path"] in OPEN:
+        if scope["path"].removeprefix(scope.get("root_path", "")) in OPEN:
             if scope["method"] not in ("GET", "OPTIONS"):
                 raise MethodNotAllowed(asked(scope), "GET, HEAD, OPTIONS")
             return

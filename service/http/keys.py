@@ -12,7 +12,6 @@ import hashlib
 import re
 import secrets
 from collections.abc import Iterable
-from hmac import compare_digest
 from pathlib import Path
 from typing import Self
 
@@ -35,7 +34,7 @@ class Keys:
     """Which keys pass."""
 
     def __init__(self, keys: Iterable[Key]) -> None:
-        self._keys = tuple(keys)
+        self._keys = {each.hash: each for each in keys}
 
     @classmethod
     def load(cls, file: Path, default: Allowance = UNLIMITED) -> Self:
@@ -43,7 +42,9 @@ class Keys:
         `default`: of what it says no allowance. Raises ValueError if it can't be read, is
         malformed, or has none."""
         try:
-            lines = file.read_text(encoding="utf-8").splitlines()
+            if file.exists() and not file.is_file():
+                raise OSError(f"{file} is no file")  # a pipe might never end
+            lines = file.read_text(encoding="utf-8-sig").splitlines()
         except (OSError, UnicodeDecodeError) as error:
             raise ValueError(f"the API keys can't be read: {error}") from None
         keys = []
@@ -59,7 +60,7 @@ class Keys:
                 )
             try:
                 own = dict(each.split("=") for each in allowed)
-                allowance = Allowance.model_validate({**dict(default), **own})
+                allowance = Allowance.model_validate({**dict(default), **own}) if own else default
                 if len(own) < len(allowed):
                     raise ValueError("one is given twice")
             except ValueError:  # pydantic's too
@@ -73,9 +74,6 @@ class Keys:
         return cls(keys)
 
     def find(self, key: str) -> Key | None:
-        """What is known of `key` if it is one of them. Takes the same time whichever it is, if
-        any."""
-        given, found = hash_of(key), None
-        for each in self._keys:
-            found = each if compare_digest(given, each.hash) else found
-        return found
+        """What is known of `key` if it is one of them. How long it takes tells of hashes at most,
+        and nobody finds a key by its hash."""
+        return self._keys.get(hash_of(key))

@@ -84,8 +84,8 @@ class Requests:
         scope = {
             **scope,
             "method": "GET" if headless else method,
-            "path": self._within(path).removesuffix("/") or "/",
-            "root_path": self._prefix or scope.get("root_path", ""),
+            "path": self._prefix + (self._within(path).removesuffix("/") or "/"),
+            "root_path": self._prefix,
         }
         record = Record(request_id(Headers(scope=scope)))
         scope[RECORD] = record

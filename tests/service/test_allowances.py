@@ -9,7 +9,7 @@ from typing import Any
 import httpx
 import pytest
 
-from gma.service.errors import AllowanceSpent, Overloaded
+from gma.service.errors import AllowanceSpent, NotReady, Overloaded
 from gma.service.gateway.admission import Admission
 from gma.service.gateway.allowance import UNLIMITED, Allowance, Key
 from gma.service.gateway.spending import Spending
@@ -153,6 +153,17 @@ class TestSpending:
         assert str(error) == (
             "this API key's allowance of 60 documents_per_minute is spent: try again in 7 s"
         )
+
+    def test_what_is_refused_for_no_fault_of_the_client_is_given_back(
+        self, admission: Admission
+    ) -> None:
+        key = key_of(documents_per_minute=1, bytes_per_day=5)
+        for error in (Overloaded("full", 1), NotReady("none")):
+            with pytest.raises(type(error)), admission.admit(key=key) as admitted:
+                admitted.count(100)
+                raise error
+        assert self.taken(admission, key) is None
+        assert self.taken(admission, key)
 
 
 class TestFile:

@@ -296,3 +296,11 @@ class TestRoutes:
     async def test_without_keys_all_is_open(self, service: Service) -> None:
         assert (await service.http.get("/info")).status_code == 200
         assert await service.classify(TEXT)
+
+    def test_adds_to_a_file_whose_last_line_has_no_end(self, tmp_path: Path) -> None:
+        file = tmp_path / "keys"
+        file.write_text(f"{hash_of('other')}  # other")
+        (key,) = gma_key(file, "--bytes-per-day", "1PB")
+        found = Keys.load(file)
+        assert found.find("other") and found.find(key)
+        assert "bytes_per_day=1000000000000000" in file.read_text()

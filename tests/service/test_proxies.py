@@ -92,3 +92,11 @@ class TestPrefix:
     async def test_one_that_is_none(self, checkpoint: Path, given: str) -> None:
         with pytest.raises(SettingsError, match="GMA_PATH_PREFIX"):
             Settings.load(checkpoint=checkpoint, path_prefix=given)
+
+    async def test_is_taken_off_once(self, checkpoint: Path) -> None:
+        async with Service(checkpoint, path_prefix="/gma") as service:
+            assert (await service.http.get("/gma/gma/health")).status_code == 404
+
+    async def test_one_that_the_services_own_paths_begin_with(self, checkpoint: Path) -> None:
+        with pytest.raises(SettingsError, match="GMA_PATH_PREFIX"):
+            Settings.load(checkpoint=checkpoint, path_prefix="/v1")

@@ -158,3 +158,10 @@ def test_other_processes_get_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_every_setting_is_described() -> None:
     assert all(field.description for field in Settings.model_fields.values())
+
+
+@pytest.mark.parametrize("given", ["64MiB or so", "1e+6", "1 GB,", "1EB", "lots"])
+def test_a_size_that_is_none(monkeypatch: pytest.MonkeyPatch, given: str) -> None:
+    monkeypatch.setenv("GMA_MAX_DOCUMENT_BYTES", given)
+    with pytest.raises(SettingsError, match="GMA_MAX_DOCUMENT_BYTES.*as 64MiB"):
+        Settings.load()
