@@ -17,6 +17,7 @@ processes (a worker raises, a gateway answers), so every argument of a construct
     ├── Stalled               408   the client stopped sending
     ├── TooLarge              413
     ├── TooLong               413   in tokens
+    ├── TooManyValues         413   in one request
     ├── TargetTooLong         414
     ├── UnsupportedContent    415
     ├── Validation            422   well-formed, but not what the contract allows
@@ -52,12 +53,20 @@ class ServiceError(Exception):
     error_type: ClassVar[str] = "Internal"
     """The name that programs know it by. Every other error has its class's."""
 
+    place: str | None = None
+    """Which of a request's texts it is about, if there are several."""
+
     retry_after_s: int | None = None
     """Seconds until it is worth trying again; None if trying again will not help."""
 
     def __init_subclass__(cls) -> None:
         super().__init_subclass__()
         cls.error_type = cls.__name__
+
+    @property
+    def message(self) -> str:
+        """All that the client is told: where, and what."""
+        return f"{self.place}: {self}" if self.place else str(self)
 
     @property
     def headers(self) -> dict[str, str]:
@@ -170,6 +179,22 @@ class TooLong(ServiceError):
             f"the document has more than {self.limit_tokens} tokens, and this model keeps all of "
             "a document while it reads it: split the text, ask for less with max_tokens, or raise "
             "GMA_PAGE_MEMORY where the service runs"
+        )
+
+
+class TooManyValues(ServiceError):
+    """A JSON request has more values, of which texts are some, than the bound."""
+
+    status = 413
+
+    def __init__(self, limit: int):
+        super().__init__(limit)
+        self.limit = limit
+
+    def __str__(self) -> str:
+        return (
+            f"the request has more than {self.limit} values in all: send its texts in several "
+            "requests"
         )
 
 

@@ -103,6 +103,15 @@ class Admission:
         finally:
             admitted.leave()
 
+    def room(self, clients: Sequence[Client]) -> int:
+        """How many more documents of `clients` there are places for."""
+        free = [self._max_documents - self.documents]
+        free += [
+            math.ceil(client.share * self._max_documents) - self._documents_of[client]
+            for client in clients
+        ]
+        return max(0, min(free))
+
     async def drain(self) -> None:
         """Take nothing new, and wait until all that was taken is done."""
         self.draining = True
@@ -223,6 +232,17 @@ class Admitted:
         if more > 0:
             self._admission.reserve(self._clients, more)
             self.reserved_bytes = total_bytes
+
+    def widen(self, more: int) -> int:
+        """So many more documents came with it: spend the key's allowance on them, which the next
+        waits for if they are too many, and hold places for those for which there are some. Returns
+        how many may be read at once."""
+        if self._key:
+            self._admission.spending.add(self._key, documents=more)
+        places = min(more, self._admission.room(self._clients)) if self._documents else 0
+        self._admission.change(self._clients, documents=places)
+        self._documents += places
+        return 1 + places
 
     def count(self, size: int) -> None:
         """So many more bytes have come. Raises TooLarge or Overloaded if they are too many."""

@@ -11,14 +11,15 @@ import asyncio
 import json
 import re
 from collections import deque
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Awaitable, Callable
+from functools import partial
 from typing import Any
 
 import msgspec
 from pydantic import ValidationError
 
 from gma.model.config import LONGEST_INPUT, problems
-from gma.service.errors import NotJson, NotUtf8, Validation
+from gma.service.errors import NotJson, NotUtf8, TooManyValues, Validation
 from gma.service.gateway.contract import DocumentRequest, Options
 from gma.service.gateway.document import PIECE_BYTES, SMALL_BYTES, Pieces
 from gma.service.http.media import shown
@@ -29,6 +30,8 @@ _OTHER_VALUE = re.compile(rb'["\[0-9tfn-]')
 _NESTED = re.compile(rb"[\[{]")
 _OPEN = re.compile(rb"\{")
 _CLOSE = re.compile(rb"\}")
+_OPEN_LIST = re.compile(rb"\[")
+_CLOSE_LIST = re.compile(rb"\]")
 _COMMA = re.compile(rb",")
 _COLON = re.compile(rb":")
 _QUOTE = re.compile(rb'"')
@@ -59,12 +62,30 @@ AT_ONCE = PIECE_BYTES // 8
 AHEAD = 12
 """Bytes behind a place that settle what is there: an escape has up to so many."""
 
+MOST_VALUES = 512
+"""Of all kinds in a request whose members are not known beforehand: each costs more than its bytes
+say, and a text its answer."""
+
+MOST_DEPTH = 8
+"""Of lists and objects within each other."""
+
 
 class JsonText:
     """A string within a JSON document, as it was sent. It is read once."""
 
+    __slots__ = ("_pieces",)
+
     def __init__(self) -> None:
-        self._pieces: deque[bytearray] = deque([bytearray()])  # each of whole characters
+        self._pieces = [bytearray()]  # each of whole characters
+
+    @property
+    def empty(self) -> bool:
+        """Whether there is no character in it. Of one that was not read yet."""
+        return not self._pieces[0]
+
+    def whole(self) -> str:
+        """What it says, of one that is short. Raises NotUtf8, NotJson."""
+        return _decoded(b"".join(self._pieces)).decode()
 
     def append(self, more: bytes) -> None:
         """Add what follows, cut between characters, at most PIECE_BYTES."""
@@ -74,9 +95,10 @@ class JsonText:
 
     async def pieces(self) -> AsyncGenerator[tuple[bytes, bool]]:
         """The text in UTF-8, in pieces of at most PIECE_BYTES, each with whether it is the last."""
-        while self._pieces:
-            piece = bytes(self._pieces.popleft())
-            yield _decoded(piece) if b"\\" in piece else piece, not self._pieces
+        pieces, self._pieces = deque(self._pieces), []
+        while pieces:
+            piece = bytes(pieces.popleft())
+            yield _decoded(piece) if b"\\" in piece else piece, not pieces
 
 
 async def parsed(pieces: Pieces, defaults: Options) -> tuple[Options, JsonText]:
@@ -92,6 +114,16 @@ async def parsed(pieces: Pieces, defaults: Options) -> tuple[Options, JsonText]:
     return defaults.model_copy(update=members), text
 
 
+async def parsed_object(pieces: Pieces) -> dict[str, Any]:
+    """The object that comes in `pieces`: as `json.loads` has it, but for its strings, which are
+    JsonText wherever they lie.
+
+    Raises NotJson, NotUtf8, Validation or TooManyValues for the first thing that is wrong, as soon
+    as it has come.
+    """
+    return await _Cursor(pieces).any_members()
+
+
 class _Cursor:
     """Reads an object from its beginning on, and goes no further than the first wrong thing."""
 
@@ -101,12 +133,27 @@ class _Cursor:
         self._at = 0
         self._before = 0  # bytes that are not held any more
         self._ended = False
+        self._values = 0
 
     async def members(self) -> dict[str, Any]:
         """The members of the object that is the whole body: valid options, and JsonText."""
+        return await self._whole(self._known)
+
+    async def any_members(self) -> dict[str, Any]:
+        """The members of the object that is the whole body, whatever they are."""
+        return await self._whole(self._any)
+
+    async def _whole(self, member: Callable[[str], Awaitable[Any]]) -> dict[str, Any]:
         await self._take(_MARK)
         if await self._sees(_OTHER_VALUE):
             raise Validation("input should be an object")
+        members = await self._object(member)
+        await self._skip_space()
+        if self._at < len(self._held):
+            raise self._not_json()
+        return members
+
+    async def _object(self, member: Callable[[str], Awaitable[Any]]) -> dict[str, Any]:
         await self._next(_OPEN)
         members: dict[str, Any] = {}
         while not await self._sees(_CLOSE):
@@ -114,14 +161,42 @@ class _Cursor:
                 await self._next(_COMMA)
             name = await self._name()
             if name in members:
-                raise Validation(f"{name} is given twice")
-            await self._next(_COLON)
-            members[name] = await (self._text() if name == "text" else self._option(name))
+                raise Validation(f"{shown(name)} is given twice")
+            members[name] = await member(name)
         await self._next(_CLOSE)
-        await self._skip_space()
-        if self._at < len(self._held):
-            raise self._not_json()
         return members
+
+    async def _known(self, name: str) -> Any:
+        if name not in DocumentRequest.model_fields:
+            raise Validation(f"{shown(name)} is unknown")
+        await self._next(_COLON)
+        return await (self._text() if name == "text" else self._option(name))
+
+    async def _any(self, name: str, depth: int = 1) -> Any:
+        await self._next(_COLON)
+        return await self._value(name, depth)
+
+    async def _value(self, name: str, depth: int) -> Any:
+        """What comes next, within so many lists and objects. `name`: the member that it is of."""
+        self._values += 1
+        if self._values > MOST_VALUES:
+            raise TooManyValues(MOST_VALUES)
+        if await self._sees(_QUOTE):
+            return await self._string()
+        if not await self._sees(_NESTED):
+            return await self._scalar(shown(name))
+        if depth == MOST_DEPTH:
+            raise Validation(f"there are more than {MOST_DEPTH} lists and objects in each other")
+        if await self._sees(_OPEN):
+            return await self._object(partial(self._any, depth=depth + 1))
+        await self._next(_OPEN_LIST)
+        found: list[Any] = []
+        while not await self._sees(_CLOSE_LIST):
+            if found:
+                await self._next(_COMMA)
+            found.append(await self._value(name, depth + 1))
+        await self._next(_CLOSE_LIST)
+        return found
 
     async def _name(self) -> str:
         raw, end = (await self._next(_BEGUN)).groups()
@@ -129,10 +204,7 @@ class _Cursor:
             raise Validation(f"{shown(raw)}... is unknown")
         if not end:
             raise self._not_json()
-        name = _decoded(raw).decode()
-        if name not in DocumentRequest.model_fields:
-            raise Validation(f"{shown(name)} is unknown")
-        return name
+        return _decoded(raw).decode()
 
     async def _option(self, name: str) -> Any:
         # None is a string: its beginning is for the message.
@@ -163,6 +235,9 @@ class _Cursor:
         if not await self._sees(_QUOTE):
             await self._scalar("text")
             raise Validation("text: input should be a valid string")
+        return await self._string()
+
+    async def _string(self) -> JsonText:
         await self._next(_QUOTE)
         text = JsonText()
         while not _QUOTE.match(self._held, self._at):
