@@ -17,7 +17,6 @@ processes (a worker raises, a gateway answers), so every argument of a construct
     ├── Stalled               408   the client stopped sending
     ├── TooLarge              413
     ├── TooLong               413   in tokens
-    ├── TooManyValues         413   in one request
     ├── TargetTooLong         414
     ├── UnsupportedContent    415
     ├── Validation            422   well-formed, but not what the contract allows
@@ -179,22 +178,6 @@ class TooLong(ServiceError):
             f"the document has more than {self.limit_tokens} tokens, and this model keeps all of "
             "a document while it reads it: split the text, ask for less with max_tokens, or raise "
             "GMA_PAGE_MEMORY where the service runs"
-        )
-
-
-class TooManyValues(ServiceError):
-    """A JSON request has more values, of which texts are some, than the bound."""
-
-    status = 413
-
-    def __init__(self, limit: int):
-        super().__init__(limit)
-        self.limit = limit
-
-    def __str__(self) -> str:
-        return (
-            f"the request has more than {self.limit} values in all: send its texts in several "
-            "requests"
         )
 
 

@@ -13,13 +13,13 @@ import re
 from collections import deque
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from functools import partial
-from typing import Any
+from typing import Any, TypeAlias
 
 import msgspec
 from pydantic import ValidationError
 
 from gma.model.config import LONGEST_INPUT, problems
-from gma.service.errors import NotJson, NotUtf8, TooManyValues, Validation
+from gma.service.errors import NotJson, NotUtf8, Validation
 from gma.service.gateway.contract import DocumentRequest, Options
 from gma.service.gateway.document import PIECE_BYTES, SMALL_BYTES, Pieces
 from gma.service.http.media import shown
@@ -118,10 +118,14 @@ async def parsed_object(pieces: Pieces) -> dict[str, Any]:
     """The object that comes in `pieces`: as `json.loads` has it, but for its strings, which are
     JsonText wherever they lie.
 
-    Raises NotJson, NotUtf8, Validation or TooManyValues for the first thing that is wrong, as soon
-    as it has come.
+    Raises NotJson, NotUtf8 or Validation for the first thing that is wrong, as soon as it has come.
     """
     return await _Cursor(pieces).any_members()
+
+
+_Name: TypeAlias = Callable[[], Awaitable[str]]
+_Member: TypeAlias = Callable[[str], Awaitable[Any]]
+"""What reads the name of a member, and its value."""
 
 
 class _Cursor:
@@ -137,50 +141,47 @@ class _Cursor:
 
     async def members(self) -> dict[str, Any]:
         """The members of the object that is the whole body: valid options, and JsonText."""
-        return await self._whole(self._known)
+        return await self._whole(self._name, self._member)
 
     async def any_members(self) -> dict[str, Any]:
         """The members of the object that is the whole body, whatever they are."""
-        return await self._whole(self._any)
+        return await self._whole(self._any_name, self._value)
 
-    async def _whole(self, member: Callable[[str], Awaitable[Any]]) -> dict[str, Any]:
+    async def _whole(self, name: _Name, member: _Member) -> dict[str, Any]:
         await self._take(_MARK)
         if await self._sees(_OTHER_VALUE):
             raise Validation("input should be an object")
-        members = await self._object(member)
+        members = await self._object(name, member)
         await self._skip_space()
         if self._at < len(self._held):
             raise self._not_json()
         return members
 
-    async def _object(self, member: Callable[[str], Awaitable[Any]]) -> dict[str, Any]:
+    async def _object(self, read_name: _Name, member: _Member) -> dict[str, Any]:
         await self._next(_OPEN)
         members: dict[str, Any] = {}
         while not await self._sees(_CLOSE):
             if members:
                 await self._next(_COMMA)
-            name = await self._name()
+            name = await read_name()
             if name in members:
                 raise Validation(f"{shown(name)} is given twice")
+            await self._next(_COLON)
             members[name] = await member(name)
         await self._next(_CLOSE)
         return members
 
-    async def _known(self, name: str) -> Any:
-        if name not in DocumentRequest.model_fields:
-            raise Validation(f"{shown(name)} is unknown")
-        await self._next(_COLON)
+    async def _member(self, name: str) -> Any:
         return await (self._text() if name == "text" else self._option(name))
 
-    async def _any(self, name: str, depth: int = 1) -> Any:
-        await self._next(_COLON)
-        return await self._value(name, depth)
+    async def _any_name(self) -> str:
+        return (await self._string()).whole()
 
-    async def _value(self, name: str, depth: int) -> Any:
+    async def _value(self, name: str, depth: int = 1) -> Any:
         """What comes next, within so many lists and objects. `name`: the member that it is of."""
         self._values += 1
         if self._values > MOST_VALUES:
-            raise TooManyValues(MOST_VALUES)
+            raise too_many()
         if await self._sees(_QUOTE):
             return await self._string()
         if not await self._sees(_NESTED):
@@ -188,7 +189,7 @@ class _Cursor:
         if depth == MOST_DEPTH:
             raise Validation(f"there are more than {MOST_DEPTH} lists and objects in each other")
         if await self._sees(_OPEN):
-            return await self._object(partial(self._any, depth=depth + 1))
+            return await self._object(self._any_name, partial(self._value, depth=depth + 1))
         await self._next(_OPEN_LIST)
         found: list[Any] = []
         while not await self._sees(_CLOSE_LIST):
@@ -204,7 +205,10 @@ class _Cursor:
             raise Validation(f"{shown(raw)}... is unknown")
         if not end:
             raise self._not_json()
-        return _decoded(raw).decode()
+        name = _decoded(raw).decode()
+        if name not in DocumentRequest.model_fields:
+            raise Validation(f"{shown(name)} is unknown")
+        return name
 
     async def _option(self, name: str) -> Any:
         # None is a string: its beginning is for the message.
@@ -315,6 +319,13 @@ class _Cursor:
 
     def _not_json(self) -> NotJson:
         return NotJson(f"the body is not JSON, from byte {self._before + self._at} on")
+
+
+def too_many() -> Validation:
+    """The error to raise for more than MOST_VALUES."""
+    return Validation(
+        f"the request has more than {MOST_VALUES} values in all: send its texts in several requests"
+    )
 
 
 async def _rest(done: int) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, NamedTuple, Self
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, PlainValidator, WithJsonSchema
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainValidator, WithJsonSchema
 from pydantic import ValidationError as Invalid
 
 from gma.model.config import problems
@@ -52,13 +52,7 @@ class Inputs(NamedTuple):
 
 
 def _short(given: object) -> object:
-    """A string that is no text; one that is long is none that anybody asks for."""
-    if not isinstance(given, JsonText):
-        return given
-    whole = given.whole()
-    if len(whole) > LONGEST_NAME:
-        raise ValueError(f"the string has more than {LONGEST_NAME} characters")
-    return whole
+    return given.whole() if isinstance(given, JsonText) else given
 
 
 def _plain(given: object) -> object:
@@ -80,15 +74,16 @@ def _inputs(given: object) -> Inputs:
 
 
 TEXT_SCHEMA = {"type": "string", "minLength": 1}
-TEXTS_SCHEMA = {"type": "array", "items": TEXT_SCHEMA, "minItems": 1, "maxItems": 256}
+TEXTS_SCHEMA = {"type": "array", "items": TEXT_SCHEMA, "minItems": 1, "maxItems": 200}
 
 Short = BeforeValidator(_short)
 """Makes a string of one that is no text."""
 
-Name = Annotated[str, Short]
+# What bounds a value comes before what makes it, or the OpenAPI page does not have it.
+Name = Annotated[str, Field(max_length=LONGEST_NAME), Short]
 
-Whole = Annotated[int, BeforeValidator(_plain)]
-"""An integer."""
+Whole = BeforeValidator(_plain)
+"""Makes an integer of a number that is one."""
 
 Texts = Annotated[
     Inputs, PlainValidator(_inputs), WithJsonSchema({"anyOf": [TEXT_SCHEMA, TEXTS_SCHEMA]})
@@ -98,4 +93,17 @@ Texts = Annotated[
 
 def body_of(request: type[Fields]) -> dict[str, Any]:
     """What the OpenAPI page says of a body that holds such a request."""
-    return {"required": True, "content": {JSON: {"schema": request.model_json_schema()}}}
+    schema = request.model_json_schema()
+    inlined = _inlined(schema, schema.pop("$defs", {}))
+    return {"required": True, "content": {JSON: {"schema": inlined}}}
+
+
+def _inlined(schema: Any, definitions: dict[str, Any]) -> Any:
+    """The schema with what it refers to in place: the page has no other for it."""
+    if isinstance(schema, list):
+        return [_inlined(each, definitions) for each in schema]
+    if not isinstance(schema, dict):
+        return schema
+    if "$ref" in schema:
+        schema = definitions[schema["$ref"].rpartition("/")[2]]
+    return {name: _inlined(each, definitions) for name, each in schema.items()}

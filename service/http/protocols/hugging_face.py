@@ -30,7 +30,7 @@ STATUSES = {422: 400}
 class Parameters(Fields):
     """How to answer."""
 
-    top_k: Annotated[Whole, Field(ge=1)] | None = None
+    top_k: Annotated[int, Field(ge=1), Whole] | None = None
     """The best so many labels; all by default."""
 
     function_to_apply: Annotated[Literal["sigmoid", "softmax", "none"], Short] | None = None

@@ -15,11 +15,11 @@ from starlette.requests import Request
 from starlette.responses import Response
 from typing_extensions import TypedDict  # pydantic needs this one before Python 3.12
 
-from gma.service.errors import NotFound, NotJson, ServiceError, TooManyValues, Validation
+from gma.service.errors import NotFound, NotJson, ServiceError, Validation
 from gma.service.gateway.document import Pieces
 from gma.service.gateway.gateway import Gateway
 from gma.service.http.documents import Deadline
-from gma.service.http.json_document import MOST_VALUES, JsonText, parsed_object
+from gma.service.http.json_document import MOST_VALUES, JsonText, parsed_object, too_many
 from gma.service.http.media import JSON, encode, shown
 from gma.service.http.openapi import error_responses
 from gma.service.http.protocols.fields import Fields, Name, Whole, body_of
@@ -47,7 +47,7 @@ INPUT, LABEL, SCORES = "text", "label", "scores"
 class TensorParameters(Fields):
     """How an input is sent."""
 
-    binary_data_size: Annotated[Whole, Field(ge=0)] | None = None
+    binary_data_size: Annotated[int, Field(ge=0), Whole] | None = None
     """Its bytes behind the JSON, in place of `data`."""
 
     shared_memory_region: Name | None = None
@@ -60,7 +60,7 @@ class Tensor(Fields):
     name: Name
     """text; there is no other."""
 
-    shape: Annotated[list[Annotated[Whole, Field(ge=0)]], Field(min_length=1, max_length=2)]
+    shape: Annotated[list[Annotated[int, Field(ge=0), Whole]], Field(min_length=1, max_length=2)]
     """[texts], or [texts, 1]."""
 
     datatype: Name
@@ -78,7 +78,7 @@ class OutputParameters(Fields):
     binary_data: bool | None = None
     """Behind the JSON."""
 
-    classification: Whole | None = None
+    classification: Annotated[int, Whole] | None = None
     """Not answered."""
 
     shared_memory_region: Name | None = None
@@ -356,7 +356,7 @@ def _unpacked(behind: memoryview) -> Sequence[Text]:
         if end > len(behind):
             raise Validation(f"{INPUT}[{len(texts)}]: the tensor ends before the text does")
         if len(texts) == MOST_VALUES:
-            raise TooManyValues(MOST_VALUES)
+            raise too_many()
         texts.append(PlainText(behind[begin:end]))
         at = end
     return texts

@@ -6,12 +6,12 @@ import time
 from typing import Annotated, Literal
 
 from fastapi import FastAPI
-from pydantic import Field
+from pydantic import AfterValidator, Field, WithJsonSchema
 from starlette.requests import Request
 from starlette.responses import Response
 from typing_extensions import TypedDict  # pydantic needs this one before Python 3.12
 
-from gma.service.errors import NotFound, ServiceError, Validation
+from gma.service.errors import NotFound, ServiceError
 from gma.service.gateway.document import Pieces
 from gma.service.gateway.gateway import Gateway
 from gma.service.http.documents import Deadline
@@ -36,6 +36,12 @@ ERROR_TYPES = {
 """By status; all others are errors of the request."""
 
 
+def _some(tokens: int) -> int:
+    if not tokens:
+        raise ValueError("of no token there is nothing to say")
+    return tokens
+
+
 class ClassifyRequest(Fields):
     """Texts to classify."""
 
@@ -45,12 +51,28 @@ class ClassifyRequest(Fields):
     input: Texts
     """A text, or a list of them. No tokens."""
 
-    truncate_prompt_tokens: Annotated[Whole, Field(ge=-1, lt=2**31)] | None = None
+    truncate_prompt_tokens: (
+        Annotated[
+            int,
+            Field(ge=-1, lt=2**31),
+            AfterValidator(_some),
+            Whole,
+            WithJsonSchema(
+                {
+                    "anyOf": [
+                        {"const": -1},
+                        {"type": "integer", "minimum": 1, "exclusiveMaximum": 2**31},
+                    ]
+                }
+            ),
+        ]
+        | None
+    ) = None
     """Read no more than the first so many tokens of each text. Nothing is cut by default, nor by
     -1."""
 
-    truncation_side: Annotated[Literal["left", "right"], Short] | None = None
-    """The end at which to cut; of a text that is read as it comes only the right one."""
+    truncation_side: Annotated[Literal["right"], Short] | None = None
+    """The end at which to cut: a text is read from its beginning."""
 
     use_activation: bool | None = None
     """Whether `probs` are scores, as by default, or logits."""
@@ -130,10 +152,6 @@ def add(app: FastAPI, gateway: Gateway) -> None:
                 f"there is no model {shown(asked.model)}: this service has {gateway.config.name}"
             )
         most = asked.truncate_prompt_tokens
-        if most == 0:
-            raise Validation("truncate_prompt_tokens: no token is nothing to classify")
-        if most and most > 0 and asked.truncation_side == "left":
-            raise Validation("truncation_side: a text is read from its beginning: cut it yourself")
         logits = False in (asked.use_activation, asked.activation)
 
         def render(found: Finding) -> Rendered:
@@ -156,7 +174,7 @@ def add(app: FastAPI, gateway: Gateway) -> None:
             return Rendered(encode(answer))
 
         place = "input" if asked.input.listed else None
-        return Question(asked.input.texts, place, render, most if most and most > 0 else None)
+        return Question(asked.input.texts, place, render, None if most == -1 else most)
 
     async def classify(request: Request, x_deadline_ms: Deadline = None) -> Response:
         """For each text the best label, and the scores of all."""
