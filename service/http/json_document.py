@@ -66,6 +66,9 @@ MOST_VALUES = 512
 """Of all kinds in a request whose members are not known beforehand: each costs more than its bytes
 say, and a text its answer."""
 
+MOST_BYTES = 4096
+"""Of a string that is taken whole: the name of a member, or of a model."""
+
 MOST_DEPTH = 8
 """Of lists and objects within each other."""
 
@@ -84,7 +87,9 @@ class JsonText:
         return not self._pieces[0]
 
     def whole(self) -> str:
-        """What it says, of one that is short. Raises NotUtf8, NotJson."""
+        """What it says, of one that is no text. Raises NotJson, and Validation if it is long."""
+        if sum(map(len, self._pieces)) > MOST_BYTES:
+            raise Validation(f"a string that is no text has more than {MOST_BYTES} bytes")
         return _decoded(b"".join(self._pieces)).decode()
 
     def append(self, more: bytes) -> None:
