@@ -23,7 +23,7 @@ from gma.service.http.keys import hash_of
 from gma.service.observe.logs import JsonFormatter
 from gma.service.settings import Settings
 from tests.service.answers import JSON, PATH, logits
-from tests.service.asgi import LABELS, TEXT, Service, save_checkpoint, serving
+from tests.service.asgi import LABELS, TEXT, Exchange, Service, save_checkpoint, serving
 
 pytestmark = pytest.mark.anyio
 
@@ -472,6 +472,25 @@ class TestAll:
         assert f'gma_requests_total{{route="{route}"' in (await service.http.get("/metrics")).text
         assert float(response.headers["x-total-time"]) > 0
         assert float(response.headers["x-inference-time"]) > 0
+
+    async def test_a_body_in_pieces_and_a_client_that_leaves(self, service: Service) -> None:
+        service.runner.go.clear()
+        async with Exchange(service.app, "/predict", JSON) as exchange:
+            exchange.send(b'{"inputs": ["nobody sp')
+            exchange.send(b'oke", "of the ships"]}', last=True)
+            await service.runner.step_begun()
+            assert await service.metric("gma_documents_in_flight") == 2
+            exchange.leave()
+            await exchange.finished()
+            assert await service.metric("gma_documents_in_flight") == 0
+        service.runner.go.set()
+
+    async def test_what_is_wrong_is_told_before_the_rest_comes(self, service: Service) -> None:
+        async with Exchange(service.app, "/classify", JSON) as exchange:
+            exchange.send(b'{"input": "a", }')
+            status, _ = await exchange.head()
+            assert status == 400
+            assert (await exchange.json())["error"]["type"] == "BadRequestError"
 
     async def test_the_description_has_all(self, service: Service) -> None:
         paths = (await service.http.get("/openapi.json")).json()["paths"]
