@@ -52,12 +52,20 @@ class ServiceError(Exception):
     error_type: ClassVar[str] = "Internal"
     """The name that programs know it by. Every other error has its class's."""
 
+    place: str | None = None
+    """Which of a request's texts it is about, if there are several."""
+
     retry_after_s: int | None = None
     """Seconds until it is worth trying again; None if trying again will not help."""
 
     def __init_subclass__(cls) -> None:
         super().__init_subclass__()
         cls.error_type = cls.__name__
+
+    @property
+    def message(self) -> str:
+        """All that the client is told: where, and what."""
+        return f"{self.place}: {self}" if self.place else str(self)
 
     @property
     def headers(self) -> dict[str, str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -111,10 +112,20 @@ class Admission:
             yield admitted
         except ServiceError as error:
             if key and error.status in UNREAD:
-                self.spending.add(key, documents=-1, size=-admitted.received_bytes)
+                size = admitted.received_bytes
+                self.spending.add(key, documents=-admitted.texts, size=-size)
             raise
         finally:
             admitted.leave()
+
+    def room(self, clients: Sequence[Client]) -> int:
+        """How many more documents of `clients` there are places for."""
+        free = [self._max_documents - self.documents]
+        free += [
+            math.ceil(client.share * self._max_documents) - self._documents_of[client]
+            for client in clients
+        ]
+        return max(0, min(free))
 
     async def drain(self) -> None:
         """Take nothing new, and wait until all that was taken is done."""
@@ -220,6 +231,7 @@ class Admitted:
         self, admission: Admission, clients: Sequence[Client], key: Key | None = None
     ) -> None:
         self.began = time.monotonic()
+        self.texts = 1
         self.received_bytes = 0
         self.reserved_bytes = 0
         self.slow = False
@@ -234,6 +246,18 @@ class Admitted:
         if more > 0:
             self._admission.reserve(self._clients, more)
             self.reserved_bytes = total_bytes
+
+    def widen(self, more: int) -> int:
+        """So many more documents came with it: spend the key's allowance on them, which the next
+        waits for if they are too many, and hold places for those for which there are some. Returns
+        how many may be read at once."""
+        self.texts += more
+        if self._key:
+            self._admission.spending.add(self._key, documents=more)
+        places = min(more, self._admission.room(self._clients)) if self._documents else 0
+        self._admission.change(self._clients, documents=places)
+        self._documents += places
+        return 1 + places
 
     def count(self, size: int) -> None:
         """So many more bytes have come. Raises TooLarge or Overloaded if they are too many."""

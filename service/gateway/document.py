@@ -10,6 +10,7 @@ from functools import partial
 from typing import TypeAlias
 
 import numpy as np
+from numpy.typing import NDArray
 
 from gma.model import tokenizer
 from gma.model.tokenizer import TokenStream
@@ -65,6 +66,11 @@ class Document:
         self._tokenized: tuple[float, float] | None = None  # from and until when
         self._handed_at: float | None = None
         self._told_at: float | None = None  # when the last progress came
+
+    @property
+    def logits(self) -> NDArray[np.float64]:
+        """(labels,): of what was read."""
+        return self._progress.logits
 
     async def classify(
         self,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import math
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from importlib.metadata import version
 
@@ -21,6 +21,7 @@ from gma.service.errors import MethodNotAllowed, NotFound, NotReady, ShuttingDow
 from gma.service.gateway.allowance import Allowance
 from gma.service.gateway.contract import Health, Info
 from gma.service.gateway.gateway import Gateway
+from gma.service.http import protocols
 from gma.service.http.auth import Authorized
 from gma.service.http.documents import TIMING_HEADERS, add_documents
 from gma.service.http.keys_file import KeysFile
@@ -66,7 +67,9 @@ def create_app(gateway: Gateway, *, stamp_ids: bool = True) -> FastAPI:
         app.asks_for_keys = True
         keys = KeysFile(settings.api_keys_file, default=Allowance.default(settings))
         app.add_middleware(Authorized, keys=keys)
-    app.add_middleware(Requests, stamp_ids=stamp_ids, prefix=settings.path_prefix)
+    app.add_middleware(
+        Requests, stamp_ids=stamp_ids, prefix=settings.path_prefix, forms=protocols.FORMS
+    )
     if settings.cors_origins:
         # Outermost: browsers ask without a key, and hide errors that do not name their page.
         app.add_middleware(
@@ -76,19 +79,19 @@ def create_app(gateway: Gateway, *, stamp_ids: bool = True) -> FastAPI:
             allow_headers=["*"],
             expose_headers=[REQUEST_ID, "retry-after", *TIMING_HEADERS.values()],
         )
-    add_operations(app, gateway)
+    check_ready = readiness(gateway)
+    add_operations(app, gateway, check_ready)
     add_documents(app, gateway)
+    protocols.add(app, gateway, check_ready)
     return app
 
 
-def add_operations(app: FastAPI, gateway: Gateway) -> None:
-    """Give `app` the routes for those who operate the service."""
+def readiness(gateway: Gateway) -> Callable[[], Awaitable[None]]:
+    """What raises Unavailable unless documents are answered."""
 
     answered_at = -math.inf
 
-    @app.get("/health", responses=UNREADY_RESPONSES, tags=["operation"])
-    async def health() -> Health:
-        """Whether documents are answered: 200 once a worker is warm, until the service drains."""
+    async def check() -> None:
         nonlocal answered_at
         if gateway.admission.draining:
             raise ShuttingDown("the service is shutting down")
@@ -100,6 +103,19 @@ def add_operations(app: FastAPI, gateway: Gateway) -> None:
             # Whoever keeps this process busy must not take it out of rotation.
             if time.monotonic() - answered_at > HEALTH_MEMORY_S:
                 raise NotReady("no worker is ready yet") from None
+
+    return check
+
+
+def add_operations(
+    app: FastAPI, gateway: Gateway, check_ready: Callable[[], Awaitable[None]]
+) -> None:
+    """Give `app` the routes for those who operate the service."""
+
+    @app.get("/health", responses=UNREADY_RESPONSES, tags=["operation"])
+    async def health() -> Health:
+        """Whether documents are answered: 200 once a worker is warm, until the service drains."""
+        await check_ready()
         return Health(status="ok")
 
     @app.get("/info", responses=UNREADY_RESPONSES, tags=["operation"])

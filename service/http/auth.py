@@ -16,6 +16,9 @@ from gma.service.settings import Settings
 OPEN = {*PROBES, "/", "/docs", "/openapi.json"}
 """What anybody may get; every other path and method needs a key."""
 
+ROOT_POST = ("POST", "/")
+"""What is not got, of a path that is open, and has an answer all the same, with a key."""
+
 
 class Authorized:
     """Lets pass what has an API key, or needs none. The body of anything else is not read."""
@@ -32,7 +35,8 @@ class Authorized:
     def _check(self, scope: Scope) -> None:
         """Raises Unauthorized or MethodNotAllowed. By default a route is closed: a new one must not
         be forgotten."""
-        if scope["path"].removeprefix(scope.get("root_path", "")) in OPEN:
+        path = scope["path"].removeprefix(scope.get("root_path", ""))
+        if path in OPEN and (scope["method"], path) != ROOT_POST:
             if scope["method"] not in ("GET", "OPTIONS"):
                 raise MethodNotAllowed(asked(scope), "GET, HEAD, OPTIONS")
             return

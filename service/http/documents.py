@@ -7,10 +7,11 @@ import time
 import uuid
 from collections.abc import Callable, Coroutine
 from functools import partial
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeVar
 
 from fastapi import FastAPI, Header, Query
 from pydantic import WithJsonSchema
+from starlette.datastructures import Headers
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
@@ -28,6 +29,8 @@ from gma.service.http.middleware import RECORD, Record, error_answer
 from gma.service.http.openapi import DOCUMENT_BODY, DOCUMENT_RESPONSES
 from gma.service.tasks import guarded
 
+T = TypeVar("T")
+
 MOST_DIGITS = 18
 """Of a Content-Length that is looked at: more than of any that is taken."""
 
@@ -38,6 +41,13 @@ TIMING_HEADERS = {
     "total": "x-total-time",
 }
 """A timing's name in the answer, and the header that carries it in milliseconds."""
+
+
+Deadline = Annotated[
+    Amount | None,
+    WithJsonSchema({"type": "integer", "minimum": 1, "exclusiveMaximum": 2**31}),  # no null
+    Header(description="How long the client waits, from the request on: 504 after that."),
+]
 
 
 def add_documents(app: FastAPI, gateway: Gateway) -> None:
@@ -54,11 +64,7 @@ def add_documents(app: FastAPI, gateway: Gateway) -> None:
     async def documents(
         request: Request,
         options: Annotated[Options, Query()],
-        x_deadline_ms: Annotated[
-            Amount | None,
-            WithJsonSchema({"type": "integer", "minimum": 1, "exclusiveMaximum": 2**31}),  # no null
-            Header(description="How long the client waits, from the request on: 504 after that."),
-        ] = None,
+        x_deadline_ms: Deadline = None,
     ) -> Response:
         """Send the text itself, of any length up to the limit, with `Content-Length` or chunked: it
         is read while it arrives. Options are query parameters; those of a JSON request may lie
@@ -95,8 +101,7 @@ class DocumentResponse(Response):
         self._options = options
         self._document_type = document_type(request.headers)
         self._event_type = event_type(request.headers)
-        # No more digits than any length has: int() refuses thousands of them.
-        self._announced_bytes = int(request.headers.get("content-length", "0")[:MOST_DIGITS])
+        self._announced_bytes = announced_bytes(request.headers)
         if len(request.query_params) < len(request.query_params.multi_items()):
             raise Validation("an option is given twice in the query")
 
@@ -152,23 +157,12 @@ class DocumentResponse(Response):
         """The answer to the document that `body` brings."""
         reading = guarded(self._classify(body, record, on_progress), by=body.pump())
         try:
-            answer = await self._in_time(reading, record)
+            answer = await in_time(reading, record, self._deadline_s)
         finally:
             record.stages.append(body.stage())
         record.usage = answer["usage"].copy()
         record.usage.pop("components", None)  # thousands of numbers, for the client alone
         return answer
-
-    async def _in_time(self, reading: Coroutine[Any, Any, Answer], record: Record) -> Answer:
-        """What `reading` returns. Raises TooLate, having ended it, when the deadline passes."""
-        left_s = self._deadline_s and self._deadline_s - (time.monotonic() - record.began)
-        try:
-            async with asyncio.timeout(left_s) as limit:
-                return await reading
-        except TimeoutError:
-            if not limit.expired():
-                raise
-            raise TooLate("the deadline of x-deadline-ms has passed: allow more time") from None
 
     async def _classify(self, body: Body, record: Record, on_progress: Listener | None) -> Answer:
         pieces = body.pieces()
@@ -182,3 +176,22 @@ class DocumentResponse(Response):
         return await document.classify(
             pieces, began=record.began, stages=record.stages, on_progress=on_progress
         )
+
+
+def announced_bytes(headers: Headers) -> int:
+    """Of a request's body, as far as they are told beforehand."""
+    # No more digits than any length has: int() refuses thousands of them.
+    return int(headers.get("content-length", "0")[:MOST_DIGITS])
+
+
+async def in_time(reading: Coroutine[Any, Any, T], record: Record, deadline_s: float | None) -> T:
+    """What `reading` returns. Raises TooLate, having ended it, when the deadline, counted from the
+    request's beginning, passes."""
+    left_s = deadline_s and deadline_s - (time.monotonic() - record.began)
+    try:
+        async with asyncio.timeout(left_s) as limit:
+            return await reading
+    except TimeoutError:
+        if not limit.expired():
+            raise
+        raise TooLate("the deadline of x-deadline-ms has passed: allow more time") from None

@@ -11,8 +11,9 @@ import asyncio
 import json
 import re
 from collections import deque
-from collections.abc import AsyncGenerator
-from typing import Any
+from collections.abc import AsyncGenerator, Awaitable, Callable
+from functools import partial
+from typing import Any, TypeAlias
 
 import msgspec
 from pydantic import ValidationError
@@ -29,6 +30,8 @@ _OTHER_VALUE = re.compile(rb'["\[0-9tfn-]')
 _NESTED = re.compile(rb"[\[{]")
 _OPEN = re.compile(rb"\{")
 _CLOSE = re.compile(rb"\}")
+_OPEN_LIST = re.compile(rb"\[")
+_CLOSE_LIST = re.compile(rb"\]")
 _COMMA = re.compile(rb",")
 _COLON = re.compile(rb":")
 _QUOTE = re.compile(rb'"')
@@ -59,12 +62,35 @@ AT_ONCE = PIECE_BYTES // 8
 AHEAD = 12
 """Bytes behind a place that settle what is there: an escape has up to so many."""
 
+MOST_VALUES = 512
+"""Of all kinds in a request whose members are not known beforehand: each costs more than its bytes
+say, and a text its answer."""
+
+MOST_BYTES = 4096
+"""Of a string that is taken whole: the name of a member, or of a model."""
+
+MOST_DEPTH = 8
+"""Of lists and objects within each other."""
+
 
 class JsonText:
     """A string within a JSON document, as it was sent. It is read once."""
 
+    __slots__ = ("_pieces",)
+
     def __init__(self) -> None:
-        self._pieces: deque[bytearray] = deque([bytearray()])  # each of whole characters
+        self._pieces = [bytearray()]  # each of whole characters
+
+    @property
+    def empty(self) -> bool:
+        """Whether there is no character in it. Of one that was not read yet."""
+        return not self._pieces[0]
+
+    def whole(self) -> str:
+        """What it says, of one that is no text. Raises NotJson, and Validation if it is long."""
+        if sum(map(len, self._pieces)) > MOST_BYTES:
+            raise Validation(f"a string that is no text has more than {MOST_BYTES} bytes")
+        return _decoded(b"".join(self._pieces)).decode()
 
     def append(self, more: bytes) -> None:
         """Add what follows, cut between characters, at most PIECE_BYTES."""
@@ -74,9 +100,10 @@ class JsonText:
 
     async def pieces(self) -> AsyncGenerator[tuple[bytes, bool]]:
         """The text in UTF-8, in pieces of at most PIECE_BYTES, each with whether it is the last."""
-        while self._pieces:
-            piece = bytes(self._pieces.popleft())
-            yield _decoded(piece) if b"\\" in piece else piece, not self._pieces
+        pieces, self._pieces = deque(self._pieces), []
+        while pieces:
+            piece = bytes(pieces.popleft())
+            yield _decoded(piece) if b"\\" in piece else piece, not pieces
 
 
 async def parsed(pieces: Pieces, defaults: Options) -> tuple[Options, JsonText]:
@@ -92,6 +119,20 @@ async def parsed(pieces: Pieces, defaults: Options) -> tuple[Options, JsonText]:
     return defaults.model_copy(update=members), text
 
 
+async def parsed_object(pieces: Pieces) -> dict[str, Any]:
+    """The object that comes in `pieces`: as `json.loads` has it, but for its strings, which are
+    JsonText wherever they lie.
+
+    Raises NotJson, NotUtf8 or Validation for the first thing that is wrong, as soon as it has come.
+    """
+    return await _Cursor(pieces).any_members()
+
+
+_Name: TypeAlias = Callable[[], Awaitable[str]]
+_Member: TypeAlias = Callable[[str], Awaitable[Any]]
+"""What reads the name of a member, and its value."""
+
+
 class _Cursor:
     """Reads an object from its beginning on, and goes no further than the first wrong thing."""
 
@@ -101,27 +142,67 @@ class _Cursor:
         self._at = 0
         self._before = 0  # bytes that are not held any more
         self._ended = False
+        self._values = 0
 
     async def members(self) -> dict[str, Any]:
         """The members of the object that is the whole body: valid options, and JsonText."""
+        return await self._whole(self._name, self._member)
+
+    async def any_members(self) -> dict[str, Any]:
+        """The members of the object that is the whole body, whatever they are."""
+        return await self._whole(self._any_name, self._value)
+
+    async def _whole(self, name: _Name, member: _Member) -> dict[str, Any]:
         await self._take(_MARK)
         if await self._sees(_OTHER_VALUE):
             raise Validation("input should be an object")
+        members = await self._object(name, member)
+        await self._skip_space()
+        if self._at < len(self._held):
+            raise self._not_json()
+        return members
+
+    async def _object(self, read_name: _Name, member: _Member) -> dict[str, Any]:
         await self._next(_OPEN)
         members: dict[str, Any] = {}
         while not await self._sees(_CLOSE):
             if members:
                 await self._next(_COMMA)
-            name = await self._name()
+            name = await read_name()
             if name in members:
-                raise Validation(f"{name} is given twice")
+                raise Validation(f"{shown(name)} is given twice")
             await self._next(_COLON)
-            members[name] = await (self._text() if name == "text" else self._option(name))
+            members[name] = await member(name)
         await self._next(_CLOSE)
-        await self._skip_space()
-        if self._at < len(self._held):
-            raise self._not_json()
         return members
+
+    async def _member(self, name: str) -> Any:
+        return await (self._text() if name == "text" else self._option(name))
+
+    async def _any_name(self) -> str:
+        return (await self._string()).whole()
+
+    async def _value(self, name: str, depth: int = 1) -> Any:
+        """What comes next, within so many lists and objects. `name`: the member that it is of."""
+        self._values += 1
+        if self._values > MOST_VALUES:
+            raise too_many()
+        if await self._sees(_QUOTE):
+            return await self._string()
+        if not await self._sees(_NESTED):
+            return await self._scalar(shown(name))
+        if depth == MOST_DEPTH:
+            raise Validation(f"there are more than {MOST_DEPTH} lists and objects in each other")
+        if await self._sees(_OPEN):
+            return await self._object(self._any_name, partial(self._value, depth=depth + 1))
+        await self._next(_OPEN_LIST)
+        found: list[Any] = []
+        while not await self._sees(_CLOSE_LIST):
+            if found:
+                await self._next(_COMMA)
+            found.append(await self._value(name, depth + 1))
+        await self._next(_CLOSE_LIST)
+        return found
 
     async def _name(self) -> str:
         raw, end = (await self._next(_BEGUN)).groups()
@@ -163,6 +244,9 @@ class _Cursor:
         if not await self._sees(_QUOTE):
             await self._scalar("text")
             raise Validation("text: input should be a valid string")
+        return await self._string()
+
+    async def _string(self) -> JsonText:
         await self._next(_QUOTE)
         text = JsonText()
         while not _QUOTE.match(self._held, self._at):
@@ -240,6 +324,13 @@ class _Cursor:
 
     def _not_json(self) -> NotJson:
         return NotJson(f"the body is not JSON, from byte {self._before + self._at} on")
+
+
+def too_many() -> Validation:
+    """The error to raise for more than MOST_VALUES."""
+    return Validation(
+        f"the request has more than {MOST_VALUES} values in all: send its texts in several requests"
+    )
 
 
 async def _rest(done: int) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from functools import lru_cache
 
 import mimeparse
@@ -15,6 +16,7 @@ from gma.service.errors import UnsupportedContent
 TEXT, JSON = "text/plain", "application/json"
 NDJSON, SSE = "application/x-ndjson", "text/event-stream"
 
+_HINTS = {TEXT: f" (curl -H 'Content-Type: {TEXT}' --data-binary @FILE)"}
 _CHARSET = re.compile(r""";\s*charset\s*=\s*["']?([^"';\s]+)""", re.IGNORECASE)
 
 
@@ -28,14 +30,19 @@ def shown(given: str | bytes) -> str:
     return start.decode(errors="replace") if isinstance(start, bytes) else start
 
 
-def document_type(headers: Headers) -> str:
-    """TEXT or JSON, whichever the body is. Raises UnsupportedContent if it is read as neither."""
-    send = f"send {TEXT} (curl -H 'Content-Type: {TEXT}' --data-binary @FILE) or {JSON}"
+def document_type(
+    headers: Headers, kinds: Sequence[str] = (TEXT, JSON), *, default: str | None = None
+) -> str:
+    """Which of `kinds` the body is; `default` if it does not say. Raises UnsupportedContent if it
+    is read as none of them."""
+    send = "send " + " or ".join(kind + _HINTS.get(kind, "") for kind in kinds)
     types = headers.getlist("content-type")
+    if default and not types:
+        types = [default]
     if len(types) != 1:
         raise UnsupportedContent(f"the request has {len(types) or 'no'} Content-Type: {send}")
     kind = types[0].partition(";")[0].strip().lower()
-    if kind not in (TEXT, JSON):
+    if kind not in kinds:
         raise UnsupportedContent(f"Content-Type {shown(types[0])} is not read here: {send}")
     charsets = _CHARSET.findall(types[0])
     if len(charsets) > 1:

@@ -7,8 +7,9 @@ import logging
 import re
 import time
 import uuid
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeAlias
 
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.responses import Response
@@ -31,12 +32,16 @@ _REQUEST_ID = re.compile(r"[\x21-\x7e]{1,128}")
 RECORD = "gma.record"
 """Where in ASGI's scope a request's `Record` is."""
 
-PROBES = ("/health", "/metrics")
+PROBES = ("/health", "/metrics", "/v2/health/live", "/v2/health/ready")
 """Asked every few seconds by machines: their successes would drown the log."""
 
 CLIENT_GONE = 499
 
 INTERNAL = "the service failed; its log says why, under the x-request-id of this answer"
+
+
+ErrorForm: TypeAlias = Callable[[ServiceError], tuple[int, Any]]
+"""How an error is told: the answer's status, and its body, which becomes JSON."""
 
 
 @dataclass
@@ -67,11 +72,20 @@ class Requests:
     behind the prefix as without.
     """
 
-    def __init__(self, app: ASGIApp, *, stamp_ids: bool, prefix: str = "") -> None:
+    def __init__(
+        self,
+        app: ASGIApp,
+        *,
+        stamp_ids: bool,
+        prefix: str = "",
+        forms: Mapping[str, ErrorForm] | None = None,
+    ) -> None:
         """`stamp_ids`: put the request's id into its answer. `prefix` begins with a slash, if there
-        is one."""
+        is one. `forms`: how errors are told that are not told as ours, by path; that of `/a` is
+        also that of `/a/b`."""
         self._app = app
         self._prefix = prefix
+        self._forms = forms or {}
         self._stamp_ids = stamp_ids
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -79,12 +93,13 @@ class Requests:
             await self._app(scope, receive, send)
             return
         method, path = scope["method"], scope["path"]
+        inner = self._within(path).removesuffix("/") or "/"
         headless = method == "HEAD"
         # The server looks at its own scope to know what it may send.
         scope = {
             **scope,
             "method": "GET" if headless else method,
-            "path": self._prefix + (self._within(path).removesuffix("/") or "/"),
+            "path": self._prefix + inner,
             "root_path": self._prefix,
         }
         record = Record(request_id(Headers(scope=scope)))
@@ -111,14 +126,18 @@ class Requests:
             failure = record.fail(error)
             _forget_frames(error)
             if not begun:
-                content = encode(error_answer(failure))
-                answer = Response(content, failure.status, failure.headers, media_type=JSON)
+                status, told = self._form(inner)(failure)
+                answer = Response(encode(told), status, failure.headers, media_type=JSON)
                 await answer(scope, receive, stamped)
         except asyncio.CancelledError:
             record.status = CLIENT_GONE
             raise
         finally:
             _note(record, scope, method)
+
+    def _form(self, path: str) -> ErrorForm:
+        first = "/" + path[1:].partition("/")[0]
+        return self._forms.get(path) or self._forms.get(first) or _ours
 
     def _within(self, path: str) -> str:
         inner = path.removeprefix(self._prefix)
@@ -146,7 +165,11 @@ def asked(scope: Scope) -> str:
 
 def error_answer(error: ServiceError) -> ErrorAnswer:
     """The error as clients get it."""
-    return ErrorAnswer(error=str(error), error_type=error.error_type)
+    return ErrorAnswer(error=error.message, error_type=error.error_type)
+
+
+def _ours(error: ServiceError) -> tuple[int, Any]:
+    return error.status, error_answer(error)
 
 
 def _note(record: Record, scope: Scope, method: str) -> None:

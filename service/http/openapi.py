@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any
 
 from fastapi import FastAPI
 
 from gma.service.gateway.contract import DocumentRequest, ErrorAnswer
-from gma.service.http.auth import OPEN
+from gma.service.http.auth import OPEN, ROOT_POST
 from gma.service.http.media import JSON, NDJSON, SSE, TEXT
 
 ERRORS = {
     400: "Not UTF-8, not JSON, or empty.",
     408: "The body came too slowly, or stopped.",
     413: "Larger than the limit, or longer than a bidirectional model keeps of a document.",
-    415: "Neither text/plain nor application/json.",
+    415: "A Content-Type that is not read here.",
     422: "A field or parameter is unknown or out of range.",
     429: "Too much in flight, or the key's allowance is spent: nothing of the request was "
     "processed. See Retry-After.",
@@ -47,6 +49,22 @@ DOCUMENT_RESPONSES: dict[int | str, dict[str, Any]] = {
     **{status: {"model": ErrorAnswer, "description": text} for status, text in ERRORS.items()},
 }
 
+
+def error_responses(
+    model: Any, statuses: Mapping[int, int] = MappingProxyType({})
+) -> dict[int | str, dict[str, Any]]:
+    """What is said of errors that are told as another server does: with a body of `model`, and
+    with those of `statuses` in place of ours."""
+    texts = {**ERRORS, 404: "No such route, or model.", 405: "No such method of this route."}
+    found: dict[int | str, dict[str, Any]] = {}
+    for status, text in texts.items():
+        entry = found.setdefault(
+            statuses.get(status, status), {"model": model, "description": text}
+        )
+        entry["description"] = " ".join(dict.fromkeys([entry["description"], text]))
+    return found
+
+
 ANY_RESPONSES = {
     400: "The request can't be read.",
     404: "No such route.",
@@ -77,12 +95,13 @@ class Described(FastAPI):
                 "Bearer": {"type": "http", "scheme": "bearer"}
             }
         for path, methods in schema["paths"].items():
-            for method in methods.values():
+            for name, method in methods.items():
                 for status, text in ANY_RESPONSES.items():
                     method["responses"].setdefault(str(status), _error(text))
-                if self.asks_for_keys and path not in OPEN:
+                asks = path not in OPEN or (name.upper(), path) == ROOT_POST
+                if self.asks_for_keys and asks:
                     method["security"] = [{"Bearer": []}]
-                    method["responses"]["401"] = _error("No API key, or a wrong one.")
+                    method["responses"].setdefault("401", _error("No API key, or a wrong one."))
         return schema
 
 

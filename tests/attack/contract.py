@@ -70,7 +70,11 @@ def found_wrong(folder: Path, *options: str, keys: bool, **model: Any) -> str:
 def _found_wrong(url: str, folder: Path, *options: str) -> str:
     command = Path(sysconfig.get_path("scripts")) / "schemathesis"
     ran = subprocess.run(
-        [command, "run", f"{url}/openapi.json", "--checks=all", "--no-color", *options],
+        [
+            *(command, "run", f"{url}/openapi.json", "--checks=all", "--no-color"),
+            "--exclude-path=/v2/models/{model}/infer",  # no schema says that data fit their shape
+            *options,
+        ],
         cwd=folder,
         capture_output=True,
         text=True,

@@ -181,7 +181,7 @@ def test_commands_name_what_is_there(command: str, manifests: list[Manifest]) ->
         "kubectl create secret generic gma-redis -n gma --from-literal=pass=a",
         "kubectl create configmap gma-model -n gma --from-literal=MODELS=a",
         "gma keys api-keys",
-        "curl 127.0.0.1:8000/predict",
+        "curl 127.0.0.1:8000/nowhere",
     ],
 )
 def test_a_command_that_is_wrong_is_caught(command: str, manifests: list[Manifest]) -> None:

@@ -163,5 +163,5 @@ def test_every_setting_is_described() -> None:
 @pytest.mark.parametrize("given", ["64MiB or so", "1e+6", "1 GB,", "1EB", "lots"])
 def test_a_size_that_is_none(monkeypatch: pytest.MonkeyPatch, given: str) -> None:
     monkeypatch.setenv("GMA_MAX_DOCUMENT_BYTES", given)
-    with pytest.raises(SettingsError, match="GMA_MAX_DOCUMENT_BYTES.*as 64MiB"):
+    with pytest.raises(SettingsError, match=r"GMA_MAX_DOCUMENT_BYTES.*as 64MiB"):
         Settings.load()

@@ -1,0 +1,92 @@
+"""Texts a second as other servers' clients send them, beside our own route, on this machine.
+
+    python -m benchmarks.lists
+    GMA_GATEWAYS=1 python -m benchmarks.lists     any setting, as for `gma serve`
+
+All ways take turns in the same service, so that their ratios hold where their figures do not: so
+many connections that send a text after the other to /v1/documents, as many to /predict, and lists
+of texts to /predict, one after the other. Prints Markdown.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import httpx
+
+from benchmarks.checkpoints import BOOKS
+from benchmarks.processes import service
+from benchmarks.timing import markdown
+
+TEXT = "The sea was calm, and nobody spoke of the ships that had left in the night. " * 3
+OURS, THEIRS, LIST = "/v1/documents, each", "/predict, each", "/predict, in a list"
+
+
+async def texts_a_second(client: httpx.AsyncClient, way: str, texts: int, at_once: int) -> float:
+    """How fast so many texts are answered."""
+    path, asked = {
+        OURS: ("/v1/documents", {"text": TEXT}),
+        THEIRS: ("/predict", {"inputs": TEXT}),
+        LIST: ("/predict", {"inputs": [TEXT] * texts}),
+    }[way]
+    requests = iter(range(1 if way == LIST else texts))
+
+    async def one_after_the_other(asked: dict[str, Any]) -> None:
+        for _ in requests:
+            (await client.post(path, json=asked)).raise_for_status()
+
+    began = time.monotonic()
+    async with asyncio.TaskGroup() as tasks:
+        for _ in range(at_once):
+            tasks.create_task(one_after_the_other(asked))
+    return texts / (time.monotonic() - began)
+
+
+async def turns(url: str, texts: int, at_once: int, rounds: int) -> dict[str, list[float]]:
+    """Texts a second of each way, in each of the rounds."""
+    ways = OURS, THEIRS, LIST
+    limits = httpx.Limits(max_connections=at_once)
+    async with httpx.AsyncClient(base_url=url, timeout=60, limits=limits) as client:
+        for way in ways:  # what is slow only once
+            await texts_a_second(client, way, texts, at_once)
+        found: dict[str, list[float]] = {way: [] for way in ways}
+        for _ in range(rounds):
+            for way in ways:
+                found[way].append(await texts_a_second(client, way, texts, at_once))
+    return found
+
+
+def table(found: dict[str, list[float]]) -> str:
+    """The report, as Markdown. A ratio is the median of the rounds' own."""
+
+    def line(way: str) -> list[str]:
+        ratios = [own / ours for own, ours in zip(found[way], found[OURS], strict=True)]
+        return [way, f"{median(found[way]):,.0f}", f"{median(ratios):.2f}"]
+
+    header = ["way", "texts a second, median", f"of {OURS}, median of the rounds' ratios"]
+    return markdown(header, map(line, found))
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
+    parser.add_argument("--checkpoint", type=Path, default=BOOKS)
+    parser.add_argument("--texts", type=int, default=64, help="of a turn")
+    parser.add_argument("--at-once", type=int, default=64, help="connections")
+    parser.add_argument("--rounds", type=int, default=15)
+    parser.add_argument("--log", type=Path, help="file for the service's log")
+    arguments = parser.parse_args(argv)
+    with service(arguments.log, checkpoint=arguments.checkpoint) as running:
+        found = asyncio.run(
+            turns(running.url, arguments.texts, arguments.at_once, arguments.rounds)
+        )
+    print(table(found))
+
+
+if __name__ == "__main__":
+    main()
