@@ -38,6 +38,7 @@ def _listed(given: object) -> object:
 
 Origin = Annotated[str, Field(pattern=r"^(\*|[a-z][a-z0-9+.-]*://[^/\s,]+)$")]
 Origins = Annotated[tuple[Origin, ...], BeforeValidator(_listed)]
+Redis = Annotated[str, Field(pattern=r"^rediss?://")]
 Count = Annotated[int, Field(gt=0)]
 Seconds = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Bytes = Annotated[ByteSize, Field(gt=0)]
@@ -174,6 +175,14 @@ class Settings(BaseSettings):
     key_bytes_per_day: Quantity = ByteSize(0)
     """Bytes of documents that one API key may send in a day, likewise. A document that has begun is
     read to its end, and the next has to wait. Takes units."""
+
+    sessions: Redis | Path | None = None
+    """Where documents that stay open are kept: a directory, which several machines have to share,
+    or redis://HOST:PORT/DATABASE. Without it there are no sessions: they are what is left of
+    clients' texts on a disk, and nobody should have that unasked."""
+
+    session_ttl_s: Seconds = 86400
+    """How long a session is kept after its last append."""
 
     idle_timeout_s: Seconds = 60
     """A document whose client sends less than the least rate for so long, or nothing, is dropped

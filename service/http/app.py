@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import math
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from importlib.metadata import version
 
@@ -21,12 +21,14 @@ from gma.service.errors import MethodNotAllowed, NotFound, NotReady, ShuttingDow
 from gma.service.gateway.allowance import Allowance
 from gma.service.gateway.contract import Health, Info
 from gma.service.gateway.gateway import Gateway
+from gma.service.gateway.sessions import Sessions
 from gma.service.http.auth import Authorized
 from gma.service.http.documents import TIMING_HEADERS, add_documents
 from gma.service.http.keys_file import KeysFile
 from gma.service.http.media import shown
 from gma.service.http.middleware import REQUEST_ID, Requests, asked
 from gma.service.http.openapi import UNREADY_RESPONSES, Described
+from gma.service.http.sessions import OFFSET, add_sessions
 from gma.service.observe import metrics, traces
 
 HEALTH_TIMEOUT_S = 1.0
@@ -37,19 +39,24 @@ MOST_PROBLEMS = 3
 """How many an answer tells of a query that is not valid: it repeats some of what was sent."""
 
 
-def create_app(gateway: Gateway, *, stamp_ids: bool = True) -> FastAPI:
+def create_app(
+    gateway: Gateway, *, stamp_ids: bool = True, clock: Callable[[], float] = time.time
+) -> FastAPI:
     """The application that serves `gateway`.
 
     `stamp_ids`: put the request's id into answers; not under Ray Serve, whose proxy does it.
+    `clock`: seconds since 1970, by which sessions expire.
     Raises ValueError if the keys file of the gateway's settings can't be used.
     """
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         watching = asyncio.create_task(gateway.watch_memory())
+        sweeping = asyncio.create_task(gateway.sweep())
         traces.start()
         yield
         watching.cancel()
+        sweeping.cancel()
         await gateway.in_thread(traces.stop)
 
     settings = gateway.settings
@@ -72,12 +79,13 @@ def create_app(gateway: Gateway, *, stamp_ids: bool = True) -> FastAPI:
         app.add_middleware(
             CORSMiddleware,
             allow_origins=settings.cors_origins,
-            allow_methods=["GET", "HEAD", "POST"],
+            allow_methods=["GET", "HEAD", "POST", "PATCH", "DELETE"],
             allow_headers=["*"],
-            expose_headers=[REQUEST_ID, "retry-after", *TIMING_HEADERS.values()],
+            expose_headers=[REQUEST_ID, "retry-after", OFFSET, *TIMING_HEADERS.values()],
         )
     add_operations(app, gateway)
     add_documents(app, gateway)
+    add_sessions(app, gateway, Sessions(gateway, clock))
     return app
 
 

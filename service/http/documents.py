@@ -11,6 +11,7 @@ from typing import Annotated, Any
 
 from fastapi import FastAPI, Header, Query
 from pydantic import WithJsonSchema
+from starlette.datastructures import Headers
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
@@ -75,6 +76,12 @@ def add_documents(app: FastAPI, gateway: Gateway) -> None:
         return DocumentResponse(gateway, request, options, deadline_ms=x_deadline_ms)
 
 
+def announced(headers: Headers) -> int:
+    """The bytes of a body that its request tells; 0 if it does not."""
+    # No more digits than any length has: int() refuses thousands of them.
+    return int(headers.get("content-length", "0")[:MOST_DIGITS])
+
+
 class DocumentResponse(Response):
     """Answers a document while its body is still arriving.
 
@@ -95,8 +102,7 @@ class DocumentResponse(Response):
         self._options = options
         self._document_type = document_type(request.headers)
         self._event_type = event_type(request.headers)
-        # No more digits than any length has: int() refuses thousands of them.
-        self._announced_bytes = int(request.headers.get("content-length", "0")[:MOST_DIGITS])
+        self._announced_bytes = announced(request.headers)
         if len(request.query_params) < len(request.query_params.multi_items()):
             raise Validation("an option is given twice in the query")
 

@@ -13,6 +13,7 @@ from gma.model.config import LONGEST_INPUT
 from gma.service.errors import UnsupportedContent
 
 TEXT, JSON = "text/plain", "application/json"
+BINARY = "application/octet-stream"
 NDJSON, SSE = "application/x-ndjson", "text/event-stream"
 
 _CHARSET = re.compile(r""";\s*charset\s*=\s*["']?([^"';\s]+)""", re.IGNORECASE)

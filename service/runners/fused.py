@@ -18,10 +18,11 @@ from gma.model.fused.buffers import Inputs, Outputs
 from gma.model.fused.obstacles import FusedPrecision
 from gma.model.fused.step import FusedStep
 from gma.model.grid import Grid
+from gma.service.engine.snapshot import Parts, Snapshot
 from gma.service.engine.step import Batch, Launched, Outcome
 from gma.service.observe.memory import Memory
 from gma.service.runners.grids import grids_up_to, warm_up
-from gma.service.runners.pool import StatePool
+from gma.service.runners.pool import StatePool, arrays_of, state_of
 from gma.service.runners.torch import TorchRunner, device_memory
 
 logger = logging.getLogger(__name__)
@@ -62,6 +63,7 @@ class FusedRunner:
         self.vocab_size = classifier.config.vocab_size
         self.slots = slots
         self.pool = StatePool(classifier.config, slots, device=self.device)
+        self.parts: Parts | None = self.pool.parts
         self._step = FusedStep(classifier, rows=rows, chunk=chunk, precision=precision)
         self._on_gpu = self._step.device.type == "cuda"
         self._stream = torch.cuda.Stream(self.device) if self._on_gpu else None  # type: ignore[no-untyped-call]
@@ -145,6 +147,16 @@ class FusedRunner:
     def step(self, batch: Batch) -> Outcome:
         """A step from its launch to its end."""
         return self.launch(batch).outcome()
+
+    @torch.inference_mode()
+    def snapshot(self, slot: int) -> Snapshot:
+        with self._current():  # the stream of the steps: behind those that were launched
+            return arrays_of(self.pool.snapshot(slot))
+
+    @torch.inference_mode()
+    def restore(self, slot: int, snapshot: Snapshot) -> None:
+        with self._current():
+            self.pool.restore(slot, state_of(snapshot))
 
     def _current(self) -> ExitStack:
         """The device and the stream, for the thread that this is called from."""
