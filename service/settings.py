@@ -36,8 +36,16 @@ def _listed(given: object) -> object:
     return [each.strip() for each in given.split(",") if each.strip()]
 
 
+def _no_url(given: Path) -> Path:
+    """Raises ValueError for what was meant to be another kind of place."""
+    if ":/" in str(given):
+        raise ValueError("of URLs only redis:// and rediss:// are known; a directory has none")
+    return given
+
+
 Origin = Annotated[str, Field(pattern=r"^(\*|[a-z][a-z0-9+.-]*://[^/\s,]+)$")]
 Origins = Annotated[tuple[Origin, ...], BeforeValidator(_listed)]
+Folder = Annotated[Path, AfterValidator(_no_url)]
 Redis = Annotated[str, Field(pattern=r"^rediss?://")]
 Count = Annotated[int, Field(gt=0)]
 Seconds = Annotated[float, Field(gt=0, allow_inf_nan=False)]
@@ -176,7 +184,7 @@ class Settings(BaseSettings):
     """Bytes of documents that one API key may send in a day, likewise. A document that has begun is
     read to its end, and the next has to wait. Takes units."""
 
-    sessions: Redis | Path | None = None
+    sessions: Redis | Folder | None = None
     """Where documents that stay open are kept: a directory, which several machines have to share,
     or redis://HOST:PORT/DATABASE. Without it there are no sessions: they are what is left of
     clients' texts on a disk, and nobody should have that unasked."""

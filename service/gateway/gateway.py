@@ -77,6 +77,7 @@ class Gateway:
         """What runs here. Raises NotReady without a worker."""
         settings = self.settings
         worker = await self.workers.info()
+        worker["sessions"] = worker["sessions"] and self.store is not None
         least = self.config.least_scores
         return Info(
             model=self.config.name,
@@ -94,7 +95,7 @@ class Gateway:
                 idle_timeout_s=settings.idle_timeout_s,
                 min_upload_rate=settings.min_upload_rate,
             ),
-            **{**worker, "sessions": worker["sessions"] and self.store is not None},
+            **worker,
         )
 
     async def in_thread(self, function: Callable[[], T], *, large: bool = False) -> T:

@@ -213,8 +213,11 @@ class Sessions:
         shares: list[Share],
     ) -> SessionAnswer:
         state = _state(place, stored, session)
+        answer = SessionAnswer(
+            id=state["id"], offset=state["offset"], expires_at=state["expires_at"]
+        )
         if not len(session.logits):
-            return SessionAnswer(**state)
+            return answer
         usage = usage_of(session.read_bytes, session.tokens, session.chunks, None)
         found = answered(
             self._gateway.config,
@@ -224,7 +227,8 @@ class Sessions:
             top_k=options.top_k,
             evidence=bool(shares),
         )
-        return SessionAnswer(**state, **found)
+        answer.update(found)  # type: ignore[typeddict-item]  # nothing was truncated
+        return answer
 
     def _measure(self, reading: Reading, session: Session, size: int) -> None:
         metrics.SESSIONS.labels("appended").inc()

@@ -98,13 +98,12 @@ class Directory:
         """Write a file whole, or not at all, and to the disk."""
         unfinished = self._folder / f"{UNFINISHED}{secrets.token_hex(8)}"
         try:
-            with os.fdopen(
-                os.open(unfinished, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb"
-            ) as f:
-                f.write(stored.data)
-                f.flush()
-                os.utime(f.fileno(), (stored.expires_at, stored.expires_at))
-                os.fsync(f.fileno())
+            created = os.open(unfinished, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+            with os.fdopen(created, "wb") as written:
+                written.write(stored.data)
+                written.flush()
+                os.utime(created, (stored.expires_at, stored.expires_at))
+                os.fsync(created)
             unfinished.replace(file)
         except OSError:
             with suppress(OSError):
