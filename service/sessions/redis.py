@@ -83,7 +83,7 @@ def _told() -> Iterator[None]:
     try:
         yield
     except redis.RedisError as error:
-        if "OOM" in str(error):
+        if isinstance(error, redis.exceptions.OutOfMemoryError) or "OOM" in str(error):
             raise StoreFull from error
         raise StoreFailed(
             "the store of sessions, Redis, can't be used, and the session is as it was: "

@@ -87,6 +87,12 @@ class HeldRunner(TorchRunner):
                 raise RuntimeError("the device is on fire")
         return super().launch(batch)
 
+    def hold(self) -> None:
+        """Let no step go on, and wait for none that has begun."""
+        self.go.clear()
+        while self.stepping.acquire(blocking=False):
+            pass
+
     async def step_begun(self) -> None:
         """Wait until a step that nobody waited for yet has begun."""
         assert await asyncio.to_thread(self.stepping.acquire, timeout=PATIENCE_S)
