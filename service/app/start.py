@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from gma.service.http.keys import Keys
 from gma.service.model_folder import ModelFolder
 from gma.service.observe import traces
-from gma.service.sessions.store import store_of
+from gma.service.sessions.choice import store_of
 from gma.service.settings import Settings
 
 if TYPE_CHECKING:

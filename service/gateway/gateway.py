@@ -27,7 +27,7 @@ from gma.service.gateway.spending import Spending
 from gma.service.link.client import WorkerClient
 from gma.service.observe import metrics
 from gma.service.observe.memory import Memory, resident_memory
-from gma.service.sessions.store import store_of
+from gma.service.sessions.choice import store_of
 from gma.service.settings import Settings
 
 logger = logging.getLogger(__name__)

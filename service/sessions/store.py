@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from pathlib import Path
 from typing import NamedTuple, Protocol
-
-from gma.service.settings import Settings
 
 
 class Stored(NamedTuple):
@@ -52,21 +49,3 @@ class Store(Protocol):
 
     def sweep(self, now: float) -> None:
         """Remove what expired too long ago, where the store does not do so by itself."""
-
-
-def store_of(settings: Settings) -> Store | None:
-    """The store that the settings name, if they do. Raises ValueError if it can't be used."""
-    where = settings.sessions
-    if where is None:
-        return None
-    if isinstance(where, Path):
-        from gma.service.sessions.directory import Directory
-
-        return Directory(where, settings.session_ttl_s)
-    try:
-        from gma.service.sessions.redis import Redis
-    except ModuleNotFoundError as error:
-        raise ValueError(
-            f"GMA_SESSIONS needs {error.name}, which is not installed: gma-service[redis] has it"
-        ) from error
-    return Redis(where, settings.session_ttl_s)

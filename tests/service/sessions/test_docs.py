@@ -32,10 +32,12 @@ async def test_commands(checkpoint: Path, tmp_path: Path) -> None:
         port = free_port()
         listener = await Listener.open(service.app, "127.0.0.1", port)
         typed = "\n".join(commands()).replace("127.0.0.1:8000", f"127.0.0.1:{port}")
+        typed = typed.replace("curl -s ", "curl -sS --fail-with-body ")
+        typed = re.sub(r"^curl", "echo; curl", typed, flags=re.MULTILINE)
         try:
             done = await asyncio.to_thread(
                 subprocess.run,
-                ["bash", "-euc", typed.replace("curl -s", "echo; curl -sS --fail-with-body")],
+                ["bash", "-euc", typed],
                 cwd=tmp_path,
                 capture_output=True,
                 text=True,

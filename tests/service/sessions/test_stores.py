@@ -15,8 +15,9 @@ from pathlib import Path
 import pytest
 
 from gma.service.errors import StoreFailed, StoreFull
+from gma.service.sessions.choice import store_of
 from gma.service.sessions.directory import Directory
-from gma.service.sessions.store import Store, Stored, store_of
+from gma.service.sessions.store import Store, Stored
 from gma.service.settings import Settings
 
 NAME, OTHER = "ab" * 32, "cd" * 32
