@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import math
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
 from importlib.metadata import version
 
@@ -15,6 +15,7 @@ from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import Request
 from starlette.responses import RedirectResponse, Response
+from starlette.routing import Match, Route
 
 from gma.model.config import Place, dotted, problems
 from gma.service.errors import MethodNotAllowed, NotFound, NotReady, ShuttingDown, Validation
@@ -130,12 +131,19 @@ async def _no_route(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
     what = asked(request.scope)
     if error.status_code == 405:
-        methods = (error.headers or {})["Allow"]
-        allow = f"{'GET, HEAD' if 'GET' in methods else methods}, OPTIONS"
+        allow = ", ".join([*_methods(request), "OPTIONS"])
         if request.method == "OPTIONS":
             return Response(status_code=204, headers={"allow": allow})
         raise MethodNotAllowed(what, allow)
     raise NotFound(f"there is no {what}: /docs lists what there is")
+
+
+def _methods(request: Request) -> Iterator[str]:
+    """Of all routes of a request's path: each has some."""
+    for route in request.app.routes:
+        if isinstance(route, Route) and route.matches(request.scope)[0] != Match.NONE:
+            for method in sorted((route.methods or set()) - {"HEAD"}):
+                yield from ("GET", "HEAD") if method == "GET" else (method,)
 
 
 async def _not_valid(request: Request, error: Exception) -> Response:

@@ -10,7 +10,7 @@ import pytest
 from gma.service.engine.engine import Engine
 from gma.service.engine.opening import Opening, Past, Tokens
 from gma.service.engine.progress import Progress
-from gma.service.engine.snapshot import Part, decoded, encoded
+from gma.service.engine.snapshot import Part, Snapshot, decoded, encoded
 from gma.service.engine.step import Runner
 from gma.service.errors import NoSessions, ServiceError, SessionGone
 from tests.service.engine.counting import (
@@ -60,7 +60,7 @@ async def in_turns(runner: Runner, cuts: list[int], tokens: Tokens, rest: int) -
                 past = Past(MODEL, progress.kept.snapshot)
             assert certain - kept < CHUNK
         assert progress
-        return progress.logits.tolist()
+        return list(progress.logits)
     finally:
         await engine.stop()
 
@@ -118,7 +118,7 @@ def test_a_runner_that_does_not_give_states_refuses_a_past() -> None:
 
 
 def test_a_snapshot_survives_its_encoding() -> None:
-    snapshot = {"a": np.arange(6, dtype=np.float32).reshape(1, 2, 3), "b": np.ones(1)}
+    snapshot: Snapshot = {"a": np.arange(6, dtype=np.float32).reshape(1, 2, 3), "b": np.ones(1)}
     parts = {name: Part(x.shape[1:], x.dtype) for name, x in snapshot.items()}
     found = decoded(encoded(snapshot), parts)
     assert found.keys() == snapshot.keys()

@@ -432,3 +432,16 @@ class TestNone:
 
     async def test_where_they_are(self, service: Service) -> None:
         assert (await service.http.get("/info")).json()["sessions"] is True
+
+
+async def test_every_method_of_a_path_is_told(service: Service) -> None:
+    response = await service.http.options(f"{SESSIONS}/x")
+    assert response.status_code == 204
+    assert {*response.headers["allow"].split(", ")} == {
+        "GET",
+        "HEAD",
+        "PATCH",
+        "DELETE",
+        "OPTIONS",
+    }
+    await refused(await service.http.post(f"{SESSIONS}/x"), 405, "MethodNotAllowed")
