@@ -197,7 +197,10 @@ class Engine:
         """The state that a document goes on from, checked: one that is wrong would fail all of a
         step."""
         if self._runner.parts is None:
-            raise NoSessions("states can't be taken out of what runs the model here")
+            raise NoSessions(
+                "what runs the model here gives no states, as nothing does on a GPU: serve it on a "
+                "CPU, or send whole documents"
+            )
         if past.model != self._model:
             raise SessionGone("the session was read by another model than runs now")
         if not past.snapshot:

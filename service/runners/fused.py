@@ -22,7 +22,7 @@ from gma.service.engine.snapshot import Parts, Snapshot
 from gma.service.engine.step import Batch, Launched, Outcome
 from gma.service.observe.memory import Memory
 from gma.service.runners.grids import grids_up_to, warm_up
-from gma.service.runners.pool import StatePool, arrays_of, state_of
+from gma.service.runners.pool import StatePool
 from gma.service.runners.torch import TorchRunner, device_memory
 
 logger = logging.getLogger(__name__)
@@ -39,6 +39,7 @@ class FusedRunner:
     backend = "torch"
     depth = 2
     counts = True
+    parts: Parts | None = None
     passes, pages = 1, 0
     versions: Mapping[str, str] = TorchRunner.versions
 
@@ -63,7 +64,6 @@ class FusedRunner:
         self.vocab_size = classifier.config.vocab_size
         self.slots = slots
         self.pool = StatePool(classifier.config, slots, device=self.device)
-        self.parts: Parts | None = self.pool.parts
         self._step = FusedStep(classifier, rows=rows, chunk=chunk, precision=precision)
         self._on_gpu = self._step.device.type == "cuda"
         self._stream = torch.cuda.Stream(self.device) if self._on_gpu else None  # type: ignore[no-untyped-call]
@@ -148,15 +148,11 @@ class FusedRunner:
         """A step from its launch to its end."""
         return self.launch(batch).outcome()
 
-    @torch.inference_mode()
     def snapshot(self, slot: int) -> Snapshot:
-        with self._current():  # the stream of the steps: behind those that were launched
-            return arrays_of(self.pool.snapshot(slot))
+        raise NotImplementedError
 
-    @torch.inference_mode()
     def restore(self, slot: int, snapshot: Snapshot) -> None:
-        with self._current():
-            self.pool.restore(slot, state_of(snapshot))
+        raise NotImplementedError
 
     def _current(self) -> ExitStack:
         """The device and the stream, for the thread that this is called from."""

@@ -57,7 +57,8 @@ class TorchRunner:
         self.vocab_size = config.vocab_size
         self.slots = slots
         self.pool = StatePool(config, slots, device=weights.device, dtype=classifier.dtype)
-        self.parts: Parts | None = self.pool.parts
+        # On a GPU it was not tried yet.
+        self.parts: Parts | None = self.pool.parts if self.device == "cpu" else None
         self._logits = classifier.logits
         self._eager = self._forward = cast("Callable[..., Step]", classifier.eval())
         self._warm_ups = 1
