@@ -115,7 +115,7 @@ class Service:
     """A gateway and a worker in this process."""
 
     def __init__(
-        self, checkpoint: Path, clock: Callable[[], float] = time.time, **settings: Any
+        self, checkpoint: Path, clock: Callable[[], float] = time.time, /, **settings: Any
     ) -> None:
         """`clock`: by which sessions expire."""
         self.settings = Settings.load(

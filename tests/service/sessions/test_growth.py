@@ -157,7 +157,7 @@ def growing(checkpoint: Path, tmp_path: Path) -> Iterator[None]:
 
 @pytest.mark.usefixtures("growing")
 def test_sessions_grow_by_themselves() -> None:
-    run_state_machine_as_test(  # type: ignore[no-untyped-call]
+    run_state_machine_as_test(
         Growth,
         settings=settings(
             max_examples=12,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import os
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,6 @@ import numpy as np
 import pytest
 
 from gma.service.http.keys import hash_of, new_key
-from gma.service.sessions import directory
 from gma.service.settings import Settings
 from tests.service.asgi import TEXT, Exchange, Service, save_checkpoint, serving
 from tests.service.sessions.client import (
@@ -234,7 +234,7 @@ class TestWhatIsWrong:
         full = number in (errno.ENOSPC, errno.EDQUOT)
         status, kind = (507, "StoreFull") if full else (503, "StoreFailed")
         with monkeypatch.context() as patch:
-            patch.setattr(directory.os, "fsync", fails)
+            patch.setattr(os, "fsync", fails)
             await refused(await append(service, session, len(DATA), b" a"), status, kind)
             await refused(await service.http.post(SESSIONS), status, kind)
             fork = await service.http.post(f"{SESSIONS}/{session}/fork")
