@@ -35,7 +35,8 @@ class Directory:
         self._locks = folder / "locks"
         self._kept_s = kept_s
         try:
-            self._locks.mkdir(mode=0o700, parents=True, exist_ok=True)
+            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+            self._locks.mkdir(mode=0o700, exist_ok=True)
         except OSError as error:
             raise ValueError(
                 f"sessions can't be kept in {folder}: {error.strerror}. GMA_SESSIONS chooses "
