@@ -13,24 +13,31 @@ processes (a worker raises, a gateway answers), so every argument of a construct
     │   └── NotJson
     ├── Unauthorized          401   no key, or a wrong one
     ├── NotFound              404
+    ├── UnknownSession        404
     ├── MethodNotAllowed      405
     ├── Stalled               408   the client stopped sending
+    ├── WrongOffset           409   also of two writers at once, to one of them
+    ├── SessionGone           410   expired, or of another model
     ├── TooLarge              413
     ├── TooLong               413   in tokens
     ├── TargetTooLong         414
     ├── UnsupportedContent    415
     ├── Validation            422   well-formed, but not what the contract allows
+    ├── BadSnapshot           422   of a session: damaged, forged, or of another model
     ├── Overloaded            429   nothing of the request was processed
     ├── AllowanceSpent        429   the key has sent as much as it may for now
     ├── HeadTooLarge          431
     ├── StepFailed            500   the forward pass that read the document failed
     ├── UnknownTransferCoding 501
+    ├── NoSessions            501   none are kept here, or not of such a model
     ├── Unavailable           503
     │   ├── NotReady                starting
     │   ├── ShuttingDown            draining
+    │   ├── StoreFailed             where sessions are kept
     │   ├── VersionMismatch         gateway and worker are of different releases
     │   └── UnknownDocument         the worker that held the document's state is gone, or dropped it
-    └── TooLate               504   the client's own deadline passed, or can't be met
+    ├── TooLate               504   the client's own deadline passed, or can't be met
+    └── StoreFull             507   where sessions are kept
 """
 
 import math
@@ -123,6 +130,17 @@ class NotFound(ServiceError):
     status = 404
 
 
+class UnknownSession(ServiceError):
+    """There is no such session, or it is another key's."""
+
+    status = 404
+
+    def __init__(
+        self, message: str = "there is no such session, or another API key made it: make a new one"
+    ):
+        super().__init__(message)
+
+
 class MethodNotAllowed(ServiceError):
     """The route exists, for another method."""
 
@@ -146,6 +164,33 @@ class Stalled(ServiceError):
     """No more of the document came for as long as the service waits."""
 
     status = 408
+
+
+class WrongOffset(ServiceError):
+    """What is appended does not begin where the session ends: perhaps another writer was faster."""
+
+    status = 409
+
+    def __init__(self, offset: int):
+        """`offset`: where it has to begin."""
+        super().__init__(offset)
+        self.offset = offset
+
+    def __str__(self) -> str:
+        return (
+            f"the session has {self.offset} bytes: send what follows them, with Upload-Offset: "
+            f"{self.offset}"
+        )
+
+    @property
+    def headers(self) -> dict[str, str]:
+        return {"upload-offset": str(self.offset)}
+
+
+class SessionGone(ServiceError):
+    """The session has expired, or what it was read by is no longer served."""
+
+    status = 410
 
 
 class TooLarge(ServiceError):
@@ -206,6 +251,12 @@ class Validation(ServiceError):
     status = 422
 
 
+class BadSnapshot(ServiceError):
+    """What was sent is not a session's snapshot of this service and its model."""
+
+    status = 422
+
+
 class Overloaded(ServiceError):
     """Admission is full. Nothing of the request was processed."""
 
@@ -258,6 +309,12 @@ class UnknownTransferCoding(ServiceError):
         super().__init__(message)
 
 
+class NoSessions(ServiceError):
+    """Sessions are not kept here, or can't be with this model or what runs it."""
+
+    status = 501
+
+
 class Unavailable(ServiceError):
     """The service cannot answer now, and may soon."""
 
@@ -281,6 +338,10 @@ class UnknownDocument(Unavailable):
     """The worker does not hold the document: it never did, has finished it, or was replaced."""
 
 
+class StoreFailed(Unavailable):
+    """The store of sessions can't be read or written. Nothing of the session has changed."""
+
+
 class VersionMismatch(Unavailable):
     """A gateway and a worker of different releases, which do not understand each other."""
 
@@ -291,3 +352,15 @@ class TooLate(ServiceError):
     """The client's own deadline has passed, or is too soon for the document."""
 
     status = 504
+
+
+class StoreFull(ServiceError):
+    """The store of sessions has no room. Nothing of the session has changed."""
+
+    status = 507
+
+    def __init__(
+        self,
+        message: str = "the store of sessions is full, and the session is as it was: delete some",
+    ):
+        super().__init__(message)

@@ -46,8 +46,18 @@ def _size(given: object) -> object:
 
 SIZE = re.compile(r"\d+(\.\d+)?\s*([kmgtp]i?)?b?", re.IGNORECASE)
 
+
+def _no_url(given: Path) -> Path:
+    """Raises ValueError for what was meant to be another kind of place."""
+    if ":/" in str(given):
+        raise ValueError("of URLs only redis:// and rediss:// are known; a directory has none")
+    return given
+
+
 Origin = Annotated[str, Field(pattern=r"^(\*|[a-z][a-z0-9+.-]*://[^/\s,]+)$")]
 Origins = Annotated[tuple[Origin, ...], BeforeValidator(_listed)]
+Folder = Annotated[Path, AfterValidator(_no_url)]
+Redis = Annotated[str, Field(pattern=r"^rediss?://")]
 Count = Annotated[int, Field(gt=0)]
 Seconds = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Bytes = Annotated[ByteSize, BeforeValidator(_size), Field(gt=0)]
@@ -184,6 +194,14 @@ class Settings(BaseSettings):
     key_bytes_per_day: Quantity = ByteSize(0)
     """Bytes of documents that one API key may send in a day, likewise. A document that has begun is
     read to its end, and the next has to wait. Takes units."""
+
+    sessions: Redis | Folder | None = None
+    """Where documents that stay open are kept: a directory, which several machines have to share,
+    or redis://HOST:PORT/DATABASE. Without it there are no sessions: they are what is left of
+    clients' texts on a disk, and nobody should have that unasked."""
+
+    session_ttl_s: Seconds = 86400
+    """How long a session is kept after its last append."""
 
     idle_timeout_s: Seconds = 60
     """A document whose client sends less than the least rate for so long, or nothing, is dropped

@@ -45,6 +45,7 @@ class Worker:
             inbox_tokens=settings.inbox_tokens,
             idle_timeout_s=2 * settings.idle_timeout_s,  # the gateway's comes first, and says more
             interval_s=settings.progress_interval_s,
+            model=fingerprint,
             observer=self._meter,
         )
         self._watching: asyncio.Task[None] | None = None
@@ -142,6 +143,7 @@ class Worker:
             chunk_tokens=grid.chunk,
             slots=self._runner.slots,
             components=self._runner.counts,
+            sessions=self._runner.parts is not None,
             max_document_tokens=self.engine.most_tokens,
             versions={
                 "service": version("gma-service"),

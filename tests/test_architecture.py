@@ -57,6 +57,7 @@ ORDER: dict[str, tuple[set[str], ...]] = {
         {"http", "python", "worker"},
         {"meter"},
         {"gateway", "runners"},
+        {"sessions"},
         {"link"},
         {"engine"},
         {"observe"},

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from gma.service.http.keys import Keys
 from gma.service.model_folder import ModelFolder
 from gma.service.observe import traces
+from gma.service.sessions.choice import store_of
 from gma.service.settings import Settings
 
 if TYPE_CHECKING:
@@ -27,6 +28,7 @@ def check(settings: Settings) -> None:
         if settings.api_keys_file:
             Keys.load(settings.api_keys_file)
         traces.check()
+        store_of(settings)
     except ValueError as error:
         raise StartError(str(error)) from error
 

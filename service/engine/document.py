@@ -14,8 +14,9 @@ from numpy.typing import NDArray
 from gma.service.engine.observer import Ending
 from gma.service.engine.opening import Opening, Tokens
 from gma.service.engine.places import NO_SLOT
-from gma.service.engine.progress import Progress, RowShares
+from gma.service.engine.progress import Kept, Progress, RowShares
 from gma.service.engine.scheduler import chunks_ready
+from gma.service.engine.snapshot import Snapshot, encoded
 from gma.service.errors import Empty, ServiceError, TooLong, UnknownDocument
 
 
@@ -70,13 +71,25 @@ class Document:
     closed: done, failed or aborted. All of it belongs to the event loop's thread.
     """
 
-    def __init__(self, opening: Opening, owner: Owner, terms: Terms, now: float) -> None:
-        """Raises Empty or TooLong, and ValueError for what are no tokens."""
+    def __init__(
+        self,
+        opening: Opening,
+        owner: Owner,
+        terms: Terms,
+        now: float,
+        before: Snapshot | None = None,
+    ) -> None:
+        """`before`: the state of the opening's past, if it has one. Raises Empty or TooLong, and
+        ValueError for what are no tokens."""
         self.name = opening.name
         self.slot = NO_SLOT
         self.pages: list[int] = []
         self.pass_number = 0
-        self.fresh = True  # no step of its pass was launched: its slot shows another's past
+        self.fresh = before is None
+        """No step of its pass was launched: its slot shows another's past."""
+        self.before = before
+        """What is to be put into its slot before its first step, while there is none of it."""
+        self.steady = opening.past is not None
         self.served = 0
         self.stepping = 0  # rows of it in the steps in flight
         self.closed = False
@@ -85,6 +98,8 @@ class Document:
         self.fed = 0
         self.queued = 0  # of what was fed, in no step of its pass
         self.complete = False
+        self._certain = 0  # of what was fed, what did not come with the last feed
+        self._kept: tuple[int, int, Snapshot] | None = None  # tokens, chunks
 
         self._owner = owner
         self._terms = terms
@@ -184,7 +199,14 @@ class Document:
             self._compute_s,
             self.done,
             self._usage if self.done else None,
+            self._last_kept() if self.done else None,
         )
+
+    def _last_kept(self) -> Kept | None:
+        if self._kept is None:
+            return None
+        tokens, chunks, snapshot = self._kept
+        return Kept(tokens, chunks, encoded(snapshot))
 
     def _append(self, tokens: Tokens, last: bool) -> None:
         if tokens.ndim != 1 or not np.issubdtype(tokens.dtype, np.integer):
@@ -200,6 +222,7 @@ class Document:
             self._inbox.append(tokens.astype(np.int32))
         self.fed += len(tokens)
         self.queued += len(tokens)
+        self._certain += 0 if last else len(tokens)
         self.complete = self.complete or last
 
     # Its engine's side.
@@ -271,6 +294,16 @@ class Document:
         all passes that are left if those are all tokens that it has."""
         return self._last_pass if tokens == self.fed else self.pass_number
 
+    def keeps(self, tokens: int) -> bool:
+        """Whether what it is read to is kept after a step with its next `tokens`: of one that has a
+        past, in full chunks of what is certain."""
+        read = self.fed - self.queued + tokens
+        return self.steady and tokens == self._terms.chunk and read <= self._certain
+
+    def keep(self, snapshot: Snapshot) -> None:
+        """Note the state after the step that it heard of last."""
+        self._kept = self.read, self._chunks, snapshot
+
     def take(self, rows: Tokens, tokens: int, step: int) -> None:
         """Move its next `tokens` into `rows`, (r, C), of the step with this number."""
         row, taken = rows.reshape(-1), 0
@@ -288,6 +321,7 @@ class Document:
         self.queued -= tokens
         self.stepping += len(rows)
         self.served = step
+        self.before = None
         self.fresh = again and not self.queued
         if self.fresh:
             self.pass_number += 1

@@ -16,7 +16,7 @@ import asyncio
 import logging
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from typing import NamedTuple, TypeAlias
@@ -26,18 +26,21 @@ from numpy.typing import NDArray
 
 from gma.service.engine.document import Document, Heard, Terms
 from gma.service.engine.observer import Ending, Observer, Queue
-from gma.service.engine.opening import Opening
+from gma.service.engine.opening import Opening, Past
 from gma.service.engine.pace import Pace
 from gma.service.engine.patience import Patience
 from gma.service.engine.places import Places
 from gma.service.engine.progress import RowShares
 from gma.service.engine.scheduler import schedule
-from gma.service.engine.step import Batch, Outcome, Runner, fitting
+from gma.service.engine.snapshot import Snapshot, decoded
+from gma.service.engine.step import Batch, Launched, Outcome, Runner, fitting
 from gma.service.errors import (
     Empty,
+    NoSessions,
     NotReady,
     Overloaded,
     ServiceError,
+    SessionGone,
     ShuttingDown,
     Stalled,
     StepFailed,
@@ -57,7 +60,8 @@ class StepInFlight(NamedTuple):
     plan: Plan
     batch: Batch
     launched_at: float
-    outcome: asyncio.Future[Outcome]
+    outcome: asyncio.Future[tuple[Outcome, Mapping[int, Snapshot]]]
+    """With the states that are kept, by the index of their document."""
 
     @property
     def rows(self) -> int:
@@ -77,6 +81,7 @@ class Engine:
         idle_timeout_s: float,
         interval_s: float = 0.0,
         max_unread_rows: int = 1024,
+        model: str = "",
         observer: Observer | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
@@ -88,6 +93,7 @@ class Engine:
         idle_timeout_s: how long the engine waits for a client that neither feeds nor listens.
         interval_s: least time between two Progress of one document.
         max_unread_rows: evidence that may lie unread before its document is held.
+        model: fingerprint of the runner's model, which states of its documents belong to.
         """
         self._grid = runner.grids[-1]
         if inbox_tokens < self._grid.chunk:
@@ -97,6 +103,7 @@ class Engine:
         if max_unread_rows < 1:
             raise ValueError("max_unread_rows must be at least 1, or nothing could be read")
         self._runner = runner
+        self._model = model
         self._max_waiting = max_waiting
         self._places = Places(runner.slots, runner.pages)
         chunk, passes = self._grid.chunk, runner.passes
@@ -161,8 +168,8 @@ class Engine:
     def open(self, opening: Opening) -> Document:
         """Take a document; it is read until it is closed.
 
-        Raises ShuttingDown, NotReady, Validation, Empty, TooLong or Overloaded, and ValueError for
-        what are no tokens; nothing of it was read then.
+        Raises ShuttingDown, NotReady, Validation, Empty, TooLong, NoSessions, SessionGone or
+        Overloaded, and ValueError for what are no tokens; nothing of it was read then.
         """
         if self._stopping:
             raise ShuttingDown("the service is stopping: send the document elsewhere")
@@ -172,7 +179,8 @@ class Engine:
             raise Validation(
                 "components: the model as it runs here does not count them: leave the option out"
             )
-        document = Document(opening, self, self._terms, self._clock())
+        before = self._before(opening.past) if opening.past else None
+        document = Document(opening, self, self._terms, self._clock(), before)
         self._waiting[document] = None
         self._seat()
         if len(self._waiting) > self._max_waiting and not document.resident:
@@ -184,6 +192,23 @@ class Engine:
                 retry_after(self._pace.seconds_for(self.queue().tokens)),
             )
         return document
+
+    def _before(self, past: Past) -> Snapshot | None:
+        """The state that a document goes on from, checked: one that is wrong would fail all of a
+        step."""
+        if self._runner.parts is None:
+            raise NoSessions(
+                "what runs the model here gives no states, as nothing does on a GPU: serve it on a "
+                "CPU, or send whole documents"
+            )
+        if past.model != self._model:
+            raise SessionGone("the session was read by another model than runs now")
+        if not past.snapshot:
+            return None
+        try:
+            return decoded(past.snapshot, self._runner.parts)
+        except ValueError as error:
+            raise SessionGone(f"the session's state can't be read on: {error}") from None
 
     # The loop: schedule, launch, finish.
 
@@ -229,14 +254,29 @@ class Engine:
         return self._pace.next_launch(running.launched_at, running.rows)
 
     def _launch(self, plan: Plan) -> None:
+        kept = {i: document.slot for i, (document, n) in enumerate(plan) if document.keeps(n)}
+        restored = {each.slot: each.before for each, _ in plan if each.before is not None}
         batch = self._batch(plan)
         launched_at = self._clock()
-        launching = self._compute.submit(self._runner.launch, batch)
-        outcome = asyncio.get_running_loop().run_in_executor(
-            self._outcomes, lambda: launching.result().outcome()
-        )
+        launching = self._compute.submit(self._begin, batch, restored, kept)
+
+        def ended() -> tuple[Outcome, Mapping[int, Snapshot]]:
+            launched, snapshots = launching.result()
+            return launched.outcome(), snapshots
+
+        outcome = asyncio.get_running_loop().run_in_executor(self._outcomes, ended)
         outcome.add_done_callback(lambda _: self._wake.set())
         self._in_flight.append(StepInFlight(plan, batch, launched_at, outcome))
+
+    def _begin(
+        self, batch: Batch, restored: Mapping[int, Snapshot], kept: Mapping[int, int]
+    ) -> tuple[Launched, Mapping[int, Snapshot]]:
+        """Launch a step, with what is to be in some slots before, by slot; and take out what is to
+        be kept of it, of some documents' slots. In the thread that computes."""
+        for slot, snapshot in restored.items():
+            self._runner.restore(slot, snapshot)
+        launched = self._runner.launch(batch)
+        return launched, {index: self._runner.snapshot(slot) for index, slot in kept.items()}
 
     def _batch(self, plan: Plan) -> Batch:
         """Take the planned tokens out of the documents' inboxes."""
@@ -265,17 +305,24 @@ class Engine:
         now, began = self._clock(), self._pace.began(step.launched_at)
         self._pace.ended(now)
         try:
-            outcome = step.outcome.result()
+            outcome, snapshots = step.outcome.result()
         except Exception as error:
             self._fail(step, error, began, now)
             return
         tokens = step.batch.tokens_read / self._runner.passes
         self._pace.learn(step.rows, tokens, now - began)
-        self._hand_out(step, outcome, began, now)
+        self._hand_out(step, outcome, snapshots, began, now)
         used = np.count_nonzero(step.batch.lengths)
         self._observer.stepped(int(used), step.rows, tokens, now - began)
 
-    def _hand_out(self, step: StepInFlight, outcome: Outcome, began: float, now: float) -> None:
+    def _hand_out(
+        self,
+        step: StepInFlight,
+        outcome: Outcome,
+        snapshots: Mapping[int, Snapshot],
+        began: float,
+        now: float,
+    ) -> None:
         """Give each document of the step what it said."""
         self.failed_steps = 0
         lengths = step.batch.lengths.astype(np.int32)
@@ -290,7 +337,10 @@ class Engine:
             elif certain[index] and finite[own].all():
                 if document.components and outcome.usage is not None:
                     document.count(outcome.usage[own])
-                if document.hear(heard, outcome.logits[index], shares):
+                ended = document.hear(heard, outcome.logits[index], shares)
+                if index in snapshots:
+                    document.keep(snapshots[index])
+                if ended:
                     self._leave(document, "done")
             else:
                 document.end_step(heard)

@@ -11,6 +11,16 @@ Tokens: TypeAlias = NDArray[np.int32]
 """(n,) ids of the vocabulary."""
 
 
+class Past(NamedTuple):
+    """What a document that goes on was read to before, by a worker with the same model."""
+
+    model: str
+    """Fingerprint of the model."""
+
+    snapshot: bytes
+    """Its state as safetensors, see `gma.service.engine.snapshot`; empty if none was kept yet."""
+
+
 class Opening(NamedTuple):
     """A new document."""
 
@@ -32,3 +42,8 @@ class Opening(NamedTuple):
 
     components: bool = False
     """How much of the document each component takes is wanted, with the final answer."""
+
+    past: Past | None = None
+    """The document goes on after this, and may go on later: what it was read to is kept, without
+    the tokens that come with the last feed. It has one row in a step, so that what is read does not
+    depend on how it came."""

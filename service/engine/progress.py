@@ -30,6 +30,20 @@ class RowShares(NamedTuple):
         return cls(*map(np.concatenate, zip(*shares, strict=True)))
 
 
+class Kept(NamedTuple):
+    """What a document that has a past was read to, in full chunks of tokens that no later text can
+    change."""
+
+    tokens: int
+    """Of this opening."""
+
+    chunks: int
+    """In which they were read."""
+
+    snapshot: bytes
+    """As `Past.snapshot`."""
+
+
 class Progress(NamedTuple):
     """A document's answer so far."""
 
@@ -59,3 +73,6 @@ class Progress(NamedTuple):
     usage: NDArray[np.float64] | None = None
     """(L, H, K): how much of the document each component took, once it is done, if it was asked
     for."""
+
+    kept: Kept | None = None
+    """Once a document that has a past is done; None also if it had no full chunk."""

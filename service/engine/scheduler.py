@@ -28,6 +28,10 @@ class Backlog(Protocol):
     def at_once(self) -> bool:
         """One step with all that it has queued saves it later ones."""
 
+    @property
+    def steady(self) -> bool:
+        """It has at most one row in a step."""
+
 
 DocumentT = TypeVar("DocumentT", bound=Backlog)
 
@@ -49,7 +53,8 @@ def schedule(documents: Iterable[DocumentT], rows: int, chunk: int) -> list[tupl
     does; any other gets one. Each row left goes to the document that then has the most tokens
     without one. So N documents of which none is read at once each have their turn within
     ceil(N / rows) steps, and none starves: one that was passed over is among the first of the next
-    step. The caller cuts a document's tokens into rows in order, all full but perhaps the last.
+    step. A steady one never gets a second row. The caller cuts a document's tokens into rows in
+    order, all full but perhaps the last.
     """
     ready = [document for document in documents if chunks_ready(document, chunk)]
     chosen, granted, left = [], [], rows
@@ -61,7 +66,9 @@ def schedule(documents: Iterable[DocumentT], rows: int, chunk: int) -> list[tupl
             granted.append(own)
             left -= own
     more = [
-        (chunk - d.queued, i) for i, d in enumerate(chosen) if granted[i] < chunks_ready(d, chunk)
+        (chunk - d.queued, i)
+        for i, d in enumerate(chosen)
+        if granted[i] < chunks_ready(d, chunk) and not d.steady
     ]
     heapify(more)
     while left and more:

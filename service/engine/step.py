@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gma.model.grid import Grid
+from gma.service.engine.snapshot import Parts, Snapshot
 from gma.service.observe.memory import Memory
 
 
@@ -107,8 +108,8 @@ class Ended:
 class Runner(Protocol):
     """One backend with one model and the states of the documents that it reads.
 
-    `warm_up` and `launch` are only ever called from one thread, the same for both; outcomes are
-    waited for in another, in the order of the launches.
+    `warm_up`, `launch`, `snapshot` and `restore` are only ever called from one thread, the same for
+    all; outcomes are waited for in another, in the order of the launches.
     """
 
     @property
@@ -149,6 +150,10 @@ class Runner(Protocol):
         """How many documents' states it holds. One more slot, the scratch, is for unused rows."""
 
     @property
+    def parts(self) -> Parts | None:
+        """What a document's state consists of; None if it can't be taken out of its slot."""
+
+    @property
     def passes(self) -> int:
         """How often it reads a document over: once, as it comes, or several times, whole. All
         shares are zeros before the last pass; logits then only tell whether they are numbers."""
@@ -171,6 +176,12 @@ class Runner(Protocol):
         have not ended. One whose numbers overflow spoils its own rows only. The batch is left as
         it is until the step has ended.
         """
+
+    def snapshot(self, slot: int) -> Snapshot:
+        """A copy of the state in a slot, after all steps that were launched."""
+
+    def restore(self, slot: int, snapshot: Snapshot) -> None:
+        """Put a snapshot, of a runner with the same model, into a slot, for steps to come."""
 
     def memory(self) -> Memory:
         """Memory of this process and of its device; callable from any thread."""

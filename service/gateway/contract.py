@@ -25,6 +25,8 @@ def _digits(given: object) -> object:
 
 Amount = Annotated[int, Field(ge=1, lt=2**31), BeforeValidator(_digits)]
 
+Offset = Annotated[int, Field(ge=0, lt=2**63), BeforeValidator(_digits)]
+
 
 class Options(BaseModel):
     """How a document is to be answered."""
@@ -47,6 +49,22 @@ class Options(BaseModel):
     def long(self) -> bool:
         """Whether an answer with these may be long."""
         return self.evidence or self.components
+
+
+class SessionOptions(BaseModel):
+    """How a session is to be answered."""
+
+    model_config = ConfigDict(extra="forbid", use_attribute_docstrings=True)
+
+    top_k: Amount | None = None
+    """List the scores of the best so many labels; of all by default."""
+
+
+class AppendOptions(SessionOptions):
+    """How what is appended is to be answered."""
+
+    evidence: bool = False
+    """Also tell which part of what was read now speaks for what, beside all that was before."""
 
 
 class DocumentRequest(Options):
@@ -176,6 +194,35 @@ class Answer(Finding):
     """A classified document."""
 
     timing_ms: Timing
+
+
+class SessionState(TypedDict):
+    """A session."""
+
+    id: str
+    offset: Annotated[int, Field(description="bytes that have come: where to go on")]
+    expires_at: Annotated[str, Field(description="as RFC 3339 has it; an append moves it on")]
+
+
+class SessionAnswer(SessionState):
+    """A session, and the answer to all of its text; without the latter while there is no whole
+    character."""
+
+    model: NotRequired[str]
+    label: NotRequired[BestLabel]
+    labels: NotRequired[LabelsThere]
+    scores: NotRequired[Annotated[list[LabelScore], Field(description="best first")]]
+    usage: NotRequired[Usage]
+    evidence: NotRequired[
+        Annotated[
+            list[EvidenceSpan],
+            Field(
+                description="if asked for: a span of all that was read before, if there is one, "
+                "then spans that tile the rest"
+            ),
+        ]
+    ]
+    timing_ms: NotRequired[Annotated[Timing, Field(description="of this append")]]
 
 
 class ProgressEvent(TypedDict):

@@ -111,7 +111,7 @@ class Document:
                 if last:
                     await following
                 else:
-                    await guarded(following, by=_feed(opened, tokens))
+                    await guarded(following, by=feed(opened, tokens))
 
     def _stages(self) -> list[Stage]:
         """What it went through: it waits from when tokens are handed over to the first step with
@@ -215,10 +215,10 @@ class Document:
             usage_of(self._bytes_read, progress.tokens, progress.chunks, progress.usage),
             self._evidence.shares,
             timing=Timing(
-                queue=_milliseconds(progress.queue_s),
-                tokenize=_milliseconds(self._tokenize_s),
-                compute=_milliseconds(progress.compute_s),
-                total=_milliseconds(time.monotonic() - began),
+                queue=milliseconds(progress.queue_s),
+                tokenize=milliseconds(self._tokenize_s),
+                compute=milliseconds(progress.compute_s),
+                total=milliseconds(time.monotonic() - began),
             ),
             top_k=self._options.top_k,
             evidence=self._options.evidence,
@@ -236,7 +236,7 @@ class Document:
         self._gateway.predictions.count(self._progress.logits)
 
 
-async def _feed(opened: OpenDocument, tokens: AsyncGenerator[tuple[Tokens, bool]]) -> None:
+async def feed(opened: OpenDocument, tokens: AsyncGenerator[tuple[Tokens, bool]]) -> None:
     """Hand the rest of a document to the worker that reads it."""
     async for piece, last in tokens:
         try:
@@ -245,5 +245,5 @@ async def _feed(opened: OpenDocument, tokens: AsyncGenerator[tuple[Tokens, bool]
             return  # whoever follows the document hears why
 
 
-def _milliseconds(seconds: float) -> float:
+def milliseconds(seconds: float) -> float:
     return round(1000 * seconds, 1)

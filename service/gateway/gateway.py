@@ -6,8 +6,11 @@ It knows nothing of HTTP and nothing of Ray.
 from __future__ import annotations
 
 import asyncio
+import logging
+import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import TypeVar
 
 import numpy as np
@@ -16,6 +19,7 @@ from gma.model.config import ModelConfig
 from gma.model.tokenizer import Tokenizer
 from gma.service import heap
 from gma.service.cores import cores_for
+from gma.service.errors import ServiceError
 from gma.service.gateway.admission import Admission
 from gma.service.gateway.contract import Info, Limits
 from gma.service.gateway.predictions import Predictions
@@ -23,11 +27,17 @@ from gma.service.gateway.spending import Spending
 from gma.service.link.client import WorkerClient
 from gma.service.observe import metrics
 from gma.service.observe.memory import Memory, resident_memory
+from gma.service.sessions.choice import store_of
 from gma.service.settings import Settings
+
+logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
 LARGE_BYTES, GIVE_BACK_S = 2**24, 5.0
+
+SWEEP_S = 60.0
+"""How often a gateway removes sessions that expired long ago."""
 
 
 class Gateway:
@@ -43,7 +53,10 @@ class Gateway:
         threads: int | None = None,
         gateways: int = 1,
     ) -> None:
-        """`threads` tokenize what is large, by default one a core; `gateways` there are in all."""
+        """`threads` tokenize what is large, by default one a core; `gateways` there are in all.
+
+        Raises ValueError if the store of sessions can't be used.
+        """
         self.settings = settings
         self.config = config
         self.tokenizer = tokenizer
@@ -54,6 +67,7 @@ class Gateway:
         self.workers = workers
         self.admission = Admission(settings, Spending(gateways))
         self.predictions = Predictions(config)
+        self.store = store_of(settings)
         self._threads = ThreadPoolExecutor(cores_for(settings), thread_name_prefix="small")
         self._large = ThreadPoolExecutor(
             threads or cores_for(settings), thread_name_prefix="tokenize"
@@ -63,6 +77,7 @@ class Gateway:
         """What runs here. Raises NotReady without a worker."""
         settings = self.settings
         worker = await self.workers.info()
+        worker["sessions"] = worker["sessions"] and self.store is not None
         least = self.config.least_scores
         return Info(
             model=self.config.name,
@@ -94,6 +109,15 @@ class Gateway:
             lambda: metrics.report_memory("gateway", Memory(*resident_memory()))
         )
         await asyncio.gather(reporting, self._give_back())
+
+    async def sweep(self) -> None:
+        """Remove sessions that expired long ago, for as long as this runs."""
+        while self.store:
+            try:
+                await self.in_thread(partial(self.store.sweep, time.time()))
+            except ServiceError as error:
+                logger.warning("%s", error)
+            await asyncio.sleep(SWEEP_S)
 
     async def _give_back(self) -> None:
         heap.settle()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import math
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager
 from importlib.metadata import version
 
@@ -15,12 +15,14 @@ from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import Request
 from starlette.responses import RedirectResponse, Response
+from starlette.routing import Match, Route
 
 from gma.model.config import Place, dotted, problems
 from gma.service.errors import MethodNotAllowed, NotFound, NotReady, ShuttingDown, Validation
 from gma.service.gateway.allowance import Allowance
 from gma.service.gateway.contract import Health, Info
 from gma.service.gateway.gateway import Gateway
+from gma.service.gateway.sessions import Sessions
 from gma.service.http import protocols
 from gma.service.http.auth import Authorized
 from gma.service.http.documents import TIMING_HEADERS, add_documents
@@ -28,6 +30,7 @@ from gma.service.http.keys_file import KeysFile
 from gma.service.http.media import shown
 from gma.service.http.middleware import REQUEST_ID, Requests, asked
 from gma.service.http.openapi import UNREADY_RESPONSES, Described
+from gma.service.http.sessions import OFFSET, add_sessions
 from gma.service.observe import metrics, traces
 
 HEALTH_TIMEOUT_S = 1.0
@@ -38,19 +41,24 @@ MOST_PROBLEMS = 3
 """How many an answer tells of a query that is not valid: it repeats some of what was sent."""
 
 
-def create_app(gateway: Gateway, *, stamp_ids: bool = True) -> FastAPI:
+def create_app(
+    gateway: Gateway, *, stamp_ids: bool = True, clock: Callable[[], float] = time.time
+) -> FastAPI:
     """The application that serves `gateway`.
 
     `stamp_ids`: put the request's id into answers; not under Ray Serve, whose proxy does it.
+    `clock`: seconds since 1970, by which sessions expire.
     Raises ValueError if the keys file of the gateway's settings can't be used.
     """
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         watching = asyncio.create_task(gateway.watch_memory())
+        sweeping = asyncio.create_task(gateway.sweep())
         traces.start()
         yield
         watching.cancel()
+        sweeping.cancel()
         await gateway.in_thread(traces.stop)
 
     settings = gateway.settings
@@ -75,14 +83,15 @@ def create_app(gateway: Gateway, *, stamp_ids: bool = True) -> FastAPI:
         app.add_middleware(
             CORSMiddleware,
             allow_origins=settings.cors_origins,
-            allow_methods=["GET", "HEAD", "POST"],
+            allow_methods=["GET", "HEAD", "POST", "PATCH", "DELETE"],
             allow_headers=["*"],
-            expose_headers=[REQUEST_ID, "retry-after", *TIMING_HEADERS.values()],
+            expose_headers=[REQUEST_ID, "retry-after", OFFSET, *TIMING_HEADERS.values()],
         )
     check_ready = readiness(gateway)
     add_operations(app, gateway, check_ready)
     add_documents(app, gateway)
     protocols.add(app, gateway, check_ready)
+    add_sessions(app, gateway, Sessions(gateway, clock))
     return app
 
 
@@ -138,12 +147,19 @@ async def _no_route(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
     what = asked(request.scope)
     if error.status_code == 405:
-        methods = (error.headers or {})["Allow"]
-        allow = f"{'GET, HEAD' if 'GET' in methods else methods}, OPTIONS"
+        allow = ", ".join([*_methods(request), "OPTIONS"])
         if request.method == "OPTIONS":
             return Response(status_code=204, headers={"allow": allow})
         raise MethodNotAllowed(what, allow)
     raise NotFound(f"there is no {what}: /docs lists what there is")
+
+
+def _methods(request: Request) -> Iterator[str]:
+    """Of all routes of a request's path: each has some."""
+    for route in request.app.routes:
+        if isinstance(route, Route) and route.matches(request.scope)[0] != Match.NONE:
+            for method in sorted((route.methods or set()) - {"HEAD"}):
+                yield from ("GET", "HEAD") if method == "GET" else (method,)
 
 
 async def _not_valid(request: Request, error: Exception) -> Response:

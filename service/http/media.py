@@ -14,6 +14,7 @@ from gma.model.config import LONGEST_INPUT
 from gma.service.errors import UnsupportedContent
 
 TEXT, JSON = "text/plain", "application/json"
+BINARY = "application/octet-stream"
 NDJSON, SSE = "application/x-ndjson", "text/event-stream"
 
 _HINTS = {TEXT: f" (curl -H 'Content-Type: {TEXT}' --data-binary @FILE)"}

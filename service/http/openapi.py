@@ -10,7 +10,7 @@ from fastapi import FastAPI
 
 from gma.service.gateway.contract import DocumentRequest, ErrorAnswer
 from gma.service.http.auth import OPEN, ROOT_POST
-from gma.service.http.media import JSON, NDJSON, SSE, TEXT
+from gma.service.http.media import BINARY, JSON, NDJSON, SSE, TEXT
 
 ERRORS = {
     400: "Not UTF-8, not JSON, or empty.",
@@ -64,6 +64,45 @@ def error_responses(
         entry["description"] = " ".join(dict.fromkeys([entry["description"], text]))
     return found
 
+
+APPEND_BODY = {
+    "required": True,
+    "content": {TEXT: {"schema": {"type": "string", "description": "Text, cut anywhere."}}},
+}
+
+SNAPSHOT_BODY = {
+    "required": False,
+    "content": {
+        BINARY: {"schema": {"type": "string", "format": "binary", "description": "A snapshot."}}
+    },
+}
+
+SNAPSHOT_RESPONSE: dict[int | str, dict[str, Any]] = {
+    200: {
+        "description": "The snapshot, as safetensors.",
+        "content": {BINARY: {"schema": {"type": "string", "format": "binary"}}},
+    }
+}
+
+SESSION_ERRORS = {
+    400: "Not UTF-8.",
+    404: "No such session, or another key's.",
+    408: ERRORS[408],
+    409: "The session ends elsewhere, at Upload-Offset; also for one of two writers at once.",
+    410: "The session has expired, or was read by another model than runs now.",
+    413: "Larger than the limit.",
+    415: "The body is of another kind.",
+    422: "A field or parameter is unknown or out of range, or the snapshot can't be taken.",
+    429: ERRORS[429],
+    500: ERRORS[500],
+    501: "No sessions are kept here, or not of such a model.",
+    503: "Starting, draining, the worker was lost, or the store can't be used. See Retry-After.",
+    507: "The store is full.",
+}
+
+SESSION_RESPONSES: dict[int | str, dict[str, Any]] = {
+    status: {"model": ErrorAnswer, "description": text} for status, text in SESSION_ERRORS.items()
+}
 
 ANY_RESPONSES = {
     400: "The request can't be read.",

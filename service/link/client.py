@@ -24,6 +24,7 @@ class WorkerInfo(TypedDict):
     chunk_tokens: int
     slots: Annotated[int, Field(description="documents that a worker reads at the same time")]
     components: Annotated[bool, Field(description="whether it can count what components take")]
+    sessions: Annotated[bool, Field(description="whether documents can be kept open here")]
     max_document_tokens: Annotated[
         int | None, Field(description="of a document that is kept whole; null if none is")
     ]

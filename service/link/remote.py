@@ -56,6 +56,9 @@ TOKEN, ERROR = "authorization", "gma-error-bin"
 GREETING_S = 0.05
 """After so long a worker says that it took a document, if it has nothing else to say yet."""
 
+MOST_BYTES = 2**26
+"""Of a message from a gateway: a state may be larger than gRPC's own bound of 4 MiB."""
+
 ENDING_S = 1.0
 """What a call whose document is read may still take to end."""
 
@@ -78,8 +81,11 @@ def _client_options() -> tuple[tuple[str, int], ...]:
 
 
 def _server_options() -> tuple[tuple[str, int], ...]:
-    # Who asks more often than that is sent away, with all that he has open.
-    return (("grpc.http2.min_ping_interval_without_data_ms", ASK_MS // 2),)
+    return (
+        # Who asks more often than that is sent away, with all that he has open.
+        ("grpc.http2.min_ping_interval_without_data_ms", ASK_MS // 2),
+        ("grpc.max_receive_message_length", MOST_BYTES),
+    )
 
 
 class Address(NamedTuple):

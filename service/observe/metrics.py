@@ -57,6 +57,7 @@ REASONS = (
     "deadline",
     "allowance",
 )
+SESSION_EVENTS = ("created", "resumed", "forked", "appended", "deleted", "expired")
 PHASES = ("warm-up", "serving")
 ROLE: Labels = {"role": ("gateway", "worker")}
 ROUTE: Labels = {"route": "a route's path, or `other`"}
@@ -147,6 +148,18 @@ TOKENIZER_SECONDS = CATALOGUE.counter(
     "gma_tokenizer_seconds",
     "Time that threads spend on tokenizing, counted as it passes: gma_tokenized_bytes_total by it "
     "is their speed.",
+)
+
+SESSIONS = CATALOGUE.counter(
+    "gma_sessions",
+    "What was done with sessions; `expired`: one was asked for after its time.",
+    {"event": SESSION_EVENTS},
+)
+SESSION_STORE_SECONDS = CATALOGUE.histogram(
+    "gma_session_store_seconds",
+    "Time that the store of sessions took.",
+    STEP_BUCKETS,
+    {"operation": ("create", "read", "replace", "delete")},
 )
 
 # What workers tell.

@@ -18,6 +18,7 @@ from gma.model.fused.buffers import Inputs, Outputs
 from gma.model.fused.obstacles import FusedPrecision
 from gma.model.fused.step import FusedStep
 from gma.model.grid import Grid
+from gma.service.engine.snapshot import Parts, Snapshot
 from gma.service.engine.step import Batch, Launched, Outcome
 from gma.service.observe.memory import Memory
 from gma.service.runners.grids import grids_up_to, warm_up
@@ -38,6 +39,7 @@ class FusedRunner:
     backend = "torch"
     depth = 2
     counts = True
+    parts: Parts | None = None
     passes, pages = 1, 0
     versions: Mapping[str, str] = TorchRunner.versions
 
@@ -145,6 +147,12 @@ class FusedRunner:
     def step(self, batch: Batch) -> Outcome:
         """A step from its launch to its end."""
         return self.launch(batch).outcome()
+
+    def snapshot(self, slot: int) -> Snapshot:
+        raise NotImplementedError
+
+    def restore(self, slot: int, snapshot: Snapshot) -> None:
+        raise NotImplementedError
 
     def _current(self) -> ExitStack:
         """The device and the stream, for the thread that this is called from."""

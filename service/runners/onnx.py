@@ -16,6 +16,7 @@ from onnxruntime import InferenceSession, IOBinding, RunOptions, SessionOptions
 
 from gma.export.artifact import Artifact
 from gma.service.cores import cores
+from gma.service.engine.snapshot import Parts, Snapshot
 from gma.service.engine.step import Batch, Ended, Launched, Outcome
 from gma.service.observe.memory import Memory, driver_memory, gpu_memory, resident_memory
 from gma.service.runners.grids import grids_up_to, warm_up
@@ -94,6 +95,8 @@ class OnnxRunner:
         self.pool: HostPool | ResidentPool = (
             ResidentPool(parts, slots, device) if resident else HostPool(parts, slots)
         )
+        # All slots' states would be copied for that of one.
+        self.parts: Parts | None = None if isinstance(self.pool, ResidentPool) else self.pool.parts
         if device == "cuda":
             gpu_memory()  # raises now, if it can't be read
 
@@ -117,6 +120,12 @@ class OnnxRunner:
         weight = batch.lengths.astype(np.float32)
         usage = run.answers[USAGE].numpy().copy() if batch.count else None
         return Outcome(evidence.copy(), weight, logits[documents.place], usage)
+
+    def snapshot(self, slot: int) -> Snapshot:
+        return self.pool.snapshot(slot)
+
+    def restore(self, slot: int, snapshot: Snapshot) -> None:
+        self.pool.restore(slot, snapshot)
 
     def _given(self, batch: Batch, documents: Documents) -> Arrays:
         return {

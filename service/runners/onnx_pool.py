@@ -8,12 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 from onnxruntime import InferenceSession, OrtValue
 
+from gma.service.engine.snapshot import Part, Parts
 from gma.service.engine.step import Batch
 
 StateType: TypeAlias = type[np.float32] | type[np.float64]
@@ -41,14 +42,9 @@ class Documents:
     after: Values  # the same, where those after the step are to go
 
 
-class Part(NamedTuple):
-    """One part of a document's state."""
-
-    shape: tuple[int, ...]
-    dtype: StateType
-
-    def zeros(self, documents: int) -> NDArray[Any]:
-        return np.zeros((documents, *self.shape), self.dtype)
+def zeros_of(part: Part, documents: int) -> NDArray[Any]:
+    """The states of so many documents of which nothing was read yet."""
+    return np.zeros((documents, *part.shape), part.dtype)
 
 
 class HostPool:
@@ -57,10 +53,10 @@ class HostPool:
     A step gets copies of its documents' alone.
     """
 
-    def __init__(self, parts: Mapping[str, Part], slots: int) -> None:
+    def __init__(self, parts: Parts, slots: int) -> None:
         self.count = slots
-        self._parts = parts
-        self.states = {name: part.zeros(slots + 1) for name, part in parts.items()}
+        self.parts = parts
+        self.states = {name: zeros_of(part, slots + 1) for name, part in parts.items()}
         # Of so many documents: where states are copied to, the same memory again, and those after.
         self._copies: dict[int, tuple[Arrays, Values, Values]] = {}
 
@@ -73,7 +69,7 @@ class HostPool:
         slots = batch.slot_of_document
         count = len(slots)
         if count not in self._copies:
-            zeros = {name: part.zeros(count) for name, part in self._parts.items()}
+            zeros = {name: zeros_of(part, count) for name, part in self.parts.items()}
             shared = {name: OrtValue.ortvalue_from_numpy(x) for name, x in zeros.items()}
             self._copies[count] = zeros, shared, values_of(zeros, "cpu")
         copies, states, after = self._copies[count]
@@ -114,16 +110,16 @@ class ResidentPool:
     """The same states on the device, twice: a step reads all of one buffer and writes all of
     the other, so that no state crosses to the host and none is lost if the step fails."""
 
-    def __init__(self, parts: Mapping[str, Part], slots: int, device: Device) -> None:
+    def __init__(self, parts: Parts, slots: int, device: Device) -> None:
         self.count = slots
         self.states, self._after = (
             {
-                name: OrtValue.ortvalue_from_numpy(part.zeros(slots + 1), device)
+                name: OrtValue.ortvalue_from_numpy(zeros_of(part, slots + 1), device)
                 for name, part in parts.items()
             }
             for _ in range(2)
         )
-        self._bytes = 2 * sum(part.zeros(slots + 1).nbytes for part in parts.values())
+        self._bytes = 2 * sum(zeros_of(part, slots + 1).nbytes for part in parts.values())
 
     @property
     def state_bytes(self) -> int:
@@ -177,11 +173,11 @@ def values_of(arrays: Arrays, device: str) -> dict[str, OrtValue]:
     return {name: OrtValue.ortvalue_from_numpy(x.copy(), device) for name, x in arrays.items()}
 
 
-def parts_of(session: InferenceSession) -> dict[str, Part]:
+def parts_of(session: InferenceSession) -> Parts:
     """The parts of a document's state: the model's inputs that come out again."""
     outputs = {output.name for output in session.get_outputs()}
     return {
-        given.name: Part(tuple(given.shape[1:]), DTYPES[given.type])
+        given.name: Part(tuple(given.shape[1:]), np.dtype(DTYPES[given.type]))
         for given in session.get_inputs()
         if given.name + AFTER in outputs
     }

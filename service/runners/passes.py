@@ -14,6 +14,7 @@ from gma.model.classifier import Classifier
 from gma.model.grid import Grid
 from gma.model.layers import Layer
 from gma.model.state import State
+from gma.service.engine.snapshot import Parts, Snapshot
 from gma.service.engine.step import Batch, Ended, Launched, Outcome, fitting
 from gma.service.observe.memory import Memory
 from gma.service.runners.grids import grids_up_to, warm_up
@@ -31,6 +32,7 @@ class PassRunner:
     backend = "torch"
     depth = 1
     counts = True
+    parts: Parts | None = None  # there is no answer so far that a document could go on from
     versions: Mapping[str, str] = TorchRunner.versions
 
     def __init__(
@@ -95,6 +97,12 @@ class PassRunner:
 
     def launch(self, batch: Batch) -> Launched:
         return Ended(self.step(batch))
+
+    def snapshot(self, slot: int) -> Snapshot:
+        raise NotImplementedError
+
+    def restore(self, slot: int, snapshot: Snapshot) -> None:
+        raise NotImplementedError
 
     @torch.inference_mode()
     def step(self, batch: Batch) -> Outcome:

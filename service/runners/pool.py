@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from gma.model.config import ModelConfig
 from gma.model.state import State
+from gma.service.engine.snapshot import Part, Parts, Snapshot
 
 
 class StatePool:
@@ -29,6 +31,12 @@ class StatePool:
     @property
     def state_bytes(self) -> int:
         return sum(tensor.nbytes for _, tensor in self.states.tensors())
+
+    @property
+    def parts(self) -> Parts:
+        """See `Runner.parts`."""
+        snapshot = arrays_of(self.snapshot(0))
+        return {name: Part(x.shape[1:], x.dtype) for name, x in snapshot.items()}
 
     def gather(self, slots: Tensor, fresh: Tensor) -> State:
         """Copies of the states in `slots`, (D,) int64; zeros where `fresh`, (D,) bool."""
@@ -57,3 +65,13 @@ class StatePool:
         if not 0 <= slot < self.count:
             raise ValueError(f"slot {slot} is not one of {self.count}")
         return torch.tensor([slot], device=self.states.weight.device)
+
+
+def arrays_of(state: State) -> Snapshot:
+    """One document's state on the CPU, as the engine takes it."""
+    return {name: x.numpy() for name, x in state.tensors()}
+
+
+def state_of(snapshot: Snapshot) -> State:
+    """What `arrays_of` made arrays of."""
+    return State(**{name: torch.from_numpy(np.array(x)) for name, x in snapshot.items()})

@@ -11,10 +11,11 @@ import torch
 from numpy.typing import NDArray
 
 from gma.model.classifier import Classifier, Step
+from gma.service.engine.snapshot import Parts, Snapshot
 from gma.service.engine.step import Batch, Ended, Launched, Outcome, fitting
 from gma.service.observe.memory import Memory, driver_memory, resident_memory
 from gma.service.runners.grids import grids_up_to, warm_up
-from gma.service.runners.pool import StatePool
+from gma.service.runners.pool import StatePool, arrays_of, state_of
 
 
 class TorchRunner:
@@ -56,6 +57,8 @@ class TorchRunner:
         self.vocab_size = config.vocab_size
         self.slots = slots
         self.pool = StatePool(config, slots, device=weights.device, dtype=classifier.dtype)
+        # On a GPU it was not tried yet.
+        self.parts: Parts | None = self.pool.parts if self.device == "cpu" else None
         self._logits = classifier.logits
         self._eager = self._forward = cast("Callable[..., Step]", classifier.eval())
         self._warm_ups = 1
@@ -132,6 +135,14 @@ class TorchRunner:
             if together.usage is not None and outcome.usage is not None:
                 together.usage[own] = outcome.usage[: len(own)]
         return together
+
+    @torch.inference_mode()
+    def snapshot(self, slot: int) -> Snapshot:
+        return arrays_of(self.pool.snapshot(slot))
+
+    @torch.inference_mode()
+    def restore(self, slot: int, snapshot: Snapshot) -> None:
+        self.pool.restore(slot, state_of(snapshot))
 
     @property
     def state_bytes(self) -> int:

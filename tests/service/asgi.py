@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import json
 import threading
-from collections.abc import AsyncIterator, Mapping
+import time
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any, Self
@@ -86,6 +87,12 @@ class HeldRunner(TorchRunner):
                 raise RuntimeError("the device is on fire")
         return super().launch(batch)
 
+    def hold(self) -> None:
+        """Let no step go on, and wait for none that has begun."""
+        self.go.clear()
+        while self.stepping.acquire(blocking=False):
+            pass
+
     async def step_begun(self) -> None:
         """Wait until a step that nobody waited for yet has begun."""
         assert await asyncio.to_thread(self.stepping.acquire, timeout=PATIENCE_S)
@@ -107,7 +114,10 @@ class LocalWorkers:
 class Service:
     """A gateway and a worker in this process."""
 
-    def __init__(self, checkpoint: Path, **settings: Any) -> None:
+    def __init__(
+        self, checkpoint: Path, clock: Callable[[], float] = time.time, /, **settings: Any
+    ) -> None:
+        """`clock`: by which sessions expire."""
         self.settings = Settings.load(
             checkpoint=checkpoint,
             **{"rows": 2, "chunk_tokens": 8, "slots": 4, "threads": 1, **settings},
@@ -124,7 +134,7 @@ class Service:
         self.gateway = Gateway(
             self.settings, loaded.config, loaded.tokenizer, LocalWorkers(self.worker)
         )
-        self.app: ASGIApp = create_app(self.gateway)
+        self.app: ASGIApp = create_app(self.gateway, clock=clock)
         self.http = httpx.AsyncClient(
             transport=httpx.ASGITransport(self.app), base_url="http://service", timeout=PATIENCE_S
         )
@@ -191,7 +201,13 @@ class Exchange:
     """One request, piece by piece, and its answer as it comes."""
 
     def __init__(
-        self, app: ASGIApp, path: str, headers: Mapping[str, str], *, reads: bool = True
+        self,
+        app: ASGIApp,
+        path: str,
+        headers: Mapping[str, str],
+        *,
+        method: str = "POST",
+        reads: bool = True,
     ) -> None:
         """`reads`: take what the service sends, which else waits."""
         path, _, query = path.partition("?")
@@ -199,7 +215,7 @@ class Exchange:
             "type": "http",
             "asgi": {"version": "3.0"},
             "http_version": "1.1",
-            "method": "POST",
+            "method": method,
             "scheme": "http",
             "path": path,
             "raw_path": path.encode(),

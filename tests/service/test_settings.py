@@ -62,6 +62,8 @@ def test_reads_the_environment_and_overrides_go_before_it(monkeypatch: pytest.Mo
         ("GMA_MAX_DOCUMENT_BYTES", "1 parsec", "GMA_MAX_DOCUMENT_BYTES: "),
         ("GMA_MAX_DOCUMENT_BYTES", "1GiB", "GMA_MAX_BYTES_IN_FLIGHT is less than"),
         ("GMA_INBOX_TOKENS", "255", "GMA_INBOX_TOKENS is less than GMA_CHUNK_TOKENS, which is 256"),
+        ("GMA_SESSIONS", "s3://bucket", "GMA_SESSIONS: "),
+        ("GMA_SESSION_TTL_S", "0", "GMA_SESSION_TTL_S: "),
         ("GMA_CHUNK_TOKENS", "70000", "GMA_INBOX_TOKENS is less than"),
     ],
 )

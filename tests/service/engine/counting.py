@@ -10,6 +10,7 @@ import numpy as np
 
 from gma.model.grid import Grid
 from gma.service.engine.opening import Tokens
+from gma.service.engine.snapshot import Part, Parts, Snapshot
 from gma.service.engine.step import Batch, Ended, Launched, Outcome
 from gma.service.observe.memory import Memory
 
@@ -58,6 +59,18 @@ class CountingRunner:
         self.entered = threading.Event()
         self.go = threading.Event()
         self.go.set()
+
+    @property
+    def parts(self) -> Parts:
+        return {"sums": Part((3,), self.sums.dtype)}
+
+    def snapshot(self, slot: int) -> Snapshot:
+        self.threads.add(threading.get_ident())
+        return {"sums": self.sums[slot : slot + 1].copy()}
+
+    def restore(self, slot: int, snapshot: Snapshot) -> None:
+        self.threads.add(threading.get_ident())
+        self.sums[slot] = snapshot["sums"][0]
 
     def memory(self) -> Memory:
         return Memory(0, 0, 0, 0)

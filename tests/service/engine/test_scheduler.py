@@ -18,6 +18,7 @@ class Backlog:
     complete: bool = True
     served: int = -1
     at_once: bool = False
+    steady: bool = False
 
 
 def plan(backlogs: list[Backlog], rows: int) -> list[tuple[str, int]]:

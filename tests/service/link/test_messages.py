@@ -24,6 +24,7 @@ def every_error() -> Iterator[ServiceError]:
         "NotUtf8": (7,),
         "MethodNotAllowed": ("no", "GET"),
         "TooLarge": (5,),
+        "WrongOffset": (7,),
         "AllowanceSpent": ("5 documents_per_minute", 9),
     }
     for name, kind in vars(errors).items():

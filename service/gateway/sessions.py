@@ -1,0 +1,247 @@
+"""Sessions: documents that are kept open, and what can be done with them.
+
+Any gateway may be asked for any of them, and any worker may read on: between two appends all of a
+session is in the store.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import secrets
+import time
+import uuid
+from collections.abc import Callable
+from datetime import UTC, datetime
+from functools import cached_property, partial
+from typing import NamedTuple, TypeVar
+
+from gma.service.errors import (
+    BadSnapshot,
+    NoSessions,
+    SessionGone,
+    UnknownSession,
+    WrongOffset,
+)
+from gma.service.gateway.answers import answered, usage_of
+from gma.service.gateway.contract import (
+    AppendOptions,
+    SessionAnswer,
+    SessionOptions,
+    SessionState,
+    Timing,
+)
+from gma.service.gateway.document import Pieces, milliseconds
+from gma.service.gateway.evidence import Share
+from gma.service.gateway.gateway import Gateway
+from gma.service.gateway.reading import Reading
+from gma.service.observe import metrics
+from gma.service.sessions.session import Session, session_of, snapshot_of
+from gma.service.sessions.store import Store, Stored
+
+T = TypeVar("T")
+
+ID_BYTES = 24
+"""Random ones of an id: nobody guesses another's."""
+
+
+class Place(NamedTuple):
+    """A session's name for its client and in the store. That is made of its owner too, so to
+    another it is not there."""
+
+    id: str
+    name: str
+
+    @classmethod
+    def of(cls, owner: str, session_id: str) -> Place:
+        """`owner`: of the key that asks, the hash; empty if none is asked for."""
+        told = f"{owner}/{session_id}".encode(errors="surrogatepass")
+        return cls(session_id, hashlib.sha256(told).hexdigest())
+
+    @classmethod
+    def new(cls, owner: str) -> Place:
+        return cls.of(owner, secrets.token_urlsafe(ID_BYTES))
+
+
+class Sessions:
+    """What a gateway does with sessions. Every method raises ServiceError: NoSessions where there
+    can't be any, UnknownSession, SessionGone, StoreFailed, StoreFull."""
+
+    def __init__(self, gateway: Gateway, clock: Callable[[], float] = time.time) -> None:
+        self._gateway = gateway
+        self._clock = clock
+        self._ttl_s = gateway.settings.session_ttl_s
+
+    async def create(self, owner: str) -> SessionState:
+        """A new session, of which nothing was read."""
+        self.check()
+        return await self._new(owner, Session(await self._model()), "created")
+
+    async def resume(self, owner: str, snapshot: bytes) -> SessionState:
+        """A new session that goes on from a snapshot. Raises BadSnapshot."""
+        self.check()
+        session = await self._gateway.in_thread(lambda: session_of(snapshot, self._secret))
+        if session.model != await self._model():
+            raise BadSnapshot("the snapshot is of another model than runs here")
+        return await self._new(owner, session, "resumed")
+
+    async def append(
+        self,
+        owner: str,
+        session_id: str,
+        offset: int,
+        pieces: Pieces,
+        options: AppendOptions,
+        *,
+        began: float,
+    ) -> SessionAnswer:
+        """Read what `pieces` bring from byte `offset` on, and answer the document so far. It is in
+        the store when this returns; nothing has changed if it raises. Raises WrongOffset, and
+        whatever `pieces` raises."""
+        place = Place.of(owner, session_id)
+        stored, session = await self._found(place)
+        if offset != session.offset:
+            raise WrongOffset(session.offset)
+        name = f"{session_id[:8]}/{uuid.uuid4().hex}"
+        reading = Reading(self._gateway, name, session, evidence=options.evidence)
+        session = await reading.read(pieces)
+        # One that began in time counts, however long it took.
+        after = await self._stored(session)
+        replaced = await self._in_store(
+            "replace", lambda store: store.replace(place.name, stored.version, after)
+        )
+        if not replaced:
+            raise WrongOffset((await self._found(place))[1].offset)
+        self._measure(reading, session, session.offset - offset)
+        timing = Timing(
+            queue=milliseconds(reading.queue_s),
+            tokenize=milliseconds(reading.tokenize_s),
+            compute=milliseconds(reading.compute_s),
+            total=milliseconds(time.monotonic() - began),
+        )
+        shares = reading.shares() if options.evidence else []
+        answer = partial(self._answer, place, after, session, options, shares)
+        found = await self._gateway.in_thread(answer) if options.evidence else answer()
+        found["timing_ms"] = timing
+        return found
+
+    async def answer(self, owner: str, session_id: str, options: SessionOptions) -> SessionAnswer:
+        """The document's answer so far."""
+        place = Place.of(owner, session_id)
+        stored, session = await self._found(place)
+        return self._answer(place, stored, session, options, [])
+
+    async def fork(self, owner: str, session_id: str) -> SessionState:
+        """A new session with the same past."""
+        _, session = await self._found(Place.of(owner, session_id))
+        return await self._new(owner, session, "forked")
+
+    async def snapshot(self, owner: str, session_id: str) -> bytes:
+        """All of the session, see `gma.service.sessions.session.snapshot_of`."""
+        stored, _ = await self._found(Place.of(owner, session_id))
+        return stored.data
+
+    async def delete(self, owner: str, session_id: str) -> None:
+        place = Place.of(owner, session_id)
+        await self._found(place)
+        if not await self._in_store("delete", lambda store: store.delete(place.name)):
+            raise UnknownSession
+        metrics.SESSIONS.labels("deleted").inc()
+
+    def check(self) -> None:
+        """Raises NoSessions where there can't be any."""
+        if not self._gateway.config.causal:
+            raise NoSessions(
+                "a bidirectional model reads whole documents, and has no answer so far: send them "
+                "to /v1/documents"
+            )
+        if self._gateway.store is None:
+            raise NoSessions(
+                "no sessions are kept here: GMA_SESSIONS says where, when the service is started"
+            )
+
+    @property
+    def _store(self) -> Store:
+        self.check()
+        assert self._gateway.store
+        return self._gateway.store
+
+    @cached_property
+    def _secret(self) -> bytes:
+        return self._store.secret()
+
+    async def _model(self) -> str:
+        return (await self._gateway.workers.info())["fingerprint"]
+
+    async def _new(self, owner: str, session: Session, event: str) -> SessionState:
+        place, stored = Place.new(owner), await self._stored(session)
+        await self._in_store("create", lambda store: store.create(place.name, stored))
+        metrics.SESSIONS.labels(event).inc()
+        return _state(place, stored, session)
+
+    async def _found(self, place: Place) -> tuple[Stored, Session]:
+        """Raises UnknownSession, or SessionGone."""
+        stored = await self._in_store("read", lambda store: store.read(place.name))
+        if stored is None:
+            raise UnknownSession
+        if stored.expires_at <= self._clock():
+            metrics.SESSIONS.labels("expired").inc()
+            raise SessionGone(
+                f"the session expired at {_written(stored.expires_at)}: make a new one"
+            )
+        try:
+            session = await self._gateway.in_thread(lambda: session_of(stored.data, self._secret))
+        except BadSnapshot as error:
+            raise SessionGone("what is stored of the session is damaged: make a new one") from error
+        return stored, session
+
+    async def _stored(self, session: Session) -> Stored:
+        expires_at = float(int(self._clock() + self._ttl_s))
+        snapshot = await self._gateway.in_thread(lambda: snapshot_of(session, self._secret))
+        return Stored(snapshot, expires_at)
+
+    async def _in_store(self, operation: str, act: Callable[[Store], T]) -> T:
+        store = self._store
+        with metrics.SESSION_STORE_SECONDS.labels(operation).time():
+            return await self._gateway.in_thread(lambda: act(store))
+
+    def _answer(
+        self,
+        place: Place,
+        stored: Stored,
+        session: Session,
+        options: SessionOptions,
+        shares: list[Share],
+    ) -> SessionAnswer:
+        state = _state(place, stored, session)
+        answer = SessionAnswer(
+            id=state["id"], offset=state["offset"], expires_at=state["expires_at"]
+        )
+        if not len(session.logits):
+            return answer
+        usage = usage_of(session.read_bytes, session.tokens, session.chunks, None)
+        found = answered(
+            self._gateway.config,
+            session.logits,
+            usage,
+            shares,
+            top_k=options.top_k,
+            evidence=bool(shares),
+        )
+        answer.update(found)  # type: ignore[typeddict-item]  # nothing was truncated
+        return answer
+
+    def _measure(self, reading: Reading, session: Session, size: int) -> None:
+        metrics.SESSIONS.labels("appended").inc()
+        metrics.DOCUMENT_BYTES.inc(size)
+        metrics.TOKENIZE_SECONDS.observe(reading.tokenize_s)
+        metrics.QUEUE_SECONDS.observe(reading.queue_s)
+        metrics.COMPUTE_SECONDS.observe(reading.compute_s)
+
+
+def _state(place: Place, stored: Stored, session: Session) -> SessionState:
+    return SessionState(id=place.id, offset=session.offset, expires_at=_written(stored.expires_at))
+
+
+def _written(seconds: float) -> str:
+    """A time as RFC 3339 has it, in UTC."""
+    return datetime.fromtimestamp(seconds, UTC).isoformat(timespec="seconds").replace("+00:00", "Z")

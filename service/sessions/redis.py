@@ -1,0 +1,91 @@
+"""Sessions in Redis, for gateways on several machines."""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import redis
+
+from gma.service.errors import StoreFailed, StoreFull
+from gma.service.sessions.store import Stored
+
+PREFIX = "gma:"
+
+TIMEOUT_S = 5.0
+
+REPLACE = """
+if redis.call('HGET', KEYS[1], 'version') ~= ARGV[1] then return 0 end
+redis.call('HSET', KEYS[1], 'data', ARGV[2], 'version', ARGV[3], 'expires_at', ARGV[4])
+redis.call('EXPIREAT', KEYS[1], ARGV[5])
+return 1
+"""
+"""One call, so nobody is between the look and the writing."""
+
+
+class Redis:
+    """A `Store`: a hash for each session, which Redis itself removes. What it keeps over its own
+    end is what its persistence keeps."""
+
+    def __init__(self, url: str, kept_s: float) -> None:
+        """`kept_s`: how long what has expired stays. Raises ValueError for a URL that is none."""
+        self._kept_s = kept_s
+        self._redis = redis.Redis.from_url(
+            url, socket_timeout=TIMEOUT_S, socket_connect_timeout=TIMEOUT_S
+        )
+        self._replace = self._redis.register_script(REPLACE)
+
+    def secret(self) -> bytes:
+        with _told():
+            self._redis.set(PREFIX + "secret", secrets.token_bytes(32), nx=True)
+            return bytes(self._redis.get(PREFIX + "secret"))
+
+    def create(self, name: str, stored: Stored) -> None:
+        with _told(), self._redis.pipeline() as both:
+            fields = {
+                "data": stored.data,
+                "version": stored.version,
+                "expires_at": stored.expires_at,
+            }
+            both.hset(_key(name), mapping=fields)
+            both.expireat(_key(name), self._until(stored))
+            both.execute()
+
+    def read(self, name: str) -> Stored | None:
+        with _told():
+            data, expires_at = self._redis.hmget(_key(name), "data", "expires_at")
+        return None if data is None else Stored(data, float(expires_at))
+
+    def replace(self, name: str, version: str, stored: Stored) -> bool:
+        with _told():
+            given = version, stored.data, stored.version, stored.expires_at, self._until(stored)
+            return bool(self._replace(keys=[_key(name)], args=given))
+
+    def delete(self, name: str) -> bool:
+        with _told():
+            return bool(self._redis.delete(_key(name)))
+
+    def sweep(self, now: float) -> None:
+        """Redis does it."""
+
+    def _until(self, stored: Stored) -> int:
+        return int(stored.expires_at + self._kept_s)
+
+
+def _key(name: str) -> str:
+    return f"{PREFIX}session:{name}"
+
+
+@contextmanager
+def _told() -> Iterator[None]:
+    """Redis' errors as the service's own."""
+    try:
+        yield
+    except redis.RedisError as error:
+        if isinstance(error, redis.exceptions.OutOfMemoryError) or "OOM" in str(error):
+            raise StoreFull from error
+        raise StoreFailed(
+            "the store of sessions, Redis, can't be used, and the session is as it was: "
+            f"{type(error).__name__}"
+        ) from error
