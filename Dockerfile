@@ -31,7 +31,7 @@ RUN --mount=type=cache,target=/root/.cache/pip \
     pip install --constraint requirements.lock ${TORCH_INDEX:+--index-url "$TORCH_INDEX"} torch
 RUN --mount=type=cache,target=/root/.cache/pip \
     pip install --constraint requirements.lock hatchling \
-    && pip install --constraint requirements.lock --no-build-isolation '.[hub,onnx,traces]'
+    && pip install --constraint requirements.lock --no-build-isolation '.[hub,onnx,redis,traces]'
 COPY . .
 RUN pip install --no-deps --force-reinstall --no-build-isolation .
 RUN --mount=type=cache,target=/root/.cache/pip \
@@ -43,7 +43,7 @@ RUN --mount=type=cache,target=/root/.cache/pip \
     pip install --constraint requirements.lock ${TORCH_INDEX:+--index-url "$TORCH_INDEX"} torch triton
 RUN --mount=type=cache,target=/root/.cache/pip \
     pip install --constraint requirements.lock hatchling onnxruntime-gpu==1.31.1 \
-    && pip install --constraint requirements.lock --no-build-isolation '.[hub,onnx-gpu,traces]'
+    && pip install --constraint requirements.lock --no-build-isolation '.[hub,onnx-gpu,redis,traces]'
 COPY . .
 RUN pip install --no-deps --force-reinstall --no-build-isolation .
 RUN --mount=type=cache,target=/root/.cache/pip \
