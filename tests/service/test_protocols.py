@@ -523,3 +523,10 @@ class TestPlaces:
             admitted.widen(19)
         with pytest.raises(Exception, match="10 documents_per_minute"):
             spending.check(key)
+
+
+@pytest.mark.parametrize("path", ["/predict", "/", "/classify"])
+async def test_a_list_of_too_many_texts(service: Service, path: str) -> None:
+    response = await service.http.post(path, json=ASKED[path](["a"] * 201))
+    assert response.status_code in (400, 422)
+    assert "at most 200 texts, and this one 201" in message(response)

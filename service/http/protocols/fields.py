@@ -14,6 +14,9 @@ from gma.service.gateway.document import Pieces
 from gma.service.http.json_document import JsonText, parsed_object
 from gma.service.http.media import JSON
 
+MOST_TEXTS = 200
+"""Of a list: with a list of its own for each it is below the values that a body may have."""
+
 MOST_PROBLEMS = 3
 """How many an answer tells of a request that is not valid."""
 
@@ -67,6 +70,8 @@ def _inputs(given: object) -> Inputs:
         raise ValueError("input should be a string, or a list of strings")
     if not given:
         raise ValueError("the list is empty: send at least one text")
+    if len(given) > MOST_TEXTS:
+        raise ValueError(f"a list has at most {MOST_TEXTS} texts, and this one {len(given)}")
     for n, each in enumerate(given):
         if not isinstance(each, JsonText):
             raise ValueError(f"input {n} of the list should be a string")
@@ -74,7 +79,7 @@ def _inputs(given: object) -> Inputs:
 
 
 TEXT_SCHEMA = {"type": "string", "minLength": 1}
-TEXTS_SCHEMA = {"type": "array", "items": TEXT_SCHEMA, "minItems": 1, "maxItems": 200}
+TEXTS_SCHEMA = {"type": "array", "items": TEXT_SCHEMA, "minItems": 1, "maxItems": MOST_TEXTS}
 
 Short = BeforeValidator(_short)
 """Makes a string of one that is no text."""
