@@ -5,6 +5,7 @@ from __future__ import annotations
 import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import redis
 
@@ -39,11 +40,14 @@ class Redis:
     def secret(self) -> bytes:
         with _told():
             self._redis.set(PREFIX + "secret", secrets.token_bytes(32), nx=True)
-            return bytes(self._redis.get(PREFIX + "secret"))
+            found = self._redis.get(PREFIX + "secret")
+        if not isinstance(found, bytes):
+            raise StoreFailed("the store of sessions, Redis, does not keep what it is given")
+        return found
 
     def create(self, name: str, stored: Stored) -> None:
         with _told(), self._redis.pipeline() as both:
-            fields = {
+            fields: dict[Any, Any] = {
                 "data": stored.data,
                 "version": stored.version,
                 "expires_at": stored.expires_at,
@@ -55,7 +59,9 @@ class Redis:
     def read(self, name: str) -> Stored | None:
         with _told():
             data, expires_at = self._redis.hmget(_key(name), "data", "expires_at")
-        return None if data is None else Stored(data, float(expires_at))
+        if not isinstance(data, bytes) or expires_at is None:
+            return None
+        return Stored(data, float(expires_at))
 
     def replace(self, name: str, version: str, stored: Stored) -> bool:
         with _told():
