@@ -13,12 +13,14 @@ import typer
 from gma.service.cli.checkpoint import load
 from gma.service.cli.finding import print_finding
 from gma.service.cli.options import (
+    LABELS_IN_TABLE,
     CheckpointOption,
     Device,
     DeviceOption,
     JsonOption,
     KeyFileOption,
     TextOption,
+    TopKOption,
     UrlOption,
     api_key,
 )
@@ -31,7 +33,8 @@ LINES = ".jsonl", ".jsonl.gz", ".jsonl.zst"
 """Ends of the names of files of which each line is a text."""
 
 PIECE_BYTES = 64 * 1024
-LABELS_IN_TABLE = 3
+
+
 SPANS_IN_TABLE = 24
 SPANS_IN_JSON = 1024
 
@@ -56,12 +59,7 @@ def classify(
     ],
     checkpoint: CheckpointOption = None,
     device: DeviceOption = Device.auto,
-    top_k: Annotated[
-        int | None,
-        typer.Option(
-            min=1, help=f"Labels to list. [default: {LABELS_IN_TABLE}, or all with --json]"
-        ),
-    ] = None,
+    top_k: TopKOption = None,
     evidence: Annotated[
         bool, typer.Option("--evidence", help="Also tell which part of a text speaks for what.")
     ] = False,

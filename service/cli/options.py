@@ -78,3 +78,12 @@ def api_key(file: Path | None) -> str | None:
     if len(words) != 1:
         raise ValueError(f"{file}: a file of one API key and nothing else is expected")
     return words[0]
+
+
+LABELS_IN_TABLE = 3
+"""How many a table lists of each text, if nothing is said."""
+
+TopKOption = Annotated[
+    int | None,
+    typer.Option(min=1, help=f"Labels to list. [default: {LABELS_IN_TABLE}, or all with --json]"),
+]

@@ -11,14 +11,21 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from gma.service.cli.finding import print_finding
-from gma.service.cli.options import JsonOption, KeyFileOption, ServiceOption, api_key
+from gma.service.cli.options import (
+    LABELS_IN_TABLE,
+    JsonOption,
+    KeyFileOption,
+    ServiceOption,
+    TopKOption,
+    api_key,
+)
 from gma.service.cli.terminal import print_json
 
 if TYPE_CHECKING:
     from gma.service.client.blocking import Client
 
 PIECE_BYTES = 1024 * 1024
-LABELS_IN_TABLE = 3
+
 
 IdArgument = Annotated[str, typer.Argument(metavar="ID", help="Of the session, as create told it.")]
 SnapshotArgument = Annotated[Path, typer.Argument(metavar="FILE", help="Of the snapshot.")]
@@ -67,12 +74,7 @@ def append(
 def answer(
     name: IdArgument,
     url: ServiceOption,
-    top_k: Annotated[
-        int | None,
-        typer.Option(
-            min=1, help=f"Labels to list. [default: {LABELS_IN_TABLE}, or all with --json]"
-        ),
-    ] = None,
+    top_k: TopKOption = None,
     evidence: Annotated[
         bool, typer.Option("--evidence", help="Also tell which part of it speaks for what.")
     ] = False,
