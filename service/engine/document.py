@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gma.service.engine.observer import Ending
-from gma.service.engine.opening import Opening, Tokens
+from gma.service.engine.opening import Opening, Past, Tokens
 from gma.service.engine.places import NO_SLOT
 from gma.service.engine.progress import Kept, Progress, RowShares
 from gma.service.engine.scheduler import chunks_ready
@@ -39,6 +39,12 @@ class Terms(NamedTuple):
 
     interval_s: float
     """Least time between two Progress of one document."""
+
+    model: str
+    """Fingerprint of what reads it."""
+
+    keeps: bool
+    """States can be taken out of their slots."""
 
 
 class Heard(NamedTuple):
@@ -89,7 +95,8 @@ class Document:
         """No step of its pass was launched: its slot shows another's past."""
         self.before = before
         """What is to be put into its slot before its first step, while there is none of it."""
-        self.steady = opening.past is not None
+        self.steady = opening.steady
+        self._keep_tokens = opening.keep_tokens if terms.keeps else 0
         self.served = 0
         self.stepping = 0  # rows of it in the steps in flight
         self.closed = False
@@ -99,7 +106,7 @@ class Document:
         self.queued = 0  # of what was fed, in no step of its pass
         self.complete = False
         self._certain = 0  # of what was fed, what did not come with the last feed
-        self._kept: tuple[int, int, Snapshot] | None = None  # tokens, chunks
+        self._kept: tuple[int, int, Snapshot, NDArray[np.float64] | None] | None = None
 
         self._owner = owner
         self._terms = terms
@@ -113,7 +120,7 @@ class Document:
         self._chunks = 0
         self._wait_s = self._queue_s = self._compute_s = 0.0
         self._logits: NDArray[np.float64] = np.zeros(0)
-        self._usage: NDArray[np.float64] | None = None
+        self._usage = opening.past.usage if opening.past else None
         self._shares: list[RowShares] = []
         self._unread_rows = 0
         self._news = asyncio.Event()
@@ -199,14 +206,14 @@ class Document:
             self._compute_s,
             self.done,
             self._usage if self.done else None,
-            self._last_kept() if self.done else None,
+            self._take_kept() if self.steady == self.done else None,
         )
 
-    def _last_kept(self) -> Kept | None:
+    def _take_kept(self) -> Kept | None:
         if self._kept is None:
             return None
-        tokens, chunks, snapshot = self._kept
-        return Kept(tokens, chunks, encoded(snapshot))
+        (tokens, chunks, snapshot, usage), self._kept = self._kept, None
+        return Kept(tokens, chunks, Past(self._terms.model, encoded(snapshot), usage))
 
     def _append(self, tokens: Tokens, last: bool) -> None:
         if tokens.ndim != 1 or not np.issubdtype(tokens.dtype, np.integer):
@@ -295,14 +302,18 @@ class Document:
         return self._last_pass if tokens == self.fed else self.pass_number
 
     def keeps(self, tokens: int) -> bool:
-        """Whether what it is read to is kept after a step with its next `tokens`: of one that has a
-        past, in full chunks of what is certain."""
-        read = self.fed - self.queued + tokens
-        return self.steady and tokens == self._terms.chunk and read <= self._certain
+        """Whether what it is read to is kept after a step with its next `tokens`."""
+        every, before = self._keep_tokens, self.fed - self.queued
+        after = before + tokens
+        due = every > 0 and after // every > before // every
+        return due and tokens % self._terms.chunk == 0 and after <= self._certain
 
     def keep(self, snapshot: Snapshot) -> None:
         """Note the state after the step that it heard of last."""
-        self._kept = self.read, self._chunks, snapshot
+        usage = None if self._usage is None else self._usage.copy()
+        self._kept = self.read, self._chunks, snapshot, usage
+        if not self.steady:
+            self._urgent.set()  # until its client has it, more would have to be read again
 
     def take(self, rows: Tokens, tokens: int, step: int) -> None:
         """Move its next `tokens` into `rows`, (r, C), of the step with this number."""

@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 
 from gma.service.engine.document import Document, Heard, Terms
 from gma.service.engine.observer import Ending, Observer, Queue
-from gma.service.engine.opening import Opening, Past
+from gma.service.engine.opening import Opening
 from gma.service.engine.pace import Pace
 from gma.service.engine.patience import Patience
 from gma.service.engine.places import Places
@@ -111,7 +111,16 @@ class Engine:
         """Of a document; None if it is not kept whole."""
         self._inbox_tokens = inbox_tokens
         inbox = self.most_tokens or inbox_tokens
-        self._terms = Terms(runner.vocab_size, chunk, passes, inbox, max_unread_rows, interval_s)
+        self._terms = Terms(
+            runner.vocab_size,
+            chunk,
+            passes,
+            inbox,
+            max_unread_rows,
+            interval_s,
+            model,
+            keeps=runner.parts is not None,
+        )
         self._observer = observer or Observer()
         self._clock = clock
 
@@ -179,7 +188,7 @@ class Engine:
             raise Validation(
                 "components: the model as it runs here does not count them: leave the option out"
             )
-        before = self._before(opening.past) if opening.past else None
+        before = self._before(opening)
         document = Document(opening, self, self._terms, self._clock(), before)
         self._waiting[document] = None
         self._seat()
@@ -193,20 +202,24 @@ class Engine:
             )
         return document
 
-    def _before(self, past: Past) -> Snapshot | None:
+    def _before(self, opening: Opening) -> Snapshot | None:
         """The state that a document goes on from, checked: one that is wrong would fail all of a
         step."""
-        if self._runner.parts is None:
+        parts, past = self._runner.parts, opening.past
+        if parts is None and (opening.steady or past):
             raise NoSessions(
-                "what runs the model here gives no states, as nothing does on a GPU: serve it on a "
-                "CPU, or send whole documents"
+                "what runs the model here gives no states: serve a checkpoint, or send whole "
+                "documents"
             )
+        if past is None:
+            return None
         if past.model != self._model:
             raise SessionGone("the session was read by another model than runs now")
         if not past.snapshot:
             return None
+        assert parts
         try:
-            return decoded(past.snapshot, self._runner.parts)
+            return decoded(past.snapshot, parts)
         except ValueError as error:
             raise SessionGone(f"the session's state can't be read on: {error}") from None
 
@@ -262,7 +275,8 @@ class Engine:
 
         def ended() -> tuple[Outcome, Mapping[int, Snapshot]]:
             launched, snapshots = launching.result()
-            return launched.outcome(), snapshots
+            outcome = launched.outcome()
+            return outcome, {index: snapshot() for index, snapshot in snapshots.items()}
 
         outcome = asyncio.get_running_loop().run_in_executor(self._outcomes, ended)
         outcome.add_done_callback(lambda _: self._wake.set())
@@ -270,7 +284,7 @@ class Engine:
 
     def _begin(
         self, batch: Batch, restored: Mapping[int, Snapshot], kept: Mapping[int, int]
-    ) -> tuple[Launched, Mapping[int, Snapshot]]:
+    ) -> tuple[Launched, Mapping[int, Callable[[], Snapshot]]]:
         """Launch a step, with what is to be in some slots before, by slot; and take out what is to
         be kept of it, of some documents' slots. In the thread that computes."""
         for slot, snapshot in restored.items():

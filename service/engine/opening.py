@@ -10,6 +10,8 @@ from numpy.typing import NDArray
 Tokens: TypeAlias = NDArray[np.int32]
 """(n,) ids of the vocabulary."""
 
+NO_TOKENS: Tokens = np.zeros(0, np.int32)
+
 
 class Past(NamedTuple):
     """What a document that goes on was read to before, by a worker with the same model."""
@@ -19,6 +21,9 @@ class Past(NamedTuple):
 
     snapshot: bytes
     """Its state as safetensors, see `gma.service.engine.snapshot`; empty if none was kept yet."""
+
+    usage: NDArray[np.float64] | None = None
+    """(L, H, K) of components up to there, if it is counted."""
 
 
 class Opening(NamedTuple):
@@ -44,6 +49,12 @@ class Opening(NamedTuple):
     """How much of the document each component takes is wanted, with the final answer."""
 
     past: Past | None = None
-    """The document goes on after this, and may go on later: what it was read to is kept, without
-    the tokens that come with the last feed. It has one row in a step, so that what is read does not
-    depend on how it came."""
+    """The document goes on after this."""
+
+    keep_tokens: int = 0
+    """What it is read to is kept about every so many tokens, in full chunks, and without the tokens
+    that come with the last feed; 0 keeps nothing. Not every runner can."""
+
+    steady: bool = False
+    """It has one row in a step, so that what is read does not depend on how it came. What was kept
+    last is told with the end, not before."""

@@ -8,6 +8,8 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from gma.service.engine.opening import Past
+
 
 class RowShares(NamedTuple):
     """What n rows in a row say: a document's logits are `Classifier.logits` of the rows' sums."""
@@ -22,6 +24,10 @@ class RowShares(NamedTuple):
             self.tokens[rows].copy(), self.weight[rows].copy(), self.evidence[rows].copy()
         )
 
+    def after(self, rows: int) -> RowShares:
+        """Those behind the first `rows`."""
+        return RowShares(self.tokens[rows:], self.weight[rows:], self.evidence[rows:])
+
     @classmethod
     def joined(cls, shares: Sequence[RowShares]) -> RowShares:
         """One after the other; at least one is needed."""
@@ -31,8 +37,7 @@ class RowShares(NamedTuple):
 
 
 class Kept(NamedTuple):
-    """What a document that has a past was read to, in full chunks of tokens that no later text can
-    change."""
+    """What a document was read to, in full chunks: another opening can go on from there."""
 
     tokens: int
     """Of this opening."""
@@ -40,8 +45,7 @@ class Kept(NamedTuple):
     chunks: int
     """In which they were read."""
 
-    snapshot: bytes
-    """As `Past.snapshot`."""
+    past: Past
 
 
 class Progress(NamedTuple):
@@ -75,4 +79,5 @@ class Progress(NamedTuple):
     for."""
 
     kept: Kept | None = None
-    """Once a document that has a past is done; None also if it had no full chunk."""
+    """What was kept since the last Progress, see `Opening.keep_tokens`; of a steady document what
+    was kept last, once it is done."""

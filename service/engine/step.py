@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol, Self
 
@@ -177,8 +177,9 @@ class Runner(Protocol):
         it is until the step has ended.
         """
 
-    def snapshot(self, slot: int) -> Snapshot:
-        """A copy of the state in a slot, after all steps that were launched."""
+    def snapshot(self, slot: int) -> Callable[[], Snapshot]:
+        """Copy the state in a slot, after all steps that were launched. What is returned waits for
+        the copy, in any thread."""
 
     def restore(self, slot: int, snapshot: Snapshot) -> None:
         """Put a snapshot, of a runner with the same model, into a slot, for steps to come."""

@@ -25,6 +25,7 @@ from gma.service.gateway.contract import Info, Limits
 from gma.service.gateway.predictions import Predictions
 from gma.service.gateway.spending import Spending
 from gma.service.link.client import WorkerClient
+from gma.service.link.lasting import LastingWorkers
 from gma.service.observe import metrics
 from gma.service.observe.memory import Memory, resident_memory
 from gma.service.sessions.choice import store_of
@@ -64,7 +65,7 @@ class Gateway:
         # As narrow as they may be: they are kept for each token of a whole document.
         self.token_bytes = lengths.astype(np.min_scalar_type(int(lengths.max())))
         """(vocab_size,): the bytes of each token."""
-        self.workers = workers
+        self.workers = LastingWorkers(workers)
         self.admission = Admission(settings, Spending(gateways))
         self.predictions = Predictions(config)
         self.store = store_of(settings)

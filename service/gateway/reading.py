@@ -12,7 +12,7 @@ from functools import partial
 import numpy as np
 
 from gma.model import tokenizer
-from gma.service.engine.opening import Opening, Past, Tokens
+from gma.service.engine.opening import NO_TOKENS, Opening, Past, Tokens
 from gma.service.engine.progress import Kept, Progress
 from gma.service.errors import NotUtf8, UnknownDocument
 from gma.service.gateway.document import SMALL_BYTES, TINY_BYTES, Pieces, feed
@@ -22,8 +22,6 @@ from gma.service.link.client import OpenDocument
 from gma.service.observe import metrics
 from gma.service.sessions.session import Session, sums_of
 from gma.service.tasks import guarded
-
-NO_TOKENS: Tokens = np.zeros(0, np.int32)
 
 
 class Reading:
@@ -138,6 +136,8 @@ class Reading:
             evidence=self._wants_evidence,
             running=False,
             past=Past(before.model, before.state),
+            keep_tokens=1,
+            steady=True,
         )
         with closing(await self._gateway.workers.open(opening)) as opened:
             feeding = opened.feed(first, last=True) if last else feed(opened, tokens)
@@ -158,14 +158,15 @@ class Reading:
 
     def _after(self) -> Session:
         before, progress = self._before, self._progress
-        kept = progress.kept if progress and progress.kept else Kept(0, 0, before.state)
+        past = Past(before.model, before.state)
+        kept = progress.kept if progress and progress.kept else Kept(0, 0, past)
         after = before._replace(
             offset=self._offset,
             pending=self._stream.pending,
             tail=self._last(self._certain - kept.tokens),
             kept_tokens=before.kept_tokens + kept.tokens,
             kept_chunks=before.kept_chunks + kept.chunks,
-            state=kept.snapshot,
+            state=kept.past.snapshot,
         )
         if progress is None:  # no token came, or is read again: the answer is the same
             return after

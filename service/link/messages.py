@@ -17,7 +17,7 @@ from gma.service.engine.progress import Progress
 from gma.service.errors import ServiceError, VersionMismatch
 from gma.service.link.client import WorkerInfo
 
-VERSION = 3
+VERSION = 4
 """Raised by any change of what is sent, or of what it means."""
 
 T = TypeVar("T")

@@ -125,6 +125,9 @@ PREDICTION_SCORE = CATALOGUE.histogram(
     SCORE_BUCKETS,
     {"label": "the model's first 100 labels, `(other)` for the rest of them, and `(none)`"},
 )
+DOCUMENTS_MOVED = CATALOGUE.counter(
+    "gma_documents_moved", "Documents that went on at another worker when theirs was lost."
+)
 DOCUMENT_BYTES = CATALOGUE.counter("gma_document_bytes", "Bytes of text in answered documents.")
 TOKENIZE_SECONDS = CATALOGUE.histogram(
     "gma_tokenize_seconds",

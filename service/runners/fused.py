@@ -39,7 +39,6 @@ class FusedRunner:
     backend = "torch"
     depth = 2
     counts = True
-    parts: Parts | None = None
     passes, pages = 1, 0
     versions: Mapping[str, str] = TorchRunner.versions
 
@@ -64,6 +63,7 @@ class FusedRunner:
         self.vocab_size = classifier.config.vocab_size
         self.slots = slots
         self.pool = StatePool(classifier.config, slots, device=self.device)
+        self.parts: Parts | None = self.pool.parts
         self._step = FusedStep(classifier, rows=rows, chunk=chunk, precision=precision)
         self._on_gpu = self._step.device.type == "cuda"
         self._stream = torch.cuda.Stream(self.device) if self._on_gpu else None  # type: ignore[no-untyped-call]
@@ -148,11 +148,15 @@ class FusedRunner:
         """A step from its launch to its end."""
         return self.launch(batch).outcome()
 
-    def snapshot(self, slot: int) -> Snapshot:
-        raise NotImplementedError
+    @torch.inference_mode()
+    def snapshot(self, slot: int) -> Callable[[], Snapshot]:
+        with self._current():
+            return self.pool.snapshot(slot)
 
+    @torch.inference_mode()
     def restore(self, slot: int, snapshot: Snapshot) -> None:
-        raise NotImplementedError
+        with self._current():
+            self.pool.restore(slot, snapshot)
 
     def _current(self) -> ExitStack:
         """The device and the stream, for the thread that this is called from."""

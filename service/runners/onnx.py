@@ -6,7 +6,7 @@ it, so what is not finite in one spoils no other, and no step has to be run agai
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
@@ -121,8 +121,9 @@ class OnnxRunner:
         usage = run.answers[USAGE].numpy().copy() if batch.count else None
         return Outcome(evidence.copy(), weight, logits[documents.place], usage)
 
-    def snapshot(self, slot: int) -> Snapshot:
-        return self.pool.snapshot(slot)
+    def snapshot(self, slot: int) -> Callable[[], Snapshot]:
+        snapshot = self.pool.snapshot(slot)
+        return lambda: snapshot
 
     def restore(self, slot: int, snapshot: Snapshot) -> None:
         self.pool.restore(slot, snapshot)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
 import numpy as np
@@ -98,7 +98,7 @@ class PassRunner:
     def launch(self, batch: Batch) -> Launched:
         return Ended(self.step(batch))
 
-    def snapshot(self, slot: int) -> Snapshot:
+    def snapshot(self, slot: int) -> Callable[[], Snapshot]:
         raise NotImplementedError
 
     def restore(self, slot: int, snapshot: Snapshot) -> None:

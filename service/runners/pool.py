@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -35,8 +37,10 @@ class StatePool:
     @property
     def parts(self) -> Parts:
         """See `Runner.parts`."""
-        snapshot = arrays_of(self.snapshot(0))
-        return {name: Part(x.shape[1:], x.dtype) for name, x in snapshot.items()}
+        return {
+            name: Part(x.shape[1:], torch.empty(0, dtype=x.dtype).numpy().dtype)
+            for name, x in self.states.tensors()
+        }
 
     def gather(self, slots: Tensor, fresh: Tensor) -> State:
         """Copies of the states in `slots`, (D,) int64; zeros where `fresh`, (D,) bool."""
@@ -50,28 +54,34 @@ class StatePool:
         """Put `states` into `slots`, (D,) int64, distinct but for the scratch slot."""
         self.states.scatter_(slots, states)
 
-    def snapshot(self, slot: int) -> State:
-        """A copy of one document's state, on the CPU."""
-        return self.states.gather(self._index(slot)).to("cpu")
+    def snapshot(self, slot: int) -> Callable[[], Snapshot]:
+        """See `Runner.snapshot`: the copy is made behind what the current stream does."""
+        own, on_gpu = self._own(slot), self.states.weight.is_cuda
+        copies = {name: torch.empty_like(x, device="cpu", pin_memory=on_gpu) for name, x in own}
+        for name, x in own:
+            copies[name].copy_(x, non_blocking=True)
+        copied = None
+        if on_gpu:
+            copied = torch.cuda.Event(blocking=True)  # type: ignore[no-untyped-call]
+            copied.record()
 
-    def restore(self, slot: int, state: State) -> None:
-        """Put a snapshot, of this pool or of another's with the same model, into a taken slot."""
-        device = self.states.weight.device
-        self.states.scatter_(self._index(slot), state.to(device))
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)  # the next step may run on another stream
+        def snapshot() -> Snapshot:
+            if copied:
+                copied.synchronize()
+            return {name: x.numpy() for name, x in copies.items()}
 
-    def _index(self, slot: int) -> Tensor:
+        return snapshot
+
+    def restore(self, slot: int, snapshot: Snapshot) -> None:
+        """Put a snapshot, of this pool or of another's with the same model, into a taken slot,
+        behind what the current stream does."""
+        for name, x in self._own(slot):
+            given = torch.from_numpy(np.array(snapshot[name]))
+            # From pinned memory, or it would wait for the stream.
+            x.copy_(given.pin_memory() if x.is_cuda else given, non_blocking=True)
+
+    def _own(self, slot: int) -> list[tuple[str, Tensor]]:
+        """The parts of one document's state, (1, ...) each, where they lie."""
         if not 0 <= slot < self.count:
             raise ValueError(f"slot {slot} is not one of {self.count}")
-        return torch.tensor([slot], device=self.states.weight.device)
-
-
-def arrays_of(state: State) -> Snapshot:
-    """One document's state on the CPU, as the engine takes it."""
-    return {name: x.numpy() for name, x in state.tensors()}
-
-
-def state_of(snapshot: Snapshot) -> State:
-    """What `arrays_of` made arrays of."""
-    return State(**{name: torch.from_numpy(np.array(x)) for name, x in snapshot.items()})
+        return [(name, x[slot : slot + 1]) for name, x in self.states.tensors()]

@@ -15,7 +15,7 @@ from gma.service.engine.snapshot import Parts, Snapshot
 from gma.service.engine.step import Batch, Ended, Launched, Outcome, fitting
 from gma.service.observe.memory import Memory, driver_memory, resident_memory
 from gma.service.runners.grids import grids_up_to, warm_up
-from gma.service.runners.pool import StatePool, arrays_of, state_of
+from gma.service.runners.pool import StatePool
 
 
 class TorchRunner:
@@ -57,8 +57,7 @@ class TorchRunner:
         self.vocab_size = config.vocab_size
         self.slots = slots
         self.pool = StatePool(config, slots, device=weights.device, dtype=classifier.dtype)
-        # On a GPU it was not tried yet.
-        self.parts: Parts | None = self.pool.parts if self.device == "cpu" else None
+        self.parts: Parts | None = self.pool.parts
         self._logits = classifier.logits
         self._eager = self._forward = cast("Callable[..., Step]", classifier.eval())
         self._warm_ups = 1
@@ -137,12 +136,12 @@ class TorchRunner:
         return together
 
     @torch.inference_mode()
-    def snapshot(self, slot: int) -> Snapshot:
-        return arrays_of(self.pool.snapshot(slot))
+    def snapshot(self, slot: int) -> Callable[[], Snapshot]:
+        return self.pool.snapshot(slot)
 
     @torch.inference_mode()
     def restore(self, slot: int, snapshot: Snapshot) -> None:
-        self.pool.restore(slot, state_of(snapshot))
+        self.pool.restore(slot, snapshot)
 
     @property
     def state_bytes(self) -> int:

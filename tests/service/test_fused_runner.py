@@ -155,20 +155,20 @@ def test_a_document_whose_numbers_overflow_spoils_no_other(runner: FusedRunner) 
     """The other's answer is not near what it would be: it is the same."""
     pieces = [tokens_of(runner, length) for length in (CHUNK, CHUNK - 5)]
     runner.step(batch_of(runner, [(i, True, piece) for i, piece in enumerate(pieces)]))
-    states = [runner.pool.snapshot(slot) for slot in range(2)]
+    states = [runner.snapshot(slot)() for slot in range(2)]
 
     def read_on() -> tuple[list[bool], list[Any]]:
         poison(runner)
         for slot, state in enumerate(states):
-            runner.pool.restore(slot, state)
+            runner.restore(slot, state)
         outcome = runner.step(
             batch_of(runner, [(i, False, piece) for i, piece in enumerate(pieces)])
         )
-        other = [tensor for _, tensor in runner.pool.snapshot(1).tensors()]
+        other = runner.snapshot(1)().values()
         return outcome.finite.tolist(), [outcome.evidence[1], outcome.logits[1], *other]
 
     finite, clean = read_on()
-    states[0].memory[0, 0, 1, 2, 3] = torch.nan
+    states[0]["memory"][0, 0, 1, 2, 3] = np.nan
     finite_beside, beside = read_on()
     assert (finite, finite_beside) == ([True, True], [False, True])
     for expected, found in zip(clean, beside, strict=True):
@@ -179,11 +179,11 @@ def test_a_document_goes_on_in_another_runner(runner: FusedRunner, classifier: C
     """In another slot, and in float32 too: a snapshot says nothing of what it came from."""
     tokens = tokens_of(runner, 2 * CHUNK + 5)
     runner.step(batch_of(runner, [(1, True, tokens[:CHUNK])]))
-    snapshot = runner.pool.snapshot(1)
+    snapshot = runner.snapshot(1)()
     poison(runner)
     exact = TorchRunner(classifier, slots=9, rows=ROWS, chunk=CHUNK)
     for there, slot in ((runner, 3), (exact, 7)):
-        there.pool.restore(slot, snapshot)
+        there.restore(slot, snapshot)
         outcome = there.step(batch_of(there, [(slot, False, tokens[CHUNK:])]))
         assert_close(outcome.logits[0], reference(classifier, tokens), TOLERANCE)
 

@@ -191,7 +191,7 @@ def test_a_document_goes_on_in_another_runner(
     back = make(artifact, slots=1, resident=not resident)
     tokens = tokens_of(there, 3 * CHUNK + 5)
     here.step(batch_of(here, [(1, True, tokens[:CHUNK])]))
-    there.pool.restore(7, {k: x.numpy() for k, x in here.pool.snapshot(1).tensors()})
+    there.pool.restore(7, here.snapshot(1)())
     there.step(batch_of(there, [(7, False, tokens[CHUNK : 2 * CHUNK])]))
     back.pool.restore(0, there.pool.snapshot(7))
     outcome = back.step(batch_of(back, [(0, False, tokens[2 * CHUNK :])]))

@@ -5,6 +5,7 @@ import torch
 
 from gma.model.config import ModelConfig
 from gma.model.state import State
+from gma.service.engine.snapshot import Part
 from gma.service.runners.pool import StatePool
 
 CONFIG = ModelConfig(
@@ -54,13 +55,16 @@ def test_states_are_scattered_to_their_slots_only() -> None:
 
 def test_a_snapshot_is_a_copy_that_another_pool_can_take() -> None:
     here, there = StatePool(CONFIG, 2), StatePool(CONFIG, 5)
-    here.restore(1, state_of(3))
-    snapshot = here.snapshot(1)
-    here.restore(1, state_of(4))
+    here.scatter(torch.tensor([1]), state_of(3))
+    snapshot = here.snapshot(1)()
+    here.scatter(torch.tensor([1]), state_of(4))
     there.restore(4, snapshot)
-    assert values(snapshot) == values(there.snapshot(4)) == [{3}]
-    assert values(here.snapshot(1)) == [{4}]
-    assert values(there.snapshot(3)) == [{0}]
+    found = [
+        {value for x in taken.values() for value in x.flatten().tolist()}
+        for taken in (snapshot, there.snapshot(4)(), here.snapshot(1)(), there.snapshot(3)())
+    ]
+    assert found == [{3}, {3}, {4}, {0}]
+    assert {name: Part(x.shape[1:], x.dtype) for name, x in snapshot.items()} == here.parts
 
 
 def test_the_scratch_slot_has_no_snapshot() -> None:

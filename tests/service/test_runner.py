@@ -84,9 +84,7 @@ def test_a_step_touches_the_slots_of_its_documents_only(runner: TorchRunner) -> 
     runner.step(
         batch_of(runner, [(2, True, tokens_of(runner, 20)), (4, True, tokens_of(runner, 3))])
     )
-    finite = [
-        bool(torch.isfinite(runner.pool.snapshot(slot).memory).all()) for slot in range(SLOTS)
-    ]
+    finite = [bool(np.isfinite(runner.snapshot(slot)()["memory"]).all()) for slot in range(SLOTS)]
     assert finite == [False, False, True, False, True, False]
 
 
@@ -95,9 +93,9 @@ def test_a_document_whose_numbers_overflow_spoils_no_other(
 ) -> None:
     tokens = tokens_of(runner, 2 * CHUNK)
     runner.step(batch_of(runner, [(0, True, tokens[:CHUNK])]))
-    broken = runner.pool.snapshot(0)
-    broken.memory.fill_(float("nan"))
-    runner.pool.restore(1, broken)
+    broken = runner.snapshot(0)()
+    broken["memory"].fill(np.nan)
+    runner.restore(1, broken)
     batch = batch_of(
         runner,
         [
@@ -124,7 +122,7 @@ def test_a_document_goes_on_in_another_runner(classifier: Classifier) -> None:
     )
     tokens = tokens_of(here, 2 * CHUNK + 5)
     here.step(batch_of(here, [(1, True, tokens[:CHUNK])]))
-    there.pool.restore(7, here.pool.snapshot(1))
+    there.restore(7, here.snapshot(1)())
     outcome = there.step(batch_of(there, [(7, False, tokens[CHUNK:])]))
     assert_close(outcome.logits[0], reference(classifier, tokens), TOLERANCE)
 

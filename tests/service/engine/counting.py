@@ -3,7 +3,7 @@
 import asyncio
 import threading
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
@@ -64,9 +64,10 @@ class CountingRunner:
     def parts(self) -> Parts:
         return {"sums": Part((3,), self.sums.dtype)}
 
-    def snapshot(self, slot: int) -> Snapshot:
+    def snapshot(self, slot: int) -> Callable[[], Snapshot]:
         self.threads.add(threading.get_ident())
-        return {"sums": self.sums[slot : slot + 1].copy()}
+        snapshot = {"sums": self.sums[slot : slot + 1].copy()}
+        return lambda: snapshot
 
     def restore(self, slot: int, snapshot: Snapshot) -> None:
         self.threads.add(threading.get_ident())

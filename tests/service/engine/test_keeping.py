@@ -28,7 +28,8 @@ MODEL = "a model"
 
 async def read(engine: Engine, past: Past, certain: Tokens, rest: Tokens) -> Progress:
     """The last progress of what goes on after `past`; `rest` comes with the last feed."""
-    document = engine.open(Opening("name", certain, False, False, False, past=past))
+    opening = Opening("name", certain, False, False, False, past=past, keep_tokens=1, steady=True)
+    document = engine.open(opening)
     await document.feed(rest, last=True)
     async for progress in document:
         if progress.done:
@@ -57,7 +58,7 @@ async def in_turns(runner: Runner, cuts: list[int], tokens: Tokens, rest: int) -
                 assert progress.kept.tokens == (certain - kept) // CHUNK * CHUNK > 0
                 assert progress.kept.chunks * CHUNK == progress.kept.tokens
                 kept += progress.kept.tokens
-                past = Past(MODEL, progress.kept.snapshot)
+                past = progress.kept.past
             assert certain - kept < CHUNK
         assert progress
         return list(progress.logits)

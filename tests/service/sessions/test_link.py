@@ -20,7 +20,9 @@ async def last(document: OpenDocument) -> Progress:
 def test_what_was_kept_goes_on_over_the_connection(checkpoint: Path) -> None:
     async def test(service: Remote) -> None:
         model = (await service.remote.info())["fingerprint"]
-        whole = Opening("whole", IDS, False, False, False, past=Past(model, b""))
+        whole = Opening(
+            "whole", IDS, False, False, False, past=Past(model, b""), keep_tokens=1, steady=True
+        )
         with closing(await service.remote.open(whole)) as document:
             await document.feed(IDS[:0], last=True)
             expected = await last(document)
@@ -30,7 +32,7 @@ def test_what_was_kept_goes_on_over_the_connection(checkpoint: Path) -> None:
             kept = (await last(document)).kept
         assert kept
         assert (kept.tokens, kept.chunks) == (16, 2)  # chunks have 8
-        then = whole._replace(tokens=IDS[16:], past=Past(model, kept.snapshot))
+        then = whole._replace(tokens=IDS[16:], past=kept.past)
         with closing(await service.remote.open(then)) as document:
             await document.feed(IDS[:0], last=True)
             found = await last(document)
