@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import suppress
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -47,6 +47,10 @@ class Terms(NamedTuple):
     """States can be taken out of their slots."""
 
 
+Before: TypeAlias = Callable[[], Snapshot]
+"""Waits for a document's state, in the thread that computes."""
+
+
 class Heard(NamedTuple):
     """A step that ended, as one of its documents hears of it."""
 
@@ -73,8 +77,9 @@ class Document:
     """One open document, the handle that `Engine.open` gives.
 
     Its client feeds it, iterates over its progress and closes it. Its engine gives it a slot, takes
-    its tokens into steps, and tells it what those say. It waits for a slot, then has one, then is
-    closed: done, failed or aborted. All of it belongs to the event loop's thread.
+    its tokens into steps, and tells it what those say. It waits for a slot, then has one, which it
+    may lose to another while it has no chunk ready; then it is closed: done, failed or aborted. All
+    of it belongs to the event loop's thread.
     """
 
     def __init__(
@@ -83,7 +88,7 @@ class Document:
         owner: Owner,
         terms: Terms,
         now: float,
-        before: Snapshot | None = None,
+        before: Before | None = None,
     ) -> None:
         """`before`: the state of the opening's past, if it has one. Raises Empty or TooLong, and
         ValueError for what are no tokens."""
@@ -94,7 +99,7 @@ class Document:
         self.fresh = before is None
         """No step of its pass was launched: its slot shows another's past."""
         self.before = before
-        """What is to be put into its slot before its first step, while there is none of it."""
+        """What is to be put into its slot before its next step, if that does not lie there."""
         self.steady = opening.steady
         self._keep_tokens = opening.keep_tokens if terms.keeps else 0
         self.served = 0

@@ -17,14 +17,15 @@ import logging
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
+from functools import partial
 from typing import NamedTuple, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
-from gma.service.engine.document import Document, Heard, Terms
+from gma.service.engine.document import Before, Document, Heard, Terms
 from gma.service.engine.observer import Ending, Observer, Queue
 from gma.service.engine.opening import Opening
 from gma.service.engine.pace import Pace
@@ -191,8 +192,11 @@ class Engine:
         before = self._before(opening)
         document = Document(opening, self, self._terms, self._clock(), before)
         self._waiting[document] = None
-        self._seat()
-        if len(self._waiting) > self._max_waiting and not document.resident:
+        # One that gave its slot away waits too, and counts.
+        full = len(self._open_documents()) > self._runner.slots + self._max_waiting
+        if not full:
+            self._seat()
+        if full or (len(self._waiting) > self._max_waiting and not document.resident):
             del self._waiting[document]
             self._observe_occupancy()
             self._observer.refused()
@@ -202,7 +206,7 @@ class Engine:
             )
         return document
 
-    def _before(self, opening: Opening) -> Snapshot | None:
+    def _before(self, opening: Opening) -> Before | None:
         """The state that a document goes on from, checked: one that is wrong would fail all of a
         step."""
         parts, past = self._runner.parts, opening.past
@@ -219,9 +223,10 @@ class Engine:
             return None
         assert parts
         try:
-            return decoded(past.snapshot, parts)
+            snapshot = decoded(past.snapshot, parts)
         except ValueError as error:
             raise SessionGone(f"the session's state can't be read on: {error}") from None
+        return lambda: snapshot
 
     # The loop: schedule, launch, finish.
 
@@ -283,12 +288,12 @@ class Engine:
         self._in_flight.append(StepInFlight(plan, batch, launched_at, outcome))
 
     def _begin(
-        self, batch: Batch, restored: Mapping[int, Snapshot], kept: Mapping[int, int]
+        self, batch: Batch, restored: Mapping[int, Before], kept: Mapping[int, int]
     ) -> tuple[Launched, Mapping[int, Callable[[], Snapshot]]]:
         """Launch a step, with what is to be in some slots before, by slot; and take out what is to
         be kept of it, of some documents' slots. In the thread that computes."""
         for slot, snapshot in restored.items():
-            self._runner.restore(slot, snapshot)
+            self._runner.restore(slot, snapshot())
         launched = self._runner.launch(batch)
         return launched, {index: self._runner.snapshot(slot) for index, slot in kept.items()}
 
@@ -326,6 +331,8 @@ class Engine:
         tokens = step.batch.tokens_read / self._runner.passes
         self._pace.learn(step.rows, tokens, now - began)
         self._hand_out(step, outcome, snapshots, began, now)
+        if self._waiting:
+            self._seat()  # of the step's documents some may have no chunk ready now
         used = np.count_nonzero(step.batch.lengths)
         self._observer.stepped(int(used), step.rows, tokens, now - began)
 
@@ -412,15 +419,36 @@ class Engine:
             self.close(document, "done")
 
     def _seat(self) -> None:
-        """Give what is free to those that wait with a chunk ready."""
-        ready = (each for each in self._waiting if each.runnable and not self._stopping)
-        for document in list(self._places.admit(ready)):
-            del self._waiting[document]
-            self._resident[document] = None
-            document.served = self._steps - 1
-            self._observer.admitted(document.ready_for(self._clock()))
-            self._wake.set()
+        """Give what is free to those that wait with a chunk ready, and then the slots of those that
+        have none ready."""
+        while True:
+            ready = [each for each in self._waiting if each.runnable and not self._stopping]
+            seated = list(self._places.admit(ready))
+            for document in seated:
+                del self._waiting[document]
+                self._resident[document] = None
+                document.served = self._steps - 1
+                self._observer.admitted(document.ready_for(self._clock()))
+                self._wake.set()
+            if not self._park(len(ready) - len(seated)):
+                break
         self._observe_occupancy()
+
+    def _park(self, count: int) -> bool:
+        """Take their slots from up to `count` documents that have no chunk ready, longest idle
+        first: a slow client's must not keep others waiting. Returns whether there were any."""
+        if not (count and self._terms.keeps):
+            return False
+        idle = [each for each in self._resident if not (each.runnable or each.stepping)]
+        idle.sort(key=lambda document: document.touched_at)
+        for document in idle[:count]:
+            # Before any step that is launched from now on.
+            taken = self._compute.submit(self._runner.snapshot, document.slot)
+            document.before = partial(_state, taken)
+            del self._resident[document]
+            self._waiting[document] = None
+            self._places.leave(document)
+        return bool(idle)
 
     def close(self, document: Document, how: Ending, error: ServiceError | None = None) -> None:
         """See `Owner.close`."""
@@ -460,3 +488,8 @@ class Engine:
     def _rows(self, tokens: int) -> int:
         """How many rows so many tokens of a document take."""
         return -(-tokens // self._grid.chunk)
+
+
+def _state(taken: Future[Before]) -> Snapshot:
+    """What was taken out of a slot."""
+    return taken.result()()
