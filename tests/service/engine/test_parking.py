@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from gma.service.engine.document import Document
 from gma.service.engine.engine import Engine
 from gma.service.engine.opening import Opening, Tokens
 from gma.service.engine.progress import Progress
@@ -37,7 +38,7 @@ def opening(name: str, tokens: Tokens, *, last: bool = False) -> Opening:
     return Opening(name, tokens, last, evidence=True, running=True)
 
 
-async def told(document: Any, tokens: int) -> Progress:
+async def told(document: Document, tokens: int) -> Progress:
     """What is told when so many tokens were read."""
     async for progress in document:
         if progress.tokens == tokens:

@@ -67,7 +67,12 @@ class Workers:
     count = 1
 
     def __init__(self, runner: CountingRunner, lives: Sequence[int], **options: Any) -> None:
-        given = {"max_waiting": 9, "inbox_tokens": 4 * CHUNK, "idle_timeout_s": 60, "model": "m"}
+        given: dict[str, Any] = {
+            "max_waiting": 9,
+            "inbox_tokens": 4 * CHUNK,
+            "idle_timeout_s": 60,
+            "model": "m",
+        }
         self.engine = Engine(runner, **(given | options))
         self.lives = [*lives, NEVER]
         self.openings: list[Opening] = []
@@ -130,7 +135,7 @@ def check(found: Progress, expected: Progress) -> None:
     assert expected.shares
     for one, other in zip(found.shares, expected.shares, strict=True):
         np.testing.assert_array_equal(one, other)
-    np.testing.assert_array_equal(found.usage, expected.usage)  # type: ignore[arg-type]
+    np.testing.assert_array_equal(found.usage, expected.usage)
 
 
 @settings(max_examples=60, deadline=None)
