@@ -51,11 +51,13 @@ def packaged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setattr("gma.model.training.train.DEFAULT_BASE", tmp_path / "base")
     monkeypatch.setattr("gma.model.training.train.CPU", LITTLE)
     monkeypatch.setattr("gma.model.training.train.GPU", LITTLE)
-    fit, few = token_scores.fit, {"steps": 20, "crops": 16, "length": 128}
+    fit: Any = token_scores.fit
+    few = {"steps": 20, "crops": 16, "length": 128}
 
     def fit_little(*given: Any) -> TokenScores:
         *others, config, progress = given
-        return fit(*others, config.model_copy(update=few), progress)
+        fitted: TokenScores = fit(*others, config.model_copy(update=few), progress)
+        return fitted
 
     monkeypatch.setattr(token_scores, "fit", fit_little)
     return tmp_path / "base"
