@@ -87,7 +87,7 @@ class HeldRunner(TorchRunner):
                 raise RuntimeError("the device is on fire")
         return super().launch(batch)
 
-    def restore(self) -> None:
+    def release(self) -> None:
         """Let all steps go on, and none fail."""
         self.fails = False
         self.go.set()

@@ -45,7 +45,7 @@ async def begun(checkpoint: Path) -> AsyncIterator[Service]:
 async def lasting(begun: Service) -> AsyncIterator[Service]:
     """One for all tests of a module that leave nothing behind, for most is the start."""
     yield begun
-    begun.runner.restore()
+    begun.runner.release()
     await begun.until("gma_documents_in_flight", 0)
     await begun.until("gma_slots_in_use", 0)
     begun.runner.forget_steps()
