@@ -16,6 +16,7 @@ if not os.path.exists("/dev/nvidiactl"):  # noqa: PTH110
     os.environ["TRITON_INTERPRET"] = "1"
 
 import ipaddress
+import math
 import signal
 import socket
 from collections.abc import Iterator
@@ -139,17 +140,23 @@ def _interpreter() -> Iterator[None]:
     without what makes it slow."""
     import numpy as np
     import torch
+    from triton.language import core as language
     from triton.runtime import interpreter
 
     convert, numpy_dtype = interpreter._convert_float, interpreter._get_np_dtype
+    patch_once, init_type = interpreter._patch_lang, language.block_type.__init__
     narrow = {
         "bf16": (torch.bfloat16, torch.uint16),
         "fp8e4nv": (torch.float8_e4m3fn, torch.uint8),
     }
     known: dict[str, Any] = {}
-    patched: set[str] = set()
+    patched: dict[str, Any] = {}
+    types: dict[Any, dict[str, Any]] = {}
+    shapes: dict[str, tuple[Any, Any]] = {}
 
     def rounding(x: Any, source: Any, target: Any, mode: Any) -> Any:
+        if source.name == "bf16" and target.name == "fp32":
+            return x.astype(np.uint32) << 16
         if source.name != "fp32" or target.name not in narrow:
             return convert(x, source, target, mode)
         dtype, bits = narrow[target.name]
@@ -170,15 +177,36 @@ def _interpreter() -> Iterator[None]:
         found = (np.stack(x).swapaxes(0, self.axis) for x in zip(*upto, strict=True))
         return [self.to_tensor(x, y.dtype) for x, y in zip(found, inputs, strict=True)]
 
-    def call(self: Any, *args: Any, **kwargs: Any) -> Any:  # it patches modules at each call
-        if self.fn.__module__ not in patched:
-            interpreter._patch_lang(self.fn)
-            patched.add(self.fn.__module__)
-        return self.rewrite()(*args, **kwargs)
+    def patch_lang(fn: Any) -> Any:  # it patches modules at each call
+        if fn.__module__ not in patched:
+            patched[fn.__module__] = patch_once(fn)
+        return interpreter._LangPatchScope()  # nothing to restore yet
+
+    def new_type(self: Any, element: Any, shape: Any) -> None:  # as for each step's result
+        key = element.name, *shape
+        if key not in types:
+            init_type(self, element, shape)
+            types[key] = vars(self)
+        vars(self).update(types[key], element_ty=element)
+
+    def new_tensor(self: Any, handle: Any, made: Any) -> None:
+        self.handle, self.type, self.dtype = handle, made, made.scalar
+        if made.name not in shapes:
+            shape = [*made.shape] if made.is_block() else []
+            size = language.constexpr(math.prod(shape))
+            shapes[made.name] = language.tuple([*map(language.constexpr, shape)]), size
+        self.shape, self.numel = shapes[made.name]
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(interpreter, "_convert_float", rounding)
-        patch.setattr(interpreter.InterpretedFunction, "__call__", call)
         patch.setattr(interpreter, "_get_np_dtype", known_dtype)
+        patch.setattr(interpreter, "_patch_lang", patch_lang)
         patch.setattr(interpreter.ScanOps, "generic_scan", scan)
+        patch.setattr(language.block_type, "__init__", new_type)
+        patch.setattr(language.tensor, "__init__", new_tensor)
+        # Sums and products of 32 bits are made again in 64 to see whether they overflow.
+        options = interpreter.InterpreterOptions(sanitize_overflow=False)
+        patch.setattr(interpreter.interpreter_builder, "options", options)
         yield
+        for scope in reversed(patched.values()):
+            scope.restore()

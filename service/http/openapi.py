@@ -25,6 +25,22 @@ ERRORS = {
     504: "The deadline of x-deadline-ms has passed, or is too soon for so much text.",
 }
 
+
+def _error(text: str, model: Any = ErrorAnswer) -> dict[str, Any]:
+    schema = {"$ref": f"#/components/schemas/{model.__name__}"}
+    return {"description": text, "content": {JSON: {"schema": schema}}}
+
+
+def _errors(texts: Mapping[int, str], model: Any = ErrorAnswer) -> dict[int | str, dict[str, Any]]:
+    """What is said of errors with a body of `model`: the first one brings it along, for FastAPI
+    makes it anew for each that does, which would be most of the time that a start takes."""
+    first, *_ = texts
+    return {
+        **{status: _error(text, model) for status, text in texts.items()},
+        first: {"model": model, "description": texts[first]},
+    }
+
+
 DOCUMENT_BODY = {
     "required": True,
     "content": {
@@ -46,7 +62,7 @@ DOCUMENT_RESPONSES: dict[int | str, dict[str, Any]] = {
             SSE: {"example": 'event: progress\ndata: {"event":"progress",...}\n\n'},
         },
     },
-    **{status: {"model": ErrorAnswer, "description": text} for status, text in ERRORS.items()},
+    **_errors(ERRORS),
 }
 
 
@@ -56,13 +72,11 @@ def error_responses(
     """What is said of errors that are told as another server does: with a body of `model`, and
     with those of `statuses` in place of ours."""
     texts = {**ERRORS, 404: "No such route, or model.", 405: "No such method of this route."}
-    found: dict[int | str, dict[str, Any]] = {}
+    found: dict[int, str] = {}
     for status, text in texts.items():
-        entry = found.setdefault(
-            statuses.get(status, status), {"model": model, "description": text}
-        )
-        entry["description"] = " ".join(dict.fromkeys([entry["description"], text]))
-    return found
+        before = found.setdefault(statuses.get(status, status), text)
+        found[statuses.get(status, status)] = " ".join(dict.fromkeys([before, text]))
+    return _errors(found, model)
 
 
 APPEND_BODY = {
@@ -100,9 +114,7 @@ SESSION_ERRORS = {
     507: "The store is full.",
 }
 
-SESSION_RESPONSES: dict[int | str, dict[str, Any]] = {
-    status: {"model": ErrorAnswer, "description": text} for status, text in SESSION_ERRORS.items()
-}
+SESSION_RESPONSES = _errors(SESSION_ERRORS)
 
 ANY_RESPONSES = {
     400: "The request can't be read.",
@@ -114,9 +126,7 @@ ANY_RESPONSES = {
 }
 """What a request can get whatever it asks for."""
 
-UNREADY_RESPONSES: dict[int | str, dict[str, Any]] = {
-    503: {"model": ErrorAnswer, "description": "Starting, draining, or no worker."}
-}
+UNREADY_RESPONSES = _errors({503: "Starting, draining, or no worker."})
 
 
 class Described(FastAPI):
@@ -142,8 +152,3 @@ class Described(FastAPI):
                     method["security"] = [{"Bearer": []}]
                     method["responses"].setdefault("401", _error("No API key, or a wrong one."))
         return schema
-
-
-def _error(text: str) -> dict[str, Any]:
-    schema = {"$ref": "#/components/schemas/ErrorAnswer"}
-    return {"description": text, "content": {JSON: {"schema": schema}}}

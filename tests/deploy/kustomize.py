@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import re
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +39,7 @@ def _build(folder: Path, given: list[Manifest]) -> list[Manifest]:
     changed = False  # of patches for several kinds, those for kinds that are not there do nothing
     for patch in kustomization.get("patches", []):
         text = patch["patch"] if "patch" in patch else (folder / patch["path"]).read_text()
-        (operations,) = _parsed(text)
+        (operations,) = parsed(text)
         patched = [m for m in manifests if _is_target(m, patch["target"])]
         changed = changed or bool(patched)
         if isinstance(operations, dict):
@@ -61,13 +62,19 @@ def _build(folder: Path, given: list[Manifest]) -> list[Manifest]:
     return manifests
 
 
+def parsed(text: str) -> list[Any]:
+    """The documents of a YAML, to be changed: what anchors share is not one object."""
+    documents: list[Any] = json.loads(_as_json(text))
+    return documents
+
+
+@cache
+def _as_json(text: str) -> str:
+    return json.dumps([*yaml.safe_load_all(text)])
+
+
 def _read(file: Path) -> list[Any]:
-    return _parsed(file.read_text())
-
-
-def _parsed(text: str) -> list[Any]:
-    # By JSON, for what YAML's anchors share is one object.
-    return [json.loads(json.dumps(each)) for each in yaml.safe_load_all(text)]
+    return parsed(file.read_text())
 
 
 def _config_map(folder: Path, generator: dict[str, Any]) -> Manifest:

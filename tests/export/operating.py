@@ -89,7 +89,7 @@ def run(
     library: Path | None = None,
     *,
     through: int = TensorProto.FLOAT,
-    threads: int = 0,
+    threads: int = 1,
     **attributes: Any,
 ) -> dict[str, Array]:
     """Run the operator on the CPU; its outputs by name. ``library`` takes its body's place.

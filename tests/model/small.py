@@ -88,11 +88,11 @@ def by_hand(classifier: Classifier, tokens: Tensor, state: State) -> ByHand:
         routed, *others = mixer.project(mixer.norm(x)).split(
             [sum(mixer.widths), mixer.project.out_features - sum(mixer.widths)], -1
         )
-        log_keep = x.new_zeros(len(x), config.heads)
-        open_ = None
+        log_keep = open_ = None
         if isinstance(mixer, ForgettingMixer):
             open_, keep = others[0].split(mixer.parts[1:], -1)
             rates = torch.log1p((keep + mixer.keep_bias).exp()).clamp(max=0.25)
+            log_keep = x.new_zeros(len(x), config.heads)
             log_keep[:, config.heads - rates.shape[1] :] = -rates
         q, k, val = (
             part.unflatten(-1, (config.heads, -1)) for part in routed.split(mixer.widths, -1)
@@ -103,19 +103,16 @@ def by_hand(classifier: Classifier, tokens: Tensor, state: State) -> ByHand:
             reference.responsibilities(part, *mixer.mixture.distribution()) for part in (q, k)
         )
         gammas.append(gamma_k)
-        if config.causal:
-            out, memory, mass = reference.forgetting(
-                gamma_q,
-                gamma_k,
-                val,
-                log_keep,
-                state.memory[0, index],
-                state.mass[0, index],
-                epsilon=config.epsilon,
-            )
-        else:
-            out = reference.bidirectional(gamma_q, gamma_k, val, epsilon=config.epsilon)
+        epsilon, before = config.epsilon, (state.memory[0, index], state.mass[0, index])
+        if not config.causal:
+            out = reference.bidirectional(gamma_q, gamma_k, val, epsilon=epsilon)
             memory, mass = torch.einsum("nhk,nhv->hkv", gamma_k, val), gamma_k.sum(0)
+        elif log_keep is None:
+            out, memory, mass = reference.causal(gamma_q, gamma_k, val, *before, epsilon=epsilon)
+        else:
+            out, memory, mass = reference.forgetting(
+                gamma_q, gamma_k, val, log_keep, *before, epsilon=epsilon
+            )
         if open_ is not None:
             out = out * open_.sigmoid().unflatten(-1, (config.heads, -1))
         x = x + mixer.out(out.flatten(1))

@@ -22,7 +22,7 @@ from gma.model.ops.chunked import Rows
 from gma.model.ops.cpu.library import Library, library
 from gma.model.products import Precision
 from gma.model.reading import read
-from tests.model.small import ANY, error, small
+from tests.model.small import error, small
 
 FORMS = ["paper", "forgetting"]
 
@@ -258,13 +258,14 @@ def test_where_there_is_none_the_layers_read(
     assert "they were not compiled" in caplog.text
 
 
-@pytest.mark.parametrize("changes", [{}, ANY, {"conv_kernel": 0}])
-def test_other_instructions(changes: dict[str, object]) -> None:
+def test_other_instructions() -> None:
     """Those that every processor has."""
-    code = f"""
-from tests.model.test_cpu import assert_as_layers, small
-for form in ("paper", "forgetting"):
-    made = small(**{changes!r}, form=form)
+    code = """
+from itertools import product
+from tests.model.small import ANY, small
+from tests.model.test_cpu import FORMS, assert_as_layers
+for changes, form in product(({}, ANY, {"conv_kernel": 0}), FORMS):
+    made = small(**changes, form=form)
     made.choose_mixers()
     assert made.mixers == "C++ for baseline", made.mixers
     assert_as_layers(made)

@@ -87,9 +87,18 @@ class HeldRunner(TorchRunner):
                 raise RuntimeError("the device is on fire")
         return super().launch(batch)
 
+    def release(self) -> None:
+        """Let all steps go on, and none fail."""
+        self.fails = False
+        self.go.set()
+
     def hold(self) -> None:
         """Let no step go on, and wait for none that has begun."""
         self.go.clear()
+        self.forget_steps()
+
+    def forget_steps(self) -> None:
+        """Wait for none that has begun."""
         while self.stepping.acquire(blocking=False):
             pass
 

@@ -33,3 +33,19 @@ def exported(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path
 async def service(checkpoint: Path) -> AsyncIterator[Service]:
     async with Service(checkpoint) as service:
         yield service
+
+
+@pytest.fixture(scope="module")
+async def begun(checkpoint: Path) -> AsyncIterator[Service]:
+    async with Service(checkpoint) as service:
+        yield service
+
+
+@pytest.fixture
+async def lasting(begun: Service) -> AsyncIterator[Service]:
+    """One for all tests of a module that leave nothing behind, for most is the start."""
+    yield begun
+    begun.runner.release()
+    await begun.until("gma_documents_in_flight", 0)
+    await begun.until("gma_slots_in_use", 0)
+    begun.runner.forget_steps()

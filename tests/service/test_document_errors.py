@@ -20,6 +20,11 @@ from tests.service.asgi import LABELS, PATIENCE_S, TEXT, Exchange, Service
 pytestmark = pytest.mark.anyio
 
 
+@pytest.fixture
+def service(lasting: Service) -> Service:
+    return lasting
+
+
 class TestErrors:
     @pytest.mark.parametrize(
         ("headers", "path", "body", "status", "error_type"),
@@ -328,36 +333,38 @@ class TestDeadline:
         assert (response.status_code, response.json()["error_type"]) == (422, "Validation")
         assert "x-deadline-ms" in response.json()["error"]
 
-    async def test_that_is_too_soon_for_so_many_bytes(self, service: Service) -> None:
+    async def test_that_is_too_soon_for_so_many_bytes(self, checkpoint: Path) -> None:
         """10 s for what was read at a speed at which it takes 20, if its tokens are long."""
-        service.gateway.admission.read(2**17, 20)
-        headers = {**PLAIN, "x-deadline-ms": "10000", "content-length": str(2**20)}
-        async with Exchange(service.app, PATH, headers) as exchange:
-            assert (await exchange.head())[0] == 504  # with no byte of the body
-            assert (await exchange.json())["error_type"] == "TooLate"
-        for sent, path in (
-            (headers | {"content-length": str(2**18)}, PATH),
-            (headers, f"{PATH}?max_tokens=1"),
-            (headers | {"content-type": "application/json"}, PATH),
-            (headers | {"x-deadline-ms": "30000"}, PATH),
-        ):
-            async with Exchange(service.app, path, sent) as exchange:
-                await service.until("gma_documents_in_flight", 1)
-                exchange.leave()
-                await exchange.finished()
+        async with Service(checkpoint) as service:
+            service.gateway.admission.read(2**17, 20)
+            headers = {**PLAIN, "x-deadline-ms": "10000", "content-length": str(2**20)}
+            async with Exchange(service.app, PATH, headers) as exchange:
+                assert (await exchange.head())[0] == 504  # with no byte of the body
+                assert (await exchange.json())["error_type"] == "TooLate"
+            for sent, path in (
+                (headers | {"content-length": str(2**18)}, PATH),
+                (headers, f"{PATH}?max_tokens=1"),
+                (headers | {"content-type": "application/json"}, PATH),
+                (headers | {"x-deadline-ms": "30000"}, PATH),
+            ):
+                async with Exchange(service.app, path, sent) as exchange:
+                    await service.until("gma_documents_in_flight", 1)
+                    exchange.leave()
+                    await exchange.finished()
 
-    async def test_is_by_what_was_read_fastest(self, service: Service) -> None:
-        door = service.gateway.admission
-        with door.admit(2**20, deadline_s=0.001):  # nothing is known yet
-            pass
-        door.read(1, 100)  # nor by this
-        door.read(2**17, 20)
-        door.read(2**17, 2)
-        door.read(2**17, 20)
-        with door.admit(2**20, deadline_s=3):
-            pass
-        with pytest.raises(TooLate), door.admit(2**20, deadline_s=1):
-            pass
+    async def test_is_by_what_was_read_fastest(self, checkpoint: Path) -> None:
+        async with Service(checkpoint) as service:
+            door = service.gateway.admission
+            with door.admit(2**20, deadline_s=0.001):  # nothing is known yet
+                pass
+            door.read(1, 100)  # nor by this
+            door.read(2**17, 20)
+            door.read(2**17, 2)
+            door.read(2**17, 20)
+            with door.admit(2**20, deadline_s=3):
+                pass
+            with pytest.raises(TooLate), door.admit(2**20, deadline_s=1):
+                pass
 
 
 class TestOverload:

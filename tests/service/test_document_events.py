@@ -17,6 +17,11 @@ from tests.service.asgi import TEXT, Exchange, Service
 pytestmark = pytest.mark.anyio
 
 
+@pytest.fixture
+def service(lasting: Service) -> Service:
+    return lasting
+
+
 class TestEvents:
     async def test_come_while_the_body_is_sent(self, service: Service) -> None:
         body = TEXT.encode()

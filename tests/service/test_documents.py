@@ -20,6 +20,11 @@ from tests.service.asgi import LABELS, TEXT, Exchange, Service, save_checkpoint
 pytestmark = pytest.mark.anyio
 
 
+@pytest.fixture
+def service(lasting: Service) -> Service:
+    return lasting
+
+
 class TestAnswer:
     async def test_has_the_shape_of_the_contract(self, service: Service) -> None:
         response = await service.http.post(PATH, content=TEXT, headers=PLAIN)
@@ -233,7 +238,7 @@ class TestMaxTokens:
 class TestTogether:
     @pytest.mark.parametrize("form", ["paper", "forgetting"])
     async def test_many_documents_are_answered_as_if_alone(self, tmp_path: Path, form: str) -> None:
-        texts = [TEXT[start : start + 20 * start + 5] for start in range(24)]
+        texts = [TEXT[start : start + 20 * start + 5] for start in range(12)]
         async with Service(save_checkpoint(tmp_path, form=form), slots=3) as service:
             alone = [await service.classify(text) for text in texts]
             together = await asyncio.gather(*map(service.classify, texts))
@@ -241,15 +246,21 @@ class TestTogether:
             assert same(one, other)
 
     async def test_draining_ends_what_was_taken_and_takes_nothing_new(
-        self, service: Service
+        self, checkpoint: Path
     ) -> None:
-        async with Exchange(service.app, PATH, PLAIN) as exchange:
+        async with (
+            Service(checkpoint) as service,
+            Exchange(service.app, PATH, PLAIN) as exchange,
+        ):
             exchange.send(TEXT.encode())
             await service.runner.step_begun()
             draining = asyncio.ensure_future(service.gateway.admission.drain())
             await asyncio.sleep(0)
             response = await service.http.post(PATH, content=TEXT, headers=PLAIN)
-            assert (response.status_code, response.json()["error_type"]) == (503, "ShuttingDown")
+            assert (response.status_code, response.json()["error_type"]) == (
+                503,
+                "ShuttingDown",
+            )
             assert int(response.headers["retry-after"]) > 0
             assert not draining.done()
             exchange.send(b"", last=True)

@@ -154,6 +154,10 @@ class TestMetrics:
 
 
 class TestEveryAnswer:
+    @pytest.fixture
+    def service(self, lasting: Service) -> Service:
+        return lasting
+
     @pytest.mark.parametrize(
         ("method", "path", "status"),
         [
@@ -242,6 +246,10 @@ class TestEveryAnswer:
 
 
 class TestDocs:
+    @pytest.fixture
+    def service(self, lasting: Service) -> Service:
+        return lasting
+
     async def test_page(self, service: Service) -> None:
         assert (await service.http.get("/", follow_redirects=True)).url.path == "/docs"
         assert (await service.http.get("/docs")).status_code == 200

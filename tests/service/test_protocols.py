@@ -27,6 +27,12 @@ from tests.service.asgi import LABELS, TEXT, Exchange, Service, save_checkpoint,
 
 pytestmark = pytest.mark.anyio
 
+
+@pytest.fixture
+def service(lasting: Service) -> Service:
+    return lasting
+
+
 SHORT = "nobody spoke"
 INFER = "/v2/models/tiny/infer"
 
@@ -157,16 +163,17 @@ class TestTextEmbeddingsInference:
         torch.set_num_threads(threads)
         assert by_label(cut.json()) == pytest.approx(logits(read.json()), rel=1e-5, abs=1e-6)
 
-    async def test_errors_have_its_names(self, service: Service) -> None:
-        service.runner.fails = True
-        response = await service.http.post("/predict", json={"inputs": SHORT})
-        assert (response.status_code, response.json()["error_type"]) == (424, "Backend")
-        await service.worker.stop()
-        response = await service.http.post("/predict", json={"inputs": SHORT})
-        assert (response.status_code, response.json()["error_type"]) == (503, "Unhealthy")
-        assert response.headers["retry-after"]
-        response = await service.http.post("/predict", json={"inputs": ["a"] * MOST_VALUES})
-        assert (response.status_code, response.json()["error_type"]) == (422, "Validation")
+    async def test_errors_have_its_names(self, checkpoint: Path) -> None:
+        async with Service(checkpoint) as service:
+            service.runner.fails = True
+            response = await service.http.post("/predict", json={"inputs": SHORT})
+            assert (response.status_code, response.json()["error_type"]) == (424, "Backend")
+            await service.worker.stop()
+            response = await service.http.post("/predict", json={"inputs": SHORT})
+            assert (response.status_code, response.json()["error_type"]) == (503, "Unhealthy")
+            assert response.headers["retry-after"]
+            response = await service.http.post("/predict", json={"inputs": ["a"] * MOST_VALUES})
+            assert (response.status_code, response.json()["error_type"]) == (422, "Validation")
 
 
 class TestHuggingFace:

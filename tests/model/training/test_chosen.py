@@ -9,7 +9,7 @@ from array import array
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
-from typing import cast
+from typing import Any, cast
 
 import pytest
 import torch
@@ -17,12 +17,14 @@ import torch
 from gma.model import weights
 from gma.model.backbone import Backbone
 from gma.model.tokenizer import Tokenizer
+from gma.model.training import token_scores
 from gma.model.training.chosen import CHOSEN, CPU, GPU, Chosen, Machine
 from gma.model.training.config import read_config
 from gma.model.training.errors import TrainingError
 from gma.model.training.pace import Pace, spoken
 from gma.model.training.schedule import Schedule
 from gma.model.training.survey import Survey, Surveyed
+from gma.model.training.token_scores import TokenScores
 from gma.model.training.train import train
 from tests.model.small import SMALL
 from tests.model.training.documents import (
@@ -49,6 +51,15 @@ def packaged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setattr("gma.model.training.train.DEFAULT_BASE", tmp_path / "base")
     monkeypatch.setattr("gma.model.training.train.CPU", LITTLE)
     monkeypatch.setattr("gma.model.training.train.GPU", LITTLE)
+    fit: Any = token_scores.fit
+    few = {"steps": 20, "crops": 16, "length": 128}
+
+    def fit_little(*given: Any) -> TokenScores:
+        *others, config, progress = given
+        fitted: TokenScores = fit(*others, config.model_copy(update=few), progress)
+        return fitted
+
+    monkeypatch.setattr(token_scores, "fit", fit_little)
     return tmp_path / "base"
 
 

@@ -87,9 +87,9 @@ class TestRun:
     def test_says_that_the_deep_reading_learned_nothing(
         self, run: Train, capsys: pytest.CaptureFixture[str]
     ) -> None:
-        run("nothing", steps=40, learning_rate=1e-9)
+        run("nothing", learning_rate=1e-9)
         assert NOTHING in capsys.readouterr().err
-        run("something", steps=40, learning_rate=1e-2)
+        run("something", steps=40, learning_rate=1e-2, evaluate_every=40)
         assert NOTHING not in capsys.readouterr().err
 
     def test_without_scikit_learn(

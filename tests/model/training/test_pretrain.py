@@ -314,7 +314,7 @@ class TestFrom:
             seen.append(run)
             raise KeyboardInterrupt
 
-        monkeypatch.setattr(Run, "train", stopped)
+        monkeypatch.setattr(Run, "fit_token_scores", stopped)
         with pytest.raises(KeyboardInterrupt):
             train(data, tmp_path / "second", None, base=first)
         begun = weights.load(first).config.backbone
