@@ -54,7 +54,9 @@ def _no_url(given: Path) -> Path:
     return given
 
 
-Origin = Annotated[str, Field(pattern=r"^(\*|[a-z][a-z0-9+.-]*://[^/\s,]+)$")]
+HOST = r"([a-z0-9._-]+|\[[0-9a-f:.]+\])(:[0-9]+)?"
+Origin = Annotated[str, Field(pattern=rf"^(\*|[a-z][a-z0-9+.-]*://{HOST})$")]
+"""As browsers write one: in small letters, and no more than this."""
 Origins = Annotated[tuple[Origin, ...], BeforeValidator(_listed)]
 Folder = Annotated[Path, AfterValidator(_no_url)]
 Redis = Annotated[str, Field(pattern=r"^rediss?://")]

@@ -59,7 +59,19 @@ class TestOrigins:
         assert (asked.status_code, asked.headers["allow"]) == (204, "POST, OPTIONS")
         assert "access-control-allow-origin" not in asked.headers
 
-    @pytest.mark.parametrize("given", ["app.example", f"{ORIGIN}/", f"{ORIGIN} http://b"])
+    @pytest.mark.parametrize(
+        "given",
+        [
+            "app.example",
+            f"{ORIGIN}/",
+            f"{ORIGIN} http://b",
+            "https://App.example",
+            "http://a@b",
+            "http://a:b",
+            "http://[a",
+            "https://*.example",
+        ],
+    )
     async def test_one_that_is_none(self, checkpoint: Path, given: str) -> None:
         with pytest.raises(SettingsError, match="GMA_CORS_ORIGINS"):
             Settings.load(checkpoint=checkpoint, cors_origins=given)
