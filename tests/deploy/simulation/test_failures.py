@@ -230,8 +230,6 @@ def test_workers_come_and_go_while_documents_are_read(cluster: Cluster) -> None:
                 await waited(lambda: workers() == 2, "a second worker")
                 held = await stack.enter_async_context(client.holding(8))
             await waited(lambda: workers() == 1, "a single worker again")
-            for each in held:
-                await each.send(PIECE)
             ends = await asyncio.gather(*map(end_of, held))
         assert [end for end in ends if end["event"] != "result"] == []
         assert {status for each in (client, *long) for status in each.statuses} == {200}
