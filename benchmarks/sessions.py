@@ -1,12 +1,12 @@
 """What a session costs: an append to a long one, and appends beside one-shot posts.
 
     python -m benchmarks.sessions
-    python -m benchmarks.sessions --sessions redis://127.0.0.1:6379/0
+    GMA_CHECKPOINT=books python -m benchmarks.sessions
 
-starts the service with the default checkpoint, its store a folder of this machine's disk, of which
-every append waits. First a session of 10 MB and one that begins empty get the same pieces of 1 KB,
-in turns. Then several clients at once append 1 KB each to sessions of their own, or post them as
-documents, in turns. Prints Markdown.
+starts the service, its store a folder of this machine's disk, for which every append waits. First a
+session of 10 MB and one that begins empty get the same pieces of 1 KB, in turns. Then several
+clients at once append 1 KB each to sessions of their own, or post them as documents, in turns.
+Prints Markdown.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import os
 import sys
 import tempfile
 import time
-from collections.abc import Awaitable, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import cycle, islice
 from pathlib import Path
@@ -168,35 +168,38 @@ def _rate(turn: Turn) -> float:
     return len(turn.taken) / turn.seconds
 
 
-def table(length: Length, turns: Turns, sizes: Sizes) -> str:
-    """The report, as Markdown."""
-    mb = f"{sizes.long_bytes / 1e6:g} MB"
-    lengths = [
-        [f"append 1 KB to {mb}", f"{median(length.long) * 1e3:.1f} ms", f"{length.ratio:.2f}"],
-        ["append 1 KB to one that began empty", f"{median(length.empty) * 1e3:.1f} ms", ""],
+def length_table(found: Length, sizes: Sizes) -> str:
+    """The report of `by_length`, as Markdown."""
+    long, empty = (f"{median(each) * 1e3:.1f} ms" for each in found)
+    rows = [
+        [f"append 1 KB to {sizes.long_bytes / 1e6:g} MB", long, f"{found.ratio:.2f}"],
+        ["append 1 KB to one that began empty", empty, ""],
     ]
-    rates = []
+    return markdown(["", "median", "to the other"], rows)
+
+
+def rate_table(turns: Turns, sizes: Sizes) -> str:
+    """The report of `side_by_side`, as Markdown."""
+    rows = []
     for way, found in turns.items():
         latency = Latency.of([each for turn in found for each in turn.taken])
         assert latency
         quantiles = [f"{latency.quantiles[name] * 1e3:.1f} ms" for name in ("p50", "p99")]
+        rate = f"{median(map(_rate, found)):.1f}"
         of_posts = f"{ratio(turns):.2f}" if way == "appends" else ""
-        rates.append([f"{way} of 1 KB, {sizes.at_once} at once",
-                      f"{median(map(_rate, found)):.1f}", *quantiles, of_posts])  # fmt: skip
-    return "\n".join(
-        [
-            markdown(["", "median", "to the other"], lengths),
-            markdown(["", "a second", "p50", "p99", "of posts"], rates),
-        ]
-    )
+        rows.append([f"{way} of 1 KB, {sizes.at_once} at once", rate, *quantiles, of_posts])
+    return markdown(["", "a second", "p50", "p99", "of posts"], rows)
 
 
-async def measure(url: str, sizes: Sizes) -> tuple[Length, Turns]:
-    """Ask a service that keeps sessions."""
+async def measure(url: str, sizes: Sizes) -> AsyncIterator[str]:
+    """Ask a service that keeps sessions, and give the reports."""
     text = EXAMPLE.read_bytes()
     limits: Any = {"timeout": aiohttp.ClientTimeout(total=None), "raise_for_status": True}
     async with aiohttp.ClientSession(url, **limits) as http:
-        return await by_length(http, text, sizes), await side_by_side(http, text, sizes)
+        if sizes.long_bytes:
+            yield length_table(await by_length(http, text, sizes), sizes)
+        if sizes.rounds:
+            yield rate_table(await side_by_side(http, text, sizes), sizes)
 
 
 @contextmanager
@@ -216,18 +219,25 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--url", help="of a service that runs, in place of one of its own")
     parser.add_argument("--sessions", help="where they are kept; a folder of its own by default")
-    parser.add_argument("--megabytes", type=float, default=Sizes().long_bytes / 1e6)
+    parser.add_argument(
+        "--megabytes", type=float, default=Sizes().long_bytes / 1e6, help="0: no long session"
+    )
     parser.add_argument("--at-once", type=int, default=Sizes().at_once)
-    parser.add_argument("--rounds", type=int, default=Sizes().rounds)
+    parser.add_argument("--rounds", type=int, default=Sizes().rounds, help="0: no posts")
     parser.add_argument("--quick", action="store_true", help="small: shows that it runs, no more")
     options = parser.parse_args(argv)
     sizes = QUICK if options.quick else Sizes(
         long_bytes=int(options.megabytes * 1e6), at_once=options.at_once, rounds=options.rounds
     )  # fmt: skip
-    with running(options.url, options.sessions) as url:
-        length, turns = asyncio.run(measure(url, sizes))
     print(f"{os.cpu_count()} cores, Python {sys.version.split()[0]}\n")
-    print(table(length, turns, sizes))
+    with running(options.url, options.sessions) as url:
+        asyncio.run(tell(url, sizes))
+
+
+async def tell(url: str, sizes: Sizes) -> None:
+    """Print each report when it is there."""
+    async for report in measure(url, sizes):
+        print(report)
 
 
 if __name__ == "__main__":

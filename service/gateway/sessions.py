@@ -216,16 +216,17 @@ class Sessions:
         self, place: Place, before: Session, pieces: Remembered, options: AppendOptions
     ) -> tuple[Reading, Session]:
         """The session with what is appended; by another worker if one is lost meanwhile."""
-        for attempt in range(ATTEMPTS):
+        attempts = 0
+        while True:
+            attempts += 1
             name = f"{place.id[:8]}/{uuid.uuid4().hex}"
             reading = Reading(self._gateway, name, before, evidence=options.evidence)
             try:
                 async with aclosing(pieces.again()) as again:
                     return reading, await reading.read(again)
             except (UnknownDocument, ShuttingDown):
-                if not pieces.whole or attempt + 1 == ATTEMPTS:
+                if attempts == ATTEMPTS or not pieces.whole:
                     raise
-        raise AssertionError
 
     async def _new(self, owner: str, session: Session, event: str) -> SessionState:
         place, expires_at = Place.new(owner), self._expires_at()

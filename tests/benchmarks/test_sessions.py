@@ -40,12 +40,11 @@ def test_table() -> None:
         "posts": [Turn([0.05] * 10, 1.0), Turn([0.05] * 10, 1.0), Turn([0.05] * 12, 1.0)],
     }
     assert sessions.ratio(turns) == 0.8
-    lines = sessions.table(length, turns, Sizes()).splitlines()
-    assert lines[2:4] == [
+    assert sessions.length_table(length, Sizes()).splitlines()[2:] == [
         "| append 1 KB to 10 MB | 22.0 ms | 1.10 |",
         "| append 1 KB to one that began empty | 20.0 ms |  |",
     ]
-    assert lines[-2:] == [
+    assert sessions.rate_table(turns, Sizes()).splitlines()[2:] == [
         "| appends of 1 KB, 8 at once | 9.0 | 100.0 ms | 100.0 ms | 0.80 |",
         "| posts of 1 KB, 8 at once | 10.0 | 50.0 ms | 50.0 ms |  |",
     ]
