@@ -272,11 +272,12 @@ def kill(
         return time.monotonic() - begun
 
     with ThreadPoolExecutor(len(roles)) as pool:
-        for _ in range(kills):
+        for number in range(kills):
             time.sleep(choice.uniform(0, QUIET_S))
             role = choice.choice(roles)
             if killed[role]:
                 killed[role][-1].result()
+            sys.stderr.write(f"{number + 1} of {kills}: {role}\n")
             act = kill_redis if role == "redis" else partial(kill_one, url, role, choice)
             killed[role].append(pool.submit(act))
         return {role: [each.result() for each in all_] for role, all_ in killed.items()}
