@@ -1,7 +1,7 @@
 """What a session costs: an append to a long one, and appends beside one-shot posts.
 
     python -m benchmarks.sessions
-    GMA_CHECKPOINT=books python -m benchmarks.sessions
+    python -m benchmarks.sessions --tiny
 
 starts the service, its store a folder of this machine's disk, for which every append waits. First a
 session of 10 MB and one that begins empty get the same pieces of 1 KB, in turns. Then several
@@ -27,6 +27,7 @@ from typing import Any, NamedTuple
 import aiohttp
 
 from benchmarks.processes import service
+from benchmarks.random_models import tiny_checkpoint
 from benchmarks.timing import markdown, progress
 from gma.loadtest.report import Latency
 
@@ -203,22 +204,24 @@ async def measure(url: str, sizes: Sizes) -> AsyncIterator[str]:
 
 
 @contextmanager
-def running(url: str | None, sessions: str | None) -> Iterator[str]:
-    """The URL of a service: of this one, or of one that keeps sessions there, or in a folder."""
+def running(url: str | None, *, tiny: bool) -> Iterator[str]:
+    """The URL of a service: this one, or one of its own, whose model may be next to nothing."""
     if url:
         yield url
         return
-    with (
-        tempfile.TemporaryDirectory(prefix="gma-") as folder,
-        service(sessions=sessions or folder, log_level="WARNING") as found,
-    ):
-        yield found.url
+    with tempfile.TemporaryDirectory(prefix="gma-") as folder:
+        settings: dict[str, object] = {"sessions": Path(folder) / "sessions"}
+        if tiny:
+            settings["checkpoint"] = Path(folder) / "checkpoint"
+            tiny_checkpoint(Path(folder) / "checkpoint")
+        with service(log_level="WARNING", **settings) as found:
+            yield found.url
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--url", help="of a service that runs, in place of one of its own")
-    parser.add_argument("--sessions", help="where they are kept; a folder of its own by default")
+    parser.add_argument("--tiny", action="store_true", help="a model whose work is next to nothing")
     parser.add_argument(
         "--megabytes", type=float, default=Sizes().long_bytes / 1e6, help="0: no long session"
     )
@@ -230,7 +233,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         long_bytes=int(options.megabytes * 1e6), at_once=options.at_once, rounds=options.rounds
     )  # fmt: skip
     print(f"{os.cpu_count()} cores, Python {sys.version.split()[0]}\n")
-    with running(options.url, options.sessions) as url:
+    with running(options.url, tiny=options.tiny) as url:
         asyncio.run(tell(url, sizes))
 
 

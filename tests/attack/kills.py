@@ -31,7 +31,7 @@ from tests.service.running import PLAIN, free_port
 
 ROLES = ("gateway", "worker")
 PROCESSES = 2  # of each
-PATIENCE_S = 120.0
+PATIENCE_S = 300.0
 CLIENTS = 4
 QUIET_S = 5.0  # between one replacement and the next kill
 MOST_ERRORS = 0.01

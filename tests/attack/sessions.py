@@ -11,13 +11,14 @@ client gave up, and everything was replaced each time.
 from __future__ import annotations
 
 import argparse
+import math
 import random
 import sys
 import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from functools import partial
@@ -258,12 +259,14 @@ def outcome(error: ServiceError | ConnectionLost) -> str:
 
 
 def kill(
-    url: str, redis: RedisServer | None, kills: int, choice: random.Random
-) -> dict[str, list[float]]:
-    """Seconds until each that is killed is replaced, by role. One of a role is killed when all of
-    it are there, whatever becomes of the others meanwhile. Raises TimeoutError."""
+    url: str, redis: RedisServer | None, kills: int, most_s: float, choice: random.Random
+) -> tuple[dict[str, list[float]], list[str]]:
+    """Seconds until each that was killed was replaced, by role, and what was not. One of a role is
+    killed when all of it are there, whatever becomes of the others meanwhile; nobody is after
+    `most_s` seconds."""
     roles = [*ROLES, *(["redis"] if redis else [])]
     killed: dict[str, list[Future[float]]] = {role: [] for role in roles}
+    ends = time.monotonic() + most_s
 
     def kill_redis() -> float:
         assert redis
@@ -276,14 +279,21 @@ def kill(
             time.sleep(choice.uniform(0, QUIET_S))
             role = choice.choice(roles)
             if killed[role]:
-                killed[role][-1].result()
+                wait(killed[role][-1:])
+            if time.monotonic() > ends:
+                break
             sys.stderr.write(f"{number + 1} of {kills}: {role}\n")
             act = kill_redis if role == "redis" else partial(kill_one, url, role, choice)
             killed[role].append(pool.submit(act))
-        return {role: [each.result() for each in all_] for role, all_ in killed.items()}
+    replaced = {
+        role: [each.result() for each in all_ if not each.exception()]
+        for role, all_ in killed.items()
+    }
+    ended = [each.exception() for all_ in killed.values() for each in all_]
+    return replaced, [str(error) for error in ended if error]
 
 
-def run(kills: int, seed: int, store: str) -> dict[str, Any]:
+def run(kills: int, seed: int, store: str, minutes: float = math.inf) -> dict[str, Any]:
     """What happened, as a report."""
     torch.set_num_threads(1)
     choice = random.Random(seed)
@@ -299,7 +309,7 @@ def run(kills: int, seed: int, store: str) -> dict[str, Any]:
         url = stack.enter_context(serving(folder, **settings))
         clients = Clients(url, checkpoint)
         with clients.running():
-            replaced = kill(url, redis, kills, choice)
+            replaced, not_replaced = kill(url, redis, kills, 60 * minutes, choice)
         seen = clients.seen
     return {
         "store": store,
@@ -311,6 +321,7 @@ def run(kills: int, seed: int, store: str) -> dict[str, Any]:
         "answers compared": seen.compared,
         "wrong": seen.wrong,
         "given up": seen.given_up,
+        "not replaced": not_replaced,
         "replaced, s": summary(replaced),
     }
 
@@ -327,7 +338,7 @@ def failures(report: Mapping[str, Any]) -> list[str]:
         found.append(f"{sum(errors.values()) / report['requests']:.2%} of requests failed")
     if lost := report["acknowledged bytes lost"]:
         found.append(f"{lost} acknowledged bytes lost")
-    return [*found, *report["wrong"], *report["given up"]]
+    return [*found, *report["wrong"], *report["given up"], *report["not replaced"]]
 
 
 def table(report: Mapping[str, Any]) -> str:
@@ -348,10 +359,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """The command."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--kills", type=int, default=100)
+    parser.add_argument("--minutes", type=float, default=math.inf, help="kill nobody after these")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--store", choices=STORES, default="directory")
     options = parser.parse_args(arguments)
-    report = run(options.kills, options.seed, options.store)
+    report = run(options.kills, options.seed, options.store, options.minutes)
     sys.stdout.write(table(report))
     found = failures(report)
     told = Counter(found)

@@ -23,6 +23,7 @@ RIGHT: dict[str, Any] = {
     "acknowledged bytes lost": 0,
     "wrong": [],
     "given up": [],
+    "not replaced": [],
 }
 
 
@@ -93,7 +94,7 @@ def test_outcomes(error: ServiceError | ConnectionLost, what: str) -> None:
         ({"outcomes": {"answered": 999, "409": 1}}, ["409 without a reason"]),
         ({"outcomes": {"unexpected 500 x": 1}}, ["1 unexpected 500 x"]),
         ({"acknowledged bytes lost": 2}, ["2 acknowledged bytes lost"]),
-        ({"wrong": ["w"], "given up": ["g"]}, ["w", "g"]),
+        ({"wrong": ["w"], "given up": ["g"], "not replaced": ["r"]}, ["w", "g", "r"]),
     ],
 )
 def test_failures_are_told(found: dict[str, Any], told: list[str]) -> None:
