@@ -11,9 +11,9 @@ import hashlib
 import secrets
 import time
 import uuid
-from collections.abc import AsyncGenerator, Callable, Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import aclosing, contextmanager
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from functools import cached_property, partial
 from typing import NamedTuple, TypeVar
@@ -22,8 +22,6 @@ from gma.service.errors import (
     BadSnapshot,
     NoSessions,
     SessionGone,
-    ShuttingDown,
-    UnknownDocument,
     UnknownSession,
     WrongOffset,
 )
@@ -45,12 +43,6 @@ from gma.service.sessions.session import Session, session_of, snapshot_of
 from gma.service.sessions.store import Store, Stored
 
 T = TypeVar("T")
-
-REMEMBERED_BYTES = 2**20
-"""What is longer is read once: if its worker is lost, its client has to send it again."""
-
-ATTEMPTS = 3
-"""At reading what is remembered."""
 
 STORE_THREADS = 16
 """What is done at once in the store of a gateway: it waits for a disk or a network."""
@@ -75,30 +67,6 @@ class Place(NamedTuple):
     @classmethod
     def new(cls, owner: str) -> Place:
         return cls.of(owner, secrets.token_urlsafe(ID_BYTES))
-
-
-class Remembered:
-    """What is appended, which can be read again once all of it has come, if that is not much."""
-
-    def __init__(self, pieces: Pieces) -> None:
-        self._pieces = pieces
-        self._come: list[tuple[bytes, bool]] = []
-        self._bytes = 0
-        self.whole = False
-        """All of it has come, and is held."""
-
-    async def again(self) -> AsyncGenerator[tuple[bytes, bool]]:
-        """All of it, from its beginning: the first time, or if it is `whole`."""
-        if self.whole:
-            for each in self._come:
-                yield each
-            return
-        async for piece, last in self._pieces:
-            self._bytes += len(piece)
-            if self._bytes <= REMEMBERED_BYTES:
-                self._come.append((piece, last))
-                self.whole = last
-            yield piece, last
 
 
 class Sessions:
@@ -141,7 +109,9 @@ class Sessions:
         stored, session = await self._found(place)
         if offset != session.offset:
             raise WrongOffset(session.offset)
-        reading, session = await self._read(place, session, Remembered(pieces), options)
+        name = f"{session_id[:8]}/{uuid.uuid4().hex}"
+        reading = Reading(self._gateway, name, session, evidence=options.evidence)
+        session = await reading.read(pieces)
         # One that began in time counts, however long it took.
         after = await self._replaced(place, stored, session)
         if after is None:
@@ -211,22 +181,6 @@ class Sessions:
 
     async def _model(self) -> str:
         return (await self._gateway.workers.info())["fingerprint"]
-
-    async def _read(
-        self, place: Place, before: Session, pieces: Remembered, options: AppendOptions
-    ) -> tuple[Reading, Session]:
-        """The session with what is appended; by another worker if one is lost meanwhile."""
-        attempts = 0
-        while True:
-            attempts += 1
-            name = f"{place.id[:8]}/{uuid.uuid4().hex}"
-            reading = Reading(self._gateway, name, before, evidence=options.evidence)
-            try:
-                async with aclosing(pieces.again()) as again:
-                    return reading, await reading.read(again)
-            except (UnknownDocument, ShuttingDown):
-                if attempts == ATTEMPTS or not pieces.whole:
-                    raise
 
     async def _new(self, owner: str, session: Session, event: str) -> SessionState:
         place, expires_at = Place.new(owner), self._expires_at()

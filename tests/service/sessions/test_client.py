@@ -16,9 +16,8 @@ from gma import Answer, Client, ServiceError, Session
 from gma.service.client import attempts
 from gma.service.client.loop import Loop
 from gma.service.engine.opening import Opening
-from gma.service.errors import UnknownDocument
-from gma.service.gateway import sessions
 from gma.service.link.client import OpenDocument
+from gma.service.link.lasting import MOST_LOSSES, LastingWorkers
 from tests.service.asgi import TEXT, LocalWorkers, Service
 from tests.service.client.served import cut, served
 from tests.service.sessions.client import Clock
@@ -63,7 +62,6 @@ class Flaky(LocalWorkers):
         if self.losses:
             self.losses -= 1
             document.close()
-            raise UnknownDocument("it is gone")
         return document
 
 
@@ -74,7 +72,8 @@ class Running:
         self.clock = Clock()
         self.loop = Loop()
         self.service = Service(checkpoint, self.clock, sessions=store, rows=1, session_ttl_s=TTL_S)
-        self.workers = self.service.gateway.workers = Flaky(self.service)
+        self.workers = Flaky(self.service)
+        self.service.gateway.workers = LastingWorkers(self.workers)
         self.losing = Losing(self.service)
 
     def check(self, found: Answer, data: bytes) -> None:
@@ -177,23 +176,13 @@ class TestWorkersThatAreLost:
 
     def test_too_many_change_nothing(self, running: Running, url: str, session: Session) -> None:
         session.append(DATA[:50])
-        running.workers.losses = 3
+        running.workers.losses = MOST_LOSSES + 1
         with Client(url, retries=0) as once:
             again = once.session(session.id)
             refused(503, "UnknownDocument", lambda: again.append(DATA[50:]))
         assert not running.workers.losses
         running.check(session.answer(), DATA[:50])
         running.check(session.append(DATA[50:]), DATA)
-
-    def test_what_is_too_long_to_be_remembered_is_the_clients(
-        self, running: Running, url: str, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        monkeypatch.setattr(sessions, "REMEMBERED_BYTES", 10)
-        running.workers.losses = 1
-        with Client(url, retries=0) as once:
-            session = once.session()
-            refused(503, "UnknownDocument", lambda: session.append(DATA))
-            running.check(session.append(DATA), DATA)
 
 
 class TestStores:
