@@ -34,6 +34,7 @@ MOST_PROCESSES = 8
 # more than one core. Any other file is a group of its own: its tests share what is made for them.
 SERVICE = (
     "tests/attack/test_kills.py",
+    "tests/attack/test_sessions.py",
     "tests/deploy/simulation/test_failures.py",
     "tests/deploy/test_cluster.py",
     "tests/deploy/test_image.py",

@@ -17,6 +17,8 @@ def print_finding(name: object, finding: Finding) -> None:
     usage = finding["usage"]
     read = "the first " if "truncated" in finding else ""
     typer.echo(f"{name}: {read}{usage['bytes']:,} bytes, {usage['tokens']:,} tokens")
+    if not finding["scores"]:  # there is nothing yet that they could be of
+        return
     numbers: tuple[Literal["score", "threshold"], ...] = ("score",)
     if "threshold" in finding["scores"][0]:
         numbers = "score", "threshold"

@@ -46,7 +46,7 @@ def create(url: ServiceOption, key_file: KeyFileOption = None) -> None:
     Examples:
       id=$(gma session create --url http://127.0.0.1:8000)
       tail -f log | gma session append --url http://127.0.0.1:8000 $id
-      gma session answer --url http://127.0.0.1:8000 --evidence $id
+      gma session answer --url http://127.0.0.1:8000 $id
     """
     with _client(url, key_file) as client:
         typer.echo(client.session().id)
@@ -75,16 +75,13 @@ def answer(
     name: IdArgument,
     url: ServiceOption,
     top_k: TopKOption = None,
-    evidence: Annotated[
-        bool, typer.Option("--evidence", help="Also tell which part of it speaks for what.")
-    ] = False,
     key_file: KeyFileOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Print what the document looks like so far."""
     top_k = top_k if as_json else top_k or LABELS_IN_TABLE
     with _client(url, key_file) as client:
-        finding = client.session(name).finding(top_k=top_k, evidence=evidence)
+        finding = client.session(name).finding(top_k=top_k)
     if as_json:
         print_json(finding)
     else:

@@ -163,7 +163,7 @@ class Session:
         return self._loop.call(self._session.append(text, **options))
 
     def answer(self, **options: Unpack[Options]) -> Answer:
-        """What the document looks like so far. Raises ServiceError if it is empty."""
+        """What the document looks like so far: without labels and scores if it is empty."""
         return self._loop.call(self._session.answer(**options))
 
     def finding(self, **options: Unpack[Options]) -> contract.Finding:

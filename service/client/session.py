@@ -59,11 +59,7 @@ class AsyncSession:
     async def at(cls, service: Service, name: str) -> Self:
         """One that is there. Raises ServiceError if it is not."""
         session = cls(service, name, 0)
-        try:
-            session.offset = (await session._so_far({"top_k": 1}))["offset"]
-        except ServiceError as error:
-            if error.error_type != "Empty":
-                raise
+        session.offset = (await session._so_far({"top_k": 1}))["offset"]
         return session
 
     async def append(self, text: str | bytes, /, **options: Unpack[Options]) -> Answer:
@@ -77,7 +73,7 @@ class AsyncSession:
         begin, end = self.offset, self.offset + len(data)
         attempts = self._service.attempts()
         unsure = False  # whether something was taken that nobody told of
-        while self.offset < end:
+        while True:
             try:
                 told = await self._append(data[self.offset - begin :], options)
             except ConnectionLost as error:
@@ -93,10 +89,9 @@ class AsyncSession:
                 self.offset = told["offset"]
                 if self.offset == end:
                     return Answer.of(told)
-        return await self.answer(**options)
 
     async def answer(self, **options: Unpack[Options]) -> Answer:
-        """What the document looks like so far. Raises ServiceError if it is empty."""
+        """What the document looks like so far: without labels and scores if it is empty."""
         return Answer.of(await self.finding(**options))
 
     async def finding(self, **options: Unpack[Options]) -> Finding:

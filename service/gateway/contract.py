@@ -205,14 +205,14 @@ class SessionState(TypedDict):
 
 
 class SessionAnswer(SessionState):
-    """A session, and the answer to all of its text; without the latter while there is no whole
-    character."""
+    """A session, and the answer to all of its text. While there is no whole character there is no
+    label, and there are no scores."""
 
-    model: NotRequired[str]
+    model: str
     label: NotRequired[BestLabel]
     labels: NotRequired[LabelsThere]
-    scores: NotRequired[Annotated[list[LabelScore], Field(description="best first")]]
-    usage: NotRequired[Usage]
+    scores: Annotated[list[LabelScore], Field(description="best first")]
+    usage: Usage
     evidence: NotRequired[
         Annotated[
             list[EvidenceSpan],

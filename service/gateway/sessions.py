@@ -6,11 +6,14 @@ session is in the store.
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import secrets
 import time
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from functools import cached_property, partial
 from typing import NamedTuple, TypeVar
@@ -25,6 +28,7 @@ from gma.service.errors import (
 from gma.service.gateway.answers import answered, usage_of
 from gma.service.gateway.contract import (
     AppendOptions,
+    Finding,
     SessionAnswer,
     SessionOptions,
     SessionState,
@@ -39,6 +43,9 @@ from gma.service.sessions.session import Session, session_of, snapshot_of
 from gma.service.sessions.store import Store, Stored
 
 T = TypeVar("T")
+
+STORE_THREADS = 16
+"""What is done at once in the store of a gateway: it waits for a disk or a network."""
 
 ID_BYTES = 24
 """Random ones of an id: nobody guesses another's."""
@@ -70,6 +77,7 @@ class Sessions:
         self._gateway = gateway
         self._clock = clock
         self._ttl_s = gateway.settings.session_ttl_s
+        self._threads = ThreadPoolExecutor(STORE_THREADS, thread_name_prefix="sessions")
 
     async def create(self, owner: str) -> SessionState:
         """A new session, of which nothing was read."""
@@ -79,7 +87,7 @@ class Sessions:
     async def resume(self, owner: str, snapshot: bytes) -> SessionState:
         """A new session that goes on from a snapshot. Raises BadSnapshot."""
         self.check()
-        session = await self._gateway.in_thread(lambda: session_of(snapshot, self._secret))
+        session = await self._in_store(lambda _: session_of(snapshot, self._secret))
         if session.model != await self._model():
             raise BadSnapshot("the snapshot is of another model than runs here")
         return await self._new(owner, session, "resumed")
@@ -105,11 +113,8 @@ class Sessions:
         reading = Reading(self._gateway, name, session, evidence=options.evidence)
         session = await reading.read(pieces)
         # One that began in time counts, however long it took.
-        after = await self._stored(session)
-        replaced = await self._in_store(
-            "replace", lambda store: store.replace(place.name, stored.version, after)
-        )
-        if not replaced:
+        after = await self._replaced(place, stored, session)
+        if after is None:
             raise WrongOffset((await self._found(place))[1].offset)
         self._measure(reading, session, session.offset - offset)
         timing = Timing(
@@ -143,7 +148,12 @@ class Sessions:
     async def delete(self, owner: str, session_id: str) -> None:
         place = Place.of(owner, session_id)
         await self._found(place)
-        if not await self._in_store("delete", lambda store: store.delete(place.name)):
+
+        def delete(store: Store) -> bool:
+            with _timed("delete"):
+                return store.delete(place.name)
+
+        if not await self._in_store(delete):
             raise UnknownSession
         metrics.SESSIONS.labels("deleted").inc()
 
@@ -173,36 +183,59 @@ class Sessions:
         return (await self._gateway.workers.info())["fingerprint"]
 
     async def _new(self, owner: str, session: Session, event: str) -> SessionState:
-        place, stored = Place.new(owner), await self._stored(session)
-        await self._in_store("create", lambda store: store.create(place.name, stored))
+        place, expires_at = Place.new(owner), self._expires_at()
+
+        def create(store: Store) -> Stored:
+            stored = Stored(snapshot_of(session, self._secret), expires_at)
+            with _timed("create"):
+                store.create(place.name, stored)
+            return stored
+
+        stored = await self._in_store(create)
         metrics.SESSIONS.labels(event).inc()
         return _state(place, stored, session)
 
     async def _found(self, place: Place) -> tuple[Stored, Session]:
         """Raises UnknownSession, or SessionGone."""
-        stored = await self._in_store("read", lambda store: store.read(place.name))
-        if stored is None:
-            raise UnknownSession
-        if stored.expires_at <= self._clock():
-            metrics.SESSIONS.labels("expired").inc()
-            raise SessionGone(
-                f"the session expired at {_written(stored.expires_at)}: make a new one"
-            )
-        try:
-            session = await self._gateway.in_thread(lambda: session_of(stored.data, self._secret))
-        except BadSnapshot as error:
-            raise SessionGone("what is stored of the session is damaged: make a new one") from error
-        return stored, session
 
-    async def _stored(self, session: Session) -> Stored:
-        expires_at = float(int(self._clock() + self._ttl_s))
-        snapshot = await self._gateway.in_thread(lambda: snapshot_of(session, self._secret))
-        return Stored(snapshot, expires_at)
+        def read(store: Store) -> tuple[Stored, Session]:
+            with _timed("read"):
+                stored = store.read(place.name)
+            if stored is None:
+                raise UnknownSession
+            if stored.expires_at <= self._clock():
+                metrics.SESSIONS.labels("expired").inc()
+                raise SessionGone(
+                    f"the session expired at {_written(stored.expires_at)}: make a new one"
+                )
+            try:
+                return stored, session_of(stored.data, self._secret)
+            except BadSnapshot as error:
+                raise SessionGone(
+                    "what is stored of the session is damaged: make a new one"
+                ) from error
 
-    async def _in_store(self, operation: str, act: Callable[[Store], T]) -> T:
+        return await self._in_store(read)
+
+    async def _replaced(self, place: Place, before: Stored, session: Session) -> Stored | None:
+        """What now is in the store in place of `before`; None if that no longer was."""
+        # Whatever the clock does, what a client was told is not taken back.
+        expires_at = max(before.expires_at, self._expires_at())
+
+        def replace(store: Store) -> Stored | None:
+            after = Stored(snapshot_of(session, self._secret), expires_at)
+            with _timed("replace"):
+                return after if store.replace(place.name, before.version, after) else None
+
+        return await self._in_store(replace)
+
+    def _expires_at(self) -> float:
+        return float(int(self._clock() + self._ttl_s))
+
+    async def _in_store(self, act: Callable[[Store], T]) -> T:
+        """In a thread that waits for nobody else's text, and lets nobody's wait."""
         store = self._store
-        with metrics.SESSION_STORE_SECONDS.labels(operation).time():
-            return await self._gateway.in_thread(lambda: act(store))
+        return await asyncio.get_running_loop().run_in_executor(self._threads, act, store)
 
     def _answer(
         self,
@@ -212,23 +245,21 @@ class Sessions:
         options: SessionOptions,
         shares: list[Share],
     ) -> SessionAnswer:
-        state = _state(place, stored, session)
-        answer = SessionAnswer(
-            id=state["id"], offset=state["offset"], expires_at=state["expires_at"]
-        )
-        if not len(session.logits):
-            return answer
+        config = self._gateway.config
         usage = usage_of(session.read_bytes, session.tokens, session.chunks, None)
-        found = answered(
-            self._gateway.config,
-            session.logits,
-            usage,
-            shares,
-            top_k=options.top_k,
-            evidence=bool(shares),
-        )
-        answer.update(found)  # type: ignore[typeddict-item]  # nothing was truncated
-        return answer
+        if not len(session.logits):
+            found = Finding(model=config.name, scores=[], usage=usage)
+        else:
+            found = answered(
+                config,
+                session.logits,
+                usage,
+                shares,
+                top_k=options.top_k,
+                evidence=bool(shares),
+            )
+        state = _state(place, stored, session)
+        return SessionAnswer(**state, **found)  # type: ignore[typeddict-item]  # not truncated
 
     def _measure(self, reading: Reading, session: Session, size: int) -> None:
         metrics.SESSIONS.labels("appended").inc()
@@ -236,6 +267,12 @@ class Sessions:
         metrics.TOKENIZE_SECONDS.observe(reading.tokenize_s)
         metrics.QUEUE_SECONDS.observe(reading.queue_s)
         metrics.COMPUTE_SECONDS.observe(reading.compute_s)
+
+
+@contextmanager
+def _timed(operation: str) -> Iterator[None]:
+    with metrics.SESSION_STORE_SECONDS.labels(operation).time():
+        yield
 
 
 def _state(place: Place, stored: Stored, session: Session) -> SessionState:

@@ -45,9 +45,11 @@ class Directory:
 
     def secret(self) -> bytes:
         file = self._folder / "secret"
-        with _told(), self._locked("secret"):
-            if not file.exists():
-                self._put(file, Stored(secrets.token_bytes(32), 0.0))
+        with _told():
+            if not file.exists():  # else nothing has to be written, which may not be allowed
+                with self._locked("secret"):
+                    if not file.exists():
+                        self._put(file, Stored(secrets.token_bytes(32), 0.0))
             return file.read_bytes()
 
     def create(self, name: str, stored: Stored) -> None:

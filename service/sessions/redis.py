@@ -8,6 +8,8 @@ from contextlib import contextmanager
 from typing import Any
 
 import redis
+from redis.backoff import ExponentialBackoff
+from redis.retry import Retry
 
 from gma.service.errors import StoreFailed, StoreFull
 from gma.service.sessions.store import Stored
@@ -16,13 +18,21 @@ PREFIX = "gma:"
 
 TIMEOUT_S = 5.0
 
+RETRIES, LEAST_PAUSE_S, MOST_PAUSE_S = 5, 0.05, 1.0
+"""A call whose connection was lost, or refused, is made so often again: a Redis that was started
+anew is there within a second or two. Each call does the same when it is made twice."""
+
 REPLACE = """
-if redis.call('HGET', KEYS[1], 'version') ~= ARGV[1] then return 0 end
-redis.call('HSET', KEYS[1], 'data', ARGV[2], 'version', ARGV[3], 'expires_at', ARGV[4])
-redis.call('EXPIREAT', KEYS[1], ARGV[5])
+local found = redis.call('HMGET', KEYS[1], 'version', 'call')
+if found[2] == ARGV[1] then return 1 end
+if found[1] ~= ARGV[2] then return 0 end
+redis.call('HSET', KEYS[1], 'call', ARGV[1], 'data', ARGV[3], 'version', ARGV[4],
+    'expires_at', ARGV[5])
+redis.call('EXPIREAT', KEYS[1], ARGV[6])
 return 1
 """
-"""One call, so nobody is between the look and the writing."""
+"""One call, so nobody is between the look and the writing. It has a name: where its answer is lost,
+it is made again, and what it finds replaced then was replaced by itself."""
 
 
 class Redis:
@@ -33,7 +43,15 @@ class Redis:
         """`kept_s`: how long what has expired stays. Raises ValueError for a URL that is none."""
         self._kept_s = kept_s
         self._redis = redis.Redis.from_url(
-            url, socket_timeout=TIMEOUT_S, socket_connect_timeout=TIMEOUT_S
+            url,
+            socket_timeout=TIMEOUT_S,
+            socket_connect_timeout=TIMEOUT_S,
+            # Not one that says nothing: each call waits long enough for that.
+            retry=Retry(
+                ExponentialBackoff(MOST_PAUSE_S, LEAST_PAUSE_S),
+                RETRIES,
+                (redis.exceptions.ConnectionError,),
+            ),
         )
         self._replace = self._redis.register_script(REPLACE)
 
@@ -65,8 +83,9 @@ class Redis:
 
     def replace(self, name: str, version: str, stored: Stored) -> bool:
         with _told():
-            given = version, stored.data, stored.version, stored.expires_at, self._until(stored)
-            return bool(self._replace(keys=[_key(name)], args=given))
+            new = stored.data, stored.version, stored.expires_at, self._until(stored)
+            call = secrets.token_hex(16)
+            return bool(self._replace(keys=[_key(name)], args=[call, version, *new]))
 
     def delete(self, name: str) -> bool:
         with _told():

@@ -31,7 +31,7 @@ from tests.service.running import PLAIN, free_port
 
 ROLES = ("gateway", "worker")
 PROCESSES = 2  # of each
-PATIENCE_S = 60.0
+PATIENCE_S = 300.0
 CLIENTS = 4
 QUIET_S = 5.0  # between one replacement and the next kill
 MOST_ERRORS = 0.01
@@ -98,12 +98,13 @@ def _agree(answer: Mapping[str, Any], right: Mapping[str, Any]) -> bool:
 
 
 @contextmanager
-def serving(temporary: Path) -> Iterator[str]:
-    """The URL of a service of its own."""
+def serving(temporary: Path, **settings: object) -> Iterator[str]:
+    """The URL of a service of its own, with these settings besides."""
     port = free_port()
-    settings = {"GMA_PORT": str(port), "GMA_WORKERS": str(PROCESSES), "GMA_THREADS": "1"}
+    settings = {"port": port, "workers": PROCESSES, "threads": 1, **settings}
+    given = {f"GMA_{name.upper()}": str(value) for name, value in settings.items()}
     command = [str(Path(sys.executable).parent / "gma"), "serve"]
-    environment = os.environ | settings | {"TMPDIR": str(temporary)}
+    environment = os.environ | given | {"TMPDIR": str(temporary)}
     with subprocess.Popen(
         command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
     ) as process:
@@ -129,17 +130,33 @@ def processes(url: str) -> dict[str, list[int]]:
     return found
 
 
-def kill_one(url: str, choice: random.Random) -> tuple[str, float]:
-    """The role of one that is killed, and the seconds until it is replaced. Raises TimeoutError."""
-    role = choice.choice(ROLES)
-    victim = choice.choice(processes(url)[role])
+def kill_one(url: str, role: str, choice: random.Random) -> float:
+    """Seconds until one of a role that is killed is replaced. Raises TimeoutError."""
+    begun = time.monotonic()
+    while not (there := processes(url)[role]):  # who was asked has just been killed
+        if time.monotonic() - begun > PATIENCE_S:
+            raise TimeoutError(f"nobody tells of a {role}")
+    victim = choice.choice(there)
     os.kill(victim, signal.SIGKILL)
     begun = time.monotonic()
     while victim in (now := processes(url)[role]) or len(now) < PROCESSES:
         if time.monotonic() - begun > PATIENCE_S:
             raise TimeoutError(f"the {role} was not replaced")
         time.sleep(0.05)
-    return role, time.monotonic() - begun
+    return time.monotonic() - begun
+
+
+def summary(replaced: Mapping[str, Sequence[float]]) -> dict[str, Any]:
+    """Of the seconds that replacing took, by role."""
+    return {
+        role: {
+            "count": len(all_s),
+            "median": round(sorted(all_s)[len(all_s) // 2], 2),
+            "most": round(max(all_s), 2),
+        }
+        for role, all_s in replaced.items()
+        if all_s
+    }
 
 
 def run(kills: int, seed: int) -> dict[str, Any]:
@@ -151,21 +168,13 @@ def run(kills: int, seed: int) -> dict[str, Any]:
         with load.running():
             for _ in range(kills):
                 time.sleep(QUIET_S)
-                role, seconds = kill_one(url, choice)
-                replaced[role].append(round(seconds, 2))
+                role = choice.choice(ROLES)
+                replaced[role].append(kill_one(url, role, choice))
         files = len(list(Path(temporary).glob("*/metrics/*")))
     return {
         "requests": load.outcomes.total(),
         "outcomes": dict(load.outcomes),
-        "replaced_s": {
-            role: {
-                "count": len(all_s),
-                "median": sorted(all_s)[len(all_s) // 2],
-                "most": max(all_s),
-            }
-            for role, all_s in replaced.items()
-            if all_s
-        },
+        "replaced_s": summary(replaced),
         "metrics_files": files,
     }
 

@@ -77,7 +77,8 @@ class Sessions:
     def _so_far(self, name: str, request: Request) -> tuple[int, object]:
         text = self.texts[name]
         if not text:
-            return 400, {"error": "the document is empty", "error_type": "Empty"}
+            usage = {"bytes": 0, "tokens": 0, "chunks": 0}
+            return 200, {"model": FINDING["model"], "scores": [], "usage": usage, "offset": 0}
         usage = {"bytes": len(text), "tokens": 1, "chunks": 1}
         top_k = int(parse_qs(request.url.query).get("top_k", ["1"])[0])
         scores = FINDING["scores"] * top_k

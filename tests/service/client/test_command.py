@@ -129,6 +129,7 @@ class TestSession:
             return result.out.splitlines()
 
         (name,) = session("create")
+        assert session("answer", name) == [f"{name}: 0 bytes, 0 tokens"]
         size = file.stat().st_size
         assert session("append", name, file) == [f"{size:,} bytes, 1 tokens: ann"]
         given(b"one\ntwo\n")

@@ -80,7 +80,9 @@ class OneShot:
         assert found["offset"] == len(data)
         text = whole(data)
         if not text:
-            assert found.keys() <= {"id", "offset", "expires_at", "timing_ms"}
+            usage = {"bytes": 0, "tokens": 0, "chunks": 0}
+            assert (found["model"], found["scores"], found["usage"]) == ("tiny", [], usage)
+            assert "label" not in found
             return
         if text not in self._known:
             answer = await self._service.classify(text)

@@ -5,12 +5,11 @@ from __future__ import annotations
 import multiprocessing
 import os
 import shutil
-import socket
-import subprocess
 import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -19,43 +18,32 @@ from gma.service.sessions.choice import store_of
 from gma.service.sessions.directory import Directory
 from gma.service.sessions.store import Store, Stored
 from gma.service.settings import Settings
+from tests.service.sessions.failing import read_only
+from tests.service.sessions.redis import PATIENCE_S, RedisServer
 
 NAME, OTHER = "ab" * 32, "cd" * 32
 KEPT_S = 100.0
-PATIENCE_S = 20
 
 
 @pytest.fixture(scope="module")
-def redis_url() -> Iterator[str]:
-    """Of a server of our own, on loopback."""
+def redis_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisServer]:
     pytest.importorskip("redis", reason="needs the package redis")
     if not shutil.which("redis-server"):
         pytest.skip("needs redis-server")
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    options = ["--port", str(port), "--bind", "127.0.0.1", "--save", "", "--appendonly", "no"]
-    server = subprocess.Popen(
-        ["redis-server", *options], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
-    )
-    try:
-        assert server.stdout
-        assert any("Ready to accept connections" in line for line in server.stdout)
-        yield f"redis://127.0.0.1:{port}/0"
-    finally:
-        server.terminate()
-        server.wait(PATIENCE_S)
+    server = RedisServer(tmp_path_factory.mktemp("redis"))
+    yield server
+    server.stop()
 
 
 @pytest.fixture(params=["directory", "redis"])
 def settings(request: pytest.FixtureRequest, tmp_path: Path) -> Settings:
     if request.param == "directory":
         return Settings.load(sessions=tmp_path / "store", session_ttl_s=KEPT_S)
-    url: str = request.getfixturevalue("redis_url")
+    server: RedisServer = request.getfixturevalue("redis_server")
     import redis
 
-    redis.Redis.from_url(url).flushdb()
-    return Settings.load(sessions=url, session_ttl_s=KEPT_S)
+    redis.Redis.from_url(server.url).flushdb()
+    return Settings.load(sessions=server.url, session_ttl_s=KEPT_S)
 
 
 def opened(settings: Settings) -> Store:
@@ -67,6 +55,10 @@ def opened(settings: Settings) -> Store:
 @pytest.fixture
 def store(settings: Settings) -> Store:
     return opened(settings)
+
+
+def of_redis(server: RedisServer) -> Store:
+    return opened(Settings.load(sessions=server.url, session_ttl_s=KEPT_S))
 
 
 def stored(data: bytes, expires_in: float = 50.0) -> Stored:
@@ -143,6 +135,27 @@ def test_of_writers_in_several_processes_one_wins_each_time(
 
 
 class TestDirectory:
+    def test_that_can_only_be_read_is_read(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        folder, first = tmp_path / "store", stored(b"first")
+        store = Directory(folder, KEPT_S)
+        store.create(NAME, first)
+        secret = store.secret()
+        with monkeypatch.context() as patch:
+            read_only(patch, folder)
+            again = Directory(folder, KEPT_S)
+            assert (again.secret(), again.read(NAME)) == (secret, first)
+            for write in (
+                lambda: again.create(OTHER, first),
+                lambda: again.replace(NAME, first.version, stored(b"second")),
+                lambda: again.delete(NAME),
+            ):
+                with pytest.raises(StoreFailed, match="Read-only"):
+                    write()
+        assert store.read(NAME) == first
+        assert store.read(OTHER) is None
+
     def test_is_for_its_owner_alone(self, tmp_path: Path) -> None:
         folder = tmp_path / "below" / "store"
         store = Directory(folder, KEPT_S)
@@ -176,18 +189,56 @@ class TestDirectory:
 
 
 class TestRedis:
-    def test_that_is_not_there(self) -> None:
+    def test_that_is_not_there(self, monkeypatch: pytest.MonkeyPatch) -> None:
         pytest.importorskip("redis", reason="needs the package redis")
+        monkeypatch.setattr("gma.service.sessions.redis.LEAST_PAUSE_S", 0)
         store = opened(Settings.load(sessions="redis://127.0.0.1:1/0"))
         with pytest.raises(StoreFailed, match="ConnectionError"):
             store.read(NAME)
 
-    def test_that_is_full(self, redis_url: str) -> None:
+    def test_that_was_killed_has_all_that_it_was_given(self, redis_server: RedisServer) -> None:
+        store, first, second = of_redis(redis_server), stored(b"first"), stored(b"second")
+        secret = store.secret()
+        store.create(NAME, first)
+        redis_server.kill()
+        assert store.read(NAME) == first
+        redis_server.kill()
+        assert store.replace(NAME, first.version, second)
+        redis_server.kill()
+        assert store.read(NAME) == second
+        assert store.secret() == secret
+
+    def test_whose_answer_is_lost_has_done_it_once(
+        self, redis_server: RedisServer, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        import redis
+        from redis.connection import AbstractConnection
+
+        store, first, second = of_redis(redis_server), stored(b"first"), stored(b"second")
+        store.create(NAME, first)
+        assert not store.replace(NAME, second.version, second)  # the script is there
+        read, answers = AbstractConnection.read_response, 0
+
+        def lose(self: AbstractConnection, *given: Any, **options: Any) -> Any:
+            nonlocal answers
+            answer, answers = read(self, *given, **options), answers + 1
+            if answers == 1:
+                raise redis.ConnectionError
+            return answer
+
+        monkeypatch.setattr(AbstractConnection, "read_response", lose)
+        assert store.replace(NAME, first.version, second)
+        assert answers > 1
+        assert not store.replace(NAME, first.version, stored(b"third"))
+        assert store.read(NAME) == second
+
+    def test_that_is_full(self, redis_server: RedisServer) -> None:
         import redis
 
-        store, first = opened(Settings.load(sessions=redis_url)), stored(b"first")
+        store, first = of_redis(redis_server), stored(b"first")
+        store.delete(OTHER)
         store.create(NAME, first)
-        client = redis.Redis.from_url(redis_url)
+        client = redis.Redis.from_url(redis_server.url)
         client.config_set("maxmemory", 1)
         try:
             with pytest.raises(StoreFull):
