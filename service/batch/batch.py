@@ -64,11 +64,17 @@ class Batch:
         stay."""
         if self.complete:
             return self.report(Done())
-        return self.finish(asyncio.run(self._here(self.progress(moved))))
 
-    async def _here(self, moved: Callable[[int], None]) -> Done:
-        async with Reader(self.settings, load(self.settings)) as reader:
-            return await Work(self.manifest, self.output, reader).parts(self.left, moved)
+        async def here() -> Done:
+            async with Reader(self.settings, load(self.settings)) as reader:
+                return await self.read(reader, moved)
+
+        return self.finish(asyncio.run(here()))
+
+    async def read(self, reader: Reader, moved: Moved = lambda done, size: None) -> Done:
+        """Read what is left with a reader, and raise what `run` does."""
+        work = Work(self.manifest, self.output, reader)
+        return await work.parts(self.left, self.progress(moved))
 
     def progress(self, moved: Moved) -> Callable[[int], None]:
         """Counts bytes, from those of the parts that are there."""

@@ -95,7 +95,9 @@ def _round(batch: Batch, numbers: Sequence[int], size: Size) -> Iterator[Mapping
     done = parts.map_batches(
         Actor,
         fn_constructor_args=(
-            _settings(batch.settings, size), batch.output.url, batch.manifest.fingerprint
+            _settings(batch.settings, size),
+            batch.output.url,
+            batch.manifest.fingerprint,
         ),
         batch_size=1,
         compute=ray.data.ActorPoolStrategy(
@@ -110,7 +112,7 @@ def _round(batch: Batch, numbers: Sequence[int], size: Size) -> Iterator[Mapping
         scheduling_strategy="SPREAD",
     )
     try:
-        yield from done.iter_rows(prefetch_batches=0)
+        yield from done.iter_rows()
     except ray.exceptions.RayError:
         # What was told may be lost with the machine that told it.
         logger.warning("a round ended early", exc_info=True)
@@ -120,7 +122,8 @@ def _size(settings: Settings, workers: int | None) -> Size:
     """One actor a GPU if there are any and none was refused, else one a machine."""
     import ray
 
-    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    told: list[dict[str, Any]] = ray.nodes()  # type: ignore[no-untyped-call]
+    nodes = [node["Resources"] for node in told if node["Alive"]]
     gpus = 0 if settings.device == "cpu" else int(sum(node.get("GPU", 0) for node in nodes))
     if settings.device == "cuda" and not gpus:
         raise ValueError("the cluster has no GPU: leave --device out, or give --device cpu")

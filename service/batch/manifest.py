@@ -101,7 +101,9 @@ def _said(value: object) -> str:
 def _other_files(before: Iterable[File], now: Iterable[File]) -> Iterator[str]:
     """The first file that is another, and how many more there are."""
     old, new = ({file.url: file for file in files} for files in (before, now))
-    changed = [f"{file.name} has changed" for url, file in new.items() if old.get(url, file) != file]
+    changed = [
+        f"{file.name} has changed" for url, file in new.items() if old.get(url, file) != file
+    ]
     gone = [f"{file.name} is no longer there" for url, file in old.items() if url not in new]
     added = [f"{file.name} was not there" for url, file in new.items() if url not in old]
     found = changed + gone + added

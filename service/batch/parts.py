@@ -33,7 +33,9 @@ def cut(files: Sequence[File], options: Options) -> tuple[Part, ...]:
     numbered = [*enumerate(files)]
     with ThreadPoolExecutor(AT_ONCE) as threads:
         tables = [(n, file) for n, file in numbered if file.kind != "text"]
-        cuts = threads.map(partial(_of_table, options), *zip(*tables, strict=True)) if tables else ()
+        cuts = (
+            threads.map(partial(_of_table, options), *zip(*tables, strict=True)) if tables else ()
+        )
         found = dict(zip([n for n, _ in tables], cuts, strict=True))
     for is_table, some in groupby(numbered, lambda each: each[1].kind != "text"):
         if is_table:

@@ -26,8 +26,8 @@ from gma.service.settings import Settings
 T = TypeVar("T")
 
 ROUNDS = 4
-"""Documents that are open for each row of a step, if there are slots: while some are in a step others
-are tokenized."""
+"""Documents that are open for each row of a step, if there are slots: while some are in a step,
+others are tokenized."""
 
 FOR_EVER_S = 1e9
 """Nobody waits for an answer, and inputs may be slow."""
@@ -203,7 +203,7 @@ def _said(finding: contract.Finding | contract.EvidenceSpan) -> dict[str, Any]:
 
 
 def _span(span: contract.EvidenceSpan) -> dict[str, Any]:
-    where = {name: span[name] for name in ("start", "end", "tokens", "weight")}  # type: ignore[literal-required]
+    where = {name: span[name] for name in ("start", "end", "tokens", "weight")}
     return where | _said(span)
 
 

@@ -116,8 +116,8 @@ def _broken_off() -> Iterator[None]:
 
 
 def ends(file: File) -> Iterator[tuple[int, int]]:
-    """Yield the bytes and the lines of a table of text up to the end of each record, the header of a
-    CSV being the first."""
+    """Yield the bytes and the lines of a table of text up to the end of each record, the header of
+    a table of cells being the first."""
     with file.open() as opened:
         if file.kind == "jsonl":
             size = 0
@@ -138,7 +138,9 @@ def _of_lines(file: File, part: Part, options: Options) -> Iterator[Record]:
         for number, data in enumerate(_stretch(file, part), part.first):
             if data.strip():
                 line = Line(data, number, f"{file.name}, line {number}")
-                yield _record(f"{file.name}:{number}", line.where, options, partial(fields_of, line))
+                yield _record(
+                    f"{file.name}:{number}", line.where, options, partial(fields_of, line)
+                )
     except CorpusError as error:  # compressed data that breaks off
         where = f"{file.name}, line {number + 1}"
         yield _unread(f"{file.name}:{number + 1}", where, options, error)
@@ -223,7 +225,9 @@ def _of_table(file: File, part: Part, options: Options) -> Iterator[Record]:
             if row.cells == []:
                 continue
             where = f"{file.name}, line {began}"
-            yield _record(f"{file.name}:{began}", where, options, _fields(row.cells, columns, where))
+            yield _record(
+                f"{file.name}:{began}", where, options, _fields(row.cells, columns, where)
+            )
     except CorpusError as error:  # compressed data that breaks off
         where = f"{file.name}, line {began + 1}"
         yield _unread(f"{file.name}:{began + 1}", where, options, error)
@@ -346,4 +350,3 @@ def _decoded(text: bytes | str, where: str) -> str:
         return data.decode()
     except UnicodeDecodeError as error:
         raise CorpusError(f"{where}: not UTF-8: {error}") from error
-

@@ -12,8 +12,8 @@ from gma.service.batch.reader import Reader
 from gma.service.batch.records import records
 
 AT_ONCE = 4
-"""Parts that may be begun and not written: a long document must not keep others waiting, and answers
-of all of them are in memory."""
+"""Parts that may be begun and not written: a long document must not keep others waiting, and
+answers of all of them are in memory."""
 
 
 class Done(NamedTuple):

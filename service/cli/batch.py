@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from enum import StrEnum
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -101,9 +100,7 @@ def batch(
     settings = Settings.load(
         sessions=None, **{name: value for name, value in given.items() if value is not None}
     )
-    options = Options(
-        text, id_, tuple(keep or ()), top_k, evidence, format_.value, part_bytes
-    )
+    options = Options(text, id_, tuple(keep or ()), top_k, evidence, format_.value, part_bytes)
     made = Batch(inputs, out, settings, options)
     if made.complete:
         typer.echo(f"{out} is complete: there is nothing left to do")
