@@ -1,7 +1,7 @@
 """What `gma batch` reads in a second, against the bare step.
 
     python -m benchmarks.batch --data BOOKS              whole books of the test split, in rounds
-    python -m benchmarks.batch --data BOOKS --shorts 400 with so many pieces of 2 KB in each round, too
+    python -m benchmarks.batch --data BOOKS --shorts 400 with so many pieces of 2 KB in each round
     python -m benchmarks.batch --quick                   made-up texts and a tiny model
 
 Each round runs full steps alone, then a batch from JSON Lines to Parquet with the same runner, its
@@ -34,6 +34,8 @@ from gma.service.runners.loading import load
 from gma.service.settings import Settings
 
 SHORT_CHARACTERS = 2000
+
+SENTENCE = "The sea was calm, and nobody spoke of it. "
 
 
 @dataclass(frozen=True)
@@ -134,10 +136,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     with tempfile.TemporaryDirectory(prefix="gma-") as folder:
         if arguments.quick:
             tiny_checkpoint(Path(folder))
-            words = random.Random(0).choices(
-                "the sea was calm and nobody spoke of it".split(), k=2000
-            )
-            rounds = [mixed([" ".join(words)] * 4, 8)] * 2
+            rounds = [mixed([SENTENCE * 200] * 4, 8)] * 2
             settings = Settings.load(checkpoint=Path(folder), **given)
             bare_s = 0.1
         elif arguments.data is None:
