@@ -146,9 +146,8 @@ def main(argv: Sequence[str] | None = None) -> None:
             settings = Settings.load(checkpoint=arguments.checkpoint, **given)
             bare_s = arguments.bare_seconds
         found = asyncio.run(measure(rounds, settings, arguments.part_bytes, bare_s))
-    print(
-        f"torch {torch.__version__}, {torch.get_num_threads()} threads, {settings.checkpoint.name}\n"
-    )
+    threads = torch.get_num_threads()
+    print(f"torch {torch.__version__}, {threads} threads, {settings.checkpoint.name}\n")
     print(table(found))
 
 

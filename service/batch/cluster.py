@@ -47,7 +47,7 @@ def run(
     if batch.complete:
         return batch.report(Done())
     with needing(f"--address {address}", EXTRA):
-        import pandas  # noqa: F401 (Ray Data needs it)
+        import pandas as pd  # noqa: F401 (Ray Data needs it)
         import ray
         import ray.data
     try:
@@ -83,7 +83,7 @@ def _read(batch: Batch, workers: int | None, progress: Callable[[int], None]) ->
 
 
 def _round(batch: Batch, numbers: Sequence[int], size: Size) -> Iterator[Mapping[str, Any]]:
-    """Read parts, and yield what each actor tells of one. Those of an actor that dies are missing."""
+    """Read parts, and yield what is told of each. Those of an actor that dies are missing."""
     import ray
 
     context = ray.data.DataContext.get_current()

@@ -106,7 +106,7 @@ def check(options: Options) -> None:
             raise ValueError(f"--keep {name}: the answers have a column of their own of this name")
     if options.format == "parquet":
         with needing("Parquet", EXTRA):
-            import pyarrow  # noqa: F401
+            import pyarrow as pa  # noqa: F401
 
 
 def encoded(answers: Answers, options: Options) -> bytes:

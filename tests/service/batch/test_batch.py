@@ -295,7 +295,7 @@ class TestAnswers:
         (["empty"], "empty: there is no file to read in it"),
         (["nowhere-*.jsonl"], "nowhere-*.jsonl: there is no file"),
         (["gopher://x/y"], "gopher://x/y: Protocol not known"),
-        (["a.jsonl", "--text", "body"], "no line has a field 'body', of the first 100 at most: they"),
+        (["a.jsonl", "--text", "body"], "no line has a field 'body', of the first 100 at most: "),
         (["a.csv", "--text", "body"], "a.csv, line 1: no column is named 'body': they are text, n"),
         (["a.csv", "--id", "key"], "no column is named 'key'"),
         (["a.parquet", "--keep", "key"], "no column is named 'key'"),
