@@ -73,14 +73,7 @@ class Batch:
 
     async def read(self, reader: Reader, moved: Moved = lambda done, size: None) -> Done:
         """Read what is left with a reader, and raise what `run` does."""
-        work = Work(self.manifest, self.output, reader)
-        return await work.parts(self.left, self.progress(moved))
-
-    def progress(self, moved: Moved) -> Callable[[int], None]:
-        """Counts bytes, from those of the parts that are there."""
-        sizes = [part.size for part in self.manifest.parts]
-        total = sum(sizes)
-        done = total - sum(sizes[number] for number in self.left)
+        done, total = self.progress()
         moved(done, total)
 
         def more(size: int) -> None:
@@ -88,7 +81,13 @@ class Batch:
             done += size
             moved(min(done, total), total)
 
-        return more
+        return await Work(self.manifest, self.output, reader).parts(self.left, more)
+
+    def progress(self) -> tuple[int, int]:
+        """Bytes of the parts that are there, and of all."""
+        sizes = [part.size for part in self.manifest.parts]
+        missing = left(self.manifest, self.output.names())
+        return sum(sizes) - sum(sizes[number] for number in missing), sum(sizes)
 
     def finish(self, done: Done) -> Report:
         """Say that all is there. Raises ValueError if it is not."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from math import ceil
 from typing import Any, NamedTuple
 
@@ -12,6 +12,7 @@ import numpy as np
 
 from gma.model.training.formats.extra import needing
 from gma.service.batch.batch import Batch, Moved, Report, manifest_of
+from gma.service.batch.manifest import Manifest
 from gma.service.batch.output import Output, left
 from gma.service.batch.reader import BatchError, Reader
 from gma.service.batch.records import EXTRA
@@ -26,6 +27,10 @@ PARTS_AT_ONCE = 2
 
 IN_VAIN = 3
 """Rounds in a row in which no part was done."""
+
+
+LOOK_S = 2.0
+"""How often it is looked which parts are there."""
 
 
 class Size(NamedTuple):
@@ -55,37 +60,60 @@ def run(
     except (ConnectionError, RuntimeError) as error:
         raise ValueError(f"there is no Ray cluster at {address}: {error}") from error
     try:
-        return batch.finish(_read(batch, workers, batch.progress(moved)))
+        # In the cluster: Ray Data doesn't work through ray://, whose process may be far away.
+        settings = batch.settings.model_copy(
+            update={"checkpoint": batch.settings.checkpoint.absolute()}
+        )
+        rounds = ray.remote(num_cpus=0)(_rounds).remote(settings, batch.output.url, workers)
+        moved(*batch.progress())
+        while not ray.wait([rounds], timeout=LOOK_S)[0]:
+            moved(*batch.progress())
+        done, failure = ray.get(rounds)
+    except ray.exceptions.RayError as error:
+        raise BatchError(f"the cluster gave up: {error}") from error
     finally:
         ray.shutdown()
+    if failure:
+        raise BatchError(failure)
+    return batch.finish(done)
 
 
-def _read(batch: Batch, workers: int | None, progress: Callable[[int], None]) -> Done:
-    """Rounds of what is left, until nothing is."""
-    manifest, done, in_vain = batch.manifest, Done(), 0
-    numbers = batch.left
-    while numbers:
-        for told in _round(batch, numbers, _size(batch.settings, workers)):
-            if told["failure"]:
-                raise BatchError(told["failure"])
-            done = done.and_(Done(*(int(told[name]) for name in Done._fields)))
-            progress(manifest.parts[int(told["part"])].size)
-        before, numbers = numbers, left(manifest, batch.output.names())
-        in_vain = in_vain + 1 if len(numbers) == len(before) else 0
-        if in_vain == IN_VAIN:
-            raise BatchError(
-                f"{len(numbers)} parts are not done after {IN_VAIN} rounds: actors die, or write "
-                "where this machine doesn't see it. Ray's own logs say more"
-            )
-        if numbers:
-            logger.warning("%d parts are read again: their actors died", len(numbers))
-    return done
+def _rounds(settings: Settings, place: str, workers: int | None) -> tuple[Done, str | None]:
+    """Read what is left, round by round, until nothing is; and why that can't be, if so.
+
+    Runs in the cluster.
+    """
+    done, in_vain = Done(), 0
+    try:
+        output = Output(place)
+        manifest = manifest_of(output)
+        numbers = left(manifest, output.names())
+        while numbers and in_vain < IN_VAIN:
+            for told in _round(settings, place, manifest, numbers, _size(settings, workers)):
+                if told["failure"]:
+                    return done, told["failure"]
+                done = done.and_(Done(*(int(told[name]) for name in Done._fields)))
+            before, numbers = numbers, left(manifest, output.names())
+            in_vain = in_vain + 1 if len(numbers) == len(before) else 0
+    except (ValueError, OSError) as error:
+        return done, str(error)
+    if numbers:
+        return done, (
+            f"{len(numbers)} parts are not done, and none was in {IN_VAIN} rounds: actors die, or "
+            "write where others don't see it. Ray's logs say more"
+        )
+    return done, None
 
 
-def _round(batch: Batch, numbers: Sequence[int], size: Size) -> Iterator[Mapping[str, Any]]:
+def _round(
+    settings: Settings, place: str, manifest: Manifest, numbers: Sequence[int], size: Size
+) -> Iterator[Mapping[str, Any]]:
     """Read parts, and yield what is told of each. Those of an actor that dies are missing."""
     import ray
+    import ray.data
 
+    # An actor has a part of its machine.
+    settings = settings.model_copy(update={"cores": settings.cores or size.cpus})
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
     # An actor that dies costs its own parts. Waiting for it to come again might be for ever, where
@@ -94,11 +122,7 @@ def _round(batch: Batch, numbers: Sequence[int], size: Size) -> Iterator[Mapping
     parts = ray.data.from_items([{"part": n} for n in numbers], override_num_blocks=len(numbers))
     done = parts.map_batches(
         Actor,
-        fn_constructor_args=(
-            _settings(batch.settings, size),
-            batch.output.url,
-            batch.manifest.fingerprint,
-        ),
+        fn_constructor_args=(settings, place, manifest.fingerprint),
         batch_size=1,
         compute=ray.data.ActorPoolStrategy(
             size=min(size.actors, len(numbers)),
@@ -128,23 +152,13 @@ def _size(settings: Settings, workers: int | None) -> Size:
     if settings.device == "cuda" and not gpus:
         raise ValueError("the cluster has no GPU: leave --device out, or give --device cpu")
     if gpus:
-        shares = [node["CPU"] // node["GPU"] for node in nodes if node.get("GPU", 0) >= 1]
+        shares = [node.get("CPU", 1) // node["GPU"] for node in nodes if node.get("GPU", 0) >= 1]
         return Size(workers or gpus, max(1, int(min(shares))), 1)
     cpus = [node["CPU"] for node in nodes if node.get("CPU", 0) >= 1]
     if not cpus:
         raise ValueError("the cluster has no CPU to give")
     actors = workers or len(cpus)
     return Size(actors, max(1, int(min(cpus) // ceil(actors / len(cpus)))), 0)
-
-
-def _settings(settings: Settings, size: Size) -> Settings:
-    """What holds in an actor: it is in another folder, and has a part of its machine."""
-    return settings.model_copy(
-        update={
-            "checkpoint": settings.checkpoint.absolute(),
-            "cores": settings.cores or size.cpus,
-        }
-    )
 
 
 class Actor:
