@@ -105,9 +105,5 @@ def test_a_node_that_is_killed_loses_and_doubles_nothing(
         text=True,
         check=False,
     )
-    # The input was written anew.
-    assert (again.returncode, again.stderr) == (
-        1,
-        "gma: out was begun otherwise: in.jsonl has changed: give the same again, or another "
-        "--out\n",
-    )
+    assert again.returncode == 1
+    assert "out was begun otherwise: in.jsonl has changed" in again.stderr  # it was written anew
