@@ -54,7 +54,7 @@ def cluster(monkeypatch: pytest.MonkeyPatch) -> Iterator[Running]:
         second = made.add_node(**NODE)
         yield Running(made.address, second)
     finally:
-        made.shutdown()
+        made.shutdown()  # type: ignore[no-untyped-call]
 
 
 def command(address: str, checkpoint: Path, folder: Path) -> list[str]:
