@@ -41,6 +41,7 @@ SERVICE = (
     "tests/deploy/test_monitoring.py",
     "tests/service/test_app.py",
     "tests/service/test_app_both_ways.py",
+    "tests/service/batch/test_cluster.py",
     "tests/service/test_serve.py",
 )
 

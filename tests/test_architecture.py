@@ -46,14 +46,20 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
 # What only these may import, whatever else holds.
 ONLY_FROM = {
     "gma.loadtest": ("gma.loadtest", "gma.service.cli", "benchmarks", "tests"),
-    "gma.model.training": ("gma.model.training", "gma.service.cli", "benchmarks", "tests"),
+    "gma.model.training": (
+        "gma.model.training",
+        "gma.service.batch",
+        "gma.service.cli",
+        "benchmarks",
+        "tests",
+    ),
 }
 
 # The parts of a package, from above: a part may import itself and what stands below it.
 ORDER: dict[str, tuple[set[str], ...]] = {
     "gma.service": (
         {"cli"},
-        {"app", "client"},
+        {"app", "batch", "client"},
         {"http", "python", "worker"},
         {"meter"},
         {"gateway", "runners"},

@@ -12,6 +12,7 @@ import typer
 
 from gma.loadtest.command import loadtest
 from gma.service.cli.average import average
+from gma.service.cli.batch import batch
 from gma.service.cli.classify import classify
 from gma.service.cli.compile import compile_kernels
 from gma.service.cli.evaluate import evaluate
@@ -43,6 +44,7 @@ app.command()(key)
 app.command()(metrics)
 app.command("compile")(compile_kernels)
 app.command()(classify)
+app.command()(batch)
 app.add_typer(session, name="session")
 app.command()(train)
 app.command()(pretrain)
@@ -79,8 +81,8 @@ def gma(
 ) -> None:
     """Classify documents of any length with Gaussian Mixture Attention.
 
-    `gma classify FILE` answers here and now. `gma serve` answers over HTTP, and `gma session` keeps
-    documents open there. `gma train` makes a
+    `gma classify FILE` answers here and now, and `gma batch` for archives of any size. `gma serve`
+    answers over HTTP, and `gma session` keeps documents open there. `gma train` makes a
     classifier of your own labelled documents, `gma average` one of several, `gma pretrain` a base
     to begin from, `gma tokenizer` what either reads with. `gma evaluate` measures a classifier,
     `gma info` describes it, `gma export` writes it as an ONNX model. `gma loadtest` puts a running

@@ -7,7 +7,7 @@ import io
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import BinaryIO, NamedTuple
 
 import zstandard
 
@@ -37,19 +37,23 @@ def lines(file: Path) -> Iterator[Line]:
 
     Raises CorpusError if it is not compressed so.
     """
-    for number, data in enumerate(_raw(file), 1):
-        yield Line(data, number, f"{file}, line {number}")
-
-
-def _raw(file: Path) -> Iterator[bytes]:
     with file.open("rb") as raw:
-        try:
-            if file.suffix == ".gz":
-                yield from gzip.GzipFile(fileobj=raw)
-            elif file.suffix == ".zst":
-                stream = zstandard.ZstdDecompressor().stream_reader(raw, read_across_frames=True)
-                yield from io.BufferedReader(stream)
-            else:
-                yield from raw
-        except (zstandard.ZstdError, gzip.BadGzipFile, EOFError, zlib.error) as error:
-            raise CorpusError(f"{file}: {error}") from error
+        for number, data in enumerate(decompressed(raw, str(file)), 1):
+            yield Line(data, number, f"{file}, line {number}")
+
+
+def decompressed(raw: BinaryIO, name: str) -> Iterator[bytes]:
+    """Yield the lines of an open file, decompressed as its name says.
+
+    Raises CorpusError if it is not compressed so.
+    """
+    try:
+        if name.endswith(".gz"):
+            yield from gzip.GzipFile(fileobj=raw)
+        elif name.endswith(".zst"):
+            stream = zstandard.ZstdDecompressor().stream_reader(raw, read_across_frames=True)
+            yield from io.BufferedReader(stream)
+        else:
+            yield from raw
+    except (zstandard.ZstdError, gzip.BadGzipFile, EOFError, zlib.error) as error:
+        raise CorpusError(f"{name}: {error}") from error

@@ -7,12 +7,10 @@ from contextlib import contextmanager
 
 from gma.model.training.errors import CorpusError
 
-EXTRA = "gma-service[train]"
-
 
 @contextmanager
-def needing(what: str) -> Iterator[None]:
-    """A context for imports that the extra ``train`` brings.
+def needing(what: str, extra: str = "train") -> Iterator[None]:
+    """A context for imports that an extra of this package brings.
 
     Raises CorpusError that says what needs which package if it is not installed.
     """
@@ -20,5 +18,5 @@ def needing(what: str) -> Iterator[None]:
         yield
     except ModuleNotFoundError as error:
         raise CorpusError(
-            f"{what} needs {error.name}, which is not installed: {EXTRA} has it"
+            f"{what} needs {error.name}, which is not installed: gma-service[{extra}] has it"
         ) from error
