@@ -138,7 +138,7 @@ def check(found: Progress, expected: Progress) -> None:
     np.testing.assert_array_equal(found.usage, expected.usage)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=25, deadline=None)
 @given(
     length=st.integers(2, 12 * CHUNK),
     places=st.lists(st.integers(1, 12 * CHUNK), max_size=6, unique=True),
