@@ -44,7 +44,7 @@ class Sizes(NamedTuple):
     """How much is measured."""
 
     long_bytes: int = 10_000_000
-    appends: int = 40
+    appends: int = 100
     """To each of both, after a quarter as many that are not counted."""
     at_once: int = 8
     seconds: float = 5.0

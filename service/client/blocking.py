@@ -179,7 +179,7 @@ class Session:
         return self._loop.call(self._session.snapshot())
 
     def delete(self) -> None:
-        """End it: nothing is kept of it."""
+        """End it: nothing is kept of it. One that is gone already is no error."""
         self._loop.call(self._session.delete())
 
     def __enter__(self) -> Self:

@@ -149,12 +149,11 @@ class Sessions:
         place = Place.of(owner, session_id)
         await self._found(place)
 
-        def delete(store: Store) -> bool:
+        def delete(store: Store) -> None:
             with _timed("delete"):
-                return store.delete(place.name)
+                store.delete(place.name)
 
-        if not await self._in_store(delete):
-            raise UnknownSession
+        await self._in_store(delete)
         metrics.SESSIONS.labels("deleted").inc()
 
     def check(self) -> None:

@@ -72,13 +72,9 @@ class Directory:
             self._put(self._file(name), stored)
             return True
 
-    def delete(self, name: str) -> bool:
+    def delete(self, name: str) -> None:
         with _told(), self._locked(name):
-            try:
-                self._file(name).unlink()
-            except FileNotFoundError:
-                return False
-            return True
+            self._file(name).unlink(missing_ok=True)
 
     def sweep(self, now: float) -> None:
         with _told():

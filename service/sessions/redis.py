@@ -87,9 +87,9 @@ class Redis:
             call = secrets.token_hex(16)
             return bool(self._replace(keys=[_key(name)], args=[call, version, *new]))
 
-    def delete(self, name: str) -> bool:
+    def delete(self, name: str) -> None:
         with _told():
-            return bool(self._redis.delete(_key(name)))
+            self._redis.delete(_key(name))
 
     def sweep(self, now: float) -> None:
         """Redis does it."""

@@ -44,8 +44,8 @@ class Store(Protocol):
         """Keep this in place of what has this version. Returns whether that was there: of several
         who replace the same, one does."""
 
-    def delete(self, name: str) -> bool:
-        """Keep it no longer. Returns whether it was there."""
+    def delete(self, name: str) -> None:
+        """Keep it no longer, if it was there."""
 
     def sweep(self, now: float) -> None:
         """Remove what expired too long ago, where the store does not do so by itself."""

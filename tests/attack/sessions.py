@@ -143,7 +143,7 @@ class Clients:
                     await super().begin(request, deadline_s)
                     await self.read()
                 except (ServiceError, ConnectionLost) as error:
-                    clients.count(outcome(error))
+                    clients.count(outcome(request.method, error))
                     raise
                 clients.count("answered")
 
@@ -157,14 +157,17 @@ class Clients:
         choice, kept = random.Random(number), list[Written]()
         with Client(self._url) as client:
             while not self._stop.is_set():
-                try:
-                    self._act(client, kept, choice)
-                except (ServiceError, OSError) as error:
-                    with self._counting:
-                        self.seen.given_up.append(f"{type(error).__name__}: {error}")
+                self._try(partial(self._act, client, kept, choice))
                 self._stop.wait(PAUSE_S)
             for each in kept:
-                self.look(client, each)
+                self._try(partial(self.look, client, each))
+
+    def _try(self, act: Callable[[], None]) -> None:
+        try:
+            act()
+        except (ServiceError, OSError) as error:
+            with self._counting:
+                self.seen.given_up.append(f"{type(error).__name__}: {error}")
 
     def _act(self, client: Client, kept: list[Written], choice: random.Random) -> None:
         """One thing that a client does."""
@@ -248,13 +251,15 @@ class Clients:
                 self.seen.wrong.append(f"{found.label} after {len(written.data)} bytes")
 
 
-def outcome(error: ServiceError | ConnectionLost) -> str:
+def outcome(method: str, error: ServiceError | ConnectionLost) -> str:
     """What is counted of an attempt that was not answered as it should be."""
     if isinstance(error, ConnectionLost):
         refused = isinstance(error.__cause__, aiohttp.ClientConnectorError)
         return "refused" if refused else "lost"
     if error.status == 409 or (error.status >= 500 and error.retry_after_s is not None):
         return str(error.status)
+    if (method, error.status) == ("DELETE", 404):
+        return "deleted before"  # and the answer was lost; what is deleted was there
     return f"unexpected {error.status} {error.error_type}"
 
 

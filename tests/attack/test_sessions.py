@@ -82,7 +82,7 @@ def test_what_is_lost_or_wrong_is_counted(url: str, tmp_path: Path) -> None:
     ],
 )
 def test_outcomes(error: ServiceError | ConnectionLost, what: str) -> None:
-    assert sessions.outcome(error) == what
+    assert sessions.outcome("PATCH", error) == what
 
 
 @pytest.mark.parametrize(

@@ -20,6 +20,7 @@ class Sessions:
         self.faults: list[tuple[int, int]] = []
         self.lost: set[str] = set()
         """Methods whose next answer is lost, what was asked for having been done."""
+        self.deletes = True
         self.asked: list[str] = []
         self._names = map(str, count(1))
 
@@ -53,6 +54,8 @@ class Sessions:
                 return 201, self._begin(self.texts[name])
             case "GET", [name, "snapshot"]:
                 return 200, self.texts[name]
+            case "DELETE", _ if not self.deletes:
+                return 400, {"error": "not this one", "error_type": "Fault"}
             case "DELETE", [name]:
                 del self.texts[name]
                 return 204, b""

@@ -82,16 +82,16 @@ class TestSession:
 
     @pytest.mark.parametrize("error", [ZeroDivisionError, None])
     def test_what_went_wrong_is_told_and_not_what_then_did(
-        self, client: Client, error: type[Exception] | None
+        self, client: Client, sessions: Sessions, error: type[Exception] | None
     ) -> None:
-        def gone() -> None:
-            with client.session() as session:
-                session.delete()
+        def failing() -> None:
+            with client.session():
+                sessions.deletes = False
                 if error:
                     raise error
 
         with pytest.raises(error or ServiceError):
-            gone()
+            failing()
 
     @pytest.mark.parametrize("name", ["none", "../x?y#z"])
     def test_there_is_none(self, client: Client, sessions: Sessions, name: str) -> None:
@@ -205,5 +205,6 @@ class TestFailures:
             ask()
             assert not sessions.lost
         assert session.id not in sessions.texts
+        session.delete()
         with pytest.raises(ServiceError, match="there is no session"):
-            session.delete()
+            session.answer()
