@@ -157,7 +157,7 @@ class DocumentResponse(Response):
         """The answer to the document that `body` brings."""
         reading = guarded(self._classify(body, record, on_progress), by=body.pump())
         try:
-            answer = await in_time(reading, record, self._deadline_s)
+            answer = await in_time(reading, record.began, self._deadline_s)
         finally:
             record.stages.append(body.stage())
         record.usage = answer["usage"].copy()
@@ -184,10 +184,10 @@ def announced_bytes(headers: Headers) -> int:
     return int(headers.get("content-length", "0")[:MOST_DIGITS])
 
 
-async def in_time(reading: Coroutine[Any, Any, T], record: Record, deadline_s: float | None) -> T:
-    """What `reading` returns. Raises TooLate, having ended it, when the deadline, counted from the
-    request's beginning, passes."""
-    left_s = deadline_s and deadline_s - (time.monotonic() - record.began)
+async def in_time(reading: Coroutine[Any, Any, T], began: float, deadline_s: float | None) -> T:
+    """What `reading` returns. Raises TooLate, having ended it, when the deadline, counted from when
+    it `began`, passes."""
+    left_s = deadline_s and deadline_s - (time.monotonic() - began)
     try:
         async with asyncio.timeout(left_s) as limit:
             return await reading
