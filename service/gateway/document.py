@@ -30,8 +30,7 @@ from gma.service.observe.traces import Stage
 from gma.service.tasks import guarded
 
 Pieces: TypeAlias = AsyncIterator[tuple[bytes, bool]]
-"""A document's text in pieces, cut anywhere, each with whether it is the last. A byte order mark at
-the beginning is in the first, with some of what it marks."""
+"""A document's text in pieces, cut anywhere, each with whether it is the last."""
 
 Listener: TypeAlias = Callable[[ProgressEvent], Awaitable[None]]
 
@@ -151,7 +150,12 @@ class Document:
     async def _tokenize(self, pieces: Pieces) -> AsyncGenerator[tuple[Tokens, bool]]:
         """The tokens as they become certain, `max_tokens` at most, and whether they end."""
         most = self._options.max_tokens
+        begun = b""  # perhaps a byte order mark
         async for piece, last in pieces:
+            if self._empty:
+                piece = begun = begun + piece
+                if len(piece) <= len(BOM_UTF8) and not last:
+                    continue
             if len(piece) <= TINY_BYTES:
                 tokens = self._certain(piece, last)
             else:

@@ -1,4 +1,4 @@
-"""POST /v1/documents:batch: any number of documents, a line each, read and answered as they come."""
+"""POST /v1/documents:batch: any number of documents, a line each, answered while they come."""
 
 from __future__ import annotations
 
@@ -18,16 +18,17 @@ from starlette.types import Receive, Scope, Send
 from gma.service.errors import ServiceError, ShuttingDown, Validation
 from gma.service.gateway.admission import Admitted
 from gma.service.gateway.batch import Batch, Line
-from gma.service.gateway.contract import Answered, BatchOptions, Failure, LineAnswer, LineFailure
+from gma.service.gateway.contract import Answered, BatchOptions, Failure, LineAnswer
 from gma.service.gateway.document import Document
 from gma.service.gateway.gateway import Gateway
 from gma.service.http.auth import clients_of
 from gma.service.http.body import ClientGone, Pace, Stream
+from gma.service.http.codings import ZSTD_WINDOW_BYTES, unpacked
 from gma.service.http.documents import Deadline, in_time
 from gma.service.http.events import HEADERS
 from gma.service.http.json_document import parsed_line
 from gma.service.http.lines import Lines
-from gma.service.http.media import NDJSON, document_type, encode
+from gma.service.http.media import NDJSON, content_of, encode
 from gma.service.http.middleware import RECORD, Record, error_answer, forget_frames
 from gma.service.http.openapi import BATCH_BODY, BATCH_RESPONSES
 from gma.service.observe import metrics
@@ -72,7 +73,7 @@ class BatchResponse(Response):
         """Raises UnsupportedContent or Validation for what can't be read. `deadline_ms`: of each
         line, from its beginning."""
         super().__init__()
-        document_type(request.headers, (NDJSON,))
+        self._coding = content_of(request.headers, (NDJSON,)).coding
         if len(request.query_params) < len(request.query_params.multi_items()):
             raise Validation("an option is given twice in the query")
         self._gateway = gateway
@@ -88,9 +89,11 @@ class BatchResponse(Response):
         batch = Batch(self._gateway.admission, clients, record.key, wait_s=settings.idle_timeout_s)
         answers = Answers(send)
         with batch.open() as own:
+            if self._coding == "zstd":
+                own.hold(ZSTD_WINDOW_BYTES)
             reading = Reading(
                 self._gateway, batch, own, Stream(receive, own), answers, record, self._options,
-                self._deadline_s,
+                self._coding, self._deadline_s,
             )  # fmt: skip
             try:
                 await reading.run()
@@ -141,12 +144,14 @@ class Reading:
         answers: Answers,
         record: Record,
         options: BatchOptions,
+        coding: str | None,
         deadline_s: float | None,
     ) -> None:
         self._gateway = gateway
         self._batch = batch
         self._stream = stream
-        self._lines = Lines(stream.pieces())
+        pieces = stream.pieces()
+        self._lines = Lines(unpacked(pieces, coding) if coding else pieces)
         self._answers = answers
         self._record = record
         self._options = options
@@ -207,8 +212,7 @@ class Reading:
             status = seen.status
             self._record.lines["failed_lines"] += 1
             self._has_read(read)
-            failure = LineFailure(**name, **failure_of(seen))
-            await self._tell(encode(failure) + b"\n", before)
+            await self._tell(encode({**name, **failure_of(seen)}) + b"\n", before)
         finally:
             self._record.lines["lines"] += 1
             metrics.BATCH_LINES.labels(str(status)).inc()

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import time
-from codecs import BOM_UTF8
 from collections import deque
 from collections.abc import AsyncGenerator, AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import aclosing, asynccontextmanager
 from typing import NoReturn
 
 from starlette.types import Receive
@@ -15,6 +14,7 @@ from starlette.types import Receive
 from gma.service.errors import ServiceError, Stalled
 from gma.service.gateway.admission import Admitted
 from gma.service.gateway.document import PIECE_BYTES
+from gma.service.http.codings import unpacked
 from gma.service.observe import metrics
 from gma.service.observe.traces import Stage
 from gma.service.settings import CPU_GRID, Settings
@@ -96,7 +96,7 @@ class Pace:
 
 
 class Body:
-    """One request's body.
+    """One request's body, not compressed, whatever it was.
 
     `pump` is the only reader of ASGI's `receive`, from the first byte until the client leaves: two
     readers would take each other's messages. It never waits for whoever reads the pieces, because
@@ -104,32 +104,43 @@ class Body:
     hold.
     """
 
-    def __init__(self, receive: Receive, admitted: Admitted, settings: Settings) -> None:
+    def __init__(
+        self,
+        receive: Receive,
+        admitted: Admitted,
+        settings: Settings,
+        coding: str | None = None,
+    ) -> None:
+        """`coding`: how it is compressed, if it is."""
         self._receive = receive
         self._admitted = admitted
+        self._coding = coding
         self._pace = Pace(admitted, settings)
         self._arrived: deque[bytearray] = deque()  # pieces: full ones, and the last
+        self._bytes = 0
         self._complete = False
         self._began = time.monotonic()
         self._ended: float | None = None
         self._news = asyncio.Event()
-        # A token is at least a byte: with less there is no chunk for a worker to read. And a byte
-        # order mark comes with what it marks.
-        self._first_bytes = max(settings.chunk_tokens or CPU_GRID[1], len(BOM_UTF8) + 1)
+        # A token is at least a byte: with less there is no chunk for a worker to read.
+        self._first_bytes = settings.chunk_tokens or CPU_GRID[1]
 
     async def pump(self) -> NoReturn:
-        """Take what arrives. Raises ClientGone, TooLarge or Overloaded as soon as it is so, and
-        Stalled if it comes too slowly."""
+        """Take what arrives. Raises ClientGone, TooLarge, Overloaded or Undecodable as soon as it
+        is so, and Stalled if it comes too slowly."""
         async with self._pace.kept():
             self._pace.wait()
-            while True:
-                message = await self._receive()
-                if message["type"] == "http.disconnect":
-                    raise ClientGone
-                self._take(message.get("body", b""))
-                if not message.get("more_body", False):
+            arriving = self._arriving()
+            if self._coding:
+                arriving = unpacked(arriving, self._coding)
+            async for piece, last in arriving:
+                self._take(piece)
+                if last:
                     self._end()
                 self._news.set()
+            while (await self._receive())["type"] != "http.disconnect":
+                pass
+            raise ClientGone
 
     def stage(self) -> Stage:
         """From its admission to its last byte, or to now."""
@@ -138,7 +149,7 @@ class Body:
 
     async def chunk(self) -> None:
         """Return when a chunk has come, or all."""
-        while not self._complete and self._admitted.received_bytes < self._first_bytes:
+        while not self._complete and self._bytes < self._first_bytes:
             await self._more()
 
     async def pieces(self) -> AsyncGenerator[tuple[bytes, bool]]:
@@ -156,13 +167,36 @@ class Body:
             if piece or ended:
                 yield piece, ended
 
+    async def counted(
+        self, pieces: AsyncGenerator[tuple[bytes, bool]]
+    ) -> AsyncGenerator[tuple[bytes, bool]]:
+        """`pieces` of the text that it turns out to be, which counts in its place if it is more.
+        Raises TooLarge and Overloaded."""
+        total = 0
+        async with aclosing(pieces):
+            async for piece, last in pieces:
+                total += len(piece)
+                self._admitted.hold(total)
+                yield piece, last
+
+    async def _arriving(self) -> AsyncGenerator[tuple[bytes, bool]]:
+        more = True
+        while more:
+            message = await self._receive()
+            if message["type"] == "http.disconnect":
+                raise ClientGone
+            came, more = message.get("body", b""), message.get("more_body", False)
+            self._admitted.receive(len(came))
+            yield came, not more
+
     async def _more(self) -> None:
         self._news.clear()
         await self._news.wait()
 
     def _take(self, came: bytes) -> None:
         """Pieces of one size, and no single buffer that grows: that is moved, and leaves holes."""
-        self._admitted.count(len(came))
+        self._bytes += len(came)
+        self._admitted.hold(self._bytes)
         rest = memoryview(came)
         while rest:
             if not self._arrived or len(self._arrived[-1]) == PIECE_BYTES:

@@ -264,7 +264,7 @@ class TestLines:
                 yield text[start : start + size], start + size >= len(text)
 
         for skipped in (0, 2, 4):
-            lines, found = Lines(pieces()), {}
+            lines, found = Lines(pieces()), dict[int, bytes]()
             while await lines.next():
                 number = lines.number
                 if number != skipped + 1:
