@@ -29,7 +29,7 @@ from gma.service.http.events import HEADERS
 from gma.service.http.json_document import parsed_line
 from gma.service.http.lines import Lines
 from gma.service.http.media import NDJSON, content_of, encode
-from gma.service.http.middleware import RECORD, Record, error_answer, forget_frames
+from gma.service.http.middleware import RECORD, Record, forget_frames
 from gma.service.http.openapi import BATCH_BODY, BATCH_RESPONSES
 from gma.service.observe import metrics
 from gma.service.tasks import guarded
@@ -271,7 +271,7 @@ class Reading:
 
 def failure_of(error: ServiceError) -> Failure:
     """The error as an answer of a batch tells it."""
-    failure = Failure(**error_answer(error), status=error.status)
+    failure = Failure(error=error.message, error_type=error.error_type, status=error.status)
     if error.retry_after_s is not None:
         failure["retry_after_s"] = error.retry_after_s
     return failure

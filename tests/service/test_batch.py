@@ -325,7 +325,7 @@ class Readers:
         self.most = max(self.most, self.now)
         try:
             async for _piece in pieces:
-                for _ in range(20):
+                for _turn in range(20):
                     await asyncio.sleep(0)
         finally:
             self.now -= 1

@@ -10,6 +10,7 @@ import subprocess
 from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -33,7 +34,7 @@ def url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         yield url
 
 
-def typed(url: str, folder: Path, *lines: str) -> list[dict[str, object]]:
+def typed(url: str, folder: Path, *lines: str) -> list[Any]:
     """The lines of what these commands say."""
     script = "\n".join(lines).replace("http://127.0.0.1:8000", url)
     done = subprocess.run(
