@@ -36,7 +36,7 @@ checks.positive_data_acceptance.expected-statuses = [201, 422]
 
 [[operations]]
 include-name = "POST /v1/documents:batch"
-checks.negative_data_rejection.enabled = false
+checks.negative_data_rejection.expected-statuses = [200, 415, 422]
 """
 """Whether bytes are a snapshot can't be told by a schema; lines that are wrong are 200, and have
 answers of their own."""
