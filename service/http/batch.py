@@ -90,7 +90,7 @@ class BatchResponse(Response):
         answers = Answers(send)
         with batch.open() as own:
             if self._coding == "zstd":
-                own.hold(ZSTD_WINDOW_BYTES)
+                own.reserve(min(ZSTD_WINDOW_BYTES, settings.max_document_bytes))
             reading = Reading(
                 self._gateway, batch, own, Stream(receive, own), answers, record, self._options,
                 self._coding, self._deadline_s,
@@ -184,8 +184,10 @@ class Reading:
                     await read.wait()
             except ServiceError as error:
                 failure = error
-            ending.cancel()
-            self._pace.rest()
+            finally:
+                self._lines.close()
+                self._pace.rest()
+                ending.cancel()
         if failure:
             raise failure
 

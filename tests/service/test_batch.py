@@ -13,6 +13,7 @@ import pytest
 from pydantic import TypeAdapter
 from starlette.types import Message
 
+from gma.service.errors import ShuttingDown
 from gma.service.gateway import admission, document
 from gma.service.gateway.contract import Failure, LineAnswer, LineFailure
 from gma.service.gateway.document import Document, Pieces
@@ -58,6 +59,11 @@ async def answer(exchange: Exchange) -> Any:
         message = await exchange.message()
     assert bool(message["body"]) or not message["more_body"]
     return json.loads(message["body"]) if message["body"] else None
+
+
+async def whole(lines: Lines) -> bytes:
+    """What is left of a line."""
+    return b"".join([piece async for piece, _ in lines.pieces()])
 
 
 async def check_free(service: Service) -> None:
@@ -268,7 +274,7 @@ class TestLines:
             while await lines.next():
                 number = lines.number
                 if number != skipped + 1:
-                    found[number] = b"".join([piece async for piece, _ in lines.pieces()])
+                    found[number] = await whole(lines)
             every = {3: b"one", 4: b"two\r", 7: b"three", 9: b"four"}
             assert found == {n: each for n, each in every.items() if n != skipped + 1}
 
@@ -284,6 +290,40 @@ class TestLines:
         assert lines.number == 2
         assert [each async for each in lines.pieces()] == [(b"two", False), (b"", True)]
         assert not await lines.next()
+
+    async def test_whoever_waits_for_more_may_be_cancelled(self) -> None:
+        """As a line is whose deadline passes while it comes."""
+        come = asyncio.Event()
+
+        async def pieces() -> AsyncIterator[tuple[bytes, bool]]:
+            yield b"on", False
+            await come.wait()
+            yield b"e\ntwo", True
+
+        lines = Lines(pieces())
+        assert await lines.next()
+        waiting = asyncio.ensure_future(whole(lines))
+        await asyncio.sleep(0)
+        waiting.cancel()
+        await asyncio.wait({waiting})
+        come.set()
+        assert await lines.next()
+        assert (lines.number, await whole(lines)) == (2, b"two")
+        assert not await lines.next()
+
+    async def test_an_error_is_raised_again(self) -> None:
+        async def pieces() -> AsyncIterator[tuple[bytes, bool]]:
+            yield b"one\ntw", False
+            raise ShuttingDown("no more")
+
+        lines = Lines(pieces())
+        assert await lines.next()
+        assert await whole(lines) == b"one"
+        assert await lines.next()
+        with pytest.raises(ShuttingDown):
+            await whole(lines)
+        with pytest.raises(ShuttingDown):
+            await lines.next()
 
 
 class Client:
