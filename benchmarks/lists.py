@@ -5,18 +5,18 @@
 
 All ways take turns in the same service, so that their ratios hold where their figures do not: so
 many connections that send a text after the other to /v1/documents, as many to /predict, and lists
-of texts to /predict, one after the other. Prints Markdown.
+of texts to /predict, and to /v1/documents:batch, one after the other. Prints Markdown.
 """
 
 from __future__ import annotations
 
 import argparse
 import asyncio
+import json
 import time
 from collections.abc import Sequence
 from pathlib import Path
 from statistics import median
-from typing import Any
 
 import httpx
 
@@ -26,6 +26,9 @@ from benchmarks.timing import markdown
 
 TEXT = "The sea was calm, and nobody spoke of the ships that had left in the night. " * 3
 OURS, THEIRS, LIST = "/v1/documents, each", "/predict, each", "/predict, in a list"
+BATCH = "/v1/documents:batch"
+WHOLE = LIST, BATCH
+"""Ways by which all texts go by one request."""
 
 
 async def texts_a_second(client: httpx.AsyncClient, way: str, texts: int, at_once: int) -> float:
@@ -34,23 +37,30 @@ async def texts_a_second(client: httpx.AsyncClient, way: str, texts: int, at_onc
         OURS: ("/v1/documents", {"text": TEXT}),
         THEIRS: ("/predict", {"inputs": TEXT}),
         LIST: ("/predict", {"inputs": [TEXT] * texts}),
+        BATCH: (BATCH, {"text": TEXT}),
     }[way]
-    requests = iter(range(1 if way == LIST else texts))
+    times = texts if way == BATCH else 1
+    content = (json.dumps(asked).encode() + b"\n") * times
+    headers = {"content-type": "application/x-ndjson" if way == BATCH else "application/json"}
+    requests = iter(range(1 if way in WHOLE else texts))
 
-    async def one_after_the_other(asked: dict[str, Any]) -> None:
+    async def one_after_the_other(content: bytes) -> None:
         for _ in requests:
-            (await client.post(path, json=asked)).raise_for_status()
+            answer = await client.post(path, content=content, headers=headers)
+            answer.raise_for_status()
+            if way == BATCH and answer.text.count('"scores"') != texts:
+                raise RuntimeError(answer.text)
 
     began = time.monotonic()
     async with asyncio.TaskGroup() as tasks:
         for _ in range(at_once):
-            tasks.create_task(one_after_the_other(asked))
+            tasks.create_task(one_after_the_other(content))
     return texts / (time.monotonic() - began)
 
 
 async def turns(url: str, texts: int, at_once: int, rounds: int) -> dict[str, list[float]]:
     """Texts a second of each way, in each of the rounds."""
-    ways = OURS, THEIRS, LIST
+    ways = OURS, THEIRS, LIST, BATCH
     limits = httpx.Limits(max_connections=at_once)
     async with httpx.AsyncClient(base_url=url, timeout=60, limits=limits) as client:
         for way in ways:  # what is slow only once

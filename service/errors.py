@@ -10,7 +10,8 @@ processes (a worker raises, a gateway answers), so every argument of a construct
     │   ├── NotHttp
     │   ├── Empty
     │   ├── NotUtf8
-    │   └── NotJson
+    │   ├── NotJson
+    │   └── Undecodable             not what its headers say, or damaged
     ├── Unauthorized          401   no key, or a wrong one
     ├── NotFound              404
     ├── UnknownSession        404
@@ -114,6 +115,11 @@ class NotJson(BadRequest):
     """A body that says it is JSON and is not."""
 
 
+class Undecodable(BadRequest):
+    """What came is not compressed, or not a text or file, as the request's headers say, or it is
+    damaged."""
+
+
 class Unauthorized(ServiceError):
     """The request has no API key, or one that does not pass."""
 
@@ -204,7 +210,7 @@ class TooLarge(ServiceError):
 
     def __str__(self) -> str:
         return (
-            f"the body is larger than the limit of {self.limit_bytes} bytes: split the text, "
+            f"the document is larger than the limit of {self.limit_bytes} bytes: split the text, "
             "or raise GMA_MAX_DOCUMENT_BYTES where the service runs"
         )
 

@@ -7,10 +7,11 @@ being sent, which is two things at once.
 from __future__ import annotations
 
 import weakref
-from collections.abc import Iterator
+from collections.abc import AsyncGenerator, Iterable, Iterator
 from types import TracebackType
-from typing import Self, Unpack
+from typing import Self, TypeVar, Unpack
 
+from gma.service.client.batch import Item, Told
 from gma.service.client.client import RETRIES, TIMEOUT_S, AsyncClient
 from gma.service.client.loop import Loop
 from gma.service.client.options import Options
@@ -18,6 +19,8 @@ from gma.service.client.session import AsyncSession
 from gma.service.client.upload import Document, OnSent
 from gma.service.gateway import contract
 from gma.service.python.answer import Answer, Progress
+
+T = TypeVar("T")
 
 
 class Client:
@@ -89,16 +92,27 @@ class Client:
 
         Who stops before the end leaves the document.
         """
-        events = self._client.stream(document, deadline_s=deadline_s, progress=progress, **options)
+        return self._each(
+            self._client.stream(document, deadline_s=deadline_s, progress=progress, **options)
+        )
 
-        async def following() -> Progress | Answer | None:
-            return await anext(events, None)
+    def batch(
+        self,
+        documents: Iterable[Item],
+        /,
+        *,
+        in_order: bool = False,
+        deadline_s: float | None = None,
+        **options: Unpack[Options],
+    ) -> Iterator[Told]:
+        """Classify any number of documents by one request, as `AsyncClient.batch` does.
 
-        try:
-            while event := self._loop.call(following()):
-                yield event
-        finally:
-            self._loop.begin(events.aclose())  # and no waiting: this may be in any thread
+        An iterator is asked for its documents in another thread. Who stops before the end leaves
+        the others.
+        """
+        return self._each(
+            self._client.batch(documents, in_order=in_order, deadline_s=deadline_s, **options)
+        )
 
     def info(self) -> contract.Info:
         """What runs there: model, labels, limits, versions."""
@@ -115,6 +129,16 @@ class Client:
     def resume(self, snapshot: bytes) -> Session:
         """Begin a session where another was when `Session.snapshot` was asked for."""
         return Session(self._loop.call(self._client.resume(snapshot)), self._loop, self)
+
+    def _each(self, events: AsyncGenerator[T, None]) -> Iterator[T]:
+        async def following() -> T | None:
+            return await anext(events, None)
+
+        try:
+            while event := self._loop.call(following()):
+                yield event
+        finally:
+            self._loop.begin(events.aclose())  # and no waiting: this may be in any thread
 
     def close(self) -> None:
         """Close all connections."""

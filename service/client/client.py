@@ -10,6 +10,7 @@ from typing import Self, Unpack
 import aiohttp
 
 from gma.service.client.attempts import Attempts
+from gma.service.client.batch import Items, Told, lines, told
 from gma.service.client.error import ConnectionLost, ServiceError
 from gma.service.client.exchange import JSON, NDJSON, TEXT, Exchange, Request
 from gma.service.client.options import Options, query
@@ -23,6 +24,7 @@ RETRIES = 4
 CONNECT_S = 10.0
 
 DOCUMENTS = "/v1/documents"
+BATCH = "/v1/documents:batch"
 
 
 class AsyncClient:
@@ -124,6 +126,40 @@ class AsyncClient:
                         yield Answer.of(event)
                         return
             raise ConnectionLost(f"{self.url}: the answer ended before the result")
+        finally:
+            exchange.close()
+
+    async def batch(
+        self,
+        documents: Items,
+        /,
+        *,
+        in_order: bool = False,
+        deadline_s: float | None = None,
+        **options: Unpack[Options],
+    ) -> AsyncGenerator[Told, None]:
+        """Classify any number of documents by one request, and tell what each is answered, by its
+        id: an `Answer`, or the ServiceError that it got, while others go on.
+
+        documents: texts, or mappings of `text`, perhaps `id`, and options; iterators of them,
+            asynchronous or not, may be endless: some are taken ahead, and answers come meanwhile.
+        in_order: in that of the documents, and not as they are done.
+        deadline_s: what the service may take for each.
+        options: of all documents that do not say otherwise.
+
+        Whoever is slow to take answers slows down the service, which gives up after some time in
+        which nothing was taken. Raises what `classify` does, for the batch itself; it is not tried
+        again.
+        """
+        order = {"order": "input"} if in_order else {}
+        headers = {"Content-Type": NDJSON}
+        request = Request(
+            "POST", BATCH, Upload(lines(documents)), query(**options) | order, headers
+        )
+        exchange = await self._begun(request, Attempts(0, deadline_s))
+        try:
+            async for line in exchange.lines():
+                yield told(line, exchange.request_id)
         finally:
             exchange.close()
 

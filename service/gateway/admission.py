@@ -8,7 +8,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import NamedTuple
+from typing import NamedTuple, Self
 
 from gma.service.errors import (
     Overloaded,
@@ -34,6 +34,9 @@ TOKEN_BYTES = 8
 
 UNREAD = (429, 503)
 """Statuses of documents that were not read, for no fault of their clients."""
+
+BATCH_SHARE = 0.5
+"""Of the places and bytes: what lines of batches may hold, so that others find some."""
 
 GRACE_S = 0.25
 """How long a body may come slowly before it makes way for others, if all places are taken."""
@@ -63,7 +66,10 @@ class Admission:
         """Of all documents since the start."""
         self._takes_s = 0.0  # a document, from its admission to its answer, of late
         self._fastest = 0.0  # tokens a second at which a document was read
-        self.draining = False
+        self.drains = asyncio.Event()
+        """Set once nothing new is taken."""
+        self._freed = asyncio.Event()
+        self._batched_documents = self._batched_bytes = 0
         self._documents_of: Counter[Client] = Counter()
         self._bytes_of: Counter[Client] = Counter()
         self._min_rate = settings.min_upload_rate
@@ -84,9 +90,7 @@ class Admission:
 
         Raises ShuttingDown, TooLarge, TooLate, AllowanceSpent or Overloaded.
         """
-        if self.draining:
-            metrics.REFUSALS.labels("draining").inc()
-            raise ShuttingDown("the service is shutting down and takes no new documents: try again")
+        self.check_draining()
         if announced_bytes > self.max_document_bytes:
             metrics.REFUSALS.labels("size").inc()
             raise TooLarge(self.max_document_bytes)
@@ -94,29 +98,29 @@ class Admission:
             self._check_deadline(announced_bytes, deadline_s)
         if key:
             self.spending.check(key)
-        if self.documents >= self._max_documents and not self._make_way():
-            raise self._refusal("documents", f"{self.documents} documents are in flight")
-        for client in clients:
-            found = self._documents_of[client]
-            if found and found >= client.share * self._max_documents:
-                raise self._refusal(
-                    client.kind, f"{found} documents of this {client.kind} are in flight"
-                )
-        admitted = Admitted(self, clients, key)
+        self.check_places(clients)
         self.change(clients, documents=1)
-        if key:
-            self.spending.add(key, documents=1)
-        try:
+        with Admitted(self, clients, key).taken() as admitted:
             admitted.reserve(announced_bytes)
             metrics.ADMISSIONS.inc()
             yield admitted
-        except ServiceError as error:
-            if key and error.status in UNREAD:
-                size = admitted.received_bytes
-                self.spending.add(key, documents=-admitted.texts, size=-size)
-            raise
-        finally:
-            admitted.leave()
+
+    def check_draining(self) -> None:
+        """Raises ShuttingDown if nothing new is taken."""
+        if self.draining:
+            metrics.REFUSALS.labels("draining").inc()
+            raise ShuttingDown("the service is shutting down and takes no new documents: try again")
+
+    def check_places(self, clients: Sequence[Client]) -> None:
+        """Raises Overloaded if there is no place for a document of `clients`."""
+        if self.documents >= self._max_documents and not self._make_way():
+            raise self.refusal("documents", f"{self.documents} documents are in flight")
+        for client in clients:
+            found = self._documents_of[client]
+            if found and found >= client.share * self._max_documents:
+                raise self.refusal(
+                    client.kind, f"{found} documents of this {client.kind} are in flight"
+                )
 
     def room(self, clients: Sequence[Client]) -> int:
         """How many more documents of `clients` there are places for."""
@@ -127,29 +131,54 @@ class Admission:
         ]
         return max(0, min(free))
 
+    def place_for_line(self, clients: Sequence[Client]) -> bool:
+        """Whether a line of a batch may have another place than the batch's own."""
+        few = self._batched_documents < BATCH_SHARE * self._max_documents
+        light = self._batched_bytes < BATCH_SHARE * self._max_bytes
+        return few and light and self.room(clients) > 0
+
+    def bytes_for_line(self, clients: Sequence[Client], held: int, more: int) -> bool:
+        """Whether a line that holds so many bytes may hold more of them."""
+        alone = self._batched_bytes == held
+        light = alone or self._batched_bytes + more <= BATCH_SHARE * self._max_bytes
+        return light and self._lacking(clients, more) is None
+
+    async def freed(self) -> None:
+        """Return when some place, or some bytes, are given back, or the service shuts down."""
+        self._freed.clear()
+        await self._freed.wait()
+
+    @property
+    def draining(self) -> bool:
+        """Whether nothing new is taken."""
+        return self.drains.is_set()
+
     async def drain(self) -> None:
         """Take nothing new, and wait until all that was taken is done."""
-        self.draining = True
+        self.drains.set()
+        self._freed.set()
         await self._idle.wait()
 
     def reserve(self, clients: Sequence[Client], more: int) -> None:
-        """Make room for so many more bytes of a document of `clients`. Raises Overloaded."""
-        if self.bytes + more > self._max_bytes:
-            raise self._refusal(
-                "bytes", f"{self.bytes} bytes are in flight, and {more} more are too many"
-            )
-        for client in clients:
-            found = self._bytes_of[client] + more
-            if self._documents_of[client] > 1 and found > client.share * self._max_bytes:
-                raise self._refusal(
-                    client.kind, f"{found} bytes of this {client.kind} would be in flight"
-                )
-        self.change(clients, size=more)
+        """See that there is room for so many more bytes of a document of `clients`. Raises
+        Overloaded."""
+        if lacking := self._lacking(clients, more):
+            raise self.refusal(*lacking)
 
-    def change(self, clients: Sequence[Client], *, documents: int = 0, size: int = 0) -> None:
-        """Count what comes, and what goes."""
+    def change(
+        self,
+        clients: Sequence[Client],
+        *,
+        documents: int = 0,
+        size: int = 0,
+        batched: bool = False,
+    ) -> None:
+        """Count what comes, and what goes; `batched`: of a batch's line."""
         self.documents += documents
         self.bytes += size
+        if batched:
+            self._batched_documents += documents
+            self._batched_bytes += size
         for client in clients:
             self._documents_of[client] += documents
             self._bytes_of[client] += size
@@ -157,10 +186,22 @@ class Admission:
                 del self._documents_of[client], self._bytes_of[client]
         metrics.DOCUMENTS_IN_FLIGHT.set(self.documents)
         metrics.BYTES_IN_FLIGHT.set(self.bytes)
+        if documents < 0 or size < 0:
+            self._freed.set()
         if self.documents:
             self._idle.clear()
         else:
             self._idle.set()
+
+    def _lacking(self, clients: Sequence[Client], more: int) -> tuple[str, str] | None:
+        """What there is too little of for so many more bytes, and why."""
+        if self.bytes + more > self._max_bytes:
+            return "bytes", f"{self.bytes} bytes are in flight, and {more} more are too many"
+        for client in clients:
+            found = self._bytes_of[client] + more
+            if self._documents_of[client] > 1 and found > client.share * self._max_bytes:
+                return client.kind, f"{found} bytes of this {client.kind} would be in flight"
+        return None
 
     def _check_deadline(self, size: int, seconds: float) -> None:
         """Raises TooLate if a document of that size would have to be read faster than any was.
@@ -185,8 +226,9 @@ class Admission:
         """Note how long a document took."""
         self._takes_s += (NEWS if self._takes_s else 1.0) * (seconds - self._takes_s)
 
-    def _refusal(self, reason: str, why: str) -> Overloaded:
-        """By when others will have been answered."""
+    def refusal(self, reason: str, why: str) -> Overloaded:
+        """The error to raise for what there is too little of. It says by when others will have been
+        answered."""
         metrics.REFUSALS.labels(reason).inc()
         return Overloaded(f"{why}: try again when some are done", retry_after(self._takes_s))
 
@@ -209,8 +251,8 @@ class Admission:
         now = time.monotonic()
         slow = []
         for each in self._sending:
-            age = now - each.began
-            if each.slow or (age > GRACE_S and each.received_bytes < self._min_rate * age):
+            age, came = now - each.awaited_since, each.received_bytes - each.received_before
+            if each.slow or (age > GRACE_S and came < self._min_rate * age):
                 slow.append(each)
         if slow:
             self._give_up(slow)
@@ -230,21 +272,43 @@ class Admitted:
     def __init__(
         self, admission: Admission, clients: Sequence[Client], key: Key | None = None
     ) -> None:
+        """Of a document that is counted already."""
         self.began = time.monotonic()
         self.texts = 1
         self.received_bytes = 0
+        self.counted_bytes = 0
+        """Those that have come, or what they unpacked to, if that is more."""
         self.reserved_bytes = 0
         self.slow = False
+        self.awaited_since = self.began
+        """When it was last begun to wait for its body, of which `received_before` had come."""
+        self.received_before = 0
         self._admission = admission
         self._clients = clients
         self._key = key
         self._documents = 1
+
+    @contextmanager
+    def taken(self) -> Iterator[Self]:
+        """Spend the key's allowance on it, unless it is not read; leave in the end."""
+        spending = self._admission.spending
+        if self._key:
+            spending.add(self._key, documents=1)
+        try:
+            yield self
+        except ServiceError as error:
+            if self._key and error.status in UNREAD:
+                spending.add(self._key, documents=-self.texts, size=-self.counted_bytes)
+            raise
+        finally:
+            self.leave()
 
     def reserve(self, total_bytes: int) -> None:
         """Hold room for at least so many bytes. Raises Overloaded."""
         more = total_bytes - self.reserved_bytes
         if more > 0:
             self._admission.reserve(self._clients, more)
+            self._change(size=more)
             self.reserved_bytes = total_bytes
 
     def widen(self, more: int) -> int:
@@ -255,28 +319,43 @@ class Admitted:
         if self._key:
             self._admission.spending.add(self._key, documents=more)
         places = min(more, self._admission.room(self._clients)) if self._documents else 0
-        self._admission.change(self._clients, documents=places)
+        self._change(documents=places)
         self._documents += places
         return 1 + places
 
-    def count(self, size: int) -> None:
-        """So many more bytes have come. Raises TooLarge or Overloaded if they are too many."""
+    def receive(self, size: int) -> None:
+        """So many more bytes have come, of what may be any number of documents."""
         self.received_bytes += size
         self._admission.received_bytes += size
         metrics.RECEIVED_BYTES.inc(size)
+
+    def count(self, size: int) -> None:
+        """So many more bytes have come. Raises TooLarge or Overloaded if they are too many."""
+        self.receive(size)
+        self.hold(self.received_bytes)
+
+    def hold(self, total_bytes: int) -> None:
+        """It has so many bytes in all. Raises TooLarge or Overloaded if they are too many."""
+        more = total_bytes - self.counted_bytes
+        if more <= 0:
+            return
+        self.counted_bytes = total_bytes
         if self._key:
-            self._admission.spending.add(self._key, size=size)
-        if self.received_bytes > self._admission.max_document_bytes:
+            self._admission.spending.add(self._key, size=more)
+        if total_bytes > self._admission.max_document_bytes:
             metrics.REFUSALS.labels("size").inc()
             raise TooLarge(self._admission.max_document_bytes)
         try:
-            self.reserve(self.received_bytes)
+            self.reserve(total_bytes)
         except Overloaded:
             self.leave()  # now, or all who come at the same time would be refused
             raise
 
     def sends(self, give_up: Callable[[], None]) -> None:
-        """Its body begins to come. `give_up` is called if it does so too slowly for others."""
+        """Its body is waited for. `give_up` is called if it comes too slowly for others."""
+        self.slow = False
+        self.awaited_since = time.monotonic()
+        self.received_before = self.received_bytes
         self._admission.sends(self, give_up)
 
     def comes(self, *, slowly: bool) -> None:
@@ -286,7 +365,7 @@ class Admitted:
             self._admission.bound_slow()
 
     def sent(self) -> None:
-        """No more of it comes."""
+        """No more of it is waited for."""
         self._admission.sent(self)
 
     def leave(self, answer_bytes: int = 0) -> None:
@@ -294,6 +373,8 @@ class Admitted:
         self.sent()
         if answer_bytes:
             self._admission.answered(time.monotonic() - self.began)
-        size = answer_bytes - self.reserved_bytes
-        self._admission.change(self._clients, documents=-self._documents, size=size)
+        self._change(documents=-self._documents, size=answer_bytes - self.reserved_bytes)
         self._documents, self.reserved_bytes = 0, answer_bytes
+
+    def _change(self, *, documents: int = 0, size: int = 0) -> None:
+        self._admission.change(self._clients, documents=documents, size=size)

@@ -76,6 +76,23 @@ class DocumentRequest(Options):
     """The document."""
 
 
+LineId = Annotated[str, Field(max_length=256)] | Annotated[int, Field(ge=-(2**63), lt=2**63)]
+
+
+class LineRequest(DocumentRequest):
+    """A line of a batch: a document as JSON, with its options and its name."""
+
+    id: LineId | None = None
+    """Given back with the answer; of a line without one, its number."""
+
+
+class BatchOptions(Options):
+    """How the documents of a batch are to be answered, where their lines do not say otherwise."""
+
+    order: Literal["done", "input"] = "done"
+    """Which answer comes first: that of the line that is done first, or that of the first line."""
+
+
 class LabelScore(TypedDict):
     """What is said about one label."""
 
@@ -259,6 +276,30 @@ class ErrorEvent(ErrorAnswer):
     """The last event, in place of the result."""
 
     event: Literal["error"]
+
+
+class Answered(TypedDict):
+    """Which line of a batch it is about."""
+
+    id: LineId
+    line: Annotated[int, Field(description="its number, from 1 on")]
+
+
+class LineAnswer(Answered, Answer):
+    """A line of a batch, classified."""
+
+
+class Failure(ErrorAnswer):
+    """What ended a batch before its last line: the last of its answers."""
+
+    status: Annotated[int, Field(description="that of the same error of a document by itself")]
+    retry_after_s: NotRequired[
+        Annotated[int, Field(description="seconds until it is worth trying again")]
+    ]
+
+
+class LineFailure(Answered, Failure):
+    """A line of a batch that could not be classified. Others go on."""
 
 
 class Health(TypedDict):

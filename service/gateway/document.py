@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import random
 import time
 from codecs import BOM_UTF8
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
@@ -16,7 +18,7 @@ from gma.model import tokenizer
 from gma.model.tokenizer import TokenStream
 from gma.service.engine.opening import Opening, Tokens
 from gma.service.engine.progress import Progress
-from gma.service.errors import Empty, NotUtf8, UnknownDocument
+from gma.service.errors import Empty, NotUtf8, Overloaded, UnknownDocument
 from gma.service.gateway.answers import answered, usage_of, verdict
 from gma.service.gateway.contract import Answer, Options, ProgressEvent, Timing
 from gma.service.gateway.evidence import Evidence, Ruler
@@ -28,8 +30,7 @@ from gma.service.observe.traces import Stage
 from gma.service.tasks import guarded
 
 Pieces: TypeAlias = AsyncIterator[tuple[bytes, bool]]
-"""A document's text in pieces, cut anywhere, each with whether it is the last. A byte order mark at
-the beginning is in the first, with some of what it marks."""
+"""A document's text in pieces, cut anywhere, each with whether it is the last."""
 
 Listener: TypeAlias = Callable[[ProgressEvent], Awaitable[None]]
 
@@ -44,15 +45,22 @@ SMALL_BYTES = 2**14
 # A piece that is tokenized in about the time that a thread would take to begin.
 TINY_BYTES = 2**12
 
+AGAIN_S = 1.0
+"""After how long, at most, a patient document asks again for a worker that has room."""
+
 
 class Document:
     """One document: it is classified once."""
 
-    def __init__(self, gateway: Gateway, name: str, options: Options) -> None:
-        """`name` is unique among all gateways."""
+    def __init__(
+        self, gateway: Gateway, name: str, options: Options, *, patient: bool = False
+    ) -> None:
+        """`name` is unique among all gateways. One that is `patient` waits for a worker that has
+        room."""
         self._gateway = gateway
         self._name = name
         self._options = options
+        self._patient = patient
         self._stream = gateway.tokenizer.stream()
         self._ruler, self._row_ruler = Ruler(), Ruler()  # rows are told later than read
         self._evidence = Evidence(gateway.settings.max_evidence_spans)
@@ -106,12 +114,22 @@ class Document:
                 running,
                 self._options.components,
             )
-            with closing(await self._gateway.workers.open(opening)) as opened:
+            with closing(await self._open(opening)) as opened:
                 following = self._follow(opened, on_progress)
                 if last:
                     await following
                 else:
                     await guarded(following, by=feed(opened, tokens))
+
+    async def _open(self, opening: Opening) -> OpenDocument:
+        while True:
+            try:
+                return await self._gateway.workers.open(opening)
+            except Overloaded:
+                if not self._patient:
+                    raise
+            # Others are refused meanwhile, and come again when they are: by chance, as this does.
+            await asyncio.sleep(random.uniform(AGAIN_S / 2, AGAIN_S))  # noqa: S311
 
     def _stages(self) -> list[Stage]:
         """What it went through: it waits from when tokens are handed over to the first step with
@@ -132,7 +150,12 @@ class Document:
     async def _tokenize(self, pieces: Pieces) -> AsyncGenerator[tuple[Tokens, bool]]:
         """The tokens as they become certain, `max_tokens` at most, and whether they end."""
         most = self._options.max_tokens
+        begun = b""  # perhaps a byte order mark
         async for piece, last in pieces:
+            if self._empty:
+                piece = begun = begun + piece
+                if len(piece) <= len(BOM_UTF8) and not last:
+                    continue
             if len(piece) <= TINY_BYTES:
                 tokens = self._certain(piece, last)
             else:

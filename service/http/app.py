@@ -25,6 +25,7 @@ from gma.service.gateway.gateway import Gateway
 from gma.service.gateway.sessions import Sessions
 from gma.service.http import protocols
 from gma.service.http.auth import Authorized
+from gma.service.http.batch import add_batch
 from gma.service.http.documents import TIMING_HEADERS, add_documents
 from gma.service.http.keys_file import KeysFile
 from gma.service.http.media import shown
@@ -90,6 +91,7 @@ def create_app(
     check_ready = readiness(gateway)
     add_operations(app, gateway, check_ready)
     add_documents(app, gateway)
+    add_batch(app, gateway)
     protocols.add(app, gateway, check_ready)
     add_sessions(app, gateway, Sessions(gateway, clock))
     return app

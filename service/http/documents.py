@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import time
 import uuid
-from collections.abc import Callable, Coroutine
+from collections.abc import AsyncGenerator, Callable, Coroutine
+from contextlib import aclosing
 from functools import partial
 from typing import Annotated, Any, TypeVar
 
@@ -16,20 +17,38 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
+from gma.service.cores import cores_for
 from gma.service.errors import TooLate, Validation
 from gma.service.gateway.contract import Amount, Answer, ErrorEvent, Options, ResultEvent
-from gma.service.gateway.document import Document, Listener
+from gma.service.gateway.document import Document, Listener, Pieces
 from gma.service.gateway.gateway import Gateway
 from gma.service.http.auth import clients_of
 from gma.service.http.body import Body, ClientGone
+from gma.service.http.charsets import transcoded
 from gma.service.http.events import Events
+from gma.service.http.files import Files, check_readable
 from gma.service.http.json_document import parsed
-from gma.service.http.media import JSON, TEXT, document_type, encode, event_type
+from gma.service.http.media import (
+    FILES,
+    JSON,
+    MARKDOWN,
+    TEXT,
+    Content,
+    content_of,
+    encode,
+    event_type,
+)
 from gma.service.http.middleware import RECORD, Record, error_answer
 from gma.service.http.openapi import DOCUMENT_BODY, DOCUMENT_RESPONSES
 from gma.service.tasks import guarded
 
 T = TypeVar("T")
+
+DOCUMENTS = (TEXT, JSON, MARKDOWN, *FILES)
+"""What a document may be. Markdown is read as the text that it is."""
+
+PLAIN = (Content(TEXT), Content(MARKDOWN))
+"""What has as many bytes when it is read as when it comes."""
 
 MOST_DIGITS = 18
 """Of a Content-Length that is looked at: more than of any that is taken."""
@@ -52,6 +71,7 @@ Deadline = Annotated[
 
 def add_documents(app: FastAPI, gateway: Gateway) -> None:
     """Give `app` the route that `gateway` answers."""
+    files = Files(at_once=cores_for(gateway.settings))
 
     @app.post(
         "/v1/documents",
@@ -78,7 +98,7 @@ def add_documents(app: FastAPI, gateway: Gateway) -> None:
         A multi-label model answers `labels`, those whose score reaches their threshold, in place
         of `label`; another that has thresholds answers null if its best label's does not.
         """
-        return DocumentResponse(gateway, request, options, deadline_ms=x_deadline_ms)
+        return DocumentResponse(gateway, files, request, options, deadline_ms=x_deadline_ms)
 
 
 class DocumentResponse(Response):
@@ -89,7 +109,13 @@ class DocumentResponse(Response):
     """
 
     def __init__(
-        self, gateway: Gateway, request: Request, options: Options, *, deadline_ms: int | None
+        self,
+        gateway: Gateway,
+        files: Files,
+        request: Request,
+        options: Options,
+        *,
+        deadline_ms: int | None,
     ) -> None:
         """Raises UnsupportedContent or Validation for what can't be read.
 
@@ -98,8 +124,10 @@ class DocumentResponse(Response):
         super().__init__()
         self._deadline_s = None if deadline_ms is None else deadline_ms / 1000
         self._gateway = gateway
+        self._files = files
         self._options = options
-        self._document_type = document_type(request.headers)
+        self._content = content_of(request.headers, DOCUMENTS)
+        check_readable(self._content.kind)
         self._event_type = event_type(request.headers)
         self._announced_bytes = announced_bytes(request.headers)
         if len(request.query_params) < len(request.query_params.multi_items()):
@@ -114,7 +142,7 @@ class DocumentResponse(Response):
         with admission.admit(
             self._announced_bytes, clients, self._deadline_at_door, record.key
         ) as admitted:
-            body = Body(receive, admitted, self._gateway.settings)
+            body = Body(receive, admitted, self._gateway.settings, self._content.coding)
             if self._event_type:
                 events = Events(send, self._event_type)
                 try:
@@ -134,8 +162,8 @@ class DocumentResponse(Response):
     @property
     def _deadline_at_door(self) -> float | None:
         """The deadline, in seconds, where all of the body is known to be read."""
-        whole = self._document_type == TEXT and self._options.max_tokens is None
-        return self._deadline_s if whole else None
+        plain = self._content in PLAIN and self._options.max_tokens is None
+        return self._deadline_s if plain else None
 
     async def _last_event(self, body: Body, events: Events, record: Record) -> bytes:
         """How the document ended, encoded. Raises what goes wrong before the first event."""
@@ -157,7 +185,7 @@ class DocumentResponse(Response):
         """The answer to the document that `body` brings."""
         reading = guarded(self._classify(body, record, on_progress), by=body.pump())
         try:
-            answer = await in_time(reading, record, self._deadline_s)
+            answer = await in_time(reading, record.began, self._deadline_s)
         finally:
             record.stages.append(body.stage())
         record.usage = answer["usage"].copy()
@@ -165,17 +193,25 @@ class DocumentResponse(Response):
         return answer
 
     async def _classify(self, body: Body, record: Record, on_progress: Listener | None) -> Answer:
-        pieces = body.pieces()
-        if self._document_type == JSON:
-            self._options, text = await parsed(pieces, self._options)
-            pieces = text.pieces()
-        else:
-            await body.chunk()
-        # Clients may give two requests one id.
-        document = Document(self._gateway, f"{record.id}/{uuid.uuid4().hex}", self._options)
-        return await document.classify(
-            pieces, began=record.began, stages=record.stages, on_progress=on_progress
-        )
+        async with aclosing(self._decoded(body)) as decoded:
+            pieces: Pieces = decoded
+            if self._content.kind == JSON:
+                self._options, text = await parsed(pieces, self._options)
+                pieces = text.pieces()
+            else:
+                await body.chunk()
+            # Clients may give two requests one id.
+            document = Document(self._gateway, f"{record.id}/{uuid.uuid4().hex}", self._options)
+            return await document.classify(
+                pieces, began=record.began, stages=record.stages, on_progress=on_progress
+            )
+
+    def _decoded(self, body: Body) -> AsyncGenerator[tuple[bytes, bool]]:
+        """What `body` brings: a text in UTF-8, or JSON."""
+        pieces, charset = body.pieces(), self._content.charset
+        if self._content.kind in FILES:
+            return body.counted(self._files.text(pieces, self._content.kind, charset))
+        return body.counted(transcoded(pieces, charset)) if charset else pieces
 
 
 def announced_bytes(headers: Headers) -> int:
@@ -184,10 +220,10 @@ def announced_bytes(headers: Headers) -> int:
     return int(headers.get("content-length", "0")[:MOST_DIGITS])
 
 
-async def in_time(reading: Coroutine[Any, Any, T], record: Record, deadline_s: float | None) -> T:
-    """What `reading` returns. Raises TooLate, having ended it, when the deadline, counted from the
-    request's beginning, passes."""
-    left_s = deadline_s and deadline_s - (time.monotonic() - record.began)
+async def in_time(reading: Coroutine[Any, Any, T], began: float, deadline_s: float | None) -> T:
+    """What `reading` returns. Raises TooLate, having ended it, when the deadline, counted from when
+    it `began`, passes."""
+    left_s = deadline_s and deadline_s - (time.monotonic() - began)
     try:
         async with asyncio.timeout(left_s) as limit:
             return await reading

@@ -16,11 +16,11 @@ from functools import partial
 from typing import Any, TypeAlias
 
 import msgspec
-from pydantic import ValidationError
+from pydantic import TypeAdapter, ValidationError
 
 from gma.model.config import LONGEST_INPUT, problems
 from gma.service.errors import NotJson, NotUtf8, Validation
-from gma.service.gateway.contract import DocumentRequest, Options
+from gma.service.gateway.contract import DocumentRequest, LineId, LineRequest, Options
 from gma.service.gateway.document import PIECE_BYTES, SMALL_BYTES, Pieces
 from gma.service.http.media import shown
 
@@ -55,6 +55,8 @@ _CUT_IN_STRING = re.compile(
     rb"(?:\\(?:u[0-9a-fA-F]{0,3})?)?)?)?)?"
 )
 _CUT_CHARACTER = re.compile(rb"[\xc0-\xff][\x80-\xbf]*\Z")
+
+_ID: TypeAdapter[str | int | None] = TypeAdapter(LineId | None)
 
 AT_ONCE = PIECE_BYTES // 8
 """Bytes of a string that are looked at before others have their turn: a few milliseconds."""
@@ -112,7 +114,20 @@ async def parsed(pieces: Pieces, defaults: Options) -> tuple[Options, JsonText]:
 
     Raises NotJson, NotUtf8 or Validation for the first thing that is wrong, as soon as it has come.
     """
-    members = await _Cursor(pieces).members()
+    return _told(await _Cursor(pieces).members(), defaults)
+
+
+async def parsed_line(
+    pieces: Pieces, defaults: Options, on_id: Callable[[str | int], None]
+) -> tuple[Options, JsonText]:
+    """The options and the text of a line of a batch, as `parsed` has them. `on_id` is called with
+    the line's id once that has come."""
+    members = await _Cursor(pieces, "line", LineRequest, on_id).members()
+    members.pop("id", None)
+    return _told(members, defaults)
+
+
+def _told(members: dict[str, Any], defaults: Options) -> tuple[Options, JsonText]:
     if "text" not in members:
         raise Validation("text is missing")
     text = members.pop("text")
@@ -136,8 +151,19 @@ _Member: TypeAlias = Callable[[str], Awaitable[Any]]
 class _Cursor:
     """Reads an object from its beginning on, and goes no further than the first wrong thing."""
 
-    def __init__(self, pieces: Pieces) -> None:
+    def __init__(
+        self,
+        pieces: Pieces,
+        what: str = "body",
+        request: type[DocumentRequest] = DocumentRequest,
+        on_id: Callable[[str | int], None] | None = None,
+    ) -> None:
+        """`what` it is that the object is the whole of, for messages; the members that it may have
+        are those of `request`."""
         self._pieces = pieces
+        self._what = what
+        self._request = request
+        self._on_id = on_id
         self._held = b""  # what has come, but for earlier pieces that were read
         self._at = 0
         self._before = 0  # bytes that are not held any more
@@ -177,7 +203,9 @@ class _Cursor:
         return members
 
     async def _member(self, name: str) -> Any:
-        return await (self._text() if name == "text" else self._option(name))
+        if name == "text":
+            return await self._text()
+        return await (self._id() if name == "id" else self._option(name))
 
     async def _any_name(self) -> str:
         return (await self._string()).whole()
@@ -211,7 +239,7 @@ class _Cursor:
         if not end:
             raise self._not_json()
         name = _decoded(raw).decode()
-        if name not in DocumentRequest.model_fields:
+        if name not in self._request.model_fields:
             raise Validation(f"{shown(name)} is unknown")
         return name
 
@@ -226,6 +254,18 @@ class _Cursor:
             return getattr(Options.model_validate({name: value}, strict=True), name)
         except ValidationError as error:
             raise Validation(problems(error)) from None
+
+    async def _id(self) -> None:
+        quoted = await self._sees(_QUOTE)
+        value = (await self._string()).whole() if quoted else await self._scalar("id")
+        try:
+            found = _ID.validate_python(value, strict=True)
+        except ValidationError:
+            raise Validation(
+                "id: input should be a string of at most 256 characters, or an integer of 64 bits"
+            ) from None
+        if self._on_id and found is not None:
+            self._on_id(found)
 
     async def _scalar(self, name: str) -> Any:
         if await self._sees(_NESTED):
@@ -323,7 +363,7 @@ class _Cursor:
         self._at = 0
 
     def _not_json(self) -> NotJson:
-        return NotJson(f"the body is not JSON, from byte {self._before + self._at} on")
+        return NotJson(f"the {self._what} is not JSON, from byte {self._before + self._at} on")
 
 
 def too_many() -> Validation:
@@ -346,4 +386,4 @@ def _decoded(piece: bytes) -> bytes:
     except UnicodeDecodeError:
         raise NotUtf8 from None
     except msgspec.DecodeError:
-        raise NotJson("the body is not JSON: an escape in a string is no character") from None
+        raise NotJson("this is not JSON: an escape in a string is no character") from None

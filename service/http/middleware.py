@@ -56,13 +56,29 @@ class Record:
     key: Key | None = None
     """With which it came; None if none is asked for."""
     stages: list[Stage] = field(default_factory=list)
+    lines: dict[str, int] = field(default_factory=dict)
+    """Of a batch: how many `lines` there were, and `failed_lines`."""
+
+    def add(self, usage: Usage) -> None:
+        """Note what one of several documents took."""
+        so_far = self.usage or Usage(bytes=0, tokens=0, chunks=0)
+        self.usage = Usage(
+            bytes=so_far["bytes"] + usage["bytes"],
+            tokens=so_far["tokens"] + usage["tokens"],
+            chunks=so_far["chunks"] + usage["chunks"],
+        )
 
     def fail(self, error: Exception) -> ServiceError:
         """Note what went wrong, and return what a client may see of it. Ours to mend is logged."""
-        self.error = error if isinstance(error, ServiceError) else ServiceError(INTERNAL)
-        if self.error.status == 500:
-            logger.error("request failed", exc_info=error, extra={"fields": {"id": self.id}})
+        self.error = self.told(error)
         return self.error
+
+    def told(self, error: Exception) -> ServiceError:
+        """What a client may see of what went wrong with a part. Ours to mend is logged."""
+        seen = error if isinstance(error, ServiceError) else ServiceError(INTERNAL)
+        if seen.status == 500:
+            logger.error("request failed", exc_info=error, extra={"fields": {"id": self.id}})
+        return seen
 
 
 class Requests:
@@ -121,10 +137,10 @@ class Requests:
             await self._app(scope, receive, stamped)
         except ClientGone as gone:
             record.status = CLIENT_GONE
-            _forget_frames(gone)
+            forget_frames(gone)
         except Exception as error:
             failure = record.fail(error)
-            _forget_frames(error)
+            forget_frames(error)
             if not begun:
                 status, told = self._form(inner)(failure)
                 answer = Response(encode(told), status, failure.headers, media_type=JSON)
@@ -144,7 +160,7 @@ class Requests:
         return inner if inner[:1] in ("", "/") else path
 
 
-def _forget_frames(error: BaseException | None) -> None:
+def forget_frames(error: BaseException | None) -> None:
     """Let go of a request's body now: a traceback's frames have it, and often the error itself, so
     that it would stay until the garbage collector comes."""
     while error:
@@ -185,6 +201,7 @@ def _note(record: Record, scope: Scope, method: str) -> None:
         "status": record.status,
         "ms": round(1000 * seconds, 1),
         **(record.usage or {}),
+        **record.lines,
     }
     if record.key:
         fields["key"] = record.key.name

@@ -66,6 +66,34 @@ DOCUMENT_RESPONSES: dict[int | str, dict[str, Any]] = {
 }
 
 
+BATCH_BODY = {
+    "required": True,
+    "content": {
+        NDJSON: {
+            "schema": {"type": "string", "description": "A JSON object a line."},
+            "example": '{"id": "a", "text": "Call me Ishmael.", "top_k": 5}\n{"text": "Hello."}\n',
+        }
+    },
+}
+
+BATCH_RESPONSES: dict[int | str, dict[str, Any]] = {
+    200: {
+        "description": "A line for each that was sent: the document's answer, or an error.",
+        "content": {
+            NDJSON: {
+                "schema": {"type": "string"},
+                "example": '{"id":"a","line":1,"model":"contracts","labels":["a"],...}\n'
+                '{"id":2,"line":2,"error":"...","error_type":"Empty","status":400}\n',
+            }
+        },
+    },
+    **{
+        status: {"model": ErrorAnswer, "description": ERRORS[status]}
+        for status in (408, 415, 422, 429, 500, 503)
+    },
+}
+
+
 def error_responses(
     model: Any, statuses: Mapping[int, int] = MappingProxyType({})
 ) -> dict[int | str, dict[str, Any]]:

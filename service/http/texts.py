@@ -161,7 +161,7 @@ class TextsResponse(Response):
             body = Body(receive, admitted, self._gateway.settings)
             reading = guarded(self._answer(body, admitted, record), by=body.pump())
             try:
-                rendered, timing = await in_time(reading, record, self._deadline_s)
+                rendered, timing = await in_time(reading, record.began, self._deadline_s)
             finally:
                 record.stages.append(body.stage())
             headers = {TIMING_HEADERS[name]: str(ms) for name, ms in timing.items()}

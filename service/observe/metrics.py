@@ -87,6 +87,12 @@ ADMISSIONS = CATALOGUE.counter(
     "Documents that gateways took, with those that were refused later: they grew too large, or no "
     "worker had room.",
 )
+BATCH_LINES = CATALOGUE.counter(
+    "gma_batch_lines",
+    "Lines of batches that were answered, by the status that each would have by itself; the batch "
+    "is one request.",
+    {"status": "200, and those of errors"},
+)
 REFUSALS = CATALOGUE.counter(
     "gma_refusals",
     "Documents that were refused: with 503 while draining, with 413 for their size, and with 429 "

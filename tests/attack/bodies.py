@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import sys
 import time
+import zlib
 from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -53,13 +54,37 @@ def escaped() -> Iterator[bytes]:
     yield b'"}'
 
 
+def packed() -> Iterator[bytes]:
+    """The first, in gzip: of that there is a hundredth."""
+    packing = zlib.compressobj(wbits=31)
+    for piece in text():
+        yield packing.compress(piece)
+    yield packing.flush()
+
+
+def lines() -> Iterator[bytes]:
+    """A batch in chunks, of lines of a megabyte: no more of them than are read without an answer
+    being taken."""
+    for _ in range(BODY_BYTES // 2**20):
+        yield b'{"text": "'
+        for _ in range(2**20 // PIECE):
+            yield b"a tale. " * (PIECE // 8)
+        yield b'"}\n'
+
+
 def send(url: str, kind: str) -> int:
-    """The status of one such document, of which few tokens are read."""
-    body, type_ = (text(), "text/plain") if kind == "text" else (escaped(), "application/json")
-    address = f"{url}/v1/documents" + ("?max_tokens=64" if kind == "text" else "")
+    """The status of one such document, or batch, of which few tokens are read."""
+    body, type_, route = {
+        "text": (text, "text/plain", "/v1/documents"),
+        "escaped": (escaped, "application/json", "/v1/documents"),
+        "packed": (packed, "text/plain", "/v1/documents"),
+        "lines": (lines, "application/x-ndjson", "/v1/documents:batch"),
+    }[kind]
+    headers = {"content-type": type_, **({"content-encoding": "gzip"} if kind == "packed" else {})}
+    address = f"{url}{route}" + ("" if kind == "escaped" else "?max_tokens=64")
     try:
         with httpx.Client(timeout=120, trust_env=False) as client:
-            return client.post(address, content=body, headers={"content-type": type_}).status_code
+            return client.post(address, content=body(), headers=headers).status_code
     except httpx.TransportError:
         return 0  # refused before the body was sent, and closed
 
@@ -89,7 +114,7 @@ def main() -> int:
         small(url)
         before = gateways(url)
         report: dict[str, object] = {"before_mb": [x // 10**6 for x in before.values()]}
-        for kind, count in (("text", 60), ("escaped", 8)):
+        for kind, count in (("text", 60), ("escaped", 8), ("packed", 30), ("lines", 30)):
             outcomes, most = watched(url, kind, count)
             report[kind] = {"statuses": dict(outcomes), "most_mb": most // 10**6}
         time.sleep(3 * GIVE_BACK_S)

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import gzip
+import json
 from dataclasses import dataclass, field
+
+import zstandard
 
 from gma.service.http.connection import Limits
 from tests.attack.honest import DOCUMENT, HONEST, KEY, PROBE, SIZE, head
@@ -295,4 +299,70 @@ SLOW = [
     ),
 ]
 
-CASES = [*SIZES, *FRAMING, *UPGRADES, *TRAILERS, *JSONS, *UNREAD, *HALF_CLOSED, *SLOW]
+PACKED = gzip.compress(DOCUMENT)
+BOMB = zstandard.compress(bytes(70_000_000))
+GZIP, ZSTD, LONG = "Content-Encoding: gzip", "Content-Encoding: zstd", "Content-Length: 60000000"
+LINE = json.dumps({"text": DOCUMENT.decode()}).encode() + b"\n"
+
+
+def batch(*lines: str) -> bytes:
+    """The head of a batch."""
+    return head(*lines, path="/v1/documents:batch").replace(b"text/plain", b"application/x-ndjson")
+
+
+CODED = [
+    Case("gzip", (head(f"Content-Length: {len(PACKED)}", GZIP) + PACKED,), (200,)),
+    Case(
+        "gzip in chunks of one byte",
+        (head(CHUNKED, GZIP), b"".join(b"1\r\n%c\r\n" % byte for byte in PACKED), b"0\r\n\r\n"),
+        (200,),
+    ),
+    Case(
+        "gzip that is cut off",
+        (head(f"Content-Length: {len(PACKED) - 3}", GZIP) + PACKED[:-3],),
+        (400,),
+        "Undecodable",
+    ),
+    refused("a bomb", head(LONG, ZSTD), BOMB, status=413, error="TooLarge"),
+    refused("a text for gzip", head(LONG, GZIP), MEGABYTE, status=400, error="Undecodable"),
+]
+
+BATCHES = [
+    Case("a line", (batch(f"Content-Length: {len(LINE)}") + LINE,), (200,)),
+    Case(
+        "a line cut anywhere, behind many that are empty",
+        (
+            batch(CHUNKED),
+            *(
+                b"1\r\n\n\r\n" * 999,
+                *(
+                    b"%x\r\n%b\r\n" % (len(each), each)
+                    for each in (LINE[:1], LINE[1:99], LINE[99:])
+                ),
+            ),
+            b"0\r\n\r\n",
+        ),
+        (200,),
+    ),
+    refused(
+        "a line for a text",
+        head(LONG, path="/v1/documents:batch"),
+        status=415,
+        error="UnsupportedContent",
+    ),
+    refused(
+        "a batch that is no gzip", batch(LONG, GZIP), MEGABYTE, status=400, error="Undecodable"
+    ),
+    refused(
+        "a batch and half a head",
+        batch(f"Content-Length: {len(LINE)}") + LINE + b"{}\r\n\r\n",
+        status=400,
+        error="NotHttp",
+        before=1,
+    ),
+]
+
+CASES = [
+    *(*SIZES, *FRAMING, *UPGRADES, *TRAILERS, *JSONS, *UNREAD, *HALF_CLOSED, *SLOW),
+    *(*CODED, *BATCHES),
+]

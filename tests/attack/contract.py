@@ -28,11 +28,27 @@ from tests.service.running import free_port
 KEY = "gma_one"
 
 CONFIGURATION = """
+hooks = "hooks.py"
+
 [[operations]]
 include-name = "POST /v1/sessions"
 checks.positive_data_acceptance.expected-statuses = [201, 422]
+
+[[operations]]
+include-name = "POST /v1/documents:batch"
+checks.negative_data_rejection.expected-statuses = [200, 415, 422]
 """
-"""Whether bytes are a snapshot can't be told by a schema."""
+"""Whether bytes are a snapshot can't be told by a schema; lines that are wrong are 200, and have
+answers of their own."""
+
+HOOKS = """
+import schemathesis
+
+@schemathesis.serializer("application/x-ndjson")
+def lines(ctx, value):
+    return str(value).encode("utf-8", "replace")
+"""
+"""Any text is taken for lines."""
 
 
 @contextmanager
@@ -67,6 +83,7 @@ def found_wrong(folder: Path, *options: str, keys: bool, **model: Any) -> str:
     file = folder / "keys"
     file.write_text(hash_of(KEY))
     (folder / "schemathesis.toml").write_text(CONFIGURATION)
+    (folder / "hooks.py").write_text(HOOKS)
     checkpoint = save_checkpoint(folder / "checkpoint", **model)
     if not model.get("causal", True):
         options = (*options, "--exclude-path-regex=^/v1/sessions")  # all are 501

@@ -14,7 +14,7 @@ def test_every_way_is_answered(tmp_path: Path) -> None:
     with listening(save_checkpoint(tmp_path)) as url:
         found = asyncio.run(lists.turns(url, texts=3, at_once=2, rounds=2))
     assert {way: len(speeds) for way, speeds in found.items()} == dict.fromkeys(
-        (lists.OURS, lists.THEIRS, lists.LIST), 2
+        (lists.OURS, lists.THEIRS, lists.LIST, lists.BATCH), 2
     )
     assert all(speed > 0 for speeds in found.values() for speed in speeds)
 

@@ -220,7 +220,7 @@ class Exchange:
     ) -> None:
         """`reads`: take what the service sends, which else waits."""
         path, _, query = path.partition("?")
-        self._scope = {
+        self.scope = {
             "type": "http",
             "asgi": {"version": "3.0"},
             "http_version": "1.1",
@@ -239,7 +239,7 @@ class Exchange:
         self._from_app: asyncio.Queue[Message] = asyncio.Queue(0 if reads else 1)
 
     async def __aenter__(self) -> Self:
-        call = self._app(self._scope, self._to_app.get, self._from_app.put)
+        call = self._app(self.scope, self._to_app.get, self._from_app.put)
         self._call = asyncio.ensure_future(call)
         return self
 
