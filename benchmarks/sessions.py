@@ -110,8 +110,10 @@ async def by_length(http: aiohttp.ClientSession, text: bytes, sizes: Sizes) -> L
         await long.append(min(UPLOAD, sizes.long_bytes - start))
         progress(f"{start / 1e6:.0f} MB of {sizes.long_bytes / 1e6:g}")
     found = Length([], [])
+    both = [*zip((long, empty), found, strict=True)]
     for _ in range(sizes.appends + sizes.appends // 4):
-        for session, taken in zip((long, empty), found, strict=True):
+        both.reverse()  # who comes first may have it harder
+        for session, taken in both:
             began = time.perf_counter()
             await session.append()
             taken.append(time.perf_counter() - began)
