@@ -31,7 +31,7 @@ UNITS = {"Mi": 2**20, "Gi": 2**30}
 # that may lie open for as long as a busy machine takes to lose a head and find another.
 ARGUMENTS = {"cores": 1, "threads": 1, "rows": 1, "chunk_tokens": 8, "idle_timeout_s": 900}
 
-PATIENCE_S = 120
+PATIENCE_S = 240
 """For what Ray takes long for on two busy cores."""
 
 

@@ -213,7 +213,7 @@ def test_workers_come_and_go_while_documents_are_read(cluster: Cluster) -> None:
         "look_back_period_s": 2,
         "metrics_interval_s": 0.5,
     }
-    worker["autoscaling_config"]["policy"]["policy_kwargs"] = {"tokens_per_worker": 10_000}
+    worker["autoscaling_config"]["policy"]["policy_kwargs"] = {"tokens_per_worker": 4_000}
 
     def workers() -> int:
         return len(cluster.replicas("Worker"))
@@ -222,7 +222,7 @@ def test_workers_come_and_go_while_documents_are_read(cluster: Cluster) -> None:
         await asyncio.to_thread(cluster.serve, scaled)
         await waited(lambda: workers() == 1, "a single worker")
         client = Client(cluster, cluster.workers[0])
-        long = [Client(cluster, pod, TEXT * 4000) for pod in cluster.workers for _ in range(3)]
+        long = [Client(cluster, pod, TEXT * 200) for pod in cluster.workers for _ in range(3)]
         async with client.sending(), AsyncExitStack() as stack:
             async with AsyncExitStack() as load:
                 for each in long:
