@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from contextlib import suppress
 from tempfile import TemporaryFile
 from typing import IO
 
@@ -78,6 +79,7 @@ class Fed:
                 self._file_begin = self._memory_begin
             self._file.seek(0, 2)
             self._file.write(self._memory)
+            self._file.flush()
         except OSError:
             logger.warning("a document can't be held for another worker", exc_info=True)
             self.forget()
@@ -87,5 +89,6 @@ class Fed:
 
     def _close(self) -> None:
         if self._file:
-            self._file.close()
+            with suppress(OSError):  # what could not be written is tried once more
+                self._file.close()
             self._file = None
