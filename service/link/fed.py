@@ -53,7 +53,9 @@ class Fed:
 
     def after(self, position: int) -> tuple[Tokens, bool] | None:
         """What was fed from this token on, as much as one feed takes, and whether it is the last;
-        None if nothing was."""
+        None if nothing was. Raises LookupError unless all of it is there."""
+        if not self.whole:
+            raise LookupError("of what was fed some is not held")
         if self._file and position < self._memory_begin:
             self._file.seek((position - self._file_begin) * ITEM.itemsize)
             data = self._file.read(MOST_TOKENS * ITEM.itemsize)

@@ -78,7 +78,7 @@ class LastingDocument:
 
     def __init__(self, workers: WorkerClient, opening: Opening, opened: OpenDocument) -> None:
         self._workers = workers
-        self._opening = opening
+        self._opening = opening._replace(tokens=NO_TOKENS)  # `_fed` has them
         self._opened = opened
         self._fed = Fed(opening.tokens, opening.last)
         self._kept: Kept | None = None
