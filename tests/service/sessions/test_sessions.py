@@ -73,6 +73,14 @@ async def test_a_text_that_comes_byte_by_byte_is_answered_as_the_whole(service: 
     await one.check(await answer(service, session), DATA)
 
 
+@pytest.mark.parametrize("first", range(1, 8))
+async def test_a_mark_is_one_only_if_a_character_follows(service: Service, first: int) -> None:
+    """And not a part of one: else the answer would depend on where the text was cut."""
+    session, one, data = await create(service), OneShot(service), "\ufeff🚢".encode()
+    await one.check((await append(service, session, 0, data[:first])).json(), data[:first])
+    await one.check((await append(service, session, first, data[first:])).json(), data)
+
+
 @pytest.mark.parametrize("size", [90, 5000])
 async def test_a_text_of_many_chunks(service: Service, size: int) -> None:
     data = (TEXT * 4).encode()
