@@ -193,7 +193,9 @@ def test_one_of_which_all_was_read_before_its_end_is_answered(
                 async for progress in document:
                     shares.append(progress.shares)
                     if progress.done:
-                        return progress._replace(shares=RowShares.joined([each for each in shares if each]))
+                        return progress._replace(
+                            shares=RowShares.joined([each for each in shares if each])
+                        )
                     if progress.tokens == tokens:
                         workers.opened[0].close()
                         await document.feed(pieces[1], last=True)
@@ -285,7 +287,7 @@ def full() -> None:
 
 
 def full_once_written_to() -> IO[bytes]:
-    return open("/dev/full", "w+b")  # noqa: PTH123, SIM115
+    return open("/dev/full", "w+b")  # noqa: PTH123
 
 
 @pytest.mark.parametrize("full", [full, full_once_written_to])
