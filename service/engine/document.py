@@ -311,7 +311,10 @@ class Document:
         every, before = self._keep_tokens, self.fed - self.queued
         after = before + tokens
         due = every > 0 and after // every > before // every
-        return due and tokens % self._terms.chunk == 0 and after <= self._certain
+        # A steady one is read from its begin again, whatever was kept of it. Of any other something
+        # has to be left, or whoever goes on from there has nothing to read, and so no answer.
+        most = self._certain if self.steady else self._certain - 1
+        return due and tokens % self._terms.chunk == 0 and after <= most
 
     def keep(self, snapshot: Snapshot) -> None:
         """Note the state after the step that it heard of last."""

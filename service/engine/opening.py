@@ -53,7 +53,8 @@ class Opening(NamedTuple):
 
     keep_tokens: int = 0
     """What it is read to is kept about every so many tokens, in full chunks, and without the tokens
-    that come with the last feed; 0 keeps nothing. Not every runner can."""
+    that come with the last feed; 0 keeps nothing. Something to read on is left unless it is steady.
+    Not every runner can."""
 
     steady: bool = False
     """It has one row in a step, so that what is read does not depend on how it came. What was kept

@@ -23,6 +23,9 @@ from gma.service.observe import metrics
 from gma.service.sessions.session import Session, sums_of
 from gma.service.tasks import guarded
 
+LONGEST_CHARACTER = 4
+"""Bytes, in UTF-8."""
+
 
 class Reading:
     """One append: it is read once."""
@@ -97,7 +100,7 @@ class Reading:
         self._offset += len(piece)
         begin = self._stream.pending + piece
         try:
-            if not self._consumed and begin.startswith(BOM_UTF8) and len(begin) > len(BOM_UTF8):
+            if not self._consumed and _marked(begin):
                 self._stream = self._gateway.tokenizer.stream(offset=len(BOM_UTF8))
                 self._ruler.skip(len(BOM_UTF8))
                 certain = self._stream.feed(begin[len(BOM_UTF8) :])
@@ -184,3 +187,10 @@ class Reading:
 
     def _bytes_of(self, tokens: Tokens) -> int:
         return int(self._gateway.token_bytes[tokens].sum(dtype=np.int64))
+
+
+def _marked(begin: bytes) -> bool:
+    """Whether a text begins with a byte order mark: if nothing follows, that is a character."""
+    following = begin[len(BOM_UTF8) :][:LONGEST_CHARACTER]
+    # An unfinished character is not read yet, so it does not follow either.
+    return begin.startswith(BOM_UTF8) and bool(following.decode(errors="ignore"))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from contextlib import suppress
 from tempfile import TemporaryFile
 from typing import IO
 
@@ -52,7 +53,9 @@ class Fed:
 
     def after(self, position: int) -> tuple[Tokens, bool] | None:
         """What was fed from this token on, as much as one feed takes, and whether it is the last;
-        None if nothing was."""
+        None if nothing was. Raises LookupError unless all of it is there."""
+        if not self.whole:
+            raise LookupError("of what was fed some is not held")
         if self._file and position < self._memory_begin:
             self._file.seek((position - self._file_begin) * ITEM.itemsize)
             data = self._file.read(MOST_TOKENS * ITEM.itemsize)
@@ -78,6 +81,7 @@ class Fed:
                 self._file_begin = self._memory_begin
             self._file.seek(0, 2)
             self._file.write(self._memory)
+            self._file.flush()
         except OSError:
             logger.warning("a document can't be held for another worker", exc_info=True)
             self.forget()
@@ -87,5 +91,6 @@ class Fed:
 
     def _close(self) -> None:
         if self._file:
-            self._file.close()
+            with suppress(OSError):  # what could not be written is tried once more
+                self._file.close()
             self._file = None

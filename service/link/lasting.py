@@ -37,7 +37,7 @@ LOST = (UnknownDocument, ShuttingDown)
 
 MOST_LOSSES = 3
 """Workers that are lost one after the other while a document gets no further: it may be the reason,
-and nobody else should be lost to it."""
+and no other should be lost to it."""
 
 PATIENCE_S, ASK_AGAIN_S = 120.0, 0.5
 """How long a document that lost its worker waits for another: longer than one takes to start."""
@@ -78,7 +78,7 @@ class LastingDocument:
 
     def __init__(self, workers: WorkerClient, opening: Opening, opened: OpenDocument) -> None:
         self._workers = workers
-        self._opening = opening
+        self._opening = opening._replace(tokens=NO_TOKENS)  # `_fed` has them
         self._opened = opened
         self._fed = Fed(opening.tokens, opening.last)
         self._kept: Kept | None = None
@@ -155,7 +155,7 @@ class LastingDocument:
         if self._again:
             self._again.cancel()
         self._losses += 1
-        if not self._fed.whole or self._losses > MOST_LOSSES:
+        if not self._fed.whole or self._losses >= MOST_LOSSES:
             raise error
         logger.info("%s goes on at another worker", self._opening.name)
         metrics.DOCUMENTS_MOVED.inc()

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import errno
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import closing
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 import pytest
@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from gma.service.engine.document import Document
 from gma.service.engine.engine import Engine
-from gma.service.engine.opening import Opening, Tokens
+from gma.service.engine.opening import NO_TOKENS, Opening, Tokens
 from gma.service.engine.progress import Progress, RowShares
 from gma.service.errors import Overloaded, ShuttingDown, StepFailed, UnknownDocument
 from gma.service.link import fed, lasting
@@ -76,6 +76,7 @@ class Workers:
         self.engine = Engine(runner, **(given | options))
         self.lives = [*lives, NEVER]
         self.openings: list[Opening] = []
+        self.opened: list[OpenDocument] = []
         self.refusals: list[Exception] = []
         self.loss: Exception = UnknownDocument("lost")
 
@@ -84,7 +85,8 @@ class Workers:
             raise self.refusals.pop()
         life = self.lives[min(len(self.openings), len(self.lives) - 1)]
         self.openings.append(opening)
-        return Mortal(self.engine.open(opening), life, self.loss)
+        self.opened.append(Mortal(self.engine.open(opening), life, self.loss))
+        return self.opened[-1]
 
     async def info(self) -> WorkerInfo:
         raise NotImplementedError
@@ -142,14 +144,15 @@ def check(found: Progress, expected: Progress) -> None:
 @given(
     length=st.integers(2, 12 * CHUNK),
     places=st.lists(st.integers(1, 12 * CHUNK), max_size=6, unique=True),
-    lives=st.lists(st.integers(0, 9), max_size=MOST_LOSSES),
+    lives=st.lists(st.integers(0, 9), max_size=MOST_LOSSES - 1),
     keep=st.sampled_from([1, CHUNK, 2 * CHUNK + 1, 99 * CHUNK]),
     components=st.booleans(),
+    empty=st.booleans(),
 )
 def test_nobody_sees_that_workers_were_lost(
-    length: int, places: list[int], lives: list[int], keep: int, components: bool
+    length: int, places: list[int], lives: list[int], keep: int, components: bool, empty: bool
 ) -> None:
-    pieces = cut(tokens_of(length), places)
+    pieces = cut(tokens_of(length), places) + [NO_TOKENS] * empty
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(lasting, "KEEP_TOKENS", keep)
         expected = asyncio.run(read(Workers(runner(), []), pieces, components=components))
@@ -171,6 +174,38 @@ def test_it_goes_on_from_what_was_kept(monkeypatch: pytest.MonkeyPatch) -> None:
     assert second.past.model == "m"
     rows = sum(int(np.count_nonzero(batch.lengths)) for batch in counting.steps)
     assert 20 < rows < 30, rows
+
+
+def test_one_of_which_all_was_read_before_its_end_is_answered(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Whatever the last feed brings: with `max_tokens` it may be nothing."""
+    monkeypatch.setattr(lasting, "KEEP_TOKENS", CHUNK)
+    pieces = [tokens_of(2 * CHUNK), NO_TOKENS]
+
+    async def lost_at(tokens: int) -> Progress:
+        workers = Workers(runner(), [])
+        await workers.engine.start()
+        try:
+            opening = Opening("name", pieces[0], last=False, evidence=True, running=True)
+            with closing(await LastingWorkers(workers).open(opening)) as document:
+                shares = []
+                async for progress in document:
+                    shares.append(progress.shares)
+                    if progress.done:
+                        return progress._replace(
+                            shares=RowShares.joined([each for each in shares if each])
+                        )
+                    if progress.tokens == tokens:
+                        workers.opened[0].close()
+                        await document.feed(pieces[1], last=True)
+            raise AssertionError("it has no end")
+        finally:
+            await workers.engine.stop()
+
+    expected = asyncio.run(read(Workers(runner(), []), pieces))
+    found = asyncio.run(asyncio.wait_for(lost_at(2 * CHUNK), PATIENCE_S))
+    check(found, expected)
 
 
 def test_a_worker_that_is_going_is_left() -> None:
@@ -195,7 +230,7 @@ def test_one_that_takes_worker_after_worker_with_it_is_given_up() -> None:
     with pytest.raises(ExceptionGroup) as error:
         asyncio.run(read(workers, cut(tokens_of(5 * CHUNK), [CHUNK])))
     assert error.group_contains(UnknownDocument)
-    assert len(workers.openings) == 1 + MOST_LOSSES
+    assert len(workers.openings) == MOST_LOSSES
 
 
 def test_what_fails_at_its_worker_fails() -> None:
@@ -243,13 +278,22 @@ def test_what_was_fed_is_held_in_memory_and_in_a_file(
         assert np.concatenate(found).tolist() == tokens[dropped:].tolist()
         assert max(map(len, found)) <= 7
     held.forget()
-    assert held.after(45) is None
+    with pytest.raises(LookupError):
+        held.after(45)
 
 
-def test_a_full_disk_costs_only_who_needs_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    def full(*_: object) -> None:
-        raise OSError(errno.ENOSPC, "no space left on device")
+def full() -> None:
+    raise OSError(errno.ENOSPC, "no space left on device")
 
+
+def full_once_written_to() -> IO[bytes]:
+    return open("/dev/full", "w+b")  # noqa: PTH123
+
+
+@pytest.mark.parametrize("full", [full, full_once_written_to])
+def test_a_full_disk_costs_only_who_needs_it(
+    monkeypatch: pytest.MonkeyPatch, full: Callable[[], Any]
+) -> None:
     monkeypatch.setattr(fed, "MEMORY_BYTES", 1)
     monkeypatch.setattr(fed, "TemporaryFile", full)
     pieces = cut(tokens_of(5 * CHUNK), [CHUNK, 3 * CHUNK])

@@ -176,7 +176,7 @@ class TestWorkersThatAreLost:
 
     def test_too_many_change_nothing(self, running: Running, url: str, session: Session) -> None:
         session.append(DATA[:50])
-        running.workers.losses = MOST_LOSSES + 1
+        running.workers.losses = MOST_LOSSES
         with Client(url, retries=0) as once:
             again = once.session(session.id)
             refused(503, "UnknownDocument", lambda: again.append(DATA[50:]))
