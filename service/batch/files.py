@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from pathlib import Path
-from typing import Any, BinaryIO, Literal, TypeAlias, cast
+from typing import Any, BinaryIO, Literal, NoReturn, TypeAlias, cast
 
-import fsspec
 from fsspec import AbstractFileSystem
 from fsspec.core import has_magic, url_to_fs
+from fsspec.implementations.local import LocalFileSystem
 from msgspec import Struct
 
 Kind: TypeAlias = Literal["jsonl", "csv", "tsv", "parquet", "text"]
@@ -56,7 +56,8 @@ class File(Struct, frozen=True, forbid_unknown_fields=True):
     @contextmanager
     def open(self) -> Iterator[BinaryIO]:
         """Its bytes. Raises OSError."""
-        with fsspec.open(self.url, "rb") as opened:
+        system, path = system_of(self.url)
+        with system.open(path, "rb") as opened:
             yield opened
 
 
@@ -64,25 +65,26 @@ def found(inputs: Iterable[str], out: str) -> list[File]:
     """The files of all inputs: each a file, a folder or a pattern, local or a URL.
 
     Those of a folder come in the order of their paths, without what is hidden: names that begin
-    with a dot or an underscore. Raises ValueError for an input without files, or one that `out`
-    lies in, and FileNotFoundError for one that is not there.
+    with a dot or an underscore; what lies in `out` is never read. Raises ValueError for an input
+    without files, or none outside `out`, and for a name that is not UTF-8; FileNotFoundError for an
+    input that is not there, and OSError for a folder that can't be listed.
     """
     files: dict[str, File] = {}
-    target = absolute(out)
+    target = f"{absolute(out).rstrip('/')}/"
     for given in inputs:
         below = [*_files_of(given)]
         if not below:
             raise ValueError(f"{given}: there is no file to read in it")
-        files |= {file.url: file for file in below}
-    for file in files.values():
-        if file.url.startswith(f"{target.rstrip('/')}/"):
-            raise ValueError(f"{file.name} lies in {out}: answers can't be among what is read")
+        kept = {file.url: file for file in below if not file.url.startswith(target)}
+        if not kept:
+            raise ValueError(f"{given} lies in {out}: answers can't be among what is read")
+        files |= kept
     return [*files.values()]
 
 
 def absolute(place: str) -> str:
     """A path or URL as every process understands it, whichever folder it is in."""
-    return place if "://" in place else str(Path(place).absolute())
+    return place if "://" in place else os.path.abspath(place)  # noqa: PTH100 (without "..")
 
 
 def system_of(place: str) -> tuple[AbstractFileSystem, str]:
@@ -90,6 +92,8 @@ def system_of(place: str) -> tuple[AbstractFileSystem, str]:
 
     Raises ValueError for a kind of URL that fsspec doesn't know or lacks a package for.
     """
+    if "://" not in place:  # fsspec would cut it at "::"
+        return LocalFileSystem(), place
     try:
         system, path = url_to_fs(place)
     except (ImportError, ValueError) as error:
@@ -102,6 +106,7 @@ def _files_of(given: str) -> Iterator[File]:
     system, path = system_of(place)
     if has_magic(path) and not system.exists(path):
         for each, info in sorted(system.glob(path, detail=True).items()):
+            info = system.info(each) if info.get("islink") else info
             if info["type"] == "file":
                 yield _file(system.unstrip_protocol(each) if "://" in place else each, each, info)
         return
@@ -110,13 +115,41 @@ def _files_of(given: str) -> Iterator[File]:
         yield _file(place, given, info)
         return
     root = path.rstrip("/")
-    for each, info in sorted(system.find(path, detail=True).items()):
+    local = isinstance(system, LocalFileSystem)
+    below = _below(system, root) if local else system.find(path, detail=True)
+    for each, info in sorted(below.items()):
         inner = each[len(root) :].lstrip("/")
-        if not any(step.startswith((".", "_")) for step in inner.split("/")):
+        if not any(map(_is_hidden, inner.split("/"))):
             yield _file(f"{place.rstrip('/')}/{inner}", f"{given.rstrip('/')}/{inner}", info)
 
 
+def _below(system: LocalFileSystem, root: str) -> dict[str, dict[str, Any]]:
+    """The files of a folder here, and links to files, as `find` tells of those elsewhere.
+
+    That leaves out what can't be listed, follows links to folders into loops, and takes a pipe for
+    a file. A link that leads nowhere is one: its row says so. Raises OSError.
+    """
+
+    def refuse(error: OSError) -> NoReturn:
+        raise error
+
+    found = {}
+    for folder, folders, names in os.walk(root or "/", onerror=refuse):
+        folders[:] = [name for name in folders if not _is_hidden(name)]
+        for path in (f"{folder.rstrip('/')}/{name}" for name in names):
+            info = system.info(path) if system.exists(path) else {"type": "file", "size": 0}
+            if info["type"] == "file":
+                found[path] = info
+    return found
+
+
+def _is_hidden(name: str) -> bool:
+    return name.startswith((".", "_"))
+
+
 def _file(url: str, name: str, info: Mapping[str, Any]) -> File:
+    if readable(url) != url:
+        raise ValueError(f"{readable(name)}: the name of this file is not UTF-8: rename it")
     change = next((str(info[each]) for each in CHANGES if info.get(each) is not None), "")
     return File(readable(name), url, info["size"] or 0, change)
 

@@ -64,11 +64,15 @@ class Output:
         self._system.makedirs(self._folder, exist_ok=True)
         new = f"{self._folder}/.{name}.{uuid4().hex}.tmp"
         if isinstance(self._system, LocalFileSystem):
-            with Path(new).open("xb") as file:
-                file.write(data)
-                file.flush()
-                os.fsync(file.fileno())
-            Path(new).replace(target)
+            try:
+                with Path(new).open("xb") as file:
+                    file.write(data)
+                    file.flush()
+                    os.fsync(file.fileno())
+                Path(new).replace(target)
+            except OSError as error:
+                Path(new).unlink(missing_ok=True)  # of a full disk
+                raise OSError(error.errno, error.strerror, target) from error
         else:
             self._system.pipe_file(new, data)
             self._system.mv(new, target)

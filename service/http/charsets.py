@@ -48,6 +48,11 @@ async def transcoded(pieces: Pieces, charset: str) -> AsyncGenerator[tuple[bytes
             except UnicodeDecodeError as error:
                 at = before - held + error.start
                 raise Undecodable(f"the text is not {charset} at byte {at}") from None
+            except UnicodeError:  # of UTF-16 that may be either
+                raise Undecodable(
+                    f"the text is {charset} without a byte order mark: send charset=utf-16le or "
+                    "utf-16be"
+                ) from None
             before += len(part)
             yield text.encode(), ends
             await asyncio.sleep(0)

@@ -269,6 +269,10 @@ class TestCharsets:
         with pytest.raises(Undecodable, match=f"not {charset} at byte {at}"):
             await whole(transcoded(cut(body, size), charset))
 
+    async def test_utf_16_of_either_order(self, service: Service) -> None:
+        response = await post(service, "Ça va".encode("utf-16-le"), "text/plain; charset=utf-16")
+        await check_refused(response, 400, "Undecodable", "byte order mark", "charset=utf-16le")
+
     async def test_a_large_one_is_in_pieces(self) -> None:
         text = "─" * 500_000
         body = text.encode("koi8-r")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -116,6 +117,58 @@ def test_patterns_and_several_inputs(batch: Run) -> None:
     assert batch("a-*.jsonl", "c.txt", "--out", OUT).status == 0
     found = {Path(name).name for name in by_id(OUT)}
     assert found == {"a-1.jsonl:1", "a-2.jsonl:1", "c.txt"}
+
+
+def test_names_and_links_of_any_kind(batch: Run) -> None:
+    """Names that URLs read otherwise; links to files are followed, also from a pattern. Links to
+    folders, and what is no file, are passed over."""
+    folder = Path("in")
+    folder.mkdir()
+    names = ["std::string", "a[1]", "a*?", "~", "50%20#", "two\nlines"]
+    for name in names:
+        (folder / name).write_text(TEXT)
+    (folder / "link").symlink_to("std::string")
+    (folder / "loop").symlink_to(".")
+    (folder / "broken").symlink_to("nowhere")
+    os.mkfifo(folder / "pipe")
+    assert batch("in", "--out", OUT).status == 0
+    errors = {name: row["error"] for name, row in by_id(OUT).items()}
+    assert errors.pop("in/broken") == "in/broken: No such file or directory"
+    assert errors == dict.fromkeys(f"in/{name}" for name in [*names, "link"])
+    assert batch("in/l*", "--out", "other").status == 0
+    assert [Path(name).name for name in by_id(Path("other"))] == ["link"]
+
+
+def test_a_name_that_is_not_utf_8_is_refused(batch: Run) -> None:
+    Path("in").mkdir()
+    Path(os.fsdecode(b"in/caf\xe9.txt")).write_text(TEXT)
+    result = batch("in", "--out", OUT)
+    assert result.status == 1
+    assert result.err == "gma: in/caf?.txt: the name of this file is not UTF-8: rename it\n"
+    assert not OUT.exists()
+
+
+def test_a_folder_that_cannot_be_listed_is_refused(
+    batch: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its texts would be lost without a word. One that is hidden is not looked into."""
+    Path("in/x/y").mkdir(parents=True)
+    Path("in/.z").mkdir()
+    Path("in/a").write_text(TEXT)
+    scandir, shut = os.scandir, ["in/.z"]
+
+    def refusing(path: str) -> Any:
+        if any(str(path).endswith(name) for name in shut):
+            raise PermissionError(13, "Permission denied", path)
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", refusing)
+    assert batch("in", "--out", "first").status == 0
+    shut.append("in/x/y")
+    result = batch("in", "--out", OUT)
+    assert result.status == 1
+    assert "in/x/y: Permission denied" in result.err
+    assert not OUT.exists()
 
 
 @pytest.mark.parametrize("scheme", ["memory", "file"])
@@ -304,7 +357,9 @@ class TestAnswers:
         (["empty.csv"], "empty.csv, line 1: the names of the columns are expected"),
         (["a.jsonl", "--keep", "label"], "--keep label: the answers have a column of their own"),
         (["a.jsonl", "--checkpoint", "empty"], "empty"),
-        (["."], "full/x lies in full"),
+        (["full", "--out", "full"], "full lies in full: answers can't be among what is read"),
+        (["full/../full/x", "--out", "full"], "full/../full/x lies in full"),
+        ([".", "--out", "full"], "full holds other files"),
     ],
 )  # fmt: skip
 def test_what_is_wrong_is_said_before_anything_is_read(
@@ -318,7 +373,7 @@ def test_what_is_wrong_is_said_before_anything_is_read(
     write_csv(Path("a.csv"), ["text", "n"], [[TEXT, 1]])
     parquet.write_table(pa.table({"text": [TEXT], "n": [1]}), "a.parquet")
     Path("broken.parquet").write_bytes(b"PAR1 it is not")
-    result = batch(*arguments, "--out", "full" if arguments == ["."] else OUT)
+    result = batch(*arguments, *([] if "--out" in arguments else ["--out", OUT]))
     assert result.status == 1
     assert why in result.err
     assert not OUT.exists()

@@ -115,6 +115,40 @@ def test_what_is_complete_is_not_read_again(batch: Run, monkeypatch: pytest.Monk
     assert parts() == before
 
 
+@pytest.mark.parametrize("given", ["in", "in/**"])
+def test_answers_may_lie_below_what_is_read(batch: Run, given: str) -> None:
+    """They are not read when the work goes on."""
+    Path("in").mkdir()
+    for name in "ab":
+        Path("in", name).write_text(TEXT)
+    out = Path("in/out")
+    options = (given, "--out", out, "--part-bytes", 1)
+    assert batch(*options).status == 0
+    (out / "part-00000.parquet").unlink()
+    assert "(1 parts, beside 1 that were there)" in batch(*options).out
+    assert len(by_id(out)) == 2
+
+
+def test_a_full_disk_is_told_and_gets_nothing_more(
+    batch: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Path("a.txt").write_text(TEXT)
+    sync = os.fsync
+
+    def full(file: int) -> None:
+        if "part-" in str(Path(f"/proc/self/fd/{file}").readlink()):
+            raise OSError(28, "No space left on device")
+        sync(file)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", full)
+        result = batch("a.txt", "--out", "out")
+    assert result.status == 1
+    assert "out/part-00000.parquet: No space left on device" in result.err
+    assert [file.name for file in Path("out").iterdir()] == ["_manifest.json"]
+    assert batch("a.txt", "--out", "out").status == 0
+
+
 def test_a_part_that_is_lost_later_is_read_again(batch: Run) -> None:
     batch(*COMMAND)
     before = [(row["id"], row["label"]) for row in answers(OUT)]
