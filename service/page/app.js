@@ -3,7 +3,7 @@ import * as chart from "./chart.js";
 import { Evidence } from "./evidence.js";
 import * as mixtures from "./mixtures.js";
 import { Reader } from "./reader.js";
-import { Strip } from "./strip.js";
+import { Strip, paint } from "./strip.js";
 import { Text } from "./text.js";
 
 const PASTE_CHARACTERS = 100_000; // a larger paste is read at once: a text field would freeze
@@ -193,9 +193,12 @@ function listLabels(labels, there) {
       button.textContent = `${shown(each)}: ${percent(scores.get(each))}${there ? "" : ", which is not enough"}`;
       const quote = document.createElement("q");
       const cut = Math.min(end, start + QUOTE_BYTES);
-      quote.textContent = text.slice(start, cut).trim() + (cut < end ? " …" : "");
+      const passage = text.slice(start, cut).trim() + (cut < end ? " …" : "");
+      quote.textContent = start ? passage.replace(/^\S{0,20}\s/, "… ") : passage; // from a whole word
       quote.dir = "auto";
-      button.append(quote);
+      const canvas = document.createElement("canvas");
+      canvas.setAttribute("aria-hidden", "true");
+      button.append(canvas, quote);
       button.addEventListener("click", () => {
         label = each;
         find("label").value = each;
@@ -207,6 +210,13 @@ function listLabels(labels, there) {
       return item;
     }),
   );
+  paintLabels();
+}
+
+function paintLabels() {
+  for (const button of find("labels").querySelectorAll("button")) {
+    paint(button.querySelector("canvas"), read.evidence, button.dataset.label);
+  }
 }
 
 function listScores(scores) {
@@ -236,7 +246,7 @@ function described(name, first, last) {
     return `${percent(share)} of the evidence for ${shown(name)}, by itself a score of ${percent(-Math.expm1(-sum))}`;
   }
   const sign = sum < 0 ? "−" : "+";
-  return `${sign}${Math.abs(sum).toFixed(3)} of the ${evidence.sum.get(name).toFixed(3)} logits for ${shown(name)}`;
+  return `${sign}${Math.abs(sum).toPrecision(3)} of the ${evidence.sum.get(name).toPrecision(3)} logits for ${shown(name)}`;
 }
 
 function choose(first, last) {
@@ -338,6 +348,12 @@ addEventListener("drop", (event) => {
     if (text) take(new Blob([text]), "the dropped text");
   }
 });
-addEventListener("resize", () => read && drawResult());
+function repaint() {
+  if (!read) return;
+  drawResult();
+  paintLabels();
+}
+addEventListener("resize", repaint);
+matchMedia("(prefers-color-scheme: dark)").addEventListener("change", repaint);
 
 start();

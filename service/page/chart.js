@@ -1,6 +1,6 @@
 // One line chart: lines over the document's bytes.
 const NS = "http://www.w3.org/2000/svg";
-const LEFT = 44;
+const LEFT = 56;
 const BOTTOM = 20;
 
 function add(svg, name, attributes, text = "") {

@@ -24,7 +24,7 @@ export class Reader {
 
   layout() {
     if (!this.text || !this.element.clientWidth) return;
-    const columns = Math.max(16, Math.floor((this.element.clientWidth - 20) / this.characterPx()));
+    const columns = Math.max(16, Math.floor((this.element.clientWidth - 24) / this.characterPx()));
     if (columns !== this.columns) {
       const byte = this.columns ? this.text.starts[this.top()] : 0;
       this.columns = columns;
@@ -38,8 +38,6 @@ export class Reader {
 
   characterPx() {
     const probe = document.createElement("span");
-    probe.className = "line";
-    probe.style.right = "auto";
     probe.textContent = "0".repeat(100);
     this.rows.append(probe);
     const px = probe.getBoundingClientRect().width / 100;
@@ -89,7 +87,10 @@ export class Reader {
       part.textContent = this.text.slice(at, upTo).replace(/[\r\n]+$/, "");
       const level = Math.ceil(Math.abs(this.heat(span)) * 4 - 0.2);
       if (level > 0) part.classList.add(`${this.heat(span) > 0 ? "heat" : "cold"}${level}`);
-      if (span >= this.chosen[0] && span <= this.chosen[1]) part.classList.add("chosen");
+      if (span >= this.chosen[0] && span <= this.chosen[1]) {
+        part.classList.add("chosen");
+        element.classList.add("chosen");
+      }
       element.append(part);
       at = Math.max(upTo, at + 1);
     }

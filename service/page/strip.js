@@ -1,6 +1,22 @@
 // The whole document as a strip: a bar a span, darker the more evidence it has.
 const colour = (name) => getComputedStyle(document.documentElement).getPropertyValue(name);
 
+// Draw a label's bars on a canvas as large as it is shown; returns where a byte is, in its pixels.
+export function paint(canvas, evidence, label) {
+  const width = (canvas.width = Math.round(canvas.clientWidth * devicePixelRatio));
+  const height = (canvas.height = Math.round(canvas.clientHeight * devicePixelRatio));
+  const context = canvas.getContext("2d");
+  const [pro, con] = [colour("--for"), colour("--against")];
+  const x = (byte) => Math.round((byte / evidence.spans.at(-1).end) * width);
+  evidence.spans.forEach(({ start, end }, n) => {
+    const heat = evidence.heat(label, n);
+    const tall = heat > 0 ? height * (0.25 + 0.75 * heat) : height * 0.25;
+    context.fillStyle = `rgba(${heat > 0 ? pro : con}, ${Math.abs(heat) ** 0.7})`;
+    context.fillRect(x(start), height - tall, Math.max(1, x(end) - x(start)), tall);
+  });
+  return x;
+}
+
 export class Strip {
   // `onChoose(first, last)`: spans that were clicked, dragged over, or reached by keys.
   constructor(element, onChoose) {
@@ -57,21 +73,13 @@ export class Strip {
 
   draw() {
     if (!this.evidence || !this.element.clientWidth) return;
-    const ratio = devicePixelRatio;
-    const width = (this.canvas.width = Math.round(this.element.clientWidth * ratio));
-    const height = (this.canvas.height = Math.round(this.element.clientHeight * ratio));
+    const x = paint(this.canvas, this.evidence, this.label);
+    const [{ start }, { end }] = this.chosen.map((n) => this.evidence.spans[n]);
     const context = this.canvas.getContext("2d");
-    const [pro, con] = [colour("--for"), colour("--against")];
-    const x = (byte) => Math.round((byte / this.bytes) * width);
-    this.evidence.spans.forEach(({ start, end }, n) => {
-      const heat = this.evidence.heat(this.label, n);
-      const tall = heat > 0 ? height * (0.25 + 0.75 * heat) : height * 0.25;
-      context.fillStyle = `rgba(${heat > 0 ? pro : con}, ${Math.abs(heat) ** 0.7})`;
-      context.fillRect(x(start), height - tall, Math.max(1, x(end) - x(start)), tall);
-    });
-    const [left, right] = [x(this.evidence.spans[this.chosen[0]].start), x(this.evidence.spans[this.chosen[1]].end)];
+    const line = 2 * devicePixelRatio;
     context.strokeStyle = colour("--link");
-    context.lineWidth = 2 * ratio;
-    context.strokeRect(left + ratio, ratio, Math.max(2, right - left - 2 * ratio), height - 2 * ratio);
+    context.lineWidth = line;
+    const wide = Math.max(2, x(end) - x(start) - line);
+    context.strokeRect(x(start) + line / 2, line / 2, wide, this.canvas.height - line);
   }
 }

@@ -199,6 +199,7 @@ class TestContracts:
         for label in ("cap on liability", "anti assignment", "audit rights"):
             assert label in listed
         assert "100.0 %" in browser.text("labels")
+        assert len(browser.driver.find_elements("css selector", "#labels canvas")) == 7
         assert "of 4" in browser.text("passage")
         assert len(browser.driver.find_elements("css selector", "#mixtures canvas")) == 9
         paint = browser.run(
@@ -209,7 +210,7 @@ class TestContracts:
             ".filter(x => !x.name.endsWith('.txt') && !x.name.includes('/v1/'))"
             ".reduce((sum, x) => sum + x.transferSize, 0)"
         )
-        print(f"first paint after {paint:.0f} ms, {moved} bytes transferred")
+        print(f"first paint after {paint:.0f} ms, {moved} bytes transferred")  # noqa: T201
         assert moved < 300_000
 
     def test_the_strip(self, browser: Browser, contracts: str) -> None:
@@ -243,25 +244,7 @@ class TestContracts:
         assert button.get_attribute("aria-pressed") == "true"
         assert "Span 4 of 4" in browser.text("passage")
 
-    def test_hostile_text(self, browser: Browser, contracts: str, tmp_path: Path) -> None:
-        file = tmp_path / "hostile.txt"
-        file.write_bytes((HOSTILE * 200 + "x" * 1_000_000).encode())
-        browser.open(contracts)
-        browser.give(file)
-        browser.answered()
-        assert browser.run("return window.harm ?? null") is None
-        browser.keys("strip", "\ue011")
-        assert "<script>" in browser.text("reader")
-        assert not browser.driver.find_elements("css selector", "#result script, #result img")
-        browser.keys("strip", "\ue010")  # the end
-        assert "xxxx" in browser.text("reader")
-        assert len(browser.driver.find_elements("css selector", "#reader .line")) < 60
-        wide = browser.run("return document.documentElement.scrollWidth - innerWidth")
-        assert wide <= 0
-
-    def test_what_is_wrong_is_told(
-        self, browser: Browser, contracts: str, tmp_path: Path
-    ) -> None:
+    def test_what_is_wrong_is_told(self, browser: Browser, contracts: str, tmp_path: Path) -> None:
         browser.open(contracts)
         for content, told in (
             (b"\xff\xfe", "UTF-8"),
@@ -275,6 +258,26 @@ class TestContracts:
         browser.complaints()  # Chromium's own line for a status of 400
         browser.excerpt("agreement.txt")
         browser.answered()
+
+    def test_dropped_and_pasted(self, browser: Browser, contracts: str) -> None:
+        browser.open(contracts)
+        given = "const given = new DataTransfer();"
+        browser.run(
+            f"{given} given.items.add(new File(['The audit was long.'], 'one.txt'));"
+            "document.body.dispatchEvent("
+            "new DragEvent('drop', {dataTransfer: given, bubbles: true, cancelable: true}))"
+        )
+        browser.until(lambda: "Read 19 B" in browser.text("status"))
+        browser.run(
+            f"{given} given.setData('text/plain', 'né '.repeat(50000));"
+            "document.getElementById('text').dispatchEvent("
+            "new ClipboardEvent('paste', {clipboardData: given, bubbles: true, cancelable: true}))"
+        )
+        browser.until(lambda: "the pasted text, 200 KB" in browser.text("status"))
+        browser.until(lambda: "tokens/s" in browser.text("done-text"))
+        browser.find("stop").click()
+        browser.until(lambda: "Stopped" in browser.text("status"))
+        assert not browser.seen("result")
 
     def test_axe(self, browser: Browser, contracts: str) -> None:
         if not find_spec("axe_playwright_python"):
@@ -302,16 +305,28 @@ class TestContracts:
         assert wide <= 0
 
 
-class TestBooks:
-    @pytest.fixture(scope="class")
-    def books(self) -> Iterator[str]:
-        with listening("books") as url:
-            yield url
+def test_hostile_text(browser: Browser, checkpoint: Path, tmp_path: Path) -> None:
+    file = tmp_path / "hostile.txt"
+    file.write_bytes((HOSTILE * 200 + "x" * 1_000_000).encode())
+    with listening(checkpoint) as url:
+        browser.open(url)
+        browser.give(file)
+        browser.answered()
+        assert browser.run("return window.harm ?? null") is None
+        browser.keys("strip", "\ue011")  # home
+        assert "<script>" in browser.text("reader")
+        assert not browser.driver.find_elements("css selector", "#result script, #result img")
+        browser.keys("strip", "\ue010")  # end
+        assert "xxxx" in browser.text("reader")
+        assert len(browser.driver.find_elements("css selector", "#reader .line")) < 60
+        assert browser.run("return document.documentElement.scrollWidth - innerWidth") <= 0
 
-    def test_a_whole_book(self, browser: Browser, books: str, tmp_path: Path) -> None:
-        file = tmp_path / "book.txt"
-        file.write_text(NOVELS[0]["text"] * 200)
-        browser.open(books)
+
+def test_a_whole_book(browser: Browser, tmp_path: Path) -> None:
+    file = tmp_path / "book.txt"
+    file.write_text(NOVELS[0]["text"] * 200)
+    with listening("books") as url:
+        browser.open(url)
         browser.give(file)
         browser.until(lambda: "tokens/s" in browser.text("done-text"))
         assert not browser.seen("result"), "no progress was seen"
@@ -340,3 +355,23 @@ def test_asks_for_a_key(browser: Browser, checkpoint: Path, tmp_path: Path) -> N
         assert "Read 17 B" in browser.text("status")
         assert browser.run("return localStorage.length + sessionStorage.length") == 0
         assert browser.run("return document.cookie") == ""
+
+
+def test_an_archive(browser: Browser, checkpoint: Path, tmp_path: Path) -> None:
+    """10 MB: the page is never busy for long, and has elements for what is in sight alone."""
+    file = tmp_path / "archive.txt"
+    file.write_text("".join(each["text"] for each in NOVELS) * 1250)
+    with listening(checkpoint) as url:
+        browser.open(url)
+        browser.run(
+            "window.busy = []; new PerformanceObserver(list => window.busy.push("
+            "...list.getEntries().map(each => each.duration))).observe({type: 'longtask'})"
+        )
+        browser.give(file)
+        browser.answered()
+        for key in ("\ue010", "\ue011", "\ue00f"):  # end, home, page down
+            browser.keys("strip", key)
+        assert "Span 11 of" in browser.text("passage")
+        assert len(browser.driver.find_elements("css selector", "#reader .line")) < 60
+        busy = browser.run("return window.busy")
+        print(f"busy for {sorted(map(round, busy))} ms")  # noqa: T201
