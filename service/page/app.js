@@ -258,9 +258,10 @@ function choose(first, last) {
   const name = first === last ? `Span ${number(first + 1)}` : `Spans ${number(first + 1)} to ${number(last + 1)}`;
   const alone = first === last && evidence.spans[first].said.length ? ` Alone it says: ${evidence.spans[first].said.map(shown).join(", ")}.` : "";
   const compared = other ? `; ${described(other, first, last)}` : "";
-  const what = `${name} of ${number(evidence.spans.length)}, bytes ${number(start)} to ${number(end)}, ${number(tokens)} tokens: ${described(label, first, last)}${compared}.${alone}`;
+  const place = `${name} of ${number(evidence.spans.length)}`;
+  const what = `${place}, bytes ${number(start)} to ${number(end)}, ${number(tokens)} tokens: ${described(label, first, last)}${compared}.${alone}`;
   find("passage").textContent = what;
-  strip.show(evidence, label, chosen, what);
+  strip.show(evidence, label, chosen, place); // the passage, which is live, says the rest
   find("strip-label").textContent = `${shown(label)}: ${key(evidence)}`;
   find("other-strip").hidden = find("other-label").hidden = !other;
   if (other) {
