@@ -11,6 +11,9 @@ from gma.service.cli.terminal import print_table, table
 if TYPE_CHECKING:
     from gma.service.gateway.contract import EvidenceSpan, Finding, LabelScore
 
+BARS = "▁▂▃▄▅▆▇█"
+STRIP_PLACES = 32
+
 
 def print_finding(name: object, finding: Finding) -> None:
     """Print a text's scores on stdout, and its evidence if there is any. `name`: the text's."""
@@ -23,17 +26,32 @@ def print_finding(name: object, finding: Finding) -> None:
     if "threshold" in finding["scores"][0]:
         numbers = "score", "threshold"
         typer.echo(f"there: {_there(finding) or 'none of the labels'}")
-    scores = table("label", *numbers)
+    spans = finding.get("evidence", [])
+    scores = table("label", *numbers, *(["where"] if spans else []))
     for each in finding["scores"]:
-        scores.add_row(each["label"], *(f"{each[number]:.3f}" for number in numbers))
+        strip = [_strip(spans, each["label"])] if spans else []
+        scores.add_row(each["label"], *(f"{each[number]:.3f}" for number in numbers), *strip)
     print_table(scores)
-    if "evidence" in finding:
-        _print_evidence(finding["evidence"], finding["scores"])
+    if spans:
+        _print_evidence(spans, finding["scores"])
 
 
 def _there(said: Finding | EvidenceSpan) -> str:
     """The labels that are there, if any."""
     return ", ".join(said["labels"]) if "labels" in said else said["label"] or ""
+
+
+def _strip(spans: list[EvidenceSpan], label: str) -> str:
+    """The text from its beginning to its end: in each place the highest score of the spans there
+    for the label."""
+    highest = [0.0] * STRIP_PLACES
+    end = spans[-1]["end"]
+    for span in spans:
+        score = next(each["score"] for each in span["scores"] if each["label"] == label)
+        first = span["start"] * STRIP_PLACES // end
+        for place in range(first, max(first + 1, span["end"] * STRIP_PLACES // end)):
+            highest[place] = max(highest[place], score)
+    return "".join(BARS[min(int(score * len(BARS)), len(BARS) - 1)] for score in highest)
 
 
 def _print_evidence(spans: list[EvidenceSpan], listed: list[LabelScore]) -> None:

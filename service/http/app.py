@@ -14,7 +14,7 @@ from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import Request
-from starlette.responses import RedirectResponse, Response
+from starlette.responses import Response
 from starlette.routing import Match, Route
 
 from gma.model.config import Place, dotted, problems
@@ -31,6 +31,7 @@ from gma.service.http.keys_file import KeysFile
 from gma.service.http.media import shown
 from gma.service.http.middleware import REQUEST_ID, Requests, asked
 from gma.service.http.openapi import UNREADY_RESPONSES, Described
+from gma.service.http.page import add_page
 from gma.service.http.sessions import OFFSET, add_sessions
 from gma.service.observe import metrics, traces
 
@@ -90,6 +91,7 @@ def create_app(
         )
     check_ready = readiness(gateway)
     add_operations(app, gateway, check_ready)
+    add_page(app, settings.path_prefix)
     add_documents(app, gateway)
     add_batch(app, gateway)
     protocols.add(app, gateway, check_ready)
@@ -139,10 +141,6 @@ def add_operations(
         """Metrics of every process on this machine, as Prometheus text."""
         content = await gateway.in_thread(metrics.scrape)
         return Response(content, media_type=metrics.CONTENT_TYPE_LATEST)
-
-    @app.get("/", include_in_schema=False)
-    async def root() -> Response:
-        return RedirectResponse(f"{gateway.settings.path_prefix}/docs")
 
 
 async def _no_route(request: Request, error: Exception) -> Response:

@@ -16,6 +16,9 @@ from gma.service.settings import Settings
 OPEN = {*PROBES, "/", "/docs", "/openapi.json"}
 """What anybody may get; every other path and method needs a key."""
 
+PAGE = "/page/"
+"""In front of the page's files, which anybody may get too: it asks for a key itself."""
+
 ROOT_POST = ("POST", "/")
 """What is not got, of a path that is open, and has an answer all the same, with a key."""
 
@@ -36,7 +39,7 @@ class Authorized:
         """Raises Unauthorized or MethodNotAllowed. By default a route is closed: a new one must not
         be forgotten."""
         path = scope["path"].removeprefix(scope.get("root_path", ""))
-        if path in OPEN and (scope["method"], path) != ROOT_POST:
+        if (path in OPEN or path.startswith(PAGE)) and (scope["method"], path) != ROOT_POST:
             if scope["method"] not in ("GET", "OPTIONS"):
                 raise MethodNotAllowed(asked(scope), "GET, HEAD, OPTIONS")
             return

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from html import escape
 from typing import Self
 
 from gma.service.gateway import contract
 from gma.service.gateway.contract import Finding, ProgressEvent
+
+MOST_ROWS = 10
+"""Labels that a notebook shows."""
 
 
 @dataclass(frozen=True)
@@ -80,6 +84,35 @@ class Answer:
             evidence=tuple(map(_span, finding.get("evidence", ()))),
             components=usage.get("components"),
         )
+
+    def _repr_html_(self) -> str:
+        """What a notebook shows: the best scores, and span by span where there is evidence."""
+        rows = "".join(
+            f"<tr><td>{escape(each.label)}</td><td>{each.score:.3f}</td>"
+            f"<td>{'' if each.threshold is None else f'{each.threshold:.3f}'}</td>"
+            f"<td>{self._strip(each.label)}</td></tr>"
+            for each in self.scores[:MOST_ROWS]
+        )
+        said = ", ".join(self.labels) or "none of the labels"
+        return (
+            f"<p>{escape(said)} ({self.bytes:,} bytes, {self.tokens:,} tokens)</p>"
+            "<table><tr><th>label</th><th>score</th><th>threshold</th><th>by span</th></tr>"
+            f"{rows}</table>"
+        )
+
+    def _strip(self, label: str) -> str:
+        """The document from left to right as SVG: a bar a span, as high as its score."""
+        bars = []
+        for span in self.evidence:
+            score = next((each.score for each in span.scores if each.label == label), 0.0)
+            x, width = 300 * span.start / self.bytes, 300 * (span.end - span.start) / self.bytes
+            tall = 16 * score
+            bars.append(
+                f'<rect x="{x:.2f}" width="{width:.2f}" y="{16 - tall:.2f}" height="{tall:.2f}"/>'
+            )
+        if not bars:
+            return ""
+        return f'<svg width="300" height="16" fill="#4a7fb5">{"".join(bars)}</svg>'
 
 
 @dataclass(frozen=True)

@@ -33,9 +33,9 @@ class TestClassify:
         assert set(answer["labels"]) == set(there)
         lines = gma("classify", "--evidence", "--top-k", 1, *options).out.splitlines()
         assert lines[1] == f"there: {', '.join(answer['labels']) or 'none of the labels'}"
-        assert lines[2].split() == ["label", "score", "threshold"]
+        assert lines[2].split() == ["label", "score", "threshold", "where"]
         best = answer["scores"][0]
-        assert lines[3].split() == [
+        assert lines[3].split()[:-1] == [
             best["label"],
             f"{best['score']:.3f}",
             f"{best['threshold']:.3f}",
@@ -64,6 +64,13 @@ class TestClassify:
         spans = out.splitlines()[7:]
         assert spans
         assert all("ann, cyd" in span or "cyd, ann" in span for span in spans)
+
+    def test_a_strip_says_where(self, gma: Gma) -> None:
+        lines = gma("classify", "--evidence", "--top-k", 2, AGREEMENT).out.splitlines()
+        # Its four spans end at bytes 921, 1,906, 2,748 and 3,142.
+        strip = 9 * "▁" + 10 * "▄" + 8 * "█" + 5 * "▁"
+        assert lines[3].split()[0::3] == ["cap_on_liability", strip]
+        assert lines[4].split()[0::3] == ["anti_assignment", 27 * "▁" + 5 * "█"]
 
     def test_lines_for_a_program_are_not_folded(self, gma: Gma) -> None:
         """Labels of the default checkpoint are long, and a span may have many."""

@@ -248,7 +248,9 @@ class TestRoutes:
         headers = {"authorization": "bearer gma_one"}
         assert (await closed.http.get("/info", headers=headers)).status_code == 200
 
-    @pytest.mark.parametrize("path", ["/health", "/metrics", "/docs", "/openapi.json"])
+    @pytest.mark.parametrize(
+        "path", ["/health", "/metrics", "/docs", "/openapi.json", "/page/app.js"]
+    )
     async def test_operation_is_open(self, closed: Service, path: str) -> None:
         assert (await closed.http.get(path)).status_code == 200
 
@@ -266,7 +268,9 @@ class TestRoutes:
     async def test_all_else_is_closed(self, closed: Service, method: str, path: str) -> None:
         assert (await closed.http.request(method, path)).status_code == 401
 
-    @pytest.mark.parametrize("path", ["/health", "/metrics", "/docs", "/openapi.json"])
+    @pytest.mark.parametrize(
+        "path", ["/health", "/metrics", "/docs", "/openapi.json", "/page/app.js"]
+    )
     async def test_what_is_open_has_no_other_method(self, closed: Service, path: str) -> None:
         response = await closed.http.post(path)
         assert response.status_code == 405

@@ -134,7 +134,7 @@ class TestMetrics:
             sample.labels["route"] for f in ours for sample in f.samples if "route" in sample.labels
         }
         there_are = (await service.http.get("/openapi.json")).json()["paths"].keys()
-        assert routes <= {*there_are, "/docs", "/openapi.json", "other"}
+        assert routes <= {*there_are, "/docs", "/openapi.json", "/page/{name}", "other"}
 
     def test_of_every_process_of_a_machine(self, tmp_path: Path) -> None:
         """Counts of the dead stay; what they said of the present goes."""

@@ -207,7 +207,7 @@ class TestHuggingFace:
         assert response.status_code == 400
         assert message(response).startswith("parameters")
 
-    async def test_browsers_are_led_to_the_documentation(self, service: Service) -> None:
+    async def test_who_gets_it_is_led_to_the_documentation(self, service: Service) -> None:
         response = await service.http.get("/")
         assert (response.status_code, response.headers["location"]) == (307, "/docs")
 

@@ -6,9 +6,10 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from dataclasses import FrozenInstanceError
+from dataclasses import FrozenInstanceError, replace
 from pathlib import Path
 from typing import Any
+from xml.etree import ElementTree as ET
 
 import pytest
 import torch
@@ -173,6 +174,20 @@ class TestClassify:
 
     def test_no_texts(self, classifier: Classifier) -> None:
         assert classifier.classify([]) == []
+
+    def test_a_notebook_shows_them(self, classifier: Classifier) -> None:
+        answer = classifier.classify(TEXT * 40, evidence=True)
+        hostile = tuple(replace(each, label=f"<{each.label}&>") for each in answer.scores)
+        for given, bars in (
+            (answer, len(answer.evidence)),
+            (replace(answer, scores=hostile, evidence=()), 0),
+        ):
+            page = ET.fromstring(f"<div>{given._repr_html_()}</div>")  # noqa: S314
+            _, *rows = page.iter("tr")
+            assert [row[0].text for row in rows] == [each.label for each in given.scores]
+            for row, score in zip(rows, given.scores, strict=True):
+                assert row[1].text == f"{score.score:.3f}"
+                assert len(list(row.iter("rect"))) == bars
 
     def test_answers_are_frozen(self, classifier: Classifier) -> None:
         with pytest.raises(FrozenInstanceError):
