@@ -176,7 +176,7 @@ class LastingDocument:
             try:
                 return await self._workers.open(opening)
             except (NotReady, Overloaded, *LOST):
-                if loop.time() > until:
+                if loop.time() >= until:
                     raise
             except (NoSessions, SessionGone):
                 raise UnknownDocument(

@@ -38,7 +38,7 @@ class StatePool:
     def parts(self) -> Parts:
         """See `Runner.parts`."""
         return {
-            name: Part(x.shape[1:], torch.empty(0, dtype=x.dtype).numpy().dtype)
+            name: Part(x.shape[1:], np.dtype(str(x.dtype).removeprefix("torch.")))
             for name, x in self.states.tensors()
         }
 

@@ -78,8 +78,8 @@ class Connection:
             self._writer.write(b"0\r\n\r\n")
         await self._writer.drain()
 
-    async def line_with(self, start: bytes) -> bytes:
-        async with asyncio.timeout(PATIENCE_S):
+    async def line_with(self, start: bytes, *, seconds: float = PATIENCE_S) -> bytes:
+        async with asyncio.timeout(seconds):
             while not (line := await self._reader.readline()).startswith(start):
                 assert line, "the connection was closed"
             return line
@@ -89,8 +89,9 @@ class Connection:
         async with asyncio.timeout(PATIENCE_S):
             return json.loads(await self._reader.readuntil(b"}"))
 
-    async def event(self) -> dict[str, Any]:
-        event: dict[str, Any] = json.loads(await self.line_with(b'{"event"'))
+    async def event(self, *, seconds: float = PATIENCE_S) -> dict[str, Any]:
+        line = await self.line_with(b'{"event"', seconds=seconds)
+        event: dict[str, Any] = json.loads(line)
         return event
 
 

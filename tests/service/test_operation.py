@@ -14,6 +14,7 @@ from pydantic import TypeAdapter
 
 from gma.service.engine.step import Outcome
 from gma.service.gateway.contract import Info
+from gma.service.link import lasting
 from gma.service.observe.logs import JsonFormatter
 from gma.service.worker import LOST_AFTER
 from tests.service.asgi import LABELS, TEXT, Service
@@ -56,6 +57,7 @@ class TestHealth:
         service = Service(checkpoint)
         await service.worker.start()
         monkeypatch.setattr(service.runner, "step", lambda batch: "a bug")
+        monkeypatch.setattr(lasting, "PATIENCE_S", 0.0)  # no other worker comes
         response = await service.http.post("/v1/documents", content=TEXT, headers=PLAIN)
         assert (response.status_code, response.json()["error_type"]) == (503, "ShuttingDown")
         await self.check(service, "NotReady")

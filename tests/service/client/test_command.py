@@ -74,7 +74,7 @@ class TestClassify:
         assert (result.status, result.out) == (1, "")
         wrong = result.err.splitlines()
         assert wrong[0].startswith(f"gma: {bad}: the text is not UTF-8 at byte 3")
-        assert wrong[1].startswith(f"gma: {lines}, line 1: the body is larger than the limit")
+        assert wrong[1].startswith(f"gma: {lines}, line 1: the document is larger than the limit")
 
     def test_it_is_not_there(self, gma: Gma, file: Path) -> None:
         url = f"http://127.0.0.1:{free_port()}"
