@@ -53,17 +53,16 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
 class Client:
     """One who sends documents to a pod's proxy."""
 
-    def __init__(self, cluster: Cluster, pod: Pod, text: str = TEXT) -> None:
+    def __init__(self, cluster: Cluster, pod: Pod) -> None:
         self._cluster = cluster
         self._pod = pod
-        self._text = text
         self.statuses: list[int] = []
         self.longest_s = 0.0
 
     async def post(self, http: httpx.AsyncClient, key: str | None = None) -> httpx.Response:
         headers = {**PLAIN, "authorization": f"Bearer {key or self._cluster.key}"}
         url = f"{url_of(self._pod.host.address, 8000)}/v1/documents"
-        return await http.post(url, content=self._text, headers=headers, timeout=PATIENCE_S)
+        return await http.post(url, content=TEXT, headers=headers, timeout=PATIENCE_S)
 
     @asynccontextmanager
     async def sending(self) -> AsyncIterator[None]:
@@ -197,43 +196,6 @@ def test_a_wrong_setting_leaves_the_old_version_serving(cluster: Cluster) -> Non
         assert set(client.statuses) == {200}
         await asyncio.to_thread(cluster.serve, cluster.config)
         await waited(lambda: cluster.status()["status"] == "RUNNING", "the application again")
-
-    run(test)
-
-
-def test_workers_come_and_go_while_documents_are_read(cluster: Cluster) -> None:
-    """By the tokens that wait. Who has a document open at one that goes notices nothing."""
-    scaled = copy.deepcopy(cluster.config)
-    (worker,) = (x for x in scaled["applications"][0]["deployments"] if x["name"] == "Worker")
-    worker["autoscaling_config"] |= {
-        "min_replicas": 1,
-        "max_replicas": 2,
-        "upscale_delay_s": 1,
-        "downscale_delay_s": 4,
-        "look_back_period_s": 2,
-        "metrics_interval_s": 0.5,
-    }
-    worker["autoscaling_config"]["policy"]["policy_kwargs"] = {"tokens_per_worker": 4_000}
-
-    def workers() -> int:
-        return len(cluster.replicas("Worker"))
-
-    async def test() -> None:
-        await asyncio.to_thread(cluster.serve, scaled)
-        await waited(lambda: workers() == 1, "a single worker")
-        client = Client(cluster, cluster.workers[0])
-        long = [Client(cluster, pod, TEXT * 200) for pod in cluster.workers for _ in range(3)]
-        async with client.sending(), AsyncExitStack() as stack:
-            async with AsyncExitStack() as load:
-                for each in long:
-                    await load.enter_async_context(each.sending())
-                await waited(lambda: workers() == 2, "a second worker")
-                held = await stack.enter_async_context(client.holding(8))
-            await waited(lambda: workers() == 1, "a single worker again")
-            ends = await asyncio.gather(*map(end_of, held))
-        assert [end for end in ends if end["event"] != "result"] == []
-        assert {status for each in (client, *long) for status in each.statuses} == {200}
-        await asyncio.to_thread(cluster.serve, cluster.config)
 
     run(test)
 
