@@ -24,7 +24,7 @@ from gma.service.link.fed import Fed
 from gma.service.link.lasting import MOST_LOSSES, LastingWorkers
 from tests.service.engine.counting import CHUNK, PATIENCE_S, CountingRunner, answer, tokens_of
 
-NEVER, KEPT = 10**9, 10**8
+NEVER, KEPT, TOLD = 10**9, 10**8, 10**7
 
 
 class Mortal:
@@ -37,9 +37,9 @@ class Mortal:
         self._loss = loss
 
     def _age(self, progress: Progress | None = None) -> None:
-        if self._life != KEPT:
+        if self._life not in (KEPT, TOLD):
             self._life -= 1
-        elif progress and progress.kept:
+        elif progress and (progress.kept or self._life == TOLD):
             self._life = 0
         if self._life < 0:
             self._document.close()
@@ -206,6 +206,14 @@ def test_one_of_which_all_was_read_before_its_end_is_answered(
     expected = asyncio.run(read(Workers(runner(), []), pieces))
     found = asyncio.run(asyncio.wait_for(lost_at(2 * CHUNK), PATIENCE_S))
     check(found, expected)
+
+
+def test_what_was_told_is_not_told_again() -> None:
+    """Nothing was kept: all rows that were told are read again."""
+    pieces = cut(tokens_of(20 * CHUNK), range(CHUNK, 20 * CHUNK, CHUNK))
+    workers = Workers(runner(), [TOLD, TOLD])
+    check(asyncio.run(read(workers, pieces)), asyncio.run(read(Workers(runner(), []), pieces)))
+    assert [opening.past for opening in workers.openings] == [None] * 3
 
 
 def test_a_worker_that_is_going_is_left() -> None:
