@@ -19,10 +19,10 @@ import httpx
 import pytest
 
 from gma.service.http.keys import new_key
-from tests.deploy.simulation.cluster import Cluster, running, until, url_of
+from tests.deploy.simulation.cluster import PATIENCE_S, Cluster, running, until, url_of
 from tests.deploy.simulation.network import Network, lacks
 from tests.deploy.simulation.pod import Pod
-from tests.service.asgi import PATIENCE_S, TEXT
+from tests.service.asgi import TEXT
 from tests.service.running import PLAIN, Connection
 
 logger = logging.getLogger(__name__)
@@ -53,16 +53,17 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
 class Client:
     """One who sends documents to a pod's proxy."""
 
-    def __init__(self, cluster: Cluster, pod: Pod) -> None:
+    def __init__(self, cluster: Cluster, pod: Pod, text: str = TEXT) -> None:
         self._cluster = cluster
         self._pod = pod
+        self._text = text
         self.statuses: list[int] = []
         self.longest_s = 0.0
 
     async def post(self, http: httpx.AsyncClient, key: str | None = None) -> httpx.Response:
         headers = {**PLAIN, "authorization": f"Bearer {key or self._cluster.key}"}
         url = f"{url_of(self._pod.host.address, 8000)}/v1/documents"
-        return await http.post(url, content=TEXT, headers=headers, timeout=PATIENCE_S)
+        return await http.post(url, content=self._text, headers=headers, timeout=PATIENCE_S)
 
     @asynccontextmanager
     async def sending(self) -> AsyncIterator[None]:
@@ -196,6 +197,52 @@ def test_a_wrong_setting_leaves_the_old_version_serving(cluster: Cluster) -> Non
         assert set(client.statuses) == {200}
         await asyncio.to_thread(cluster.serve, cluster.config)
         await waited(lambda: cluster.status()["status"] == "RUNNING", "the application again")
+
+    run(test)
+
+
+def test_workers_come_and_go_while_documents_are_read(cluster: Cluster) -> None:
+    """By the tokens that wait. Who has a document open at one that goes notices nothing."""
+    scaled = copy.deepcopy(cluster.config)
+    (worker,) = (x for x in scaled["applications"][0]["deployments"] if x["name"] == "Worker")
+    worker["autoscaling_config"] |= {
+        "min_replicas": 1,
+        "max_replicas": 2,
+        "upscale_delay_s": 1,
+        "downscale_delay_s": 4,
+        "look_back_period_s": 2,
+        "metrics_interval_s": 0.5,
+    }
+    worker["autoscaling_config"]["policy"]["policy_kwargs"] = {"tokens_per_worker": 4_000}
+
+    def workers() -> int:
+        return len(cluster.replicas("Worker"))
+
+    def is_settled() -> bool:
+        return (
+            workers() == 1
+            and len(cluster.replicas("Gateway")) == len(cluster.workers)
+            and cluster.status()["status"] == "RUNNING"
+            and all(map(cluster.is_ready, cluster.workers))
+            and all(cluster.gateways_of(pod) == len(cluster.workers) for pod in cluster.workers)
+        )
+
+    async def test() -> None:
+        await asyncio.to_thread(cluster.serve, scaled)
+        await waited(is_settled, "a single worker")
+        client = Client(cluster, cluster.workers[0])
+        long = [Client(cluster, pod, TEXT * 20) for pod in cluster.workers for _ in range(3)]
+        async with client.sending(), AsyncExitStack() as stack:
+            async with AsyncExitStack() as load:
+                for each in long:
+                    await load.enter_async_context(each.sending())
+                await waited(lambda: workers() == 2, "a second worker")
+                held = await stack.enter_async_context(client.holding(8))
+            await waited(lambda: workers() == 1, "a single worker again")
+            ends = await asyncio.gather(*map(end_of, held))
+        assert [end for end in ends if end["event"] != "result"] == []
+        assert {status for each in (client, *long) for status in each.statuses} == {200}
+        await asyncio.to_thread(cluster.serve, cluster.config)
 
     run(test)
 
