@@ -14,16 +14,18 @@ import os
 import signal
 import time
 from collections.abc import Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
+from itertools import pairwise
 from pathlib import Path
 from statistics import median
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import httpx
 
 from benchmarks import timing
 from benchmarks.checkpoints import BOOKS
 from benchmarks.processes import Service, service
+from gma import Answer, Client
 from gma.loadtest import server
 
 WORKERS = 2
@@ -37,9 +39,30 @@ class Turn(NamedTuple):
     """One document."""
 
     seconds: float
-    answer: Mapping[str, Any]
+    answer: Answer
     moved: float
     """Documents that went on elsewhere, of this turn."""
+    rises: Sequence[tuple[float, int]]
+    """When more was told to be read than ever before, and how many tokens that were."""
+
+    @property
+    def pause(self) -> int:
+        """Before which of the rises nothing more was read for longest."""
+        gaps = [b[0] - a[0] for a, b in pairwise(self.rises)]
+        return gaps.index(max(gaps)) + 1
+
+    @property
+    def pause_s(self) -> float:
+        return self.rises[self.pause][0] - self.rises[self.pause - 1][0]
+
+    def speeds(self) -> tuple[float, float]:
+        """Tokens a second before the pause and after it."""
+        before, after = self.rises[: self.pause], self.rises[self.pause :]
+        first, second = (
+            (each[-1][1] - each[0][1]) / max(each[-1][0] - each[0][0], LOOK_S)
+            for each in (before, after)
+        )
+        return first, second
 
 
 def counters(running: Service) -> Mapping[str, float]:
@@ -66,32 +89,35 @@ def turn(running: Service, text: bytes, *, kill_after_s: float | None = None) ->
     with ThreadPoolExecutor(1) as sending:
         there = {pid: cpu_s(pid) for pid in workers(running)}
         before, began = counters(running).get("gma_documents_moved_total", 0.0), time.monotonic()
-        answer: Future[httpx.Response] = sending.submit(
-            httpx.post,
-            f"{running.url}/v1/documents",
-            content=text,
-            headers={"Content-Type": "text/plain"},
-            timeout=PATIENCE_S,
-            trust_env=False,
-        )
+        reading = sending.submit(read, running, text)
         if kill_after_s is not None:
             time.sleep(kill_after_s)
             os.kill(max(there, key=lambda pid: cpu_s(pid) - there[pid]), signal.SIGKILL)
-        response = answer.result()
+        answer, rises = reading.result()
         seconds = time.monotonic() - began
-    if response.status_code != 200:
-        raise SystemExit(f"{response.status_code}: {response.text}")
     moved = counters(running)["gma_documents_moved_total"] - before
     if kill_after_s is not None:
         while len(workers(running) - set(there)) < 1 or len(workers(running)) < WORKERS:
             time.sleep(LOOK_S)
-    return Turn(seconds, response.json(), moved)
+    return Turn(seconds, answer, moved, rises)
 
 
-def same(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
-    scores, others = ({x["label"]: x["score"] for x in each["scores"]} for each in (one, other))
+def read(running: Service, text: bytes) -> tuple[Answer, list[tuple[float, int]]]:
+    """The answer, and when more had been read than ever before."""
+    rises = [(time.monotonic(), 0)]
+    with Client(running.url, timeout=PATIENCE_S, retries=0) as client:
+        for event in client.stream(text):
+            if isinstance(event, Answer):
+                return event, rises
+            if event.tokens > rises[-1][1]:
+                rises.append((time.monotonic(), event.tokens))
+    raise AssertionError("there is an answer at the end, or an error")
+
+
+def same(one: Answer, other: Answer) -> bool:
+    scores, others = ({x.label: x.score for x in each.scores} for each in (one, other))
     return (
-        one["usage"] == other["usage"]
+        (one.bytes, one.tokens) == (other.bytes, other.tokens)
         and scores.keys() == others.keys()
         and all(abs(scores[label] - others[label]) < SAME for label in scores)
     )
@@ -120,13 +146,23 @@ def main(argv: Sequence[str] | None = None) -> None:
     lines = [
         ("figure", "value", "at most"),
         ("---", "---", "---"),
-        ("document", f"{len(text):,} bytes, {answer['usage']['tokens']:,} tokens", ""),
+        ("document", f"{len(text):,} bytes, {answer.tokens:,} tokens", ""),
         ("left alone, s", ", ".join(f"{each.seconds:.1f}" for each in left), ""),
         ("its worker killed half-way, s", ", ".join(f"{x.seconds:.1f}" for x in killed), ""),
         (
             "ratio of each pair",
             ", ".join(f"{b.seconds / a.seconds:.3f}" for a, b in zip(left, killed, strict=True)),
             "1.1",
+        ),
+        (
+            "nothing more was read for at most, s: left alone; killed",
+            "; ".join(", ".join(f"{x.pause_s:.1f}" for x in turns) for turns in (left, killed)),
+            "",
+        ),
+        (
+            "tokens a second before and after the loss",
+            ", ".join("{:,.0f} and {:,.0f}".format(*x.speeds()) for x in killed),
+            "",
         ),
         ("went on elsewhere", f"{sum(x.moved for x in killed):.0f} of {len(killed)}", ""),
         ("other answers", str(sum(not same(answer, x.answer) for x in [*left, *killed])), "0"),

@@ -70,7 +70,7 @@ def service(log: Path | None = None, **settings: object) -> Iterator[Service]:
 def cpu_seconds(root: int) -> dict[str, float]:
     """CPU time so far of a process and all below it, summed by what each is."""
     found: dict[str, float] = defaultdict(float)
-    for pid, fields in _family(root).items():
+    for pid, fields in family(root).items():
         found[_role(pid)] += (int(fields[11]) + int(fields[12])) / TICKS
     return dict(found)
 
@@ -82,7 +82,7 @@ def resident_bytes(root: int, *, peak: bool) -> dict[str, int]:
     """
     field = "VmHWM" if peak else "VmRSS"
     found: dict[str, int] = defaultdict(int)
-    for pid in _family(root):
+    for pid in family(root):
         with suppress(OSError):  # it has just ended
             status = (Path("/proc") / str(pid) / "status").read_text()
             if kilobytes := re.search(rf"{field}:\s*(\d+) kB", status):  # a zombie has none
@@ -90,7 +90,7 @@ def resident_bytes(root: int, *, peak: bool) -> dict[str, int]:
     return dict(found)
 
 
-def _family(root: int) -> dict[int, list[str]]:
+def family(root: int) -> dict[int, list[str]]:
     """The fields of /proc's stat, from the third on, of a process and all below it."""
     stats: dict[int, list[str]] = {}
     for folder in Path("/proc").iterdir():
