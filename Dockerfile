@@ -29,9 +29,12 @@ FROM build AS cpu-build
 ARG TORCH_INDEX=
 RUN --mount=type=cache,target=/root/.cache/pip \
     pip install --constraint requirements.lock ${TORCH_INDEX:+--index-url "$TORCH_INDEX"} torch
+# More of the package's extras, as batch,files.
+ARG EXTRAS=
 RUN --mount=type=cache,target=/root/.cache/pip \
     pip install --constraint requirements.lock hatchling \
-    && pip install --constraint requirements.lock --no-build-isolation '.[hub,onnx,redis,traces]'
+    && pip install --constraint requirements.lock --no-build-isolation \
+        ".[hub,onnx,redis,traces${EXTRAS:+,$EXTRAS}]"
 COPY . .
 RUN pip install --no-deps --force-reinstall --no-build-isolation .
 RUN --mount=type=cache,target=/root/.cache/pip \
@@ -41,9 +44,11 @@ FROM build AS gpu-build
 ARG TORCH_INDEX=
 RUN --mount=type=cache,target=/root/.cache/pip \
     pip install --constraint requirements.lock ${TORCH_INDEX:+--index-url "$TORCH_INDEX"} torch triton
+ARG EXTRAS=
 RUN --mount=type=cache,target=/root/.cache/pip \
     pip install --constraint requirements.lock hatchling onnxruntime-gpu==1.31.1 \
-    && pip install --constraint requirements.lock --no-build-isolation '.[hub,onnx-gpu,redis,traces]'
+    && pip install --constraint requirements.lock --no-build-isolation \
+        ".[hub,onnx-gpu,redis,traces${EXTRAS:+,$EXTRAS}]"
 COPY . .
 RUN pip install --no-deps --force-reinstall --no-build-isolation .
 RUN --mount=type=cache,target=/root/.cache/pip \
