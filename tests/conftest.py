@@ -35,6 +35,7 @@ MOST_PROCESSES = 8
 SERVICE = (
     "tests/attack/test_kills.py",
     "tests/attack/test_sessions.py",
+    "tests/deploy/simulation/test_archives.py",
     "tests/deploy/simulation/test_failures.py",
     "tests/deploy/test_cluster.py",
     "tests/deploy/test_image.py",

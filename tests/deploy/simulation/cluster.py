@@ -52,6 +52,9 @@ class Cluster:
         self._redis = redis["spec"]["template"]["spec"]
         self.config = serve_config(service(manifests))
         self.config["applications"][0]["args"] |= ARGUMENTS
+        self.shared = folder / "shared"
+        self.shared.mkdir()
+        self.shared.chmod(0o777)
         self._keys, model = folder / "keys", folder / "model"
         save_checkpoint(model / "checkpoint")
         self._keys.mkdir()
@@ -88,6 +91,7 @@ class Cluster:
             folder=self._folder / f"{host.namespace}-{next(self._made)}",
             sources=self._sources,
             names=self._names,
+            shared=self.shared,
         )
         self.pods.append(pod)
         return pod
@@ -179,6 +183,11 @@ class Cluster:
         told = self.status().get("deployments", {}).get(deployment, {}).get("replicas", [])
         return [each["node_ip"] for each in told if each["state"] == "RUNNING"]
 
+    def run_on_head(self, name: str, command: list[str], **environment: str) -> None:
+        """Run a command in the head's pod, as who asks a cluster for something does."""
+        token = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": self._token}
+        self.head.start(name, command, token | {"RAY_ADDRESS": "127.0.0.1:6379"} | environment)
+
     def is_ready(self, pod: Pod) -> bool:
         """What the pod's readiness probe finds."""
         url = f"{url_of(pod.host.address, 8000)}/-/healthz"
@@ -219,17 +228,24 @@ def until(condition: Callable[[], object], what: str, *, seconds: float = PATIEN
 
 
 @contextmanager
-def running(network: Network, folder: Path, *, workers: int = 2) -> Iterator[Cluster]:
-    """A cluster that answers."""
+def started(network: Network, folder: Path, *, workers: int = 2) -> Iterator[Cluster]:
+    """A cluster that serves nothing yet."""
     cluster = Cluster(network, folder)
     try:
         cluster.start_redis(cluster.host("redis"))
         cluster.head = cluster.start_head(cluster.host("head"))
         until(lambda: cluster.status() is not None, "a head")
         cluster.workers += [cluster.start_worker(cluster.host("worker")) for _ in range(workers)]
+        yield cluster
+    finally:
+        cluster.close()
+
+
+@contextmanager
+def running(network: Network, folder: Path, *, workers: int = 2) -> Iterator[Cluster]:
+    """A cluster that answers."""
+    with started(network, folder, workers=workers) as cluster:
         cluster.serve(cluster.config)
         until(lambda: cluster.status().get("status") == "RUNNING", "the application")
         until(lambda: all(map(cluster.is_ready, cluster.workers)), "the workers' proxies")
         yield cluster
-    finally:
-        cluster.close()

@@ -21,6 +21,8 @@ ROOT = Path(__file__).parents[3]
 SYSTEM = ("/bin", "/lib", "/lib64", "/opt", "/sbin", "/sys", "/usr", "/dev")
 PYTHON = (ROOT, Path(sys.prefix).resolve(), Path(sys.base_prefix).resolve())
 
+SHARED = "/shared"
+
 IMAGE = Dockerfile((ROOT / "Dockerfile").read_text()).environment("cpu") | {
     "PATH": f"{sys.prefix}/bin:{os.environ['PATH']}",
     "PYTHONPATH": str(ROOT),
@@ -38,10 +40,13 @@ class Pod:
         folder: Path,
         sources: Mapping[str, Path],
         names: Mapping[str, str],
+        shared: Path,
     ) -> None:
         """`folder`: of its own, for logs. `sources`: what lies in volumes that are no emptyDir.
-        `names`: addresses of this machine's network, by name."""
+        `names`: addresses of this machine's network, by name. `shared`: a folder that all pods may
+        write to, at SHARED, where a deployment would have an object store."""
         self.host = host
+        self._shared = shared
         self._spec = spec
         self._folder = folder
         self._containers: dict[str, subprocess.Popen[bytes]] = {}
@@ -92,6 +97,7 @@ class Pod:
                 lines.append(f"mkdir -p {at[path]} && mount --rbind {path} {at[path]}")
                 lines.append(f"mount -o remount,bind,ro {at[path]}")
         lines.append(f"mount -t tmpfs -o mode=1777 shm {root}/dev/shm")  # noqa: S108
+        lines.append(f"mkdir {root}{SHARED} && mount --bind {self._shared} {root}{SHARED}")
         for path, volume in mounts.items():
             source = sources.get(volume.get("name", ""))
             lines.append(f"mkdir -p {at[path]}")
@@ -135,7 +141,11 @@ class Pod:
 
     def ended(self, name: str) -> bool:
         """Whether a container's first process has."""
-        return self._containers[name].poll() is not None
+        return self.status(name) is not None
+
+    def status(self, name: str) -> int | None:
+        """The exit status of a container's first process; None while it runs."""
+        return self._containers[name].poll()
 
     def log(self, name: str) -> str:
         """What a container has said."""
