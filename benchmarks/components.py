@@ -202,6 +202,21 @@ def table(
     )
 
 
+def in_use(counts: tuple[Counts, Counts], classifier: Classifier) -> str:
+    """In each head as many components as would be if all took as much, as Markdown."""
+    config = classifier.config
+    taken = reduce(Counts.add, counts).taken.reshape(config.layers, config.heads, -1)
+    shares = np.maximum(taken / taken.sum(-1, keepdims=True), 1e-12)
+    effective = np.exp(-(shares * np.log(shares)).sum(-1))
+    header = ["in use, of " + str(config.num_components)]
+    header += [f"head {head + 1}" for head in range(config.heads)]
+    rows = [
+        [f"layer {layer + 1}", *(f"{each:.1f}" for each in heads)]
+        for layer, heads in enumerate(effective)
+    ]
+    return markdown(header, rows)
+
+
 def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -221,6 +236,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     tokens = sum(half.tokens for half in counts)
     print(f"{loaded.config.name}: {len(texts)} documents of {arguments.split}, {tokens:,} tokens\n")
     print(table(classifier, counts, moved, untrained))
+    print(in_use(counts, classifier))
 
 
 if __name__ == "__main__":

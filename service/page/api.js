@@ -43,6 +43,7 @@ export const end = (id) => answered(at(id), "DELETE");
 // Send a text, and resolve to the answer's. XMLHttpRequest, for fetch does not tell how much has been sent.
 function send(method, path, blob, more, { onSent, onText, signal }) {
   return new Promise((resolve, reject) => {
+    signal?.throwIfAborted();
     const request = new XMLHttpRequest();
     request.addEventListener("progress", () => request.status === 200 && onText?.(request.responseText));
     request.addEventListener("load", () => {
@@ -62,7 +63,6 @@ function send(method, path, blob, more, { onSent, onText, signal }) {
     const all = { "content-type": "text/plain", ...headers(), ...more };
     for (const [name, value] of Object.entries(all)) request.setRequestHeader(name, value);
     request.send(blob);
-    if (signal?.aborted) request.abort();
   });
 }
 

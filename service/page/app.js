@@ -79,7 +79,7 @@ async function showAnswer() {
   find("reading").hidden = find("result").hidden = !answer.scores.length;
   read = null;
   if (!answer.scores.length) return;
-  addPoint(points, answer);
+  addPoint(points, soFar(answer));
   find("done").value = find("sent").value = 1;
   find("done-text").textContent = `${number(answer.usage.tokens)} tokens`;
   find("sent-text").textContent = size(session.offset);
@@ -132,14 +132,14 @@ async function take(blob, name) {
   }
   showSession();
   const open = session;
-  const before = open ? { ...open.answer.usage, bytes: open.offset } : { bytes: 0, tokens: 0 };
-  const bytes = before.bytes + blob.size;
+  const before = open?.answer.usage?.tokens ?? 0;
+  const bytes = (open?.offset ?? 0) + blob.size;
   const points = open?.points ?? [];
   let latest = null;
   let due = false;
   const redraw = () => {
     due = false;
-    if (mine === running) drawProgress(bytes, latest, points, (latest?.tokens ?? 0) - (before.tokens ?? 0), began);
+    if (mine === running) drawProgress(bytes, latest, points, before, began);
   };
   const onSent = (sent) => {
     if (mine !== running) return;
@@ -162,23 +162,24 @@ async function take(blob, name) {
   find("done-text").textContent = find("sent-text").textContent = find("so-far").textContent = "";
   redraw();
   try {
-    if (open) await open.append(blob, { info, onSent, onProgress, signal: mine.signal });
+    const { signal } = mine;
+    if (open) await open.append(blob, { info, onSent, onProgress: (answer) => onProgress(soFar(answer)), signal });
     const answer = open
       ? open.answer
-      : await api.classify(blob, { components: info.components, onSent, onProgress, signal: mine.signal });
+      : await api.classify(blob, { components: info.components, onSent, onProgress, signal });
     const text = open ? await open.text() : new Text(new Uint8Array(await blob.arrayBuffer()));
     if (mine !== running) return;
     running = null;
     onSentAll(blob.size);
     const ms = performance.now() - began;
-    const tokens = answer.usage.tokens - (before.tokens ?? 0);
+    const tokens = answer.usage.tokens - before;
     find("done").value = 1;
     find("done-text").textContent = `${number(answer.usage.tokens)} tokens, ${number((1000 * tokens) / ms)} tokens/s`;
     find("status").textContent = `Read ${size(blob.size)} in ${(ms / 1000).toFixed(1)} s: ${said(answer)}.`;
     if (open) find("text").value = "";
     showSession();
     if (open && !open.evidence) return;
-    addPoint(points, answer);
+    addPoint(points, soFar(answer));
     show({ answer, text, points, evidence: open ? open.evidence : new Evidence(answer, info) });
   } catch (error) {
     if (mine !== running) return;
@@ -202,7 +203,7 @@ async function lookAgain(open) {
   try {
     await open.refresh();
   } catch (error) {
-    if ([404, 410, 501].includes(error.status)) close();
+    if (open === session && [404, 410, 501].includes(error.status)) close();
     return;
   }
   if (open !== session || running) return;
@@ -219,20 +220,22 @@ function said(event) {
 
 // The running answer as a number: how many labels are there, or the best one's score.
 function addPoint(points, event) {
-  const value = info.multi_label ? event.labels?.length : (event.score ?? event.scores?.[0].score);
-  const bytes = event.bytes ?? event.usage.bytes;
-  if (value !== undefined && points.at(-1)?.[0] !== bytes) points.push([bytes, value]);
+  const value = info.multi_label ? event.labels?.length : event.score;
+  if (value !== undefined && points.at(-1)?.[0] !== event.bytes) points.push([event.bytes, value]);
 }
 
-function drawProgress(bytes, event, points, tokens, began) {
+// An answer as the progress event that it might have been.
+const soFar = (answer) => ({ ...answer, ...answer.usage, score: answer.scores[0].score });
+
+// `before`: tokens that had been read before this began.
+function drawProgress(bytes, event, points, before, began) {
   const what = info.multi_label ? "how many labels are there" : "the best label's score";
   find("chart-title").textContent = `So far: ${what}, over the document`;
   chart.draw(progressLine(points, bytes));
   if (!event) return;
-  const rate = (1000 * tokens) / (performance.now() - began);
-  const all = event.tokens ?? event.usage.tokens;
-  find("done").value = (event.bytes ?? event.usage.bytes) / bytes;
-  find("done-text").textContent = `${number(all)} tokens, ${number(rate)} tokens/s`;
+  const rate = (1000 * (event.tokens - before)) / (performance.now() - began);
+  find("done").value = event.bytes / bytes;
+  find("done-text").textContent = `${number(event.tokens)} tokens, ${number(rate)} tokens/s`;
   if (info.causal) find("so-far").textContent = `So far: ${said(event)}`;
 }
 

@@ -17,8 +17,10 @@ export class Chart {
     if (!this.element.clientWidth) return;
     this.plot ??= this.made();
     this.plot.setSize(this.box());
-    const { x, lines, threshold } = shown;
-    this.plot.setData([x, lines[0], lines[1] ?? x.map(() => null), x.map(() => threshold ?? null)]);
+    const x = shown.x.length ? shown.x : [0]; // without any there are no axes
+    const level = (value = null) => x.map(() => value);
+    const line = (n) => (shown.x.length && shown.lines[n]) || level();
+    this.plot.setData([x, line(0), line(1), level(shown.threshold)]);
   }
 
   box() {

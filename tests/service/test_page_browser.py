@@ -75,7 +75,7 @@ async def _serve(
 @contextmanager
 def listening(checkpoint: str | Path, clock: Clock = time.time, **settings: Any) -> Iterator[str]:
     """The address of a service."""
-    loaded = Settings.load(checkpoint=checkpoint, port=free_port(), **settings)
+    loaded = Settings.load(checkpoint=checkpoint, **{"port": free_port(), **settings})
     said: list[Any] = []
     listens = threading.Event()
     thread = threading.Thread(target=lambda: asyncio.run(_serve(loaded, clock, said, listens)))
@@ -204,6 +204,9 @@ class TestContracts:
         assert len(browser.driver.find_elements("css selector", "#labels canvas")) == 7
         assert "of 4" in browser.text("passage")
         assert len(browser.driver.find_elements("css selector", "#mixtures canvas")) == 9
+        browser.find("route").click()
+        browser.until(lambda: "read by itself, 256 tokens" in browser.text("route-text"))
+        assert len(browser.driver.find_elements("css selector", "#mixtures canvas")) == 18
         assert not browser.seen("keep"), "there are no sessions here"
         paint = browser.run(
             "return performance.getEntriesByName('first-contentful-paint')[0].startTime"
@@ -360,6 +363,22 @@ def test_asks_for_a_key(browser: Browser, checkpoint: Path, tmp_path: Path) -> N
         assert "Read 17 B" in browser.text("status")
         assert browser.run("return localStorage.length + sessionStorage.length") == 0
         assert browser.run("return document.cookie") == ""
+
+
+def test_the_service_is_restarted_under_it(browser: Browser, checkpoint: Path) -> None:
+    port = free_port()
+    with listening(checkpoint, port=port) as url:
+        browser.open(url)
+    browser.keys("text", "The sea was calm.")
+    browser.find("read").click()
+    browser.until(lambda: "the service does not answer: see whether" in browser.text("error"))
+    browser.excerpt("novel.txt")
+    browser.until(lambda: "the service does not answer" in browser.text("error"))
+    assert browser.complaints()  # Chromium's own, that nobody listens
+    with listening(checkpoint, port=port):
+        browser.find("read").click()
+        browser.answered()
+        assert "Read 17 B" in browser.text("status")
 
 
 def test_an_archive(browser: Browser, checkpoint: Path, tmp_path: Path) -> None:
