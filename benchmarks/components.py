@@ -50,7 +50,7 @@ KINDS = {
 }
 """Kinds of tokens: those that a match overlaps, or its first group if there is one."""
 
-MOST_TOKENS = 8192
+MOST_TOKENS = 4096
 """Of a document; the first ones."""
 
 
@@ -117,27 +117,40 @@ def routed(classifier: Classifier, tokens: Tensor) -> Tensor:
     return torch.cat(found, 1)
 
 
-def counted(
-    classifier: Classifier, tokens: NDArray[np.int32], kinds: NDArray[np.float32]
-) -> Counts:
-    """What the components take of a document's tokens, (N,), of kinds (G, N)."""
-    gamma = routed(classifier, torch.from_numpy(tokens).long()).numpy()
-    both = (kinds @ gamma).astype(np.float64)
-    return Counts(both, gamma.sum(0, dtype=np.float64), kinds.sum(1, dtype=np.float64), len(tokens))
+def counted(kinds: NDArray[np.float32], gamma: NDArray[np.float32]) -> Counts:
+    """The sums of one document's tokens: kinds (G, N), and what components take of each (N, A)."""
+    return Counts(
+        (kinds @ gamma).astype(np.float64),
+        gamma.sum(0, dtype=np.float64),
+        kinds.sum(1, dtype=np.float64),
+        len(gamma),
+    )
+
+
+class Halves(NamedTuple):
+    """Counts of every second document, and of the others."""
+
+    first: Counts
+    second: Counts
+
+    @classmethod
+    def of(cls, counts: Sequence[Counts]) -> Halves:
+        return cls(reduce(Counts.add, counts[::2]), reduce(Counts.add, counts[1::2]))
 
 
 def halves(
-    classifier: Classifier, tokenizer: Tokenizer, texts: Sequence[bytes], *, moved: bool = False
-) -> tuple[Counts, Counts]:
-    """Counts of every second text, and of the others. `moved`: by half of a text's tokens."""
-    counts = []
+    classifier: Classifier, tokenizer: Tokenizer, texts: Sequence[bytes]
+) -> tuple[Halves, Halves]:
+    """What components take of the texts' kinds of tokens; and of the same kinds, moved along by
+    half of a text's tokens."""
+    counts, moved = [], []
     for text in texts:
         tokens = tokenizer.encode(text)[:MOST_TOKENS]
         kinds = marks(text, tokenizer.byte_lengths[tokens])
-        if moved:
-            kinds = np.roll(kinds, len(tokens) // 2, axis=1)
-        counts.append(counted(classifier, tokens, kinds))
-    return reduce(Counts.add, counts[::2]), reduce(Counts.add, counts[1::2])
+        gamma = routed(classifier, torch.from_numpy(tokens).long()).numpy()
+        counts.append(counted(kinds, gamma))
+        moved.append(counted(np.roll(kinds, len(tokens) // 2, axis=1), gamma))
+    return Halves.of(counts), Halves.of(moved)
 
 
 def best(chosen_in: Counts, told_in: Counts) -> NDArray[np.float64]:
@@ -157,9 +170,9 @@ def name_of(component: int, classifier: Classifier) -> str:
 
 def table(
     classifier: Classifier,
-    counts: tuple[Counts, Counts],
-    moved: tuple[Counts, Counts],
-    untrained: tuple[Counts, Counts],
+    counts: Halves,
+    moved: Halves,
+    untrained: Halves,
 ) -> str:
     """What the components that follow each kind most do, as Markdown."""
     chosen_in, told_in = counts
@@ -202,7 +215,7 @@ def table(
     )
 
 
-def in_use(counts: tuple[Counts, Counts], classifier: Classifier) -> str:
+def in_use(counts: Halves, classifier: Classifier) -> str:
     """In each head as many components as would be if all took as much, as Markdown."""
     config = classifier.config
     taken = reduce(Counts.add, counts).taken.reshape(config.layers, config.heads, -1)
@@ -224,15 +237,14 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("checkpoint", type=Path)
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--split", default="test")
-    parser.add_argument("--documents", type=int, default=100, help="the first so many")
+    parser.add_argument("--documents", type=int, default=60, help="the first so many")
     arguments = parser.parse_args(argv)
     loaded = weights.load(arguments.checkpoint)
     classifier, tokenizer = loaded.classifier, loaded.tokenizer
     read = islice(Splits(arguments.data).read(arguments.split), arguments.documents)
     texts = [document.text.encode() for document in read]
-    counts = halves(classifier, tokenizer, texts)
-    moved = halves(classifier, tokenizer, texts, moved=True)
-    untrained = halves(random_classifier(loaded.config), tokenizer, texts)
+    counts, moved = halves(classifier, tokenizer, texts)
+    untrained, _ = halves(random_classifier(loaded.config), tokenizer, texts)
     tokens = sum(half.tokens for half in counts)
     print(f"{loaded.config.name}: {len(texts)} documents of {arguments.split}, {tokens:,} tokens\n")
     print(table(classifier, counts, moved, untrained))
