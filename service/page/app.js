@@ -341,7 +341,7 @@ function listScores(scores) {
       row.append(
         ...cells.map((text, column) => {
           const cell = document.createElement(n && column ? "td" : "th");
-          cell.scope = n ? "row" : "col";
+          if (cell.tagName === "TH") cell.scope = n ? "row" : "col";
           cell.textContent = text;
           return cell;
         }),

@@ -147,8 +147,10 @@ class Browser:
             "const canvas = document.querySelector(`#${arguments[0]} canvas`);"
             "const wanted = getComputedStyle(document.body).getPropertyValue(arguments[1])"
             ".split(',').map(Number);"
-            "const {data} = canvas.getContext('2d')"
-            ".getImageData(0, 0, canvas.width, canvas.height);"
+            "const copy = new OffscreenCanvas(canvas.width, canvas.height)"
+            ".getContext('2d', {willReadFrequently: true});"
+            "copy.drawImage(canvas, 0, 0);"
+            "const {data} = copy.getImageData(0, 0, canvas.width, canvas.height);"
             "for (let at = 0; at < data.length; at += 4)"
             " if (data[at + 3] === 255 && wanted.every((x, n) => data[at + n] === x)) return true;"
             "return false",
@@ -170,6 +172,47 @@ class Browser:
             "const done = arguments[0]; axe.run().then(({violations}) => done(violations.map("
             "({id, nodes}) => [id, nodes.map(({html}) => html)])), error => done(String(error)));"
         )
+
+    @contextmanager
+    def checked_by_axe(self) -> Iterator[None]:
+        """In which `violations` may be asked: its script needs a page without the policy."""
+        if not find_spec("axe_playwright_python"):
+            pytest.skip("needs axe-playwright-python")
+        self.driver.execute_cdp_cmd("Page.setBypassCSP", {"enabled": True})
+        try:
+            yield
+        finally:
+            self.prefers("light")
+            self.driver.execute_cdp_cmd("Page.setBypassCSP", {"enabled": False})
+
+    def prefers(self, scheme: str) -> None:
+        features = [{"name": "prefers-color-scheme", "value": scheme}]
+        self.driver.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": features})
+
+    @contextmanager
+    def wide(self, px: int) -> Iterator[None]:
+        """On a screen of so many pixels."""
+        size = {"width": px, "height": 800, "deviceScaleFactor": 1, "mobile": False}
+        self.driver.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
+        try:
+            yield
+        finally:
+            self.driver.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
+
+    def press(self, *keys: str) -> None:
+        """Press keys, wherever the focus is."""
+        from selenium.webdriver.common.action_chains import ActionChains
+
+        ActionChains(self.driver).send_keys(*keys).perform()
+
+    def tab_to(self, name: str) -> None:
+        """Press Tab until an element has the focus."""
+        for _ in range(60):
+            self.press("\ue004")
+            focused = self.driver.switch_to.active_element
+            if name in (focused.get_attribute("id"), focused.get_attribute("data-excerpt")):
+                return
+        raise AssertionError(f"{name} is not reached")
 
 
 @pytest.fixture(scope="module")
@@ -287,29 +330,26 @@ class TestContracts:
         assert not browser.seen("result")
 
     def test_axe(self, browser: Browser, contracts: str) -> None:
-        if not find_spec("axe_playwright_python"):
-            pytest.skip("needs axe-playwright-python")
-        browser.driver.execute_cdp_cmd("Page.setBypassCSP", {"enabled": True})
-        browser.open(contracts)
-        assert browser.violations() == []
-        browser.excerpt("agreement.txt")
-        browser.answered()
-        for scheme in ("light", "dark"):
-            browser.driver.execute_cdp_cmd(
-                "Emulation.setEmulatedMedia",
-                {"features": [{"name": "prefers-color-scheme", "value": scheme}]},
-            )
+        with browser.checked_by_axe():
+            browser.open(contracts)
             assert browser.violations() == []
-        browser.driver.execute_cdp_cmd("Page.setBypassCSP", {"enabled": False})
+            browser.excerpt("agreement.txt")
+            browser.answered()
+            browser.keys("other", "audit")
+            browser.find("route").click()
+            browser.until(lambda: browser.text("route-text"))
+            browser.driver.find_element("tag name", "summary").click()
+            for scheme in ("light", "dark"):
+                browser.prefers(scheme)
+                assert browser.violations() == []
 
     def test_on_a_narrow_screen(self, browser: Browser, contracts: str) -> None:
-        browser.driver.set_window_size(500, 900)
-        browser.open(contracts)
-        browser.excerpt("agreement.txt")
-        browser.answered()
-        wide = browser.run("return document.documentElement.scrollWidth - innerWidth")
-        browser.driver.set_window_size(1200, 1500)
-        assert wide <= 0
+        with browser.wide(320):
+            browser.open(contracts)
+            browser.excerpt("agreement.txt")
+            browser.answered()
+            assert browser.run("return innerWidth") == 320
+            assert browser.run("return document.documentElement.scrollWidth") <= 320
 
 
 def test_hostile_text(browser: Browser, checkpoint: Path, tmp_path: Path) -> None:
@@ -401,22 +441,24 @@ def test_an_archive(browser: Browser, checkpoint: Path, tmp_path: Path) -> None:
         print(f"busy for {sorted(map(round, busy))} ms")  # noqa: T201
 
 
+@pytest.fixture(scope="module")
+def now() -> list[float]:
+    """The clock of the service that keeps sessions, in seconds."""
+    return [1_800_000_000.0]
+
+
+@pytest.fixture(scope="module")
+def keeping(now: list[float], tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    folder = tmp_path_factory.mktemp("sessions")
+    with listening("contracts", clock=lambda: now[0], sessions=str(folder)) as url:
+        yield url
+
+
 class TestSessions:
-    @pytest.fixture(scope="class")
-    def now(self) -> list[float]:
-        """The service's clock, in seconds."""
-        return [1_800_000_000.0]
-
-    @pytest.fixture(scope="class")
-    def service(self, now: list[float], tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-        folder = tmp_path_factory.mktemp("sessions")
-        with listening("contracts", clock=lambda: now[0], sessions=str(folder)) as url:
-            yield url
-
-    def began(self, browser: Browser, service: str) -> None:
+    def began(self, browser: Browser, keeping: str) -> None:
         """The excerpt as a document that is open."""
         browser.driver.get("about:blank")  # so that a fragment alone loads the page anew
-        browser.open(service)
+        browser.open(keeping)
         browser.find("keep").click()
         browser.excerpt("agreement.txt")
         browser.answered()
@@ -428,11 +470,11 @@ class TestSessions:
         browser.answered()
 
     def test_what_is_appended_counts_as_if_it_had_been_there(
-        self, browser: Browser, service: str
+        self, browser: Browser, keeping: str
     ) -> None:
         text = AGREEMENT.read_text()
         more = "Either party may terminate this Agreement at any time without cause. " * 20
-        self.began(browser, service)
+        self.began(browser, keeping)
         before = browser.text("labels")
         self.append(browser, more)
         size = f"{len((text + more).encode()):,} B"
@@ -442,10 +484,10 @@ class TestSessions:
         found = []
         for _ in range(2):
             browser.keys("strip", "\ue010")  # end
+            assert "terminate this Agreement" in browser.text("reader")
             browser.keys("strip", "\ue008\ue011")  # with Shift, home
             assert "100.0 % of the evidence" in browser.text("passage")
             found.append([browser.text(name) for name in ("labels", "passage", "chart-title")])
-            assert "terminate this Agreement" in browser.text("reader")
             if browser.seen("session"):
                 browser.find("leave").click()
                 assert "session" not in browser.driver.current_url
@@ -453,8 +495,8 @@ class TestSessions:
                 self.append(browser, text + more)
         assert found[0] == found[1]
 
-    def test_the_address_leads_back(self, browser: Browser, service: str) -> None:
-        self.began(browser, service)
+    def test_the_address_leads_back(self, browser: Browser, keeping: str) -> None:
+        self.began(browser, keeping)
         listed = browser.run(
             "return [...document.querySelectorAll('#labels button')].map(x => x.firstChild.data)"
         )
@@ -472,8 +514,8 @@ class TestSessions:
         assert "sent before this page was opened" in browser.text("passage")
         assert browser.text("reader").startswith("The customer may audit")
 
-    def test_it_is_closed(self, browser: Browser, service: str) -> None:
-        self.began(browser, service)
+    def test_it_is_closed(self, browser: Browser, keeping: str) -> None:
+        self.began(browser, keeping)
         address = browser.driver.current_url
         browser.find("end").click()
         browser.until(lambda: "has nothing of it" in browser.text("status"))
@@ -484,8 +526,8 @@ class TestSessions:
         assert "session" not in browser.driver.current_url
         assert browser.complaints()  # Chromium's own line for a status of 404
 
-    def test_it_expires(self, browser: Browser, service: str, now: list[float]) -> None:
-        self.began(browser, service)
+    def test_it_expires(self, browser: Browser, keeping: str, now: list[float]) -> None:
+        self.began(browser, keeping)
         now[0] += 100_000
         browser.keys("text", "More.")
         browser.find("read").click()
@@ -496,11 +538,11 @@ class TestSessions:
         browser.until(lambda: "open, 5 B so far" in browser.text("session-text"))
         assert browser.complaints()  # Chromium's own lines for statuses of 410
 
-    def test_somebody_else_appends(self, browser: Browser, service: str) -> None:
-        self.began(browser, service)
+    def test_somebody_else_appends(self, browser: Browser, keeping: str) -> None:
+        self.began(browser, keeping)
         name = browser.driver.current_url.rpartition("=")[2]
         request = Request(  # noqa: S310 (our own service)
-            f"{service}v1/sessions/{name}",
+            f"{keeping}v1/sessions/{name}",
             b"Something else.",
             {"content-type": "text/plain", "upload-offset": str(AGREEMENT.stat().st_size)},
             method="PATCH",
@@ -514,3 +556,33 @@ class TestSessions:
         browser.until(lambda: "Read 5 B" in browser.text("status"))
         assert "3,162 B so far" in browser.text("session-text")
         assert browser.complaints()  # Chromium's own line for a status of 409
+
+    def test_by_keyboard_alone(self, browser: Browser, keeping: str) -> None:
+        browser.driver.get("about:blank")
+        browser.open(keeping)
+        browser.tab_to("keep")
+        browser.press(" ")
+        browser.run("document.activeElement.blur()")
+        browser.tab_to("agreement.txt")
+        browser.press("\ue007")  # Enter
+        browser.answered()
+        browser.tab_to("strip")
+        browser.press("\ue010")  # End
+        assert "Span 4 of 4" in browser.text("passage")
+        browser.tab_to("end")
+        browser.press("\ue007")
+        browser.until(lambda: "has nothing of it" in browser.text("status"))
+        assert browser.driver.switch_to.active_element.get_attribute("id") == "text"
+
+    def test_axe_and_a_narrow_screen(self, browser: Browser, keeping: str) -> None:
+        with browser.checked_by_axe(), browser.wide(320):
+            self.began(browser, keeping)
+            address = browser.driver.current_url
+            assert browser.violations() == []
+            assert browser.run("return document.documentElement.scrollWidth") <= 320
+            browser.driver.get("about:blank")
+            browser.open(address)
+            browser.answered()
+            browser.prefers("dark")
+            assert browser.violations() == []
+            assert browser.run("return document.documentElement.scrollWidth") <= 320
