@@ -5,9 +5,10 @@
 A component takes some of every token, its responsibility for the token's key. Of a kind of tokens,
 such as digits, two numbers count: how much of what a component takes is of the kind, and how much
 of the kind it takes; F is their harmonic mean. The component with the highest F in one half of the
-documents is told with its numbers in the other half. Beside it: what a component drawn at random
-has, and the best one, chosen and told in the same way, where the kinds are moved along by half the
-document, and in a model that was never trained. Prints Markdown.
+documents is told with its numbers in the other half, and so is the purest of those that take a
+hundredth of all tokens. Beside them: the F of a component drawn at random, and of the best one,
+chosen and told in the same way, where the kinds are moved along by half the document, and in a
+model that was never trained. Prints Markdown.
 """
 
 from __future__ import annotations
@@ -52,6 +53,9 @@ KINDS = {
 
 MOST_TOKENS = 4096
 """Of a document; the first ones."""
+
+LEAST_TAKEN = 0.01
+"""Of all tokens, by a component that may be called the purest."""
 
 
 class Counts(NamedTuple):
@@ -177,25 +181,32 @@ def table(
     """What the components that follow each kind most do, as Markdown."""
     chosen_in, told_in = counts
     at = chosen_in.f.argmax(1)
+    taken = chosen_in.taken >= LEAST_TAKEN * chosen_in.tokens
+    purest = np.where(taken, chosen_in.purity, 0).argmax(1)
     rows = []
     for kind, name in enumerate(KINDS):
         if not (chosen_in.kinds[kind] and told_in.kinds[kind]):
             continue
         component = at[kind]
         base = told_in.kinds[kind] / told_in.tokens
-        purity = told_in.purity[kind, component]
+
+        def purity(component: int, kind: int = kind, base: float = base) -> str:
+            share = told_in.purity[kind, component]
+            return f"{share:.0%}, {share / base:.1f} times"
+
         rows.append(
             [
                 name,
                 f"{base:.1%}",
                 name_of(int(component), classifier),
                 f"{told_in.taken[component] / told_in.tokens:.1%}",
-                f"{purity:.0%}, {purity / base:.1f} times",
+                purity(component),
                 f"{told_in.cover[kind, component]:.0%}",
                 f"{told_in.f[kind, component]:.2f}",
                 f"{told_in.f[kind].mean():.2f}",
                 f"{best(*moved)[kind]:.2f}",
                 f"{best(*untrained)[kind]:.2f}",
+                f"{name_of(int(purest[kind]), classifier)}: {purity(purest[kind])}",
             ]
         )
     return markdown(
@@ -207,9 +218,10 @@ def table(
             "of what it takes, of the kind",
             "takes of the kind",
             "F",
-            "any component, on average",
+            "F of any, on average",
             "best, kinds moved",
             "best, untrained",
+            "the purest",
         ],
         rows,
     )

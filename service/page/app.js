@@ -386,9 +386,8 @@ function choose(first, last) {
   for (const button of find("labels").querySelectorAll("button")) {
     button.setAttribute("aria-pressed", String(button.dataset.label === label));
   }
-  reader.show(read.text, evidence, (span) => evidence.heat(label, span), chosen);
+  reader.show(read.text, evidence, (span) => evidence.heat(label, span), chosen, moved ? start : undefined);
   if (!moved) return;
-  reader.goTo(start);
   if (find("route-text").textContent) showMixtures();
   find("route-text").textContent = "";
 }
