@@ -414,11 +414,12 @@ def test_the_service_is_restarted_under_it(browser: Browser, checkpoint: Path) -
     browser.until(lambda: "the service does not answer: see whether" in browser.text("error"))
     browser.excerpt("novel.txt")
     browser.until(lambda: "the service does not answer" in browser.text("error"))
-    assert browser.complaints()  # Chromium's own, that nobody listens
     with listening(checkpoint, port=port):
         browser.find("read").click()
         browser.answered()
         assert "Read 17 B" in browser.text("status")
+    # Chromium's own, that nobody listened
+    assert all("net::ERR_CONNECTION" in each["message"] for each in browser.complaints())
 
 
 def test_an_archive(browser: Browser, checkpoint: Path, tmp_path: Path) -> None:
