@@ -39,7 +39,7 @@ export class Chart {
         y: { range: () => [0, this.shown.most] },
       },
       axes: [
-        { ...axis, size: 24, values: (_, at) => at.map((byte) => this.shown.size(byte)) },
+        { ...axis, size: 24, values: (_, at) => at.map((byte) => this.shown.size(byte, this.shown.bytes)) },
         { ...axis, size: 64, values: (_, at) => at.map((amount) => this.shown.value(amount)) },
       ],
       series: [
