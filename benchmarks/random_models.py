@@ -44,8 +44,8 @@ def random_classifier(config: ModelConfig) -> Classifier:
     return Classifier(config).requires_grad_(False).eval()
 
 
-def tiny_checkpoint(folder: Path) -> None:
-    """Save a tiny model that shares the tokenizer of `books`."""
+def tiny_checkpoint(folder: Path, **changes: object) -> None:
+    """Save a tiny model that shares the tokenizer of `books`. `changes`: of `TINY`'s fields."""
     tokenizer = weights.load(BOOKS).tokenizer
-    config = TINY.model_copy(update={"vocab_size": tokenizer.vocab_size})
+    config = TINY.model_copy(update={"vocab_size": tokenizer.vocab_size, **changes})
     weights.save(folder, random_classifier(config), tokenizer, card="# A random model\n")

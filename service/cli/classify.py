@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, BinaryIO, NamedTuple, TypedDict
+from tempfile import TemporaryFile
+from typing import TYPE_CHECKING, Annotated, BinaryIO, Literal, NamedTuple, TypeAlias, TypedDict
 
 import typer
 
 from gma.service.cli.checkpoint import load
-from gma.service.cli.finding import print_finding
+from gma.service.cli.finding import Range, print_finding, print_passages
 from gma.service.cli.options import (
     LABELS_IN_TABLE,
     CheckpointOption,
@@ -33,10 +34,6 @@ LINES = ".jsonl", ".jsonl.gz", ".jsonl.zst"
 """Ends of the names of files of which each line is a text."""
 
 PIECE_BYTES = 64 * 1024
-
-
-SPANS_IN_TABLE = 24
-SPANS_IN_JSON = 1024
 
 
 class Options(TypedDict):
@@ -61,7 +58,7 @@ def classify(
     device: DeviceOption = Device.auto,
     top_k: TopKOption = None,
     evidence: Annotated[
-        bool, typer.Option("--evidence", help="Also tell which part of a text speaks for what.")
+        bool, typer.Option("--evidence", help="Also tell which parts of a text speak for what.")
     ] = False,
     components: Annotated[
         bool,
@@ -91,8 +88,10 @@ def classify(
     each text is one line, an answer as the HTTP service gives it. A text that can't be read is one
     line on stderr; the others are answered all the same, and the status is 1.
 
-    With --url a service reads the texts, with its own model; of evidence it tells as many spans as
-    it has, in tables too.
+    With --evidence a table has a strip of each label, the text from its beginning to its end, and
+    the passages follow that speak most for the labels that are there.
+
+    With --url a service reads the texts, with its own model.
 
     \b
     Examples:
@@ -105,8 +104,10 @@ def classify(
     """
     if components and not as_json:
         raise typer.BadParameter("they are told with --json only", param_hint="--components")
+    listed = top_k or LABELS_IN_TABLE
+    quoting = evidence and not as_json
     options = Options(
-        top_k=top_k if as_json else top_k or LABELS_IN_TABLE,
+        top_k=None if quoting else top_k if as_json else listed,
         evidence=evidence,
         components=components,
         max_tokens=max_tokens,
@@ -114,16 +115,15 @@ def classify(
     if url is None:
         if key_file:
             raise typer.BadParameter("it is for a service: needs --url", param_hint="--key-file")
-        spans = SPANS_IN_JSON if as_json else SPANS_IN_TABLE
-        found_in = _here(checkpoint, device, options, spans)
+        found_in, pooling = _here(checkpoint, device, options)
     else:
         for name in ("checkpoint", "device"):
             source = context.get_parameter_source(name)
             if source and source.name == "COMMANDLINE":
                 raise typer.BadParameter("the service has its own", param_hint=f"--{name}")
-        found_in = _there(context, url, api_key(key_file), options)
+        found_in, pooling = _there(context, url, api_key(key_file), options)
     failed = False
-    for document in _documents(files, text, as_text=as_text):
+    for document in _documents(files, text, as_text=as_text, again=quoting):
         try:
             finding = found_in(document)
         except (ConnectionError, TimeoutError):
@@ -138,33 +138,40 @@ def classify(
                 line = {} if document.line is None else {"line": document.line}
                 print_json({"file": str(document.file), **line, **finding})
             else:
-                print_finding(document, finding)
+                print_finding(document, finding, listed)
+                if quoting:
+                    print_passages(finding, pooling(), listed, document.cut)
     raise typer.Exit(int(failed))
 
 
+FoundIn: TypeAlias = Callable[["Document"], "Finding"]
+
+Pooling: TypeAlias = Literal["mean", "any"]
+
+
 def _here(
-    checkpoint: Path | None, device: Device, options: Options, spans: int
-) -> Callable[[Document], Finding]:
+    checkpoint: Path | None, device: Device, options: Options
+) -> tuple[FoundIn, Callable[[], Pooling]]:
     from gma.service.python.classifier import Classifier
 
     classifier = Classifier(load(checkpoint, device))
 
     def found_in(document: Document) -> Finding:
         with classifier.stream(
-            components=options["components"], max_tokens=options["max_tokens"], spans=spans
+            components=options["components"], max_tokens=options["max_tokens"]
         ) as stream:
-            for piece in document.pieces():
+            for piece in document.watched():
                 stream.write(piece)
                 if stream.truncated:
                     break
         return stream.finding(top_k=options["top_k"], evidence=options["evidence"])
 
-    return found_in
+    return found_in, lambda: classifier.config.pooling
 
 
 def _there(
     context: typer.Context, url: str, key: str | None, options: Options
-) -> Callable[[Document], Finding]:
+) -> tuple[FoundIn, Callable[[], Pooling]]:
     from gma.service.client.blocking import Client
     from gma.service.client.error import ServiceError
 
@@ -176,7 +183,7 @@ def _there(
             if document.line is not None:
                 finding = client.finding(b"".join(document.pieces()), **options)
             else:
-                source = sys.stdin.buffer if str(document.file) == "-" else document.file
+                source = document.file if document.file.is_file() else document.pieces()
                 with bar(str(document.file)) as moved:
                     finding = client.finding(source, progress=moved, **options)
         except ServiceError as error:
@@ -185,7 +192,7 @@ def _there(
         del finding["timing_ms"]  # type: ignore[misc]  # what is found is the same anywhere
         return finding
 
-    return found_in
+    return found_in, lambda: client.info()["pooling"]
 
 
 class Document(NamedTuple):
@@ -193,17 +200,42 @@ class Document(NamedTuple):
 
     file: Path
     line: int | None
-    pieces: Callable[[], Iterable[bytes]]
+    pieces: Callable[[], Iterator[bytes]]
     """Its bytes, cut anywhere. Raises OSError, or ValueError that names the file and line."""
 
     def __str__(self) -> str:
         return str(self.file) if self.line is None else f"{self.file}, line {self.line}"
 
+    def watched(self) -> Iterator[bytes]:
+        """The same, with a progress bar if it is a file."""
+        if self.line is not None:
+            return self.pieces()
+        size = self.file.stat().st_size if self.file.is_file() else None
+        return watched(self.pieces(), str(self.file), size)
 
-def _documents(files: Iterable[Path], text: str, *, as_text: bool) -> Iterator[Document]:
+    def cut(self, ranges: Sequence[Range]) -> dict[Range, bytes]:
+        """Read it again, and take ranges [start, end) of its bytes."""
+        found = {each: bytearray() for each in ranges}
+        last = max((end for _, end in ranges), default=0)
+        at = 0
+        for piece in self.pieces():
+            for (start, end), taken in found.items():
+                taken += piece[max(start - at, 0) : max(end - at, 0)]
+            at += len(piece)
+            if at >= last:
+                break
+        return {each: bytes(taken) for each, taken in found.items()}
+
+
+def _documents(
+    files: Iterable[Path], text: str, *, as_text: bool, again: bool
+) -> Iterator[Document]:
+    """`again`: they are read more than once."""
     for file in files:
         if file.name.endswith(LINES) and not as_text:
             yield from _lines(file, text)
+        elif again and not file.is_file():
+            yield Document(file, None, _kept(file))
         else:
             yield Document(file, None, partial(_pieces, file))
 
@@ -217,7 +249,7 @@ def _lines(file: Path, text: str) -> Iterator[Document]:
     def pieces(line: Line) -> Iterator[bytes]:
         yield text_of(fields_of(line), line.where, text).encode()
 
-    def broken(error: Exception) -> Iterable[bytes]:
+    def broken(error: Exception) -> Iterator[bytes]:
         raise error
 
     number = 0
@@ -231,11 +263,23 @@ def _lines(file: Path, text: str) -> Iterator[Document]:
 
 
 def _pieces(file: Path) -> Iterator[bytes]:
-    """A file's bytes, with a progress bar."""
-    with _open(file) as opened:
-        size = file.stat().st_size if file.is_file() else None
-        yield from watched(iter(lambda: opened.read(PIECE_BYTES), b""), str(file), size)
+    with sys.stdin.buffer if str(file) == "-" else file.open("rb") as opened:
+        yield from iter(partial(opened.read, PIECE_BYTES), b"")
 
 
-def _open(file: Path) -> BinaryIO:
-    return sys.stdin.buffer if str(file) == "-" else file.open("rb")
+def _kept(file: Path) -> Callable[[], Iterator[bytes]]:
+    """What comes through a pipe, which gives it once: any number of times."""
+    kept: BinaryIO | None = None
+
+    def pieces() -> Iterator[bytes]:
+        nonlocal kept
+        if kept:
+            kept.seek(0)
+            yield from iter(partial(kept.read, PIECE_BYTES), b"")
+            return
+        kept = TemporaryFile()  # noqa: SIM115 (it ends with this function)
+        for piece in _pieces(file):
+            kept.write(piece)
+            yield piece
+
+    return pieces

@@ -13,6 +13,7 @@ export class Refused extends Error {
   }
 }
 
+const silent = () => new Error("the service does not answer: see whether it runs, then try again");
 const headers = () => (key ? { authorization: `Bearer ${key}` } : {});
 
 function parsed(text) {
@@ -23,58 +24,67 @@ function parsed(text) {
   }
 }
 
-export async function info() {
-  const response = await fetch("info", { headers: headers() });
-  const answer = parsed(await response.text());
-  if (!response.ok) throw new Refused(response.status, answer, response.headers.get("retry-after"));
-  return answer;
+async function answered(path, method = "GET") {
+  const response = await fetch(path, { method, headers: headers() }).catch(() => {
+    throw silent();
+  });
+  if (response.ok) return response;
+  throw new Refused(response.status, parsed(await response.text()), response.headers.get("retry-after"));
 }
 
-export async function excerpt(name) {
-  const response = await fetch(`page/${name}`);
-  if (!response.ok) throw new Refused(response.status, {}, null);
-  return response.blob();
-}
+const at = (id) => `v1/sessions/${encodeURIComponent(id)}`;
 
-// Resolves to the answer. XMLHttpRequest, for fetch does not tell how much has been sent.
-export function classify(blob, { components, onSent, onProgress, signal }) {
+export const info = async () => (await answered("info")).json();
+export const excerpt = async (name) => (await answered(`page/${name}`)).blob();
+export const begin = async () => (await answered("v1/sessions", "POST")).json();
+export const session = async (id) => (await answered(at(id))).json();
+export const end = (id) => answered(at(id), "DELETE");
+
+// Send a text, and resolve to the answer's. XMLHttpRequest, for fetch does not tell how much has been sent.
+function send(method, path, blob, more, { onSent, onText, signal }) {
   return new Promise((resolve, reject) => {
+    signal?.throwIfAborted();
     const request = new XMLHttpRequest();
-    let seen = 0;
-    let result;
-
-    const take = (last) => {
-      if (request.status !== 200) return;
-      const text = request.responseText;
-      for (let end; (end = text.indexOf("\n", seen)) >= 0; seen = end + 1) {
-        const event = parsed(text.slice(seen, end));
-        if (event.event === "progress") onProgress(event);
-        else if (event.event === "result") result = event;
-        else if (event.event === "error") reject(new Refused(200, event, null));
-      }
-      if (last && result) resolve(result);
-      else if (last) reject(new Error("the answer ended too early: send the document again"));
-    };
-    request.addEventListener("progress", () => take(false));
+    request.addEventListener("progress", () => request.status === 200 && onText?.(request.responseText));
     request.addEventListener("load", () => {
-      if (request.status === 200) take(true);
+      if (request.status === 200) resolve(request.responseText);
       else {
         const again = request.getResponseHeader("retry-after");
         reject(new Refused(request.status, parsed(request.responseText), again));
       }
     });
-    request.addEventListener("error", () =>
-      reject(new Error("the service does not answer: see whether it runs, then send the document again")),
-    );
+    request.addEventListener("error", () => reject(silent()));
     request.addEventListener("abort", () => reject(new DOMException("stopped", "AbortError")));
-    request.upload.addEventListener("progress", (event) => onSent(event.loaded));
-    request.upload.addEventListener("load", (event) => onSent(event.loaded));
-    signal.addEventListener("abort", () => request.abort());
+    request.upload.addEventListener("progress", (event) => onSent?.(event.loaded));
+    request.upload.addEventListener("load", (event) => onSent?.(event.loaded));
+    signal?.addEventListener("abort", () => request.abort());
 
-    request.open("POST", `v1/documents?evidence=true&components=${components}`);
-    request.setRequestHeader("content-type", "text/plain");
-    request.setRequestHeader("accept", "application/x-ndjson");
-    for (const [name, value] of Object.entries(headers())) request.setRequestHeader(name, value);
+    request.open(method, path);
+    const all = { "content-type": "text/plain", ...headers(), ...more };
+    for (const [name, value] of Object.entries(all)) request.setRequestHeader(name, value);
     request.send(blob);
   });
+}
+
+// Resolves to the answer to a whole document.
+export async function classify(blob, { components, onSent, onProgress, signal }) {
+  let seen = 0;
+  let last = {};
+  const take = (text) => {
+    for (let end; (end = text.indexOf("\n", seen)) >= 0; seen = end + 1) {
+      last = parsed(text.slice(seen, end));
+      if (last.event === "progress") onProgress?.(last);
+    }
+  };
+  const path = `v1/documents?evidence=true&components=${components}`;
+  take(await send("POST", path, blob, { accept: "application/x-ndjson" }, { onSent, onText: take, signal }));
+  if (last.event === "error") throw new Refused(200, last, null);
+  if (last.event !== "result") throw new Error("the answer ended too early: send the document again");
+  return last;
+}
+
+// Resolves to the answer to all of a session, of which `offset` bytes have come before.
+export async function append(id, offset, blob, { onSent, signal }) {
+  const more = { accept: "application/json", "upload-offset": offset };
+  return parsed(await send("PATCH", `${at(id)}?evidence=true`, blob, more, { onSent, signal }));
 }

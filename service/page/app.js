@@ -1,8 +1,10 @@
 import * as api from "./api.js";
-import * as chart from "./chart.js";
+import { Chart } from "./chart.js";
 import { Evidence } from "./evidence.js";
+import { number, percent, shown, size } from "./format.js";
 import * as mixtures from "./mixtures.js";
 import { Reader } from "./reader.js";
+import { Session, named } from "./session.js";
 import { Strip, paint } from "./strip.js";
 import { Text } from "./text.js";
 
@@ -10,22 +12,16 @@ const PASTE_CHARACTERS = 100_000; // a larger paste is read at once: a text fiel
 const QUOTE_BYTES = 180;
 
 const find = (id) => document.getElementById(id);
-const shown = (label) => label.replaceAll("_", " ");
-const percent = (x) => `${(100 * x).toFixed(1)} %`;
-const number = (x) => Math.round(x).toLocaleString("en");
-
-function size(bytes) {
-  if (bytes < 10_000) return `${number(bytes)} B`;
-  return bytes < 1e6 ? `${(bytes / 1e3).toFixed(0)} KB` : `${(bytes / 1e6).toFixed(1)} MB`;
-}
 
 let info = null;
 let running = null; // the AbortController of what is being read
-let read = null; // what was read last: {text, evidence, answer, points}
+let read = null; // what was read last: {text, evidence, answer, points}; a session may be without the first two
+let session = null; // the document that is open, if one is
 let label = "";
 let other = "";
 let chosen = [0, 0];
 
+const chart = new Chart(find("chart"));
 const strip = new Strip(find("strip"), choose);
 const otherStrip = new Strip(find("other-strip"), choose);
 const reader = new Reader(find("reader"));
@@ -50,12 +46,65 @@ async function start() {
   const limit = size(info.limits.max_document_bytes);
   find("model").textContent =
     `The model ${info.model} ${kind} ${info.labels.length} labels, in documents of up to ${limit}.`;
+  showSession();
+  await openNamed();
 }
 
 function fail(error) {
   find("error").textContent = `It did not work: ${error.message}`;
   find("error").hidden = false;
   find("status").textContent = "";
+}
+
+// Show the session that the page's address names.
+async function openNamed() {
+  const id = named();
+  if (!info || !id || id === session?.id) return;
+  running?.abort();
+  find("error").hidden = true;
+  try {
+    session = await Session.open(id);
+  } catch (error) {
+    close();
+    fail(new Error(`${error.message}. What you give next is a document of its own`));
+    return;
+  }
+  showSession();
+  showAnswer();
+}
+
+// What an open document says, of which this page may have no text.
+async function showAnswer() {
+  const { answer, evidence, points } = session;
+  find("reading").hidden = find("result").hidden = !answer.scores.length;
+  read = null;
+  if (!answer.scores.length) return;
+  addPoint(points, soFar(answer));
+  find("done").value = find("sent").value = 1;
+  find("done-text").textContent = `${number(answer.usage.tokens)} tokens`;
+  find("sent-text").textContent = size(session.offset);
+  find("status").textContent = `The open document of ${size(session.offset)}: ${said(answer)}.`;
+  show({ answer, evidence, points, text: evidence && (await session.text()) });
+}
+
+function showSession() {
+  find("keep-row").hidden = !info?.sessions || session !== null;
+  find("session").hidden = !session;
+  find("read").textContent = session ? "Append the text" : "Read the text";
+  if (!session) return;
+  const address = `#session=${session.id}`;
+  if (location.hash !== address) history.replaceState(null, "", address);
+  find("session-text").textContent =
+    `This document is open, ${size(session.offset)} so far: what you give next is appended to it. The page's address ` +
+    `leads back here until ${session.expires.toLocaleString()}. The service keeps the model's state, and of the text ` +
+    "what has not filled a chunk yet.";
+}
+
+// Go on without the session, which the service still has.
+function close() {
+  session = null;
+  history.replaceState(null, "", location.pathname + location.search);
+  showSession();
 }
 
 async function take(blob, name) {
@@ -66,7 +115,7 @@ async function take(blob, name) {
     fail(new Error(`${name} is empty: give some text`));
     return;
   }
-  if (blob.size > info.limits.max_document_bytes) {
+  if (!session && !find("keep").checked && blob.size > info.limits.max_document_bytes) {
     const most = size(info.limits.max_document_bytes);
     fail(new Error(`${name} has ${size(blob.size)}, and this service takes ${most}: send a part of it`));
     return;
@@ -74,12 +123,34 @@ async function take(blob, name) {
   running?.abort();
   const mine = (running = new AbortController());
   const began = performance.now();
-  const points = [];
+  try {
+    if (!session && find("keep").checked) session = await Session.begin();
+  } catch (error) {
+    if (mine === running) running = null;
+    fail(error);
+    return;
+  }
+  showSession();
+  const open = session;
+  const before = open?.answer.usage?.tokens ?? 0;
+  const bytes = (open?.offset ?? 0) + blob.size;
+  const points = open?.points ?? [];
   let latest = null;
   let due = false;
   const redraw = () => {
     due = false;
-    if (mine === running) drawProgress(blob.size, latest, points, began);
+    if (mine === running) drawProgress(bytes, latest, points, before, began);
+  };
+  const onSent = (sent) => {
+    if (mine !== running) return;
+    find("sent").value = sent / blob.size;
+    find("sent-text").textContent = `${size(sent)} of ${size(blob.size)}`;
+  };
+  const onProgress = (event) => {
+    latest = event;
+    addPoint(points, event);
+    if (!due) requestAnimationFrame(redraw);
+    due = true;
   };
 
   read = null;
@@ -89,39 +160,57 @@ async function take(blob, name) {
   find("status").textContent = `Reading ${name}, ${size(blob.size)}.`;
   find("done").value = find("sent").value = 0;
   find("done-text").textContent = find("sent-text").textContent = find("so-far").textContent = "";
-  drawProgress(blob.size, null, points, began);
+  redraw();
   try {
-    const whole = blob.arrayBuffer();
-    const answer = await api.classify(blob, {
-      components: info.components,
-      signal: mine.signal,
-      onSent(bytes) {
-        find("sent").value = bytes / blob.size;
-        find("sent-text").textContent = `${size(bytes)} of ${size(blob.size)}`;
-      },
-      onProgress(event) {
-        latest = event;
-        const value = info.multi_label ? event.labels?.length : event.score;
-        if (value !== undefined) points.push([event.bytes, value]);
-        if (!due) requestAnimationFrame(redraw);
-        due = true;
-      },
-    });
-    const bytes = new Uint8Array(await whole);
+    const { signal } = mine;
+    if (open) await open.append(blob, { info, onSent, onProgress: (answer) => onProgress(soFar(answer)), signal });
+    const answer = open
+      ? open.answer
+      : await api.classify(blob, { components: info.components, onSent, onProgress, signal });
+    const text = open ? await open.text() : new Text(new Uint8Array(await blob.arrayBuffer()));
     if (mine !== running) return;
     running = null;
-    find("sent").value = 1;
-    find("sent-text").textContent = `${size(blob.size)} of ${size(blob.size)}`;
-    finish(answer, bytes, points, performance.now() - began);
+    onSentAll(blob.size);
+    const ms = performance.now() - began;
+    const tokens = answer.usage.tokens - before;
+    find("done").value = 1;
+    find("done-text").textContent = `${number(answer.usage.tokens)} tokens, ${number((1000 * tokens) / ms)} tokens/s`;
+    find("status").textContent = `Read ${size(blob.size)} in ${(ms / 1000).toFixed(1)} s: ${said(answer)}.`;
+    if (open) find("text").value = "";
+    showSession();
+    if (open && !open.evidence) return;
+    addPoint(points, soFar(answer));
+    show({ answer, text, points, evidence: open ? open.evidence : new Evidence(answer, info) });
   } catch (error) {
     if (mine !== running) return;
     running = null;
     if (error.name === "AbortError") find("status").textContent = "Stopped: the service reads no further.";
     else if (error.name === "NotReadableError") fail(new Error(`${name} can't be read: choose the file again`));
     else fail(error);
+    if (open) await lookAgain(open);
   } finally {
     if (!running) find("stop").hidden = true;
   }
+}
+
+function onSentAll(bytes) {
+  find("sent").value = 1;
+  find("sent-text").textContent = `${size(bytes)} of ${size(bytes)}`;
+}
+
+// After an append that did not end well: some of it may have been appended.
+async function lookAgain(open) {
+  try {
+    await open.refresh();
+  } catch (error) {
+    if (open === session && [404, 410, 501].includes(error.status)) close();
+    return;
+  }
+  if (open !== session || running) return;
+  const { textContent } = find("status");
+  showSession();
+  await showAnswer();
+  if (textContent) find("status").textContent = `${textContent} The document has ${size(open.offset)} now.`;
 }
 
 function said(event) {
@@ -129,51 +218,62 @@ function said(event) {
   return event.label ? shown(event.label) : "nothing sure";
 }
 
-function drawProgress(bytes, event, points, began) {
+// The running answer as a number: how many labels are there, or the best one's score.
+function addPoint(points, event) {
+  const value = info.multi_label ? event.labels?.length : event.score;
+  if (value !== undefined && points.at(-1)?.[0] !== event.bytes) points.push([event.bytes, value]);
+}
+
+// An answer as the progress event that it might have been.
+const soFar = (answer) => ({ ...answer, ...answer.usage, score: answer.scores[0].score });
+
+// `before`: tokens that had been read before this began.
+function drawProgress(bytes, event, points, before, began) {
   const what = info.multi_label ? "how many labels are there" : "the best label's score";
   find("chart-title").textContent = `So far: ${what}, over the document`;
-  chart.draw(find("chart"), progressLine(points, bytes));
+  chart.draw(progressLine(points, bytes));
   if (!event) return;
-  const rate = (1000 * event.tokens) / (performance.now() - began);
+  const rate = (1000 * (event.tokens - before)) / (performance.now() - began);
   find("done").value = event.bytes / bytes;
   find("done-text").textContent = `${number(event.tokens)} tokens, ${number(rate)} tokens/s`;
   if (info.causal) find("so-far").textContent = `So far: ${said(event)}`;
 }
 
 function progressLine(points, bytes) {
-  const most = info.multi_label ? Math.max(2, ...points.map((point) => point[1])) : 1;
+  const values = points.map((point) => point[1]);
+  const most = info.multi_label ? Math.max(2, ...values) : 1;
   const value = info.multi_label ? (x) => (Number.isInteger(x) ? x : "") : percent;
-  return { lines: [points], bytes, most, value, size };
+  return { x: points.map((point) => point[0]), lines: [values], bytes, most, value, size };
 }
 
-function finish(answer, bytes, points, ms) {
-  const text = new Text(bytes);
-  const evidence = new Evidence(answer, info);
-  if (!info.multi_label) points.push([answer.usage.bytes, answer.scores[0].score]);
-  else points.push([answer.usage.bytes, answer.labels.length]);
-  read = { text, evidence, answer, points };
-  const { tokens } = answer.usage;
-  find("done").value = 1;
-  find("done-text").textContent = `${number(tokens)} tokens, ${number((1000 * tokens) / ms)} tokens/s`;
+function show(result) {
+  read = result;
+  const { answer, evidence } = read;
   find("so-far").textContent = "";
-  find("status").textContent = `Read ${size(answer.usage.bytes)} in ${(ms / 1000).toFixed(1)} s: ${said(answer)}.`;
   find("result").hidden = false;
-
+  find("where").hidden = find("passages").hidden = !evidence;
+  find("mixtures").hidden = !answer.usage.components;
   const there = answer.labels ?? (answer.label ? [answer.label] : []);
-  label = there[0] ?? evidence.labels[0];
+  const labels = answer.scores.map((score) => score.label);
+  label = there[0] ?? labels[0];
   other = "";
-  fill(find("label"), evidence.labels, label);
-  fill(find("other"), ["", ...evidence.labels], "");
+  fill(find("label"), labels, label);
+  fill(find("other"), ["", ...labels], "");
   listLabels(there.length ? there : [label], there.length > 0);
   listScores(answer.scores);
-  find("mixtures").hidden = false;
-  if (answer.usage.components) {
-    find("mixtures-help").textContent =
-      "Each head of each layer shares the tokens out among its components. The number is how many there would be if all took as much; the bars are what each takes, largest first.";
-    mixtures.show(find("mixtures").querySelector("table"), answer.usage.components);
-  } else find("mixtures").hidden = true;
+  showMixtures();
+  if (!evidence) {
+    drawResult();
+    return;
+  }
   const best = evidence.best(label);
   choose(best, best);
+  drawResult();
+}
+
+function showMixtures(passage = null) {
+  const { components } = read.answer.usage;
+  if (components) mixtures.show(find("mixtures").querySelector("table"), components, passage);
 }
 
 function fill(select, labels, value) {
@@ -182,35 +282,49 @@ function fill(select, labels, value) {
 }
 
 function listLabels(labels, there) {
-  const { evidence, text, answer } = read;
+  const { evidence, answer } = read;
   const scores = new Map(answer.scores.map((each) => [each.label, each.score]));
   find("labels").replaceChildren(
     ...labels.map((each) => {
-      const { start, end } = evidence.spans[evidence.best(each)];
-      const button = document.createElement("button");
-      button.type = "button";
-      button.dataset.label = each;
-      button.textContent = `${shown(each)}: ${percent(scores.get(each))}${there ? "" : ", which is not enough"}`;
-      const quote = document.createElement("q");
-      const cut = Math.min(end, start + QUOTE_BYTES);
-      const passage = text.slice(start, cut).trim() + (cut < end ? " …" : "");
-      quote.textContent = start ? passage.replace(/^\S{0,20}\s/, "… ") : passage; // from a whole word
-      quote.dir = "auto";
-      const canvas = document.createElement("canvas");
-      canvas.setAttribute("aria-hidden", "true");
-      button.append(canvas, quote);
-      button.addEventListener("click", () => {
-        label = each;
-        find("label").value = each;
-        const best = evidence.best(each);
-        choose(best, best);
-      });
       const item = document.createElement("li");
-      item.append(button);
+      const told = `${shown(each)}: ${percent(scores.get(each))}${there ? "" : ", which is not enough"}`;
+      item.append(evidence ? passageButton(each, told) : told);
       return item;
     }),
   );
-  paintLabels();
+  if (evidence) paintLabels();
+}
+
+// A label with its strip and its best passage, which a click shows.
+function passageButton(name, told) {
+  const { evidence } = read;
+  const best = evidence.best(name);
+  const button = document.createElement("button");
+  button.type = "button";
+  button.dataset.label = name;
+  button.textContent = told;
+  const quote = document.createElement("q");
+  quote.textContent = quoteOf(evidence.spans[best]);
+  quote.dir = "auto";
+  const canvas = document.createElement("canvas");
+  canvas.setAttribute("aria-hidden", "true");
+  button.append(canvas, quote);
+  button.addEventListener("click", () => {
+    label = name;
+    find("label").value = name;
+    choose(best, best);
+    drawResult();
+  });
+  return button;
+}
+
+function quoteOf({ start, end }) {
+  const { text } = read;
+  if (end <= text.from) return "(sent before this page was opened)";
+  const first = Math.max(start, text.from);
+  const cut = Math.min(end, first + QUOTE_BYTES);
+  const passage = text.slice(first, cut).trim() + (cut < end ? " …" : "");
+  return start ? passage.replace(/^\S{0,20}\s/, "… ") : passage; // from a whole word
 }
 
 function paintLabels() {
@@ -227,7 +341,7 @@ function listScores(scores) {
       row.append(
         ...cells.map((text, column) => {
           const cell = document.createElement(n && column ? "td" : "th");
-          cell.scope = n ? "row" : "col";
+          if (cell.tagName === "TH") cell.scope = n ? "row" : "col";
           cell.textContent = text;
           return cell;
         }),
@@ -259,7 +373,8 @@ function choose(first, last) {
   const alone = first === last && evidence.spans[first].said.length ? ` Alone it says: ${evidence.spans[first].said.map(shown).join(", ")}.` : "";
   const compared = other ? `; ${described(other, first, last)}` : "";
   const place = `${name} of ${number(evidence.spans.length)}`;
-  const what = `${place}, bytes ${number(start)} to ${number(end)}, ${number(tokens)} tokens: ${described(label, first, last)}${compared}.${alone}`;
+  const gone = start < read.text.from ? ` What was sent before this page was opened, ${size(read.text.from)}, is not shown.` : "";
+  const what = `${place}, bytes ${number(start)} to ${number(end)}, ${number(tokens)} tokens: ${described(label, first, last)}${compared}.${alone}${gone}`;
   find("passage").textContent = what;
   strip.show(evidence, label, chosen, place); // the passage, which is live, says the rest
   find("strip-label").textContent = `${shown(label)}: ${key(evidence)}`;
@@ -271,9 +386,10 @@ function choose(first, last) {
   for (const button of find("labels").querySelectorAll("button")) {
     button.setAttribute("aria-pressed", String(button.dataset.label === label));
   }
-  reader.show(read.text, evidence, (span) => evidence.heat(label, span), chosen);
-  if (moved) reader.goTo(start);
-  drawResult();
+  reader.show(read.text, evidence, (span) => evidence.heat(label, span), chosen, moved ? start : undefined);
+  if (!moved) return;
+  if (find("route-text").textContent) showMixtures();
+  find("route-text").textContent = "";
 }
 
 const key = (evidence) =>
@@ -283,18 +399,35 @@ const key = (evidence) =>
 
 function drawResult() {
   const { evidence, answer, points } = read;
-  const bytes = answer.usage.bytes;
-  if (evidence.pooling !== "any") {
+  const { bytes } = answer.usage;
+  if (evidence?.pooling !== "any") {
     find("chart-title").textContent = "The best label's score, over the document as it was read";
     if (info.multi_label) find("chart-title").textContent = "How many labels were there, over the document as it was read";
-    chart.draw(find("chart"), progressLine(points, bytes));
+    chart.draw(progressLine(points, bytes));
     return;
   }
   const compared = other ? `, and of ${shown(other)} (dashed)` : "";
   find("chart-title").textContent = `Score of ${shown(label)}${compared} for all of the document up to there; the level line is what it needs`;
   const { threshold } = answer.scores.find((score) => score.label === label);
+  const x = [0, ...evidence.spans.map((span) => span.end)];
   const lines = [label, other].filter(Boolean).map((each) => evidence.soFar(each));
-  chart.draw(find("chart"), { lines, bytes, most: 1, threshold, value: percent, size });
+  chart.draw({ x, lines, bytes, most: 1, threshold, value: percent, size });
+}
+
+// What the passage's tokens go to, if it is read by itself.
+async function route() {
+  const { text, evidence } = read;
+  const [first, last] = chosen;
+  const passage = text.between(evidence.spans[first].start, evidence.spans[last].end);
+  const asked = read;
+  try {
+    const answer = await api.classify(new Blob([passage]), { components: true });
+    if (asked !== read || chosen[0] !== first || chosen[1] !== last) return;
+    showMixtures(answer.usage.components);
+    find("route-text").textContent = `The passage read by itself, ${number(answer.usage.tokens)} tokens, in the document's order of components.`;
+  } catch (error) {
+    fail(error);
+  }
 }
 
 find("key-form").addEventListener("submit", (event) => {
@@ -327,11 +460,34 @@ find("stop").addEventListener("click", () => running?.abort());
 find("label").addEventListener("change", (event) => {
   label = event.target.value;
   choose(...chosen);
+  drawResult();
 });
 find("other").addEventListener("change", (event) => {
   other = event.target.value;
   choose(...chosen);
+  drawResult();
 });
+find("route").addEventListener("click", route);
+find("leave").addEventListener("click", () => {
+  running?.abort();
+  close();
+  find("text").focus();
+});
+find("end").addEventListener("click", async () => {
+  running?.abort();
+  try {
+    await api.end(session.id);
+  } catch (error) {
+    if (error.status !== 404 && error.status !== 410) {
+      fail(error);
+      return;
+    }
+  }
+  close();
+  find("status").textContent = "The document is closed: the service has nothing of it any more.";
+  find("text").focus();
+});
+addEventListener("hashchange", openNamed);
 addEventListener("dragover", (event) => {
   event.preventDefault();
   document.body.classList.add("dropping");
@@ -352,7 +508,7 @@ addEventListener("drop", (event) => {
 function repaint() {
   if (!read) return;
   drawResult();
-  paintLabels();
+  if (read.evidence) paintLabels();
 }
 addEventListener("resize", repaint);
 matchMedia("(prefers-color-scheme: dark)").addEventListener("change", repaint);

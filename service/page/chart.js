@@ -1,34 +1,54 @@
-// One line chart: lines over the document's bytes.
-const NS = "http://www.w3.org/2000/svg";
-const LEFT = 56;
-const BOTTOM = 20;
+// One line chart: lines over the document's bytes, drawn by uPlot, a script of its own.
+const { uPlot } = window;
 
-function add(svg, name, attributes, text = "") {
-  const element = document.createElementNS(NS, name);
-  for (const [key, value] of Object.entries(attributes)) element.setAttribute(key, value);
-  element.textContent = text;
-  svg.append(element);
-}
+const colour = (name) => getComputedStyle(document.documentElement).getPropertyValue(name).trim();
+const rgb = (name) => `rgb(${colour(name)})`;
 
-// `lines`: lists of [byte, value]. `most`: of values; `threshold`: of the first line, if it has one.
-export function draw(svg, { lines, bytes, most, threshold, value, size }) {
-  const [width, height] = [svg.clientWidth, svg.clientHeight];
-  if (!width) return;
-  const x = (byte) => LEFT + (byte / bytes) * (width - LEFT - 8);
-  const y = (amount) => 8 + (1 - amount / most) * (height - BOTTOM - 16);
-  svg.setAttribute("viewBox", `0 0 ${width} ${height}`);
-  svg.replaceChildren();
-  for (const amount of [0, most / 2, most]) {
-    add(svg, "line", { x1: LEFT, x2: width - 8, y1: y(amount), y2: y(amount) });
-    add(svg, "text", { x: LEFT - 6, y: y(amount) + 4, "text-anchor": "end" }, value(amount));
+export class Chart {
+  constructor(element) {
+    this.element = element;
+    this.plot = null;
   }
-  for (const part of [0, 0.5, 1]) {
-    const anchor = ["start", "middle", "end"][2 * part];
-    add(svg, "text", { x: x(part * bytes), y: height - 4, "text-anchor": anchor }, size(part * bytes));
+
+  // `x`: bytes; `lines`: one or two lists of values at them. `most`: of values; `threshold`: of the
+  // first line, if it has one. `value` and `size` write values and bytes.
+  draw(shown) {
+    this.shown = shown;
+    if (!this.element.clientWidth) return;
+    this.plot ??= this.made();
+    this.plot.setSize(this.box());
+    const x = shown.x.length ? shown.x : [0]; // without any there are no axes
+    const level = (value = null) => x.map(() => value);
+    const line = (n) => (shown.x.length && shown.lines[n]) || level();
+    this.plot.setData([x, line(0), line(1), level(shown.threshold)]);
   }
-  if (threshold) add(svg, "line", { class: "threshold", x1: LEFT, x2: width - 8, y1: y(threshold), y2: y(threshold) });
-  lines.forEach((points, n) => {
-    const d = points.map(([byte, amount], k) => `${k ? "L" : "M"}${x(byte).toFixed(1)} ${y(amount).toFixed(1)}`);
-    if (d.length) add(svg, "path", { class: n ? "other" : "", d: d.join("") });
-  });
+
+  box() {
+    return { width: this.element.clientWidth, height: this.element.clientHeight };
+  }
+
+  made() {
+    const axis = { stroke: () => colour("--quiet"), grid: { stroke: () => colour("--line"), width: 1 }, ticks: { show: false } };
+    const points = { show: (_, line, first, last) => last - first < 1 }; // a line of one point
+    const options = {
+      ...this.box(),
+      cursor: { show: false },
+      legend: { show: false },
+      scales: {
+        x: { time: false, range: () => [0, this.shown.bytes] },
+        y: { range: () => [0, this.shown.most] },
+      },
+      axes: [
+        { ...axis, size: 24, values: (_, at) => at.map((byte) => this.shown.size(byte, this.shown.bytes)) },
+        { ...axis, size: 64, values: (_, at) => at.map((amount) => this.shown.value(amount)) },
+      ],
+      series: [
+        {},
+        { stroke: () => rgb("--for"), width: 2, points },
+        { stroke: () => rgb("--against"), width: 2, dash: [6, 3], points },
+        { stroke: () => colour("--quiet"), width: 1, dash: [4, 4], points: { show: false } },
+      ],
+    };
+    return new uPlot(options, [[], [], [], []], this.element);
+  }
 }

@@ -7,19 +7,21 @@ export class Reader {
     this.element = element;
     this.rows = element.querySelector(".rows");
     this.text = null;
-    element.addEventListener("scroll", () => this.draw());
+    element.addEventListener("scroll", () => this.text && this.element.scrollTop !== this.drawnPx && this.draw());
     new ResizeObserver(() => this.layout()).observe(element);
   }
 
-  // `heat(span)`: from -1 to 1; `evidence` has the spans.
-  show(text, evidence, heat, chosen) {
+  // `heat(span)`: from -1 to 1; `evidence` has the spans. Goes to a byte, if one is given.
+  show(text, evidence, heat, chosen, byte) {
     const fresh = text !== this.text;
     Object.assign(this, { text, evidence, heat, chosen });
     if (fresh) {
       this.columns = 0;
       this.element.scrollTop = 0;
       this.layout();
-    } else this.draw();
+    }
+    if (byte === undefined) this.draw();
+    else this.goTo(byte);
   }
 
   layout() {
@@ -72,6 +74,7 @@ export class Reader {
       lines.push(this.line(line, topPx + (line - first) * LINE_PX));
     }
     this.rows.replaceChildren(...lines);
+    this.drawnPx = this.element.scrollTop;
   }
 
   line(number, topPx) {
@@ -85,12 +88,11 @@ export class Reader {
       const upTo = span + 1 < this.evidence.spans.length ? Math.min(end, this.evidence.spans[span].end) : end;
       const part = document.createElement("span");
       part.textContent = this.text.slice(at, upTo).replace(/[\r\n]+$/, "");
-      const level = Math.ceil(Math.abs(this.heat(span)) * 4 - 0.2);
-      if (level > 0) part.classList.add(`${this.heat(span) > 0 ? "heat" : "cold"}${level}`);
-      if (span >= this.chosen[0] && span <= this.chosen[1]) {
-        part.classList.add("chosen");
-        element.classList.add("chosen");
-      }
+      const heat = this.heat(span);
+      const level = Math.ceil(Math.abs(heat) * 4 - 0.2);
+      const chosen = span >= this.chosen[0] && span <= this.chosen[1] ? " chosen" : "";
+      if (chosen) element.className = "line chosen";
+      part.className = (level > 0 ? `${heat > 0 ? "heat" : "cold"}${level}` : "") + chosen;
       element.append(part);
       at = Math.max(upTo, at + 1);
     }

@@ -8,12 +8,21 @@ export function paint(canvas, evidence, label) {
   const context = canvas.getContext("2d");
   const [pro, con] = [colour("--for"), colour("--against")];
   const x = (byte) => Math.round((byte / evidence.spans.at(-1).end) * width);
+  const heats = new Float32Array(width); // of the spans of a pixel the one that says most
   evidence.spans.forEach(({ start, end }, n) => {
     const heat = evidence.heat(label, n);
+    const from = Math.min(x(start), width - 1);
+    for (let at = from; at < Math.max(from + 1, x(end)); at++) {
+      if (Math.abs(heat) > Math.abs(heats[at])) heats[at] = heat;
+    }
+  });
+  for (let at = 0, to; at < width; at = to) {
+    const heat = heats[at];
+    for (to = at + 1; to < width && heats[to] === heat; ) to++;
     const tall = heat > 0 ? height * (0.25 + 0.75 * heat) : height * 0.25;
     context.fillStyle = `rgba(${heat > 0 ? pro : con}, ${Math.abs(heat) ** 0.7})`;
-    context.fillRect(x(start), height - tall, Math.max(1, x(end) - x(start)), tall);
-  });
+    context.fillRect(at, height - tall, to - at, tall);
+  }
   return x;
 }
 

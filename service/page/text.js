@@ -5,26 +5,32 @@ const decoder = new TextDecoder("utf-8", { ignoreBOM: true });
 const inside = (byte) => (byte & 0xc0) === 0x80;
 
 export class Text {
-  constructor(bytes) {
+  // `from`: where in the document the bytes begin.
+  constructor(bytes, from = 0) {
     this.bytes = bytes;
-    this.starts = new Uint32Array([0]);
+    this.from = from;
+    this.starts = new Uint32Array([from]);
   }
 
-  // The first offset from here on at which a character begins.
+  // Where in the bytes the first character from an offset on begins.
   boundary(offset) {
-    let at = Math.min(offset, this.bytes.length);
+    let at = Math.max(0, Math.min(offset - this.from, this.bytes.length));
     for (let n = 0; n < 3 && at < this.bytes.length && inside(this.bytes[at]); n++) at++;
     return at;
   }
 
+  between(start, end) {
+    return this.bytes.subarray(this.boundary(start), this.boundary(end));
+  }
+
   slice(start, end) {
-    return decoder.decode(this.bytes.subarray(this.boundary(start), this.boundary(end)));
+    return decoder.decode(this.between(start, end));
   }
 
   // Cut lines of at most so many columns, at spaces where there are any. One pass over the bytes.
   wrap(columns) {
     const { bytes } = this;
-    let starts = new Uint32Array(1024);
+    let starts = new Uint32Array(1024).fill(this.from, 0, 1);
     let count = 1;
     const cut = (at) => {
       if (count === starts.length) {
@@ -32,7 +38,7 @@ export class Text {
         more.set(starts);
         starts = more;
       }
-      starts[count++] = at;
+      starts[count++] = this.from + at;
     };
     let width = 0;
     let space = 0; // where the last space of this line ends
@@ -65,7 +71,7 @@ export class Text {
   }
 
   end(line) {
-    return line + 1 < this.starts.length ? this.starts[line + 1] : this.bytes.length;
+    return line + 1 < this.starts.length ? this.starts[line + 1] : this.from + this.bytes.length;
   }
 
   // The line that has a byte.

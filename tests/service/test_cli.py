@@ -16,13 +16,14 @@ import numpy as np
 import pytest
 import torch
 import zstandard
+from rich.cells import cell_len
 
 from gma.export import precision
 from gma.model import weights
 from gma.model.classifier import Classifier
 from gma.model.config import ModelConfig
 from gma.model.tokenizer import Tokenizer
-from gma.service.cli.classify import SPANS_IN_TABLE
+from gma.service.cli.finding import LINES, PASSAGES
 from gma.service.cli.main import main
 from gma.service.cli.options import Device, Precision
 from gma.service.settings import Settings
@@ -127,12 +128,57 @@ class TestClassify:
             ]
             assert sum(parts) == pytest.approx(score["logit"], abs=1e-5)
 
-    def test_evidence_table_of_a_long_text_is_short(
-        self, gma: Gma, checkpoint: Path, book: Path
-    ) -> None:
+    def test_evidence_of_a_long_text_is_short(self, gma: Gma, checkpoint: Path, book: Path) -> None:
         book.write_text(TEXT * 2000)
         result = gma("classify", "--evidence", "--top-k", 1, "--checkpoint", checkpoint, book)
-        assert len(result.out.splitlines()) <= 4 + SPANS_IN_TABLE
+        assert len(result.out.splitlines()) <= 3 + 2 + PASSAGES * (1 + LINES)
+
+    def test_passages_are_what_speaks_most(
+        self, gma: Gma, checkpoint: Path, tmp_path: Path
+    ) -> None:
+        file = tmp_path / "text.txt"
+        words = " ".join(str(number) for number in range(2000))
+        file.write_text(words)
+        options = ["classify", "--evidence", "--checkpoint", checkpoint]
+        (answer,) = gma(*options, "--json", file).json()
+        _, passages = gma(*options, file).out.split("\n\n")
+        label, *lines = passages.splitlines()
+        assert label == answer["label"]
+        shares = {}
+        for span in answer["evidence"]:
+            logits = {each["label"]: each["logit"] for each in span["scores"]}
+            share = span["weight"] * (logits[label] - sum(logits.values()) / len(logits))
+            shares[f"bytes {span['start']:,} - {span['end']:,}"] = share
+        best = sorted((share for share in shares.values() if share > 0), reverse=True)[:PASSAGES]
+        told = [line.strip().split(", ", 1) for line in lines if not line.startswith("    ")]
+        assert [shares[where] for _, where in told] == best
+        total = sum(shares.values())
+        assert [share for share, _ in told] == [f"{x:+.3g} of {total:.3g} logits" for x in best]
+        quoted = " ".join(line.strip(" …") for line in lines[1 : 1 + LINES])
+        assert quoted in words
+
+    def test_passages_command_no_terminal(
+        self, gma: Gma, checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setenv("COLUMNS", "40")
+        file = tmp_path / "text.txt"
+        hostile = "\x1b[31mred\x07 \u202eturned\u202c \x9b2J a\u2028b 漢字漢字 "
+        file.write_text(hostile * 300)
+        out = gma("classify", "--evidence", "--checkpoint", checkpoint, file).out
+        quoted = [line for line in out.splitlines() if line.startswith("    ")]
+        assert "[31mred turned 2J a b 漢字漢字" in " ".join(" ".join(quoted).split())
+        assert not {"\x1b", "\x07", "\u202e", "\u202c", "\x9b", "\u2028"} & set(out)
+        assert max(map(cell_len, quoted)) <= 40
+
+    def test_passages_of_what_comes_through_a_pipe(
+        self, gma: Gma, checkpoint: Path, book: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        stdin = io.TextIOWrapper(io.BytesIO(book.read_bytes()))
+        monkeypatch.setattr(sys, "stdin", stdin)
+        options = ["classify", "--evidence", "--checkpoint", checkpoint]
+        piped, read = gma(*options, "-").out, gma(*options, book).out
+        assert piped.splitlines()[1:] == read.splitlines()[1:]
+        assert "age of wisdom" in piped
 
     def test_components_share_out_the_tokens(self, gma: Gma, checkpoint: Path, book: Path) -> None:
         options = ["--components", "--checkpoint", checkpoint, book]

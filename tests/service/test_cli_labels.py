@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 
 import pytest
@@ -40,7 +41,7 @@ class TestClassify:
             f"{best['score']:.3f}",
             f"{best['threshold']:.3f}",
         ]
-        assert lines[4].split() == ["bytes", "weight", "label", best["label"]]
+        assert lines[4:6] == ["", [*answer["labels"], best["label"]][0]]
 
     @pytest.mark.parametrize("there", [(), LABELS])
     def test_table_of_a_single_label_model_with_thresholds(
@@ -54,17 +55,6 @@ class TestClassify:
         assert lines[1] == f"there: {answer['label'] or 'none of the labels'}"
         assert lines[2].split() == ["label", "score", "threshold"]
 
-    def test_evidence_names_the_labels_of_a_span(
-        self, gma: Gma, tmp_path: Path, text: Path
-    ) -> None:
-        checkpoint = save_checkpoint(
-            tmp_path / "tiny", multi_label=True, thresholds=(0.0, 1.0, 0.0)
-        )
-        out = gma("classify", "--evidence", "--checkpoint", checkpoint, text).out
-        spans = out.splitlines()[7:]
-        assert spans
-        assert all("ann, cyd" in span or "cyd, ann" in span for span in spans)
-
     def test_a_strip_says_where(self, gma: Gma) -> None:
         lines = gma("classify", "--evidence", "--top-k", 2, AGREEMENT).out.splitlines()
         # Its four spans end at bytes 921, 1,906, 2,748 and 3,142.
@@ -72,13 +62,30 @@ class TestClassify:
         assert lines[3].split()[0::3] == ["cap_on_liability", strip]
         assert lines[4].split()[0::3] == ["anti_assignment", 27 * "▁" + 5 * "█"]
 
-    def test_lines_for_a_program_are_not_folded(self, gma: Gma) -> None:
-        """Labels of the default checkpoint are long, and a span may have many."""
-        lines = gma("classify", "--evidence", AGREEMENT).out.splitlines()
-        (first,) = gma("classify", "--evidence", "--json", AGREEMENT).json()
-        assert len(lines) == 2 + (1 + 3) + (1 + len(first["evidence"]))
-        assert any(len(line) > 80 for line in lines)
-        assert [line.rstrip() for line in lines] == lines
+    def test_passages_say_why(self, gma: Gma, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setenv("COLUMNS", "60")
+        out = gma("classify", "--evidence", "--top-k", 2, AGREEMENT).out
+        _, first, second = out.split("\n\n")
+        (answer,) = gma("classify", "--json", "--evidence", AGREEMENT).json()
+        for told, label in (first, "cap_on_liability"), (second, "anti_assignment"):
+            name, best, *_ = told.splitlines()
+            assert name == label
+            shares = [
+                math.log1p(math.exp(each["logit"]))
+                for span in answer["evidence"]
+                for each in span["scores"]
+                if each["label"] == label
+            ]
+            span = answer["evidence"][shares.index(max(shares))]
+            share = f"{max(shares) / sum(shares):.1%} of the evidence"
+            assert best == f"  {share}, bytes {span['start']:,} - {span['end']:,}"
+        quoted = [line for line in second.splitlines() if line.startswith("    ")][:2]
+        assert quoted[0].startswith("    … ")
+        assert quoted[1].endswith("…")
+        assert max(map(len, quoted)) <= 60
+        span = answer["evidence"][-1]
+        text = " ".join(AGREEMENT.read_bytes()[span["start"] :].decode().split())
+        assert " ".join(" ".join(quoted).split()).strip("… ") in text
 
     def test_the_environment_names_the_model(
         self, gma: Gma, text: Path, monkeypatch: pytest.MonkeyPatch

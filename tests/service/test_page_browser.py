@@ -7,16 +7,19 @@ from __future__ import annotations
 
 import asyncio
 import json
-import shutil
 import threading
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
+from urllib.request import Request, urlopen
 
 import pytest
 
+from benchmarks.chromium import CHROMIUM, DRIVER
+from benchmarks.chromium import chromium as started
 from gma.model.tokenizer import Tokenizer
 from gma.service.gateway.gateway import Gateway
 from gma.service.http.app import create_app
@@ -28,22 +31,15 @@ from gma.service.worker import Worker
 from tests.service.asgi import LocalWorkers
 from tests.service.running import free_port
 
-CHROMIUM, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
-
 pytestmark = [
     pytest.mark.long,
     pytest.mark.skipif(not (CHROMIUM and DRIVER), reason="needs Chromium and its driver"),
     pytest.mark.skipif(not find_spec("selenium"), reason="needs selenium"),
 ]
 
+Clock = Callable[[], float]
+
 PATIENCE_S = 300
-FLAGS = (
-    "--headless=new",
-    "--no-sandbox",  # tests may run as root
-    "--disable-dev-shm-usage",
-    "--disable-gpu",
-    "--window-size=1200,1500",
-)
 ROOT = Path(__file__).parents[2]
 AGREEMENT = ROOT / "docs" / "examples" / "agreement.txt"
 NOVELS = [
@@ -56,14 +52,16 @@ HOSTILE = (
 )
 
 
-async def _serve(settings: Settings, said: list[Any], listens: threading.Event) -> None:
+async def _serve(
+    settings: Settings, clock: Clock, said: list[Any], listens: threading.Event
+) -> None:
     worker = Worker.load(settings)
     folder = ModelFolder.of(settings)
     gateway = Gateway(
         settings, folder.config, Tokenizer.load(folder.tokenizer), LocalWorkers(worker)
     )
     await worker.start()
-    listener = await Listener.open(create_app(gateway), "127.0.0.1", settings.port)
+    listener = await Listener.open(create_app(gateway, clock=clock), "127.0.0.1", settings.port)
     end = asyncio.Event()
     said += [asyncio.get_running_loop(), end]
     listens.set()
@@ -75,12 +73,12 @@ async def _serve(settings: Settings, said: list[Any], listens: threading.Event) 
 
 
 @contextmanager
-def listening(checkpoint: str | Path, **settings: Any) -> Iterator[str]:
+def listening(checkpoint: str | Path, clock: Clock = time.time, **settings: Any) -> Iterator[str]:
     """The address of a service."""
-    loaded = Settings.load(checkpoint=checkpoint, port=free_port(), **settings)
+    loaded = Settings.load(checkpoint=checkpoint, **{"port": free_port(), **settings})
     said: list[Any] = []
     listens = threading.Event()
-    thread = threading.Thread(target=lambda: asyncio.run(_serve(loaded, said, listens)))
+    thread = threading.Thread(target=lambda: asyncio.run(_serve(loaded, clock, said, listens)))
     thread.start()
     try:
         assert listens.wait(PATIENCE_S)
@@ -143,6 +141,24 @@ class Browser:
         x = round((part - 0.5) * element.size["width"])
         ActionChains(self.driver).move_to_element_with_offset(element, x, 0).click().perform()
 
+    def drawn(self, name: str, colour: str) -> bool:
+        """Whether an element's canvas has any of a colour."""
+        found: bool = self.run(
+            "const canvas = document.querySelector(`#${arguments[0]} canvas`);"
+            "const wanted = getComputedStyle(document.body).getPropertyValue(arguments[1])"
+            ".split(',').map(Number);"
+            "const copy = new OffscreenCanvas(canvas.width, canvas.height)"
+            ".getContext('2d', {willReadFrequently: true});"
+            "copy.drawImage(canvas, 0, 0);"
+            "const {data} = copy.getImageData(0, 0, canvas.width, canvas.height);"
+            "for (let at = 0; at < data.length; at += 4)"
+            " if (data[at + 3] === 255 && wanted.every((x, n) => data[at + n] === x)) return true;"
+            "return false",
+            name,
+            colour,
+        )
+        return found
+
     def complaints(self) -> list[Any]:
         """What the console says since it was last asked."""
         found: list[Any] = self.driver.get_log("browser")
@@ -157,23 +173,52 @@ class Browser:
             "({id, nodes}) => [id, nodes.map(({html}) => html)])), error => done(String(error)));"
         )
 
+    @contextmanager
+    def checked_by_axe(self) -> Iterator[None]:
+        """In which `violations` may be asked: its script needs a page without the policy."""
+        if not find_spec("axe_playwright_python"):
+            pytest.skip("needs axe-playwright-python")
+        self.driver.execute_cdp_cmd("Page.setBypassCSP", {"enabled": True})
+        try:
+            yield
+        finally:
+            self.prefers("light")
+            self.driver.execute_cdp_cmd("Page.setBypassCSP", {"enabled": False})
+
+    def prefers(self, scheme: str) -> None:
+        features = [{"name": "prefers-color-scheme", "value": scheme}]
+        self.driver.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": features})
+
+    @contextmanager
+    def wide(self, px: int) -> Iterator[None]:
+        """On a screen of so many pixels."""
+        size = {"width": px, "height": 800, "deviceScaleFactor": 1, "mobile": False}
+        self.driver.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
+        try:
+            yield
+        finally:
+            self.driver.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
+
+    def press(self, *keys: str) -> None:
+        """Press keys, wherever the focus is."""
+        from selenium.webdriver.common.action_chains import ActionChains
+
+        ActionChains(self.driver).send_keys(*keys).perform()
+
+    def tab_to(self, name: str) -> None:
+        """Press Tab until an element has the focus."""
+        for _ in range(60):
+            self.press("\ue004")
+            focused = self.driver.switch_to.active_element
+            if name in (focused.get_attribute("id"), focused.get_attribute("data-excerpt")):
+                return
+        raise AssertionError(f"{name} is not reached")
+
 
 @pytest.fixture(scope="module")
 def chromium() -> Iterator[Browser]:
-    from selenium import webdriver
-    from selenium.webdriver.chrome.service import Service
-
-    options = webdriver.ChromeOptions()
-    options.binary_location = CHROMIUM or ""
-    for flag in FLAGS:
-        options.add_argument(flag)
-    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
-    driver = webdriver.Chrome(options=options, service=Service(DRIVER))
-    driver.set_script_timeout(PATIENCE_S)
-    try:
+    with started(PATIENCE_S) as driver:
         yield Browser(driver)
-    finally:
-        driver.quit()
 
 
 @pytest.fixture(scope="module")
@@ -202,6 +247,10 @@ class TestContracts:
         assert len(browser.driver.find_elements("css selector", "#labels canvas")) == 7
         assert "of 4" in browser.text("passage")
         assert len(browser.driver.find_elements("css selector", "#mixtures canvas")) == 9
+        browser.find("route").click()
+        browser.until(lambda: "read by itself, 256 tokens" in browser.text("route-text"))
+        assert len(browser.driver.find_elements("css selector", "#mixtures canvas")) == 18
+        assert not browser.seen("keep"), "there are no sessions here"
         paint = browser.run(
             "return performance.getEntriesByName('first-contentful-paint')[0].startTime"
         )
@@ -238,7 +287,8 @@ class TestContracts:
         browser.keys("other", "audit")
         assert "audit rights" in browser.text("passage")
         assert browser.seen("other-strip")
-        assert len(browser.driver.find_elements("css selector", "#chart path")) == 2
+        assert browser.drawn("chart", "--for")
+        assert browser.drawn("chart", "--against")
         button = browser.driver.find_element("css selector", "[data-label=anti_assignment]")
         button.click()
         assert button.get_attribute("aria-pressed") == "true"
@@ -280,29 +330,26 @@ class TestContracts:
         assert not browser.seen("result")
 
     def test_axe(self, browser: Browser, contracts: str) -> None:
-        if not find_spec("axe_playwright_python"):
-            pytest.skip("needs axe-playwright-python")
-        browser.driver.execute_cdp_cmd("Page.setBypassCSP", {"enabled": True})
-        browser.open(contracts)
-        assert browser.violations() == []
-        browser.excerpt("agreement.txt")
-        browser.answered()
-        for scheme in ("light", "dark"):
-            browser.driver.execute_cdp_cmd(
-                "Emulation.setEmulatedMedia",
-                {"features": [{"name": "prefers-color-scheme", "value": scheme}]},
-            )
+        with browser.checked_by_axe():
+            browser.open(contracts)
             assert browser.violations() == []
-        browser.driver.execute_cdp_cmd("Page.setBypassCSP", {"enabled": False})
+            browser.excerpt("agreement.txt")
+            browser.answered()
+            browser.keys("other", "audit")
+            browser.find("route").click()
+            browser.until(lambda: browser.text("route-text"))
+            browser.driver.find_element("tag name", "summary").click()
+            for scheme in ("light", "dark"):
+                browser.prefers(scheme)
+                assert browser.violations() == []
 
     def test_on_a_narrow_screen(self, browser: Browser, contracts: str) -> None:
-        browser.driver.set_window_size(500, 900)
-        browser.open(contracts)
-        browser.excerpt("agreement.txt")
-        browser.answered()
-        wide = browser.run("return document.documentElement.scrollWidth - innerWidth")
-        browser.driver.set_window_size(1200, 1500)
-        assert wide <= 0
+        with browser.wide(320):
+            browser.open(contracts)
+            browser.excerpt("agreement.txt")
+            browser.answered()
+            assert browser.run("return innerWidth") == 320
+            assert browser.run("return document.documentElement.scrollWidth") <= 320
 
 
 def test_hostile_text(browser: Browser, checkpoint: Path, tmp_path: Path) -> None:
@@ -333,7 +380,8 @@ def test_a_whole_book(browser: Browser, tmp_path: Path) -> None:
         browser.answered()
         assert "arthur conan doyle" in browser.text("status")
         assert "592 KB of 592 KB" in browser.text("sent-text")
-        assert len(browser.driver.find_elements("css selector", "#chart path")) == 1
+        assert browser.drawn("chart", "--for")
+        assert not browser.drawn("chart", "--against")
         assert "logits for arthur conan doyle" in browser.text("passage")
 
 
@@ -357,6 +405,23 @@ def test_asks_for_a_key(browser: Browser, checkpoint: Path, tmp_path: Path) -> N
         assert browser.run("return document.cookie") == ""
 
 
+def test_the_service_is_restarted_under_it(browser: Browser, checkpoint: Path) -> None:
+    port = free_port()
+    with listening(checkpoint, port=port) as url:
+        browser.open(url)
+    browser.keys("text", "The sea was calm.")
+    browser.find("read").click()
+    browser.until(lambda: "the service does not answer: see whether" in browser.text("error"))
+    browser.excerpt("novel.txt")
+    browser.until(lambda: "the service does not answer" in browser.text("error"))
+    with listening(checkpoint, port=port):
+        browser.find("read").click()
+        browser.answered()
+        assert "Read 17 B" in browser.text("status")
+    # Chromium's own, that nobody listened
+    assert all("net::ERR_CONNECTION" in each["message"] for each in browser.complaints())
+
+
 def test_an_archive(browser: Browser, checkpoint: Path, tmp_path: Path) -> None:
     """10 MB: the page is never busy for long, and has elements for what is in sight alone."""
     file = tmp_path / "archive.txt"
@@ -375,3 +440,150 @@ def test_an_archive(browser: Browser, checkpoint: Path, tmp_path: Path) -> None:
         assert len(browser.driver.find_elements("css selector", "#reader .line")) < 60
         busy = browser.run("return window.busy")
         print(f"busy for {sorted(map(round, busy))} ms")  # noqa: T201
+
+
+@pytest.fixture(scope="module")
+def now() -> list[float]:
+    """The clock of the service that keeps sessions, in seconds."""
+    return [1_800_000_000.0]
+
+
+@pytest.fixture(scope="module")
+def keeping(now: list[float], tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    folder = tmp_path_factory.mktemp("sessions")
+    with listening("contracts", clock=lambda: now[0], sessions=str(folder)) as url:
+        yield url
+
+
+class TestSessions:
+    def began(self, browser: Browser, keeping: str) -> None:
+        """The excerpt as a document that is open."""
+        browser.driver.get("about:blank")  # so that a fragment alone loads the page anew
+        browser.open(keeping)
+        browser.find("keep").click()
+        browser.excerpt("agreement.txt")
+        browser.answered()
+
+    def append(self, browser: Browser, text: str) -> None:
+        browser.run("document.getElementById('text').value = arguments[0]", text)
+        browser.find("read").click()
+        browser.until(lambda: browser.text("status").startswith("Read "))
+        browser.answered()
+
+    def test_what_is_appended_counts_as_if_it_had_been_there(
+        self, browser: Browser, keeping: str
+    ) -> None:
+        text = AGREEMENT.read_text()
+        more = "Either party may terminate this Agreement at any time without cause. " * 20
+        self.began(browser, keeping)
+        before = browser.text("labels")
+        self.append(browser, more)
+        size = f"{len((text + more).encode()):,} B"
+        assert f"This document is open, {size} so far" in browser.text("session-text")
+        assert browser.text("labels") != before
+        assert browser.find("text").get_attribute("value") == ""
+        found = []
+        for _ in range(2):
+            browser.keys("strip", "\ue010")  # end
+            assert "terminate this Agreement" in browser.text("reader")
+            browser.keys("strip", "\ue008\ue011")  # with Shift, home
+            assert "100.0 % of the evidence" in browser.text("passage")
+            found.append([browser.text(name) for name in ("labels", "passage", "chart-title")])
+            if browser.seen("session"):
+                browser.find("leave").click()
+                assert "session" not in browser.driver.current_url
+                browser.find("keep").click()
+                self.append(browser, text + more)
+        assert found[0] == found[1]
+
+    def test_the_address_leads_back(self, browser: Browser, keeping: str) -> None:
+        self.began(browser, keeping)
+        listed = browser.run(
+            "return [...document.querySelectorAll('#labels button')].map(x => x.firstChild.data)"
+        )
+        address = browser.driver.current_url
+        assert "#session=" in address
+        browser.driver.get("about:blank")
+        browser.open(address)
+        browser.answered()
+        assert browser.text("labels").splitlines() == listed
+        assert "The open document of" in browser.text("status")
+        assert not browser.seen("where")
+        assert not browser.seen("passages")
+        self.append(browser, "The customer may audit the books of the provider once a year. " * 90)
+        browser.keys("strip", "\ue011")  # home
+        assert "sent before this page was opened" in browser.text("passage")
+        assert browser.text("reader").startswith("The customer may audit")
+
+    def test_it_is_closed(self, browser: Browser, keeping: str) -> None:
+        self.began(browser, keeping)
+        address = browser.driver.current_url
+        browser.find("end").click()
+        browser.until(lambda: "has nothing of it" in browser.text("status"))
+        assert not browser.seen("session")
+        browser.driver.get("about:blank")
+        browser.open(address)
+        browser.until(lambda: "there is no such session" in browser.text("error"))
+        assert "session" not in browser.driver.current_url
+        assert browser.complaints()  # Chromium's own line for a status of 404
+
+    def test_it_expires(self, browser: Browser, keeping: str, now: list[float]) -> None:
+        self.began(browser, keeping)
+        now[0] += 100_000
+        browser.keys("text", "More.")
+        browser.find("read").click()
+        browser.until(lambda: "the session expired at" in browser.text("error"))
+        browser.until(lambda: not browser.seen("session"))
+        assert browser.find("text").get_attribute("value") == "More."
+        browser.find("read").click()  # which begins another
+        browser.until(lambda: "open, 5 B so far" in browser.text("session-text"))
+        assert browser.complaints()  # Chromium's own lines for statuses of 410
+
+    def test_somebody_else_appends(self, browser: Browser, keeping: str) -> None:
+        self.began(browser, keeping)
+        name = browser.driver.current_url.rpartition("=")[2]
+        request = Request(  # noqa: S310 (our own service)
+            f"{keeping}v1/sessions/{name}",
+            b"Something else.",
+            {"content-type": "text/plain", "upload-offset": str(AGREEMENT.stat().st_size)},
+            method="PATCH",
+        )
+        urlopen(request).close()  # noqa: S310
+        browser.keys("text", "More.")
+        browser.find("read").click()
+        browser.until(lambda: "send what follows" in browser.text("error"))
+        browser.until(lambda: "3,157 B so far" in browser.text("session-text"))
+        browser.find("read").click()
+        browser.until(lambda: "Read 5 B" in browser.text("status"))
+        assert "3,162 B so far" in browser.text("session-text")
+        assert browser.complaints()  # Chromium's own line for a status of 409
+
+    def test_by_keyboard_alone(self, browser: Browser, keeping: str) -> None:
+        browser.driver.get("about:blank")
+        browser.open(keeping)
+        browser.tab_to("keep")
+        browser.press(" ")
+        browser.run("document.activeElement.blur()")
+        browser.tab_to("agreement.txt")
+        browser.press("\ue007")  # Enter
+        browser.answered()
+        browser.tab_to("strip")
+        browser.press("\ue010")  # End
+        assert "Span 4 of 4" in browser.text("passage")
+        browser.tab_to("end")
+        browser.press("\ue007")
+        browser.until(lambda: "has nothing of it" in browser.text("status"))
+        assert browser.driver.switch_to.active_element.get_attribute("id") == "text"
+
+    def test_axe_and_a_narrow_screen(self, browser: Browser, keeping: str) -> None:
+        with browser.checked_by_axe(), browser.wide(320):
+            self.began(browser, keeping)
+            address = browser.driver.current_url
+            assert browser.violations() == []
+            assert browser.run("return document.documentElement.scrollWidth") <= 320
+            browser.driver.get("about:blank")
+            browser.open(address)
+            browser.answered()
+            browser.prefers("dark")
+            assert browser.violations() == []
+            assert browser.run("return document.documentElement.scrollWidth") <= 320
