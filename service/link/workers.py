@@ -17,7 +17,7 @@ from gma.service.errors import (
     UnknownDocument,
     VersionMismatch,
 )
-from gma.service.link.client import WorkerInfo
+from gma.service.link.client import ModelFiles, WorkerInfo
 from gma.service.link.remote import Address, RemoteDocument, RemoteWorker
 
 logger = logging.getLogger(__name__)
@@ -51,6 +51,7 @@ class RemoteWorkers:
         self._workers: dict[Address, RemoteWorker] = {}
         self._some = asyncio.Event()
         self._looking: asyncio.Task[None] | None = None
+        self._retired = False
 
     @property
     def count(self) -> int:
@@ -64,6 +65,14 @@ class RemoteWorkers:
     async def info(self) -> WorkerInfo:
         """See `WorkerClient.info`."""
         return await self._asked(RemoteWorker.info)
+
+    async def files(self) -> ModelFiles:
+        """Of the model that they run. Raises NotReady if there is none."""
+        return await self._asked(RemoteWorker.files)
+
+    def retire(self) -> None:
+        """Look for them no longer than until they are gone: no new documents will come."""
+        self._retired = True
 
     async def _asked(self, question: Callable[[RemoteWorker], Awaitable[T]]) -> T:
         """What the idlest worker answers that does not refuse.
@@ -102,7 +111,7 @@ class RemoteWorkers:
         return sorted(workers, key=lambda each: (each[1].silent, each[1].documents))
 
     async def _keep_looking(self) -> None:
-        while True:
+        while self._workers or not self._retired:
             try:
                 self._know(await self._look())
             except Exception:

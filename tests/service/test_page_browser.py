@@ -19,6 +19,7 @@ import pytest
 
 from gma.model.tokenizer import Tokenizer
 from gma.service.gateway.gateway import Gateway
+from gma.service.gateway.model import Model, Models
 from gma.service.http.app import create_app
 from gma.service.http.keys import hash_of
 from gma.service.http.listener import Listener
@@ -59,9 +60,8 @@ HOSTILE = (
 async def _serve(settings: Settings, said: list[Any], listens: threading.Event) -> None:
     worker = Worker.load(settings)
     folder = ModelFolder.of(settings)
-    gateway = Gateway(
-        settings, folder.config, Tokenizer.load(folder.tokenizer), LocalWorkers(worker)
-    )
+    model = Model(folder.config, Tokenizer.load(folder.tokenizer), LocalWorkers(worker))
+    gateway = Gateway(settings, Models(model))
     await worker.start()
     listener = await Listener.open(create_app(gateway), "127.0.0.1", settings.port)
     end = asyncio.Event()

@@ -73,7 +73,7 @@ class Running:
         self.loop = Loop()
         self.service = Service(checkpoint, self.clock, sessions=store, rows=1, session_ttl_s=TTL_S)
         self.workers = Flaky(self.service)
-        self.service.gateway.workers = LastingWorkers(self.workers)
+        self.service.model.workers = LastingWorkers(self.workers)
         self.losing = Losing(self.service)
 
     def check(self, found: Answer, data: bytes) -> None:

@@ -1,0 +1,122 @@
+"""The models that a gateway finds: each is an application of Serve, of workers alone."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Iterable, Mapping
+
+from ray import serve
+
+from gma.model.config import ModelConfig
+from gma.model.tokenizer import Tokenizer
+from gma.service.app.application import WORKER, Application
+from gma.service.gateway.model import Model, Models
+from gma.service.link.remote import Address
+from gma.service.link.replicas import Replicas
+from gma.service.link.workers import LOOK_S, RemoteWorkers
+
+logger = logging.getLogger(__name__)
+
+READY = ("RUNNING", "UNHEALTHY")
+"""Of Serve's statuses those of applications that have been ready."""
+
+GONE = ("DELETING", "DEPLOY_FAILED")
+
+
+def statuses() -> dict[Application, str]:
+    """Serve's of each version of each model."""
+    told = {Application.parsed(name): each for name, each in serve.status().applications.items()}
+    return {application: str(each.status) for application, each in told.items() if application}
+
+
+def chosen(told: Mapping[Application, str], known: Iterable[Application]) -> set[Application]:
+    """The versions by which new documents are to be read: of each model the highest that has been
+    ready, whatever became of it since, as long as it is there."""
+    there = {each for each, status in told.items() if status in READY}
+    there |= {each for each in known if told.get(each, "DELETING") != "DELETING"}
+    newest: dict[str, Application] = {}
+    for each in sorted(there):
+        newest[each.model] = each
+    return {*newest.values()}
+
+
+class FoundModels(Models):
+    """The models that Serve has at present."""
+
+    def __init__(self, *, timeout_s: float) -> None:
+        """`timeout_s`: how long to wait for a worker, in all."""
+        super().__init__()
+        self._timeout_s = timeout_s
+        self._found: dict[Application, Found] = {}
+
+    async def keep(self) -> None:
+        """Look for them again and again, for as long as this runs."""
+        while True:
+            try:
+                await self.look()
+            except Exception:
+                logger.warning("looking for models failed", exc_info=True)
+            await asyncio.sleep(LOOK_S)
+
+    async def look(self) -> None:
+        """From now on there are those that Serve has now."""
+        told = await asyncio.to_thread(statuses)
+        wanted = chosen(told, self._found)
+        found = {each: x for each, x in self._found.items() if each in wanted and not x.replaced}
+        missing = [*wanted - found.keys()]
+        made = await asyncio.gather(*map(self._made, missing))
+        # One that can't be asked yet leaves the one before it.
+        found |= {each: new for each, new in zip(missing, made, strict=True) if new}
+        there = {each.model for each in found}
+        for each, before in self._found.items():
+            lasts = told.get(each, "DELETING") not in GONE
+            if each.model not in there and lasts and not before.replaced:
+                found[each] = before
+        for each in {*self._found.values()} - {*found.values()}:
+            each.workers.retire()
+        self._found = found
+        starting = {each.model for each, status in told.items() if status not in GONE}
+        self.replace([each.model for each in found.values()], starting)
+
+    async def _made(self, application: Application) -> Found | None:
+        """What is found of an application; None if none of its workers answers."""
+        try:
+            handle = await asyncio.to_thread(serve.get_deployment_handle, WORKER, str(application))
+            replicas = Replicas(handle)
+            address = next(filter(None, await replicas.look()), None)
+            if address is None:
+                return None
+            found = Found(replicas, address.model, timeout_s=self._timeout_s)
+            files = await found.workers.files()
+            config = ModelConfig.model_validate_json(files.config)
+            config = config.model_copy(update={"name": application.model})
+            tokenizer = await asyncio.to_thread(Tokenizer.parse, files.tokenizer)
+        except Exception:
+            logger.warning("%s can't be used yet", application, exc_info=True)
+            return None
+        found.model = Model(config, tokenizer, found.workers)
+        logger.info("%s is there, version %d", *application)
+        return found
+
+
+class Found:
+    """The workers of an application that run one checkpoint, and the model as they tell of it.
+
+    Where its folder was changed, a worker that starts anew runs another: its tokens are not these.
+    """
+
+    model: Model
+
+    def __init__(self, replicas: Replicas, fingerprint: str, *, timeout_s: float) -> None:
+        self.replaced = False
+        """All that answer run another checkpoint."""
+        self._replicas = replicas
+        self._fingerprint = fingerprint
+        self.workers = RemoteWorkers(self._look, timeout_s=timeout_s)
+
+    async def _look(self) -> list[Address | None]:
+        told = await self._replicas.look()
+        own = [each for each in told if each is None or each.model == self._fingerprint]
+        self.replaced = bool(told) and not own
+        return own
