@@ -123,7 +123,7 @@ class GatewayReplica:
     async def ready(self, models: Sequence[str] = ()) -> None:
         """Returns once this replica reaches a worker of each of these models, or else of the only
         one: the first call is slow, and on part of a core very slow."""
-        for name in models or [None]:
+        for name in models or (None,):
             while True:
                 with suppress(NotReady, UnknownModel):
                     await self._gateway.info(self._gateway.models.choose(name))

@@ -21,20 +21,26 @@ logger = logging.getLogger(__name__)
 READY = ("RUNNING", "UNHEALTHY")
 """Of Serve's statuses those of applications that have been ready."""
 
-GONE = ("DELETING", "DEPLOY_FAILED")
+DELETING = "DELETING"
+GONE = (DELETING, "DEPLOY_FAILED")
 
 
 def statuses() -> dict[Application, str]:
     """Serve's of each version of each model."""
     told = {Application.parsed(name): each for name, each in serve.status().applications.items()}
-    return {application: str(each.status) for application, each in told.items() if application}
+    return {application: each.status.value for application, each in told.items() if application}
+
+
+def is_there(told: Mapping[Application, str], application: Application) -> bool:
+    """Whether new documents may still be given to it."""
+    return told.get(application, DELETING) != DELETING
 
 
 def chosen(told: Mapping[Application, str], known: Iterable[Application]) -> set[Application]:
     """The versions by which new documents are to be read: of each model the highest that has been
     ready, whatever became of it since, as long as it is there."""
     there = {each for each, status in told.items() if status in READY}
-    there |= {each for each in known if told.get(each, "DELETING") != "DELETING"}
+    there |= {each for each in known if is_there(told, each)}
     newest: dict[str, Application] = {}
     for each in sorted(there):
         newest[each.model] = each
@@ -48,7 +54,7 @@ class FoundModels(Models):
         """`timeout_s`: how long to wait for a worker, in all."""
         super().__init__()
         self._timeout_s = timeout_s
-        self._found: dict[Application, Found] = {}
+        self._found: dict[str, Found] = {}
 
     async def keep(self) -> None:
         """Look for them again and again, for as long as this runs."""
@@ -62,19 +68,15 @@ class FoundModels(Models):
     async def look(self) -> None:
         """From now on there are those that Serve has now."""
         told = await asyncio.to_thread(statuses)
-        wanted = chosen(told, self._found)
-        found = {each: x for each, x in self._found.items() if each in wanted and not x.replaced}
-        missing = [*wanted - found.keys()]
-        made = await asyncio.gather(*map(self._made, missing))
-        # One that can't be asked yet leaves the one before it.
-        found |= {each: new for each, new in zip(missing, made, strict=True) if new}
-        there = {each.model for each in found}
-        for each, before in self._found.items():
-            lasts = told.get(each, "DELETING") not in GONE
-            if each.model not in there and lasts and not before.replaced:
-                found[each] = before
-        for each in {*self._found.values()} - {*found.values()}:
-            each.workers.retire()
+        before = self._found
+        known = {each.application for each in before.values() if not each.replaced}
+        made = await asyncio.gather(*map(self._made, chosen(told, known) - known))
+        # What there was stays until there is better.
+        found = {name: each for name, each in before.items() if is_there(told, each.application)}
+        found |= {each.application.model: each for each in made if each}
+        for name, each in before.items():
+            if found.get(name) is not each:
+                each.workers.retire()
         self._found = found
         starting = {each.model for each, status in told.items() if status not in GONE}
         self.replace([each.model for each in found.values()], starting)
@@ -87,7 +89,7 @@ class FoundModels(Models):
             address = next(filter(None, await replicas.look()), None)
             if address is None:
                 return None
-            found = Found(replicas, address.model, timeout_s=self._timeout_s)
+            found = Found(application, replicas, address.model, timeout_s=self._timeout_s)
             files = await found.workers.files()
             config = ModelConfig.model_validate_json(files.config)
             config = config.model_copy(update={"name": application.model})
@@ -96,7 +98,7 @@ class FoundModels(Models):
             logger.warning("%s can't be used yet", application, exc_info=True)
             return None
         found.model = Model(config, tokenizer, found.workers)
-        logger.info("%s is there, version %d", *application)
+        logger.info("the model %s is there, version %d", *application)
         return found
 
 
@@ -108,7 +110,10 @@ class Found:
 
     model: Model
 
-    def __init__(self, replicas: Replicas, fingerprint: str, *, timeout_s: float) -> None:
+    def __init__(
+        self, application: Application, replicas: Replicas, fingerprint: str, *, timeout_s: float
+    ) -> None:
+        self.application = application
         self.replaced = False
         """All that answer run another checkpoint."""
         self._replicas = replicas

@@ -81,7 +81,8 @@ def _unknown(key: str) -> str:
     if key in Settings.model_fields:
         return "is a setting of the whole service: set its variable"
     close = get_close_matches(key, OWN, n=1)
-    return f"is unknown: {f'did you mean {close[0]}?' if close else f'there are {", ".join(OWN)}'}"
+    hint = f"did you mean {close[0]}?" if close else f"there are {', '.join(OWN)}"
+    return f"is unknown: {hint}"
 
 
 class Wanted(NamedTuple):

@@ -86,6 +86,8 @@ class Rollout:
 
     def _look(self) -> None:
         """Note what has become of those that were started."""
+        if not self.starting:
+            return
         fates, now = self._applications.fates(), self._clock()
         for name, versions in self._versions.items():
             for version in [*versions]:
@@ -103,17 +105,18 @@ class Rollout:
 
     def _bring_about(self, name: str, wanted: Wanted) -> None:
         versions = self._versions.setdefault(name, [])
-        *before, last = versions or [None]
-        if last and last.wanted == wanted:
+        # No gateway has seen them yet.
+        unseen = [each for each in versions if each.seen_since is None]
+        self._end(versions, [each for each in unseen if each.wanted != wanted])
+        if versions and versions[-1].wanted == wanted:
             self._refused.pop(name, None)
-            if last.seen_since is not None and self._clock() - last.seen_since >= FORGOTTEN_S:
-                self._end(versions, filter(None, before))
+            seen_since = versions[-1].seen_since
+            if seen_since is not None and self._clock() - seen_since >= FORGOTTEN_S:
+                self._end(versions, versions[:-1])
             return
         if self._refused.get(name, (None,))[0] == wanted:
             return
         self._refused.pop(name, None)
-        # Of those that nobody has seen none is needed any more.
-        self._end(versions, [each for each in versions if each.seen_since is None])
         application = Application(name, self._last.get(name, 0) + 1)
         try:
             self._applications.start(application, wanted.settings)

@@ -19,6 +19,7 @@ from gma.service.cli.options import (
     DeviceOption,
     JsonOption,
     KeyFileOption,
+    ModelOption,
     TextOption,
     TopKOption,
     UrlOption,
@@ -74,6 +75,7 @@ def classify(
         int | None, typer.Option(min=1, help="Tokens of a text to read at most. [default: all]")
     ] = None,
     url: UrlOption = None,
+    model: ModelOption = None,
     key_file: KeyFileOption = None,
     text: TextOption = "text",
     as_text: Annotated[
@@ -91,7 +93,7 @@ def classify(
     each text is one line, an answer as the HTTP service gives it. A text that can't be read is one
     line on stderr; the others are answered all the same, and the status is 1.
 
-    With --url a service reads the texts, with its own model; of evidence it tells as many spans as
+    With --url a service reads the texts, with its own models; of evidence it tells as many spans as
     it has, in tables too.
 
     \b
@@ -112,8 +114,9 @@ def classify(
         max_tokens=max_tokens,
     )
     if url is None:
-        if key_file:
-            raise typer.BadParameter("it is for a service: needs --url", param_hint="--key-file")
+        for name, given in (("--key-file", key_file), ("--model", model)):
+            if given:
+                raise typer.BadParameter("it is for a service: needs --url", param_hint=name)
         spans = SPANS_IN_JSON if as_json else SPANS_IN_TABLE
         found_in = _here(checkpoint, device, options, spans)
     else:
@@ -121,7 +124,7 @@ def classify(
             source = context.get_parameter_source(name)
             if source and source.name == "COMMANDLINE":
                 raise typer.BadParameter("the service has its own", param_hint=f"--{name}")
-        found_in = _there(context, url, api_key(key_file), options)
+        found_in = _there(context, url, api_key(key_file), model, options)
     failed = False
     for document in _documents(files, text, as_text=as_text):
         try:
@@ -163,7 +166,7 @@ def _here(
 
 
 def _there(
-    context: typer.Context, url: str, key: str | None, options: Options
+    context: typer.Context, url: str, key: str | None, model: str | None, options: Options
 ) -> Callable[[Document], Finding]:
     from gma.service.client.blocking import Client
     from gma.service.client.error import ServiceError
@@ -174,11 +177,11 @@ def _there(
     def found_in(document: Document) -> Finding:
         try:
             if document.line is not None:
-                finding = client.finding(b"".join(document.pieces()), **options)
+                finding = client.finding(b"".join(document.pieces()), model=model, **options)
             else:
                 source = sys.stdin.buffer if str(document.file) == "-" else document.file
                 with bar(str(document.file)) as moved:
-                    finding = client.finding(source, progress=moved, **options)
+                    finding = client.finding(source, progress=moved, model=model, **options)
         except ServiceError as error:
             where = "" if document.line is None else f"{document}: "
             raise ValueError(f"{where}{error}") from None

@@ -41,6 +41,9 @@ class ModelFiles(NamedTuple):
     """A `tokenizer.json`."""
 
 
+NO_FILES = ModelFiles(b"", b"")
+
+
 class OpenDocument(Protocol):
     """A document that a worker reads."""
 

@@ -25,7 +25,7 @@ from gma.service.engine.engine import Engine
 from gma.service.engine.opening import Opening, Tokens
 from gma.service.engine.progress import Progress
 from gma.service.errors import ServiceError, UnknownDocument, VersionMismatch
-from gma.service.link.client import ModelFiles, WorkerInfo
+from gma.service.link.client import NO_FILES, ModelFiles, WorkerInfo
 from gma.service.link.messages import (
     FEED,
     FILES,
@@ -105,9 +105,7 @@ Inform: TypeAlias = Callable[[], Awaitable[WorkerInfo]]
 class WorkerServer:
     """Lets gateways in other processes use a worker's engine."""
 
-    def __init__(
-        self, engine: Engine, inform: Inform, files: ModelFiles = ModelFiles(b"", b"")
-    ) -> None:
+    def __init__(self, engine: Engine, inform: Inform, files: ModelFiles = NO_FILES) -> None:
         """`files` are for gateways that do not know the model."""
         self._engine = engine
         self._inform = inform

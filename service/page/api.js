@@ -23,8 +23,11 @@ function parsed(text) {
   }
 }
 
-export async function info() {
-  const response = await fetch("info", { headers: headers() });
+const query = (parameters) => new URLSearchParams(Object.entries(parameters).filter(([, value]) => value));
+
+// Of several models without a name, no more than their names.
+export async function info(model) {
+  const response = await fetch(`info?${query({ model })}`, { headers: headers() });
   const answer = parsed(await response.text());
   if (!response.ok) throw new Refused(response.status, answer, response.headers.get("retry-after"));
   return answer;
@@ -37,7 +40,7 @@ export async function excerpt(name) {
 }
 
 // Resolves to the answer. XMLHttpRequest, for fetch does not tell how much has been sent.
-export function classify(blob, { components, onSent, onProgress, signal }) {
+export function classify(blob, { model, components, onSent, onProgress, signal }) {
   return new Promise((resolve, reject) => {
     const request = new XMLHttpRequest();
     let seen = 0;
@@ -71,7 +74,7 @@ export function classify(blob, { components, onSent, onProgress, signal }) {
     request.upload.addEventListener("load", (event) => onSent(event.loaded));
     signal.addEventListener("abort", () => request.abort());
 
-    request.open("POST", `v1/documents?evidence=true&components=${components}`);
+    request.open("POST", `v1/documents?${query({ model, evidence: true, components })}`);
     request.setRequestHeader("content-type", "text/plain");
     request.setRequestHeader("accept", "application/x-ndjson");
     for (const [name, value] of Object.entries(headers())) request.setRequestHeader(name, value);

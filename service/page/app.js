@@ -32,7 +32,8 @@ const reader = new Reader(find("reader"));
 
 async function start() {
   try {
-    info = await api.info();
+    info = await api.info(find("choice").value);
+    if (!info.model) info = await api.info(info.models[0]);
   } catch (error) {
     if (error.status !== 401) {
       fail(error);
@@ -46,6 +47,8 @@ async function start() {
   }
   find("key-form").hidden = true;
   find("error").hidden = true;
+  find("models").hidden = info.models.length < 2;
+  find("choice").replaceChildren(...info.models.map((name) => new Option(name, name, false, name === info.model)));
   const kind = info.multi_label ? "tells which of" : "chooses one of";
   const limit = size(info.limits.max_document_bytes);
   find("model").textContent =
@@ -93,6 +96,7 @@ async function take(blob, name) {
   try {
     const whole = blob.arrayBuffer();
     const answer = await api.classify(blob, {
+      model: info.models.length > 1 ? info.model : "",
       components: info.components,
       signal: mine.signal,
       onSent(bytes) {
@@ -324,6 +328,7 @@ for (const button of document.querySelectorAll("[data-excerpt]")) {
   });
 }
 find("stop").addEventListener("click", () => running?.abort());
+find("choice").addEventListener("change", start);
 find("label").addEventListener("change", (event) => {
   label = event.target.value;
   choose(...chosen);

@@ -42,6 +42,7 @@ NGINX = "nginx.ingress.kubernetes.io"
 EXAMPLES = {
     "ingress": VARIANTS,
     "mesh": VARIANTS,
+    "models": ("cpu",),
     "nodes": ("cpu", "single"),
     "priority": VARIANTS,
     "settings": VARIANTS,
@@ -116,8 +117,9 @@ def test_the_example_of_workers_differs_from_the_variant_in_numbers_alone(tmp_pa
 
 
 def examples_of(variant: str) -> list[str]:
-    """Those that go together: a pod of one size."""
-    return [f"examples/{x}" for x in EXAMPLES if variant in EXAMPLES[x] and x != "single-gpu"]
+    """Those that go together: a pod of one size, and one Serve config."""
+    apart = {"models", "single-gpu"}
+    return [f"examples/{x}" for x in EXAMPLES if variant in EXAMPLES[x] and x not in apart]
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
