@@ -17,6 +17,7 @@ class Meter(Observer):
         self.memory = Memory(0, 0)
         """The process's memory as it was last looked at."""
 
+        self._model = model
         self._largest: dict[tuple[str, str], int] = {}
         # Made at once: from 0 on, or the first event is no increase.
         self._documents_waiting = metrics.DOCUMENTS_WAITING.labels(model)
@@ -67,4 +68,4 @@ class Meter(Observer):
         """Tell the memory beside a document so long, if it is the largest so far."""
         if size > self._largest.get((length, memory), 0):
             self._largest[length, memory] = size
-            metrics.LENGTH_MEMORY_BYTES.labels(length, memory).set(size)
+            metrics.LENGTH_MEMORY_BYTES.labels(self._model, length, memory).set(size)

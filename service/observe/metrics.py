@@ -265,7 +265,7 @@ LENGTH_MEMORY_BYTES = CATALOGUE.gauge(
     "gma_length_memory_bytes",
     "The most memory that a worker had at the end of a document of at most `tokens` tokens, and of "
     "more than the next smaller label says: the same for all if length costs no memory.",
-    {"tokens": (*map(str, LENGTHS), "+Inf"), "memory": ("resident", "device")},
+    {**MODEL, "tokens": (*map(str, LENGTHS), "+Inf"), "memory": ("resident", "device")},
     mode="livemax",
 )
 
