@@ -12,7 +12,8 @@ from gma.model.config import ModelConfig
 from gma.model.tokenizer import Tokenizer
 from gma.service.app.application import WORKER, Application
 from gma.service.gateway.model import Model, Models
-from gma.service.link.remote import Address
+from gma.service.link.client import ModelFiles
+from gma.service.link.remote import Address, RemoteWorker
 from gma.service.link.replicas import Replicas
 from gma.service.link.workers import LOOK_S, RemoteWorkers
 
@@ -89,17 +90,27 @@ class FoundModels(Models):
             address = next(filter(None, await replicas.look()), None)
             if address is None:
                 return None
-            found = Found(application, replicas, address.model, timeout_s=self._timeout_s)
-            files = await found.workers.files()
+            files = await _files(address, self._timeout_s)
             config = ModelConfig.model_validate_json(files.config)
             config = config.model_copy(update={"name": application.model})
             tokenizer = await asyncio.to_thread(Tokenizer.parse, files.tokenizer)
         except Exception:
             logger.warning("%s can't be used yet", application, exc_info=True)
             return None
-        found.model = Model(config, tokenizer, found.workers)
         logger.info("the model %s is there, version %d", *application)
-        return found
+        return Found(
+            application, replicas, address.model, config, tokenizer, timeout_s=self._timeout_s
+        )
+
+
+async def _files(address: Address, timeout_s: float) -> ModelFiles:
+    """Those of the model that a worker runs."""
+    worker = RemoteWorker(address)
+    try:
+        async with asyncio.timeout(timeout_s):
+            return await worker.files()
+    finally:
+        worker.retire()
 
 
 class Found:
@@ -108,10 +119,15 @@ class Found:
     Where its folder was changed, a worker that starts anew runs another: its tokens are not these.
     """
 
-    model: Model
-
     def __init__(
-        self, application: Application, replicas: Replicas, fingerprint: str, *, timeout_s: float
+        self,
+        application: Application,
+        replicas: Replicas,
+        fingerprint: str,
+        config: ModelConfig,
+        tokenizer: Tokenizer,
+        *,
+        timeout_s: float,
     ) -> None:
         self.application = application
         self.replaced = False
@@ -119,6 +135,7 @@ class Found:
         self._replicas = replicas
         self._fingerprint = fingerprint
         self.workers = RemoteWorkers(self._look, timeout_s=timeout_s)
+        self.model = Model(config, tokenizer, self.workers)
 
     async def _look(self) -> list[Address | None]:
         told = await self._replicas.look()

@@ -17,7 +17,7 @@ from gma.service.errors import (
     UnknownDocument,
     VersionMismatch,
 )
-from gma.service.link.client import ModelFiles, WorkerInfo
+from gma.service.link.client import WorkerInfo
 from gma.service.link.remote import Address, RemoteDocument, RemoteWorker
 
 logger = logging.getLogger(__name__)
@@ -65,10 +65,6 @@ class RemoteWorkers:
     async def info(self) -> WorkerInfo:
         """See `WorkerClient.info`."""
         return await self._asked(RemoteWorker.info)
-
-    async def files(self) -> ModelFiles:
-        """Of the model that they run. Raises NotReady if there is none."""
-        return await self._asked(RemoteWorker.files)
 
     def retire(self) -> None:
         """Look for them no longer than until they are gone: no new documents will come."""

@@ -262,7 +262,8 @@ def capacity_problems(spec: Manifest) -> Iterator[str]:
     requests = group["template"]["spec"]["containers"][0]["resources"]["requests"]
     if group["rayStartParams"].get("num-cpus") != requests["cpu"]:
         yield "Ray counts other cores than the pod asks for"
-    workers, gateways = [], []
+    workers: list[Manifest] = []
+    gateways: list[Manifest] = []
     for application in serve_config(spec)["applications"]:
         for each in application["deployments"]:
             (workers if each["name"] == WORKER else gateways).append(each)

@@ -25,9 +25,10 @@ class Fake:
         self.refuses: str | None = None
         self.now = 0.0
         self.changes: list[str | None] = []
-        self.rollout = Rollout(
-            self, lambda: self.now, lambda error: self.changes.append(error and str(error))
-        )
+        self.rollout = Rollout(self, lambda: self.now, self.changed)
+
+    def changed(self, error: StartError | None) -> None:
+        self.changes.append(str(error) if error else None)
 
     def start(self, application: Application, settings: Settings) -> None:
         if self.refuses:
@@ -62,10 +63,10 @@ def fake() -> Fake:
     """With the version OLD of the model a, from the folder x, running."""
     fake = Fake()
     assert fake.step(a="x") == ["start gma-model-a-1"]
-    assert fake.rollout.starting
+    starting = [fake.rollout.starting]
     fake.runs(OLD)
     assert fake.step(a="x") == []
-    assert not fake.rollout.starting
+    assert [*starting, fake.rollout.starting] == [True, False]
     assert fake.changes == [None]
     return fake
 
