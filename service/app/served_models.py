@@ -34,6 +34,7 @@ class ServedModels:
         from gma.service.observe.metrics import MODEL_CHANGES
 
         self._changes = MODEL_CHANGES
+        self._started = False
         self._rollout = Rollout(ServeApplications(gpus, run), time.monotonic, self._count)
         self._file = ModelsFile(settings) if isinstance(settings.models, Path) else None
         self._wanted = self._seen = (
@@ -49,8 +50,9 @@ class ServedModels:
             for name, error in self._rollout.refused.items():
                 raise StartError(f"{name}: {error}")
             if not self._rollout.starting:
-                return
+                break
             time.sleep(STATUS_S)
+        self._started = True
 
     def look(self) -> None:
         """Do what is next so that they are as the file says now. What can't be used is logged."""
@@ -71,7 +73,8 @@ class ServedModels:
             logger.warning("looking after the models failed", exc_info=True)
 
     def _count(self, error: Exception | None) -> None:
-        self._changes.labels("refused" if error else "taken").inc()
+        if self._started:
+            self._changes.labels("refused" if error else "taken").inc()
 
 
 class ServeApplications:

@@ -132,6 +132,12 @@ def refused(status: int, kind: str, act: Callable[[], object]) -> None:
     assert (raised.value.status, raised.value.error_type) == (status, kind)
 
 
+def test_a_model_may_be_named(client: Client) -> None:
+    with client.session(model="tiny") as session:
+        assert session.append(DATA).model == "tiny"
+    refused(404, "UnknownModel", lambda: client.session(model="x"))
+
+
 def test_a_document_of_which_no_character_has_come(client: Client, session: Session) -> None:
     for answer in (session.answer(), session.append(b""), session.append(DATA[:1])):
         assert (answer.model, answer.label, answer.scores, answer.bytes) == ("tiny", None, (), 0)
