@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 
 from ray import serve
 
@@ -18,6 +19,9 @@ from gma.service.link.replicas import Replicas
 from gma.service.link.workers import LOOK_S, RemoteWorkers
 
 logger = logging.getLogger(__name__)
+
+AGAIN_S = 0.1
+"""How long until a gateway that has just begun looks again."""
 
 READY = ("RUNNING", "UNHEALTHY")
 """Of Serve's statuses those of applications that have been ready."""
@@ -56,19 +60,31 @@ class FoundModels(Models):
         super().__init__()
         self._timeout_s = timeout_s
         self._found: dict[str, Found] = {}
+        self._replicas: dict[Application, Replicas] = {}
+
+    async def begin(self) -> None:
+        """Return when all that are ready are known, or can't be reached: nobody should be answered
+        that there are none because this process is new."""
+        with suppress(TimeoutError):
+            async with asyncio.timeout(self._timeout_s):
+                known = await self.look()
+                while not known:
+                    await asyncio.sleep(AGAIN_S)
+                    known = await self.look()
 
     async def keep(self) -> None:
         """Look for them again and again, for as long as this runs."""
         while True:
-            try:
-                await self.look()
-            except Exception:
-                logger.warning("looking for models failed", exc_info=True)
             await asyncio.sleep(LOOK_S)
+            await self.look()
 
-    async def look(self) -> None:
-        """From now on there are those that Serve has now."""
-        told = await asyncio.to_thread(statuses)
+    async def look(self) -> bool:
+        """From now on there are those that Serve has now. Returns whether all of them are known."""
+        try:
+            told = await asyncio.to_thread(statuses)
+        except Exception:
+            logger.warning("looking for models failed", exc_info=True)
+            return False
         before = self._found
         known = {each.application for each in before.values() if not each.replaced}
         made = await asyncio.gather(*map(self._made, chosen(told, known) - known))
@@ -81,12 +97,17 @@ class FoundModels(Models):
         self._found = found
         starting = {each.model for each, status in told.items() if status not in GONE}
         self.replace([each.model for each in found.values()], starting)
+        self._replicas = {x: each for x, each in self._replicas.items() if is_there(told, x)}
+        return None not in made
 
     async def _made(self, application: Application) -> Found | None:
         """What is found of an application; None if none of its workers answers."""
         try:
-            handle = await asyncio.to_thread(serve.get_deployment_handle, WORKER, str(application))
-            replicas = Replicas(handle)
+            replicas = self._replicas.get(application)
+            if replicas is None:
+                name = str(application)
+                handle = await asyncio.to_thread(serve.get_deployment_handle, WORKER, name)
+                replicas = self._replicas[application] = Replicas(handle)
             address = next(filter(None, await replicas.look()), None)
             if address is None:
                 return None

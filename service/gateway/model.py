@@ -88,8 +88,11 @@ class Models:
         self._models = {model.name: model for model in sorted(models, key=lambda each: each.name)}
         self._starting = frozenset(starting) - self._models.keys()
 
+    async def begin(self) -> None:
+        """Return when it is known which there are."""
+
     async def keep(self) -> None:
-        """Keep up with which there are, for as long as this runs; these stay as they are."""
+        """Keep up with which there are, for as long as this runs."""
 
     def __iter__(self) -> Iterator[Model]:
         """By name."""

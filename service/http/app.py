@@ -66,6 +66,7 @@ def create_app(
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         watching = asyncio.create_task(gateway.watch_memory())
         sweeping = asyncio.create_task(gateway.sweep())
+        await gateway.models.begin()
         keeping = asyncio.create_task(gateway.models.keep())
         traces.start()
         yield

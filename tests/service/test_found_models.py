@@ -235,23 +235,43 @@ async def test_workers_of_another_checkpoint_get_none_before_they_are_alone(
     assert await site.reader() == "old"
 
 
-async def test_what_goes_wrong_is_looked_at_again(
+async def test_a_gateway_begins_when_it_knows_them(
     fake: Serve, site: Site, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    looked = asyncio.Event()
-    failures = [RuntimeError("the controller is gone")]
+    monkeypatch.setattr(found_models, "AGAIN_S", 0.0)
+    wrong = [RuntimeError("the controller is gone")]
 
     def failing() -> dict[Application, str]:
-        if failures:
-            raise failures.pop()
-        return fake.status
+        if wrong:
+            raise wrong.pop()
+        if not fake.status:
+            fake.run(A1)  # it runs, and its worker does not answer yet
+        else:
+            fake.run(A1, site.address("old"))
+        return {**fake.status}
+
+    monkeypatch.setattr(found_models, "statuses", failing)
+    await site.models.begin()
+    assert await site.reader() == "old"
+
+
+async def test_it_begins_without_those_that_do_not_answer(fake: Serve) -> None:
+    fake.run(A1)
+    models = FoundModels(timeout_s=0.01)
+    await models.begin()
+    assert models.names == ["a"]
+    with pytest.raises(NotReady):
+        models.choose()
+
+
+async def test_it_keeps_up(fake: Serve, site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    looked = asyncio.Event()
 
     def replace(*models: Any) -> None:
         FoundModels.replace(site.models, *models)
         looked.set()
 
     monkeypatch.setattr(found_models, "LOOK_S", 0.0)
-    monkeypatch.setattr(found_models, "statuses", failing)
     monkeypatch.setattr(site.models, "replace", replace)
     fake.run(A1, site.address("old"))
     keeping = asyncio.create_task(site.models.keep())
