@@ -28,7 +28,7 @@ Amount = Annotated[int, Field(ge=1, lt=2**31), BeforeValidator(_digits)]
 Offset = Annotated[int, Field(ge=0, lt=2**63), BeforeValidator(_digits)]
 
 
-ModelName = Annotated[str, Field(max_length=256)]
+ModelName = Annotated[str, Field(max_length=256, description="as GET /v1/models tells it")]
 
 
 class Options(BaseModel):

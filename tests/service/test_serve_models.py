@@ -28,6 +28,8 @@ pytestmark = [
 
 PATIENCE_S = 120
 
+LONG = TEXT * 12  # more than a chunk in either half
+
 LAYERS = {"a": 1, "b": 2, "c": 3, "d": 4}
 """Of each checkpoint, so that their answers differ."""
 
@@ -43,7 +45,7 @@ class Site:
         self.logits = {}
         for name, layers in LAYERS.items():
             checkpoint = save_checkpoint(folder / name, layers=layers)
-            self.logits[name] = Classifier.load(checkpoint).classify(TEXT).scores[0].logit
+            self.logits[name] = Classifier.load(checkpoint).classify(LONG).scores[0].logit
         self.write(one="a", two="b")
         self.port = free_port()
         self.served = Served(folder, temporary, self.port, "GMA_MODELS=models.toml")
@@ -67,7 +69,7 @@ class Site:
 
     def ask(self, http: httpx.Client, model: str) -> str:
         response = http.post(
-            f"{self.served.url}/v1/documents", content=TEXT, headers=PLAIN, params={"model": model}
+            f"{self.served.url}/v1/documents", content=LONG, headers=PLAIN, params={"model": model}
         )
         if response.status_code != 200:
             return str(response.status_code)
@@ -106,7 +108,7 @@ class Site:
 
     async def read_slowly(self, model: str, meanwhile: Callable[[], None]) -> str:
         """The checkpoint that reads a document of which half comes before, and half after."""
-        path, data = f"/v1/models/{model}/documents", TEXT.encode()
+        path, data = f"/v1/models/{model}/documents", LONG.encode()
         async with Connection.open(self.port, "application/x-ndjson", path=path) as upload:
             await upload.send(data[: len(data) // 2])
             assert (await upload.event())["event"] == "progress"
