@@ -57,17 +57,16 @@ class Worker:
     def load(cls, settings: Settings, name: str | None = None) -> Self:
         """A worker with the model of `settings`, which is called `name`, or else as its checkpoint
         says. Raises ValueError or RuntimeError."""
-        folder = ModelFolder.of(settings)
+        name = name or ModelFolder.of(settings).config.name
         loaded = load(settings)
         runner = loaded.runner
         logger.info(
             "%s on %s in %s: %s",
-            folder.config.name,
+            name,
             runner.device,
             runner.dtype,
             runner.kernels,
         )
-        name = name or folder.config.name
         return cls(runner, settings, fingerprint=loaded.fingerprint, name=name)
 
     async def start(self) -> None:

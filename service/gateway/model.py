@@ -33,6 +33,7 @@ class Model:
         """(vocab_size,): the bytes of each token."""
         self.workers = LastingWorkers(workers)
         self.predictions = Predictions(config)
+        self._fingerprint: str | None = None
         name = config.name
         self._document_bytes = metrics.DOCUMENT_BYTES.labels(name)
         self._tokenized_bytes = metrics.TOKENIZED_BYTES.labels(name)
@@ -71,8 +72,10 @@ class Model:
             stage.observe(seconds)
 
     async def fingerprint(self) -> str:
-        """Of its checkpoint. Raises NotReady without a worker."""
-        return (await self.workers.info())["fingerprint"]
+        """Of its checkpoint. Raises NotReady if no worker has told it yet, and none is there."""
+        if self._fingerprint is None:
+            self._fingerprint = (await self.workers.info())["fingerprint"]
+        return self._fingerprint
 
 
 class Models:
