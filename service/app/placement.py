@@ -45,7 +45,7 @@ def check_room(models: Iterable[Settings], gpus: int) -> None:
     needed = gpus_of([each for each in models if each.device == "cuda"])
     if needed > gpus:
         raise StartError(
-            f"with it the models need {needed} GPUs, and there are {gpus}: GMA_GPU_SHARE lets "
+            f"the models need {needed} GPUs in all, and there are {gpus}: GMA_GPU_SHARE lets "
             "several share one"
         )
 

@@ -156,5 +156,5 @@ class TestGpus:
             device_of(self.settings(3, 0.5), gpus=1)
         check_room([self.settings(1, 0.5), self.settings(1, 0.5)], 1)
         check_room([self.settings(5, device="cpu"), self.settings()], 1)
-        with pytest.raises(StartError, match="the models need 2 GPUs, and there are 1"):
+        with pytest.raises(StartError, match="the models need 2 GPUs in all, and there are 1"):
             check_room([self.settings(1, 0.5), self.settings()], 1)

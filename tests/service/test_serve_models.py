@@ -26,7 +26,7 @@ pytestmark = [
     pytest.mark.skipif(sys.platform != "linux", reason="reads /proc"),
 ]
 
-PATIENCE_S = 120
+PATIENCE_S = 300
 
 LONG = TEXT * 12  # more than a chunk in either half
 
@@ -111,17 +111,18 @@ class Site:
         path, data = f"/v1/models/{model}/documents", LONG.encode()
         async with Connection.open(self.port, "application/x-ndjson", path=path) as upload:
             await upload.send(data[: len(data) // 2])
-            assert (await upload.event())["event"] == "progress"
+            assert (await upload.event(seconds=PATIENCE_S))["event"] == "progress"
             await asyncio.to_thread(meanwhile)
             await upload.send(data[len(data) // 2 :], last=True)
-            line = await upload.line_with(b'{"event":"result"')
+            line = await upload.line_with(b'{"event":"result"', seconds=PATIENCE_S)
         found = re.search(rb'"logit":([-.e0-9]+)', line)
         assert found
         return self.checkpoint(float(found[1]))
 
 
 @pytest.fixture
-def site(tmp_path: Path) -> Iterator[Site]:
+def site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Site]:
+    monkeypatch.setenv("GMA_IDLE_TIMEOUT_S", str(2 * PATIENCE_S))  # a document waits meanwhile
     with TemporaryDirectory(prefix="t-", dir="/tmp") as temporary:
         site = Site(tmp_path, Path(temporary))
         try:
