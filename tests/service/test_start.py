@@ -67,7 +67,9 @@ class TestBeforeRay:
     ) -> None:
         monkeypatch.setattr(local, "count_gpus", lambda: 1)
         models = f"one={checkpoint},two={checkpoint}"
-        self.check("the models need 2 GPUs in all, and there are 1", models=models, port=free_port())
+        self.check(
+            "the models need 2 GPUs in all, and there are 1", models=models, port=free_port()
+        )
 
     @pytest.mark.parametrize("name", ["model.safetensors", "tokenizer.json"])
     def test_with_half_a_checkpoint(self, name: str, tmp_path: Path) -> None:
