@@ -93,7 +93,7 @@ class FoundModels(Models):
         found |= {each.application.model: each for each in made if each}
         for name, each in before.items():
             if found.get(name) is not each:
-                each.workers.retire()
+                each.retire()
         self._found = found
         starting = {each.model for each, status in told.items() if status not in GONE}
         self.replace([each.model for each in found.values()], starting)
@@ -153,13 +153,21 @@ class Found:
         self.application = application
         self.replaced = False
         """All that answer run another checkpoint."""
+        self._retired = False
         self._replicas = replicas
         self._fingerprint = fingerprint
         self.workers = RemoteWorkers(self._look, timeout_s=timeout_s)
         self.model = Model(config, tokenizer, self.workers)
 
+    def retire(self) -> None:
+        """Give it no new documents; those that it has go on."""
+        self._retired = True
+        self.workers.retire()
+
     async def _look(self) -> list[Address | None]:
         told = await self._replicas.look()
         own = [each for each in told if each is None or each.model == self._fingerprint]
         self.replaced = bool(told) and not own
-        return own
+        # Those of an application that is to go are not told, and take documents for a while. As
+        # long as it is not known here that it goes, they get them.
+        return own if own or self._retired else [None]

@@ -114,6 +114,7 @@ def _start(
     check_room([placed(each, gpus) for each in own.values()], gpus)
     _clear_metrics(metrics)
     stack.enter_context(shared_stderr(folder / STDERR))
+    models = ServedModels(shared, gpus, folder) if own else None
     # Ray leaves some of its processes to end when they notice.
     stack.callback(end_processes, folder)
     stack.callback(_stop_ray)
@@ -122,9 +123,7 @@ def _start(
     from ray import serve
 
     serve.start(proxy_location="Disabled")
-    models = None
-    if own:
-        models = ServedModels(shared, gpus, folder)
+    if models:
         models.start()
         deploy(build_gateways(settings, run=folder))
     else:

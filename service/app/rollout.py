@@ -10,7 +10,6 @@ from typing import Literal, Protocol, TypeAlias
 from gma.service.app.application import Application
 from gma.service.app.models_file import Wanted
 from gma.service.app.start import StartError
-from gma.service.link.workers import FORGOTTEN_S
 from gma.service.settings import Settings
 
 logger = logging.getLogger(__name__)
@@ -53,11 +52,14 @@ class Rollout:
         self,
         applications: Applications,
         clock: Callable[[], float],
+        known_s: float,
         on_change: Callable[[StartError | None], None] = lambda _: None,
     ) -> None:
-        """`clock` tells seconds; `on_change` is called when a version runs, or with why not."""
+        """`clock` tells seconds; after `known_s` all gateways know a version that runs; `on_change`
+        is called when one runs, or with why not."""
         self._applications = applications
         self._clock = clock
+        self._known_s = known_s
         self._on_change = on_change
         self._versions: dict[str, list[Version]] = {}
         self._refused: dict[str, tuple[Wanted, StartError]] = {}
@@ -111,7 +113,7 @@ class Rollout:
         if versions and versions[-1].wanted == wanted:
             self._refused.pop(name, None)
             seen_since = versions[-1].seen_since
-            if seen_since is not None and self._clock() - seen_since >= FORGOTTEN_S:
+            if seen_since is not None and self._clock() - seen_since >= self._known_s:
                 self._end(versions, versions[:-1])
             return
         if self._refused.get(name, (None,))[0] == wanted:

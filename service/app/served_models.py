@@ -4,6 +4,7 @@ it runs."""
 from __future__ import annotations
 
 import logging
+import os
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -23,19 +24,24 @@ STATUS_S = 0.1
 
 
 class ServedModels:
-    """Models as applications of Serve, which runs."""
+    """Models as applications of Serve on this machine."""
 
     def __init__(self, settings: Settings, gpus: int, run: Path) -> None:
-        """Raises StartError if they can't be used. `run`: the run's folder."""
+        """Make it before Ray is started. `run`: the run's folder. Raises StartError if the models
+        can't be used."""
         assert settings.metrics_dir
         logs.configure(settings.log_level)
-        # Not earlier: what Ray starts would join too.
+        # Ray imports prometheus_client, and its processes are not to share their metrics.
         sharing.join(settings.metrics_dir)
+        from gma.service.link.workers import FORGOTTEN_S
         from gma.service.observe.metrics import MODEL_CHANGES
 
+        del os.environ[sharing.DIRECTORY]
         self._changes = MODEL_CHANGES
         self._started = False
-        self._rollout = Rollout(ServeApplications(gpus, run), time.monotonic, self._count)
+        self._rollout = Rollout(
+            ServeApplications(gpus, run), time.monotonic, FORGOTTEN_S, self._count
+        )
         self._file = ModelsFile(settings) if isinstance(settings.models, Path) else None
         self._wanted = self._seen = (
             self._file.look()
@@ -44,7 +50,8 @@ class ServedModels:
         )
 
     def start(self) -> None:
-        """Return when all of them run. Raises StartError if one does not."""
+        """Return when all of them run in the Serve that has been started. Raises StartError if one
+        does not."""
         while True:
             self._rollout.step(self._wanted)
             for name, error in self._rollout.refused.items():

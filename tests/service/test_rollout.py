@@ -25,7 +25,7 @@ class Fake:
         self.refuses: str | None = None
         self.now = 0.0
         self.changes: list[str | None] = []
-        self.rollout = Rollout(self, lambda: self.now, self.changed)
+        self.rollout = Rollout(self, lambda: self.now, FORGOTTEN_S, self.changed)
 
     def changed(self, error: StartError | None) -> None:
         self.changes.append(str(error) if error else None)
