@@ -18,7 +18,7 @@ from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from gma.service.cores import cores_for
-from gma.service.errors import TooLate, Validation
+from gma.service.errors import TooLate, UnknownModel, Validation
 from gma.service.gateway.contract import (
     Amount,
     Answer,
@@ -124,10 +124,10 @@ def add_documents(app: FastAPI, gateway: Gateway) -> None:
 def chosen(gateway: Gateway, options: Options, path_model: str | None = None) -> Model:
     """The model that a path, or else the options name.
 
-    Raises UnknownModel, NotReady, and Validation if that does not tell one.
+    Raises UnknownModel, also if the two differ; NotReady, and Validation if that does not tell one.
     """
     if path_model is not None and options.model not in (None, path_model):
-        raise Validation(
+        raise UnknownModel(
             f"model: the path says {shown(path_model)}, and the request {shown(options.model)}"
         )
     return gateway.models.choose(options.model if path_model is None else path_model)

@@ -198,9 +198,10 @@ class TestChoice:
         assert (await several.classify(model="x" * 257, status=422))["error_type"] == "Validation"
 
     async def test_a_path_and_a_body_that_differ(self, several: Several) -> None:
-        wrong = await several.post("/v1/models/one/documents", {"text": TEXT, "model": "two"}, 422)
+        wrong = await several.post("/v1/models/one/documents", {"text": TEXT, "model": "two"}, 404)
         assert wrong["error"] == "model: the path says one, and the request two"
-        await several.classify("/v1/models/one/documents", status=422, model="two")
+        assert wrong["error_type"] == "UnknownModel"
+        await several.classify("/v1/models/one/documents", status=404, model="two")
 
     @pytest.mark.parametrize("given", ["7", "null, null", "[]", '"a" 1', '"' + "x" * 5000 + '"'])
     async def test_what_is_no_name(self, several: Several, given: str) -> None:
