@@ -42,8 +42,8 @@ checks.negative_data_rejection.expected-statuses = [200, 404, 415, 422]
 include-name = "POST /v1/models/{model}/documents:batch"
 checks.negative_data_rejection.expected-statuses = [200, 404, 415, 422]
 """
-"""Whether bytes are a snapshot, or a name is a model's, can't be told by a schema; lines that are wrong are 200, and have
-answers of their own."""
+"""Whether bytes are a snapshot, or a name is a model's, can't be told by a schema; lines that are
+wrong are 200, and have answers of their own."""
 
 HOOKS = """
 import schemathesis
