@@ -15,6 +15,8 @@ DEFAULT_CHECKPOINT = Path(__file__).parent / "checkpoints" / "contracts"
 DEFAULT_BASE = Path(__file__).parent / "checkpoints" / "base"
 """The base that training without a configuration begins from, where it came with the package."""
 
+MODEL_NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]*$"
+
 FILES = "config.json", "model.safetensors", "tokenizer.json"
 """What a checkpoint's folder holds."""
 
@@ -46,7 +48,7 @@ class BackboneConfig(BaseModel):
         Literal["paper", "forgetting"],
         Field(description="of the mixer: the paper's, or one that forgets"),
     ] = "paper"
-    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
+    name: Annotated[str, Field(pattern=MODEL_NAME)]
     vocab_size: Positive
     width: Positive
     layers: Positive

@@ -78,11 +78,18 @@ class Tokenizer:
     @classmethod
     def load(cls, path: str | Path) -> Self:
         """Reads a `tokenizer.json`. Raises `OSError`, or `ValueError` that says what is wrong."""
-        text = Path(path).read_bytes()
+        try:
+            return cls.parse(Path(path).read_bytes())
+        except ValueError as error:
+            raise ValueError(f"{path}: {error}") from error
+
+    @classmethod
+    def parse(cls, text: bytes) -> Self:
+        """What a `tokenizer.json` says. Raises `ValueError` that says what is wrong."""
         try:
             return cls(hf.Tokenizer.from_buffer(text))
         except Exception as error:  # the library raises bare Exception for a malformed file
-            raise ValueError(f"{path}: {error}") from error
+            raise ValueError(str(error)) from error
 
     def save(self, path: str | Path) -> None:
         """Writes the one file that `load` reads."""

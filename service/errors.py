@@ -14,6 +14,7 @@ processes (a worker raises, a gateway answers), so every argument of a construct
     │   └── Undecodable             not what its headers say, or damaged
     ├── Unauthorized          401   no key, or a wrong one
     ├── NotFound              404
+    ├── UnknownModel          404
     ├── UnknownSession        404
     ├── MethodNotAllowed      405
     ├── Stalled               408   the client stopped sending
@@ -132,6 +133,12 @@ class Unauthorized(ServiceError):
 
 class NotFound(ServiceError):
     """No such route."""
+
+    status = 404
+
+
+class UnknownModel(ServiceError):
+    """No model of this name is served."""
 
     status = 404
 

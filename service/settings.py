@@ -19,7 +19,7 @@ from pydantic import (
 )
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
-from gma.model.config import DEFAULT_CHECKPOINT, named, problems
+from gma.model.config import DEFAULT_CHECKPOINT, MODEL_NAME, named, problems
 
 PREFIX = "GMA_"
 
@@ -32,8 +32,10 @@ and no longer than that, for a short document waits for up to two of them."""
 
 def _listed(given: object) -> object:
     """What is separated by commas."""
-    if not isinstance(given, str):
-        return given
+    return _parts(given) if isinstance(given, str) else given
+
+
+def _parts(given: str) -> list[str]:
     return [each.strip() for each in given.split(",") if each.strip()]
 
 
@@ -54,6 +56,21 @@ def _no_url(given: Path) -> Path:
     return given
 
 
+def _models(given: object) -> object:
+    """What `name=path,name=path` says, or the path of a file."""
+    if not isinstance(given, str) or "=" not in given:
+        return given
+    found: dict[str, str] = {}
+    for each in _parts(given):
+        name, _, path = (part.strip() for part in each.partition("="))
+        if not path:
+            raise ValueError(f"name=path is expected, and not {each!r}")
+        if name in found:
+            raise ValueError(f"{name} is there twice")
+        found[name] = path
+    return found
+
+
 HOST = r"([a-z0-9._-]+|\[[0-9a-f:.]+\])(:[0-9]+)?"
 Origin = Annotated[str, Field(pattern=rf"^(\*|[a-z][a-z0-9+.-]*://{HOST})$")]
 """As browsers write one: in small letters, and no more than this."""
@@ -65,6 +82,9 @@ Seconds = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Bytes = Annotated[ByteSize, BeforeValidator(_size), Field(gt=0)]
 Share = Annotated[float, Field(gt=0, le=1)]
 Rate = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+ModelName = Annotated[str, Field(pattern=MODEL_NAME, max_length=64)]
+Checkpoint = Annotated[Path, AfterValidator(named)]
+ModelFolders = dict[ModelName, Checkpoint]
 Quantity = Annotated[ByteSize, BeforeValidator(_size), Field(ge=0)]
 
 
@@ -79,9 +99,13 @@ class Settings(BaseSettings):
         env_prefix=PREFIX, extra="forbid", frozen=True, use_attribute_docstrings=True
     )
 
-    checkpoint: Annotated[Path, AfterValidator(named)] = DEFAULT_CHECKPOINT
+    checkpoint: Checkpoint = DEFAULT_CHECKPOINT
     """Folder of the model: a checkpoint, or what `gma export` made of one; contracts and books come
     with gma and need no path."""
+
+    models: Annotated[ModelFolders | Path | None, BeforeValidator(_models), NoDecode] = None
+    """Several models, in place of GMA_CHECKPOINT: NAME=FOLDER,NAME=FOLDER, or a TOML file with a
+    table for each, which is watched while the service runs."""
 
     backend: Literal["auto", "torch", "onnx"] = "auto"
     """What runs the model: torch for a checkpoint, onnx (ONNX Runtime) for an exported model; auto
@@ -110,7 +134,12 @@ class Settings(BaseSettings):
     """Where the model runs; auto takes GPUs if there are any."""
 
     workers: Count = 1
-    """Worker processes, each with the whole model; on cuda each has a GPU of its own."""
+    """Worker processes of a model, each with the whole of it; on cuda each has a GPU of its own,
+    or GMA_GPU_SHARE of one."""
+
+    gpu_share: Annotated[float, Field(ge=0.01, le=1)] = 1
+    """Share of a GPU that each worker counts for: workers of several models with .5 go two to a
+    GPU. Nothing else divides it: its memory has to be enough for all."""
 
     gateways: Annotated[int, Field(ge=0)] = 0
     """Processes that speak HTTP and tokenize; 0 takes one for every two cores, at least two,
@@ -252,6 +281,12 @@ class Settings(BaseSettings):
                 "GMA_MAX_BYTES_IN_FLIGHT is less than GMA_MAX_DOCUMENT_BYTES: the largest document "
                 "would never be admitted"
             )
+        if self.models is not None and "checkpoint" in self.model_fields_set:
+            raise ValueError(
+                "GMA_CHECKPOINT and GMA_MODELS are both set: name that model in GMA_MODELS too"
+            )
+        if self.models == {}:
+            raise ValueError("GMA_MODELS names no model")
         if f"{self.path_prefix}/".startswith("/v1/"):
             raise ValueError("GMA_PATH_PREFIX begins as the service's own paths do, with /v1")
         if (self.key_documents_per_minute or self.key_bytes_per_day) and not self.api_keys_file:

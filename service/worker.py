@@ -33,12 +33,15 @@ LOST_AFTER = 8
 class Worker:
     """A runner, the engine that reads documents with it, and what is told of both."""
 
-    def __init__(self, runner: Runner, settings: Settings, *, fingerprint: str) -> None:
+    def __init__(self, runner: Runner, settings: Settings, *, fingerprint: str, name: str) -> None:
+        """`name`: the model's, under which it is counted."""
         self._runner = runner
+        self._name = name
         self._settings = settings
-        self._fingerprint = fingerprint
+        self.fingerprint = fingerprint
+        """Of the model."""
         self._kernels = KernelCache(settings.compile_cache, runner, fingerprint=fingerprint)
-        self._meter = Meter()
+        self._meter = Meter(name)
         self.engine = Engine(
             runner,
             max_waiting=settings.max_waiting_documents,
@@ -51,19 +54,20 @@ class Worker:
         self._watching: asyncio.Task[None] | None = None
 
     @classmethod
-    def load(cls, settings: Settings) -> Self:
-        """A worker with the model of `settings`. Raises ValueError or RuntimeError."""
-        folder = ModelFolder.of(settings)
+    def load(cls, settings: Settings, name: str | None = None) -> Self:
+        """A worker with the model of `settings`, which is called `name`, or else as its checkpoint
+        says. Raises ValueError or RuntimeError."""
+        name = name or ModelFolder.of(settings).config.name
         loaded = load(settings)
         runner = loaded.runner
         logger.info(
             "%s on %s in %s: %s",
-            folder.config.name,
+            name,
             runner.device,
             runner.dtype,
             runner.kernels,
         )
-        return cls(runner, settings, fingerprint=loaded.fingerprint)
+        return cls(runner, settings, fingerprint=loaded.fingerprint, name=name)
 
     async def start(self) -> None:
         """Warm up. Raises what the warm-up raises; there is no reading then."""
@@ -73,10 +77,11 @@ class Worker:
         metrics.COMPILATIONS.labels("warm-up").inc(compilations.new())
         self._kernels.record()
         runner = self._runner
-        metrics.SLOTS.set(runner.slots)
-        metrics.PAGES.set(runner.pages)
-        metrics.STATE_BYTES.set(runner.state_bytes)
-        metrics.WORKERS.labels(runner.backend, runner.device, runner.dtype).set(1)
+        name = self._name
+        metrics.SLOTS.labels(name).set(runner.slots)
+        metrics.PAGES.labels(name).set(runner.pages)
+        metrics.STATE_BYTES.labels(name).set(runner.state_bytes)
+        metrics.WORKERS.labels(name, runner.backend, runner.device, runner.dtype).set(1)
         self._watching = asyncio.create_task(
             metrics.watch(partial(self._report, compilations)), name="watch"
         )
@@ -85,8 +90,8 @@ class Worker:
         """Tell what has no event of its own."""
         metrics.COMPILATIONS.labels("serving").inc(compilations.new())
         queue = self.engine.queue()
-        metrics.TOKENS_WAITING.set(queue.tokens)
-        metrics.QUEUE_HEAD_SECONDS.set(queue.head_s)
+        metrics.TOKENS_WAITING.labels(self._name).set(queue.tokens)
+        metrics.QUEUE_HEAD_SECONDS.labels(self._name).set(queue.head_s)
         self._meter.memory = self._runner.memory()
         metrics.report_memory("worker", self._meter.memory)
 
@@ -138,7 +143,7 @@ class Worker:
             device=self._runner.device,
             dtype=self._runner.dtype,
             kernels=self._runner.kernels,
-            fingerprint=self._fingerprint,
+            fingerprint=self.fingerprint,
             rows=grid.rows,
             chunk_tokens=grid.chunk,
             slots=self._runner.slots,

@@ -44,6 +44,7 @@ SERVICE = (
     "tests/service/test_app_both_ways.py",
     "tests/service/batch/test_cluster.py",
     "tests/service/test_serve.py",
+    "tests/service/test_serve_models.py",
 )
 
 # Files that take longest. They are begun first, so that all processes end at about the same time.

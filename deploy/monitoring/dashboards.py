@@ -13,15 +13,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from gma.service.observe import metrics
+
 COLUMNS, WIDTH, HEIGHT = 3, 8, 7  # of Grafana's grid, which is 24 wide
 
 # What is chosen above the panels. Of namespaces one, for nothing is summed over several; on a
 # machine without Kubernetes there is none, and series have none.
-CHOICES = {"namespace": False, "job": True, "pod": True}
+CHOICES = {"namespace": False, "job": True, "pod": True, "model": True}
 """Labels by name, and whether all of their values may be chosen together."""
 
+OF_MODELS = {entry.name for entry in metrics.CATALOGUE if "model" in entry.labels}
+"""Metrics of which a model may be chosen; the others are of all."""
+
 SOURCE = {"type": "prometheus", "uid": "${datasource}"}
-CHOSEN = ",".join(f'{name}=~"${name}"' for name in CHOICES)
 
 
 @dataclass(frozen=True)
@@ -149,7 +153,11 @@ SERVICE = (
     Panel(
         "Warm workers",
         "short",
-        {"{{backend}} {{device}} {{dtype}}": "sum by (backend, device, dtype) (gma_workers)"},
+        {
+            "{{model}} {{backend}} {{device}} {{dtype}}": (
+                "sum by (model, backend, device, dtype) (gma_workers)"
+            )
+        },
     ),
 )
 
@@ -231,7 +239,8 @@ def dashboard(name: str) -> dict[str, Any]:
 
 
 def _choice(name: str, all_of_them: bool) -> dict[str, Any]:
-    metric = "gma_resident_memory_bytes" + '{namespace=~"$namespace"}' * (name != "namespace")
+    metric = "gma_workers" if name == "model" else "gma_resident_memory_bytes"
+    metric += '{namespace=~"$namespace"}' * (name != "namespace")
     return {
         "name": name,
         "type": "query",
@@ -246,11 +255,14 @@ def _choice(name: str, all_of_them: bool) -> dict[str, Any]:
 
 def chosen(expression: str) -> str:
     """An expression of those of our series alone that are chosen above the panels."""
-    return re.sub(
-        r"\b(gma_\w+)(\{)?",
-        lambda metric: f"{metric[1]}{{{CHOSEN}" + (",", "}")[metric[2] is None],
-        expression,
-    )
+
+    def with_choices(metric: re.Match[str]) -> str:
+        name = re.sub("_(bucket|sum|count)$", "", metric[1])
+        labels = [label for label in CHOICES if label != "model" or name in OF_MODELS]
+        chosen = ",".join(f'{label}=~"${label}"' for label in labels)
+        return f"{metric[1]}{{{chosen}" + (",", "}")[metric[2] is None]
+
+    return re.sub(r"\b(gma_\w+)(\{)?", with_choices, expression)
 
 
 def _panel(index: int, panel: Panel) -> dict[str, Any]:

@@ -8,25 +8,34 @@ import socket
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
-from gma.service.app.deployments import APPLICATION, GATEWAY, build
+from gma.service.app.deployments import APPLICATION, GATEWAY, build, build_gateways
+from gma.service.app.models_file import models_of
+from gma.service.app.placement import check_room, placed
 from gma.service.app.process import gateway_count
 from gma.service.app.ray import STOP_SIGNALS, count_gpus, lives, start_ray
 from gma.service.app.run import clear_dead, end_processes, parent_folder, run_folder
-from gma.service.app.start import StartError, cannot_listen, check, in_one_line, reason
+from gma.service.app.served_models import STATUS_S, ServedModels
+from gma.service.app.start import (
+    StartError,
+    cannot_listen,
+    check,
+    check_model,
+    in_one_line,
+    reason,
+)
 from gma.service.app.stderr import STDERR, shared_stderr
 from gma.service.http.port import bound, claimed
 from gma.service.observe import sharing
 from gma.service.settings import Settings
 
 if TYPE_CHECKING:
+    from ray.serve import Application as Bound
     from ray.serve.handle import DeploymentHandle
-
-STATUS_S = 0.1
 
 LOOK_S = 1.0
 """How often to look whether Ray lives."""
@@ -46,7 +55,7 @@ def serve_forever(settings: Settings) -> None:
     service is ready raises KeyboardInterrupt.
     """
     here = url(settings)
-    with StopSignals() as signals, running(settings):
+    with StopSignals() as signals, running(settings) as models:
         signals.expect()
         _say(
             f"Ready at {here}. Try: curl --data-binary @FILE -H 'Content-Type: text/plain' "
@@ -55,14 +64,20 @@ def serve_forever(settings: Settings) -> None:
         while not signals.wait(LOOK_S):
             if not lives():
                 raise StartError("Ray's own processes were ended: the service can't go on")
+            if models:
+                models.look()
         _say("Stopping: waiting for documents in flight. Once more to stop at once.")
         drain(settings.shutdown_timeout_s)
 
 
 @contextmanager
-def running(settings: Settings) -> Iterator[None]:
-    """The service on this machine, ready, for as long as the context lasts. Raises StartError."""
+def running(settings: Settings) -> Iterator[ServedModels | None]:
+    """The service on this machine, ready, for as long as the context lasts; and its models, if they
+    are named. Raises StartError."""
     check(settings)
+    own = _own(settings)
+    if not own:
+        check_model(settings)
     with ExitStack() as stack:
         with in_one_line():
             # First of all, for what a dead run left may have the port.
@@ -70,47 +85,61 @@ def running(settings: Settings) -> Iterator[None]:
             patience_s = CLEARED_S if cleared else 0.0
             stack.enter_context(_claim_port(settings.host, settings.port, patience_s=patience_s))
             folder = stack.enter_context(run_folder())
-            _start(settings, folder, stack)
-        yield
+            models = _start(settings, own, folder, stack)
+        yield models
 
 
-def _start(settings: Settings, folder: Path, stack: ExitStack) -> None:
-    """Start all of it in a private folder; `stack` is to end it."""
+def _own(settings: Settings) -> dict[str, Settings]:
+    """By name, what each model runs with, if they are named. Raises StartError."""
+    own = models_of(settings) if settings.models else {}
+    for name, each in own.items():
+        try:
+            check_model(each)
+        except StartError as error:
+            raise StartError(f"{name}: {error}") from error
+    return own
+
+
+def _start(
+    settings: Settings, own: Mapping[str, Settings], folder: Path, stack: ExitStack
+) -> ServedModels | None:
+    """Start all of it in a private folder; `stack` is to end it. `own`: what each model runs with,
+    if they are named."""
     gpus = count_gpus()
-    paths = {name: value for name, value in settings if isinstance(value, Path)}
     metrics = (settings.metrics_dir or folder / "metrics").absolute()
-    settings = settings.model_copy(
-        update={
-            "device": device_of(settings, gpus),
-            # The processes are in another folder.
-            **{name: path.absolute() for name, path in paths.items()},
-            "metrics_dir": metrics,
-        }
-    )
+    # A device is a model's, and gateways need none.
+    device = {"device": "cpu"} if own else {}
+    shared = settings.model_copy(update={"metrics_dir": metrics})
+    settings = placed(shared.model_copy(update=device), gpus)
+    check_room([placed(each, gpus) for each in own.values()], gpus)
     _clear_metrics(metrics)
     stack.enter_context(shared_stderr(folder / STDERR))
+    models = ServedModels(shared, gpus, folder) if own else None
     # Ray leaves some of its processes to end when they notice.
     stack.callback(end_processes, folder)
     stack.callback(_stop_ray)
-    start_ray(gateway_count(settings) + settings.workers, gpus, folder)
+    workers = sum(each.workers for each in own.values()) or settings.workers
+    start_ray(gateway_count(settings) + workers, gpus, folder)
     from ray import serve
 
     serve.start(proxy_location="Disabled")
-    deploy(settings, folder)
+    if models:
+        models.start()
+        deploy(build_gateways(settings, run=folder))
+    else:
+        deploy(build(settings, run=folder))
     try:
-        _ask_gateways("ready", timeout_s=REACHED_S)
+        _ask_gateways("ready", [*own], timeout_s=REACHED_S)
     except TimeoutError:
         raise StartError(f"no worker was reached within {REACHED_S:g} s") from None
+    return models
 
 
-def deploy(settings: Settings, run: Path, *, name: str = APPLICATION) -> None:
-    """Add the application to a running Serve, and wait until it listens. Raises StartError.
-
-    `run` is the folder of the run, on which its processes depend.
-    """
+def deploy(bound: Bound, *, name: str = APPLICATION) -> None:
+    """Add an application to a running Serve, and wait until it is ready. Raises StartError."""
     from ray import serve
 
-    target = serve.RunTarget(build(settings, run=run), name=name, route_prefix=None)
+    target = serve.RunTarget(bound, name=name, route_prefix=None)
     # Serve itself would look once a second.
     serve.run_many([target], wait_for_applications_running=False)
     while (found := serve.status().applications[name]).status in ("NOT_STARTED", "DEPLOYING"):
@@ -131,7 +160,7 @@ def url(settings: Settings) -> str:
     return f"http://{host}:{settings.port}"
 
 
-def _ask_gateways(method: str, *, timeout_s: float) -> None:
+def _ask_gateways(method: str, *arguments: object, timeout_s: float) -> None:
     """Call a method of every gateway, and wait until all have returned. Raises TimeoutError.
 
     Not in Serve's threads: after an interruption they would wait on, and this process for them.
@@ -141,7 +170,7 @@ def _ask_gateways(method: str, *, timeout_s: float) -> None:
     async def ask(gateways: DeploymentHandle[Any]) -> None:
         # An interruption cancels the calls, which are then nobody's, and would be told in length.
         asyncio.get_running_loop().set_exception_handler(lambda *_: None)
-        await gateways.broadcast(method).results_async(timeout_s=timeout_s)
+        await gateways.broadcast(method, *arguments).results_async(timeout_s=timeout_s)
 
     asyncio.run(ask(serve.get_deployment_handle(GATEWAY, APPLICATION)))
 
@@ -150,21 +179,6 @@ def _stop_ray() -> None:
     import ray
 
     ray.shutdown()
-
-
-def device_of(settings: Settings, gpus: int) -> str:
-    """Where models are to run, cpu or cuda, on a machine with so many GPUs.
-
-    Raises StartError with fewer of them than workers, and for settings that are for the other.
-    """
-    on_gpu = settings.device == "cuda" or (settings.device == "auto" and gpus > 0)
-    if on_gpu and gpus < settings.workers:
-        raise StartError(f"{settings.workers} workers on cuda need as many GPUs; there are {gpus}")
-    try:
-        settings.check_device(on_gpu=on_gpu)
-    except ValueError as error:
-        raise StartError(str(error)) from error
-    return "cuda" if on_gpu else "cpu"
 
 
 def _clear_metrics(folder: Path) -> None:

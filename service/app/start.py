@@ -24,11 +24,18 @@ class StartError(Exception):
 def check(settings: Settings) -> None:
     """Raises StartError for files that can't be used, which a replica would tell less well."""
     try:
-        ModelFolder.of(settings)
         if settings.api_keys_file:
             Keys.load(settings.api_keys_file)
         traces.check()
         store_of(settings)
+    except ValueError as error:
+        raise StartError(str(error)) from error
+
+
+def check_model(settings: Settings) -> None:
+    """Raises StartError for a model's folder that can't be used."""
+    try:
+        ModelFolder.of(settings)
     except ValueError as error:
         raise StartError(str(error)) from error
 

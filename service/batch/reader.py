@@ -18,6 +18,7 @@ from gma.service.errors import Empty, NotUtf8, StepFailed, TooLong
 from gma.service.gateway import contract
 from gma.service.gateway.document import Document
 from gma.service.gateway.gateway import Gateway
+from gma.service.gateway.model import Model, Models
 from gma.service.link.client import OpenDocument, WorkerInfo
 from gma.service.model_folder import ModelFolder
 from gma.service.runners.loading import Loaded
@@ -63,9 +64,8 @@ class Reader:
             observer=self._steps,
         )
         folder = ModelFolder.of(settings)
-        self._gateway = Gateway(
-            settings, folder.config, Tokenizer.load(folder.tokenizer), _Here(self._engine)
-        )
+        self._model = Model(folder.config, Tokenizer.load(folder.tokenizer), _Here(self._engine))
+        self._gateway = Gateway(settings, Models(self._model))
         self._places = asyncio.Semaphore(at_once)
         self._turn = asyncio.Lock()
         self._disk = ThreadPoolExecutor(4, thread_name_prefix="read")
@@ -121,7 +121,7 @@ class Reader:
             return _unread(record, options, record.error)
         text = _Text(self, record, moved)
         wanted = contract.Options(top_k=options.top_k, evidence=options.evidence)
-        document = Document(self._gateway, record.id, wanted)
+        document = Document(self._gateway, self._model, record.id, wanted)
         try:
             finding = await document.classify(text.pieces(), began=0.0, stages=[])
         except (Empty, NotUtf8, TooLong, FileNotFoundError, PermissionError) as error:

@@ -20,6 +20,7 @@ from gma.service.cli.options import (
     DeviceOption,
     JsonOption,
     KeyFileOption,
+    ModelOption,
     TextOption,
     TopKOption,
     UrlOption,
@@ -71,6 +72,7 @@ def classify(
         int | None, typer.Option(min=1, help="Tokens of a text to read at most. [default: all]")
     ] = None,
     url: UrlOption = None,
+    model: ModelOption = None,
     key_file: KeyFileOption = None,
     text: TextOption = "text",
     as_text: Annotated[
@@ -91,7 +93,7 @@ def classify(
     With --evidence a table has a strip of each label, the text from its beginning to its end, and
     the passages follow that speak most for the labels that are there.
 
-    With --url a service reads the texts, with its own model.
+    With --url a service reads the texts, with its own models.
 
     \b
     Examples:
@@ -113,15 +115,16 @@ def classify(
         max_tokens=max_tokens,
     )
     if url is None:
-        if key_file:
-            raise typer.BadParameter("it is for a service: needs --url", param_hint="--key-file")
+        for name, given in (("--key-file", key_file), ("--model", model)):
+            if given:
+                raise typer.BadParameter("it is for a service: needs --url", param_hint=name)
         found_in, pooling = _here(checkpoint, device, options)
     else:
         for name in ("checkpoint", "device"):
             source = context.get_parameter_source(name)
             if source and source.name == "COMMANDLINE":
                 raise typer.BadParameter("the service has its own", param_hint=f"--{name}")
-        found_in, pooling = _there(context, url, api_key(key_file), options)
+        found_in, pooling = _there(context, url, api_key(key_file), model, options)
     failed = False
     for document in _documents(files, text, as_text=as_text, again=quoting):
         try:
@@ -170,7 +173,7 @@ def _here(
 
 
 def _there(
-    context: typer.Context, url: str, key: str | None, options: Options
+    context: typer.Context, url: str, key: str | None, model: str | None, options: Options
 ) -> tuple[FoundIn, Callable[[], Pooling]]:
     from gma.service.client.blocking import Client
     from gma.service.client.error import ServiceError
@@ -181,18 +184,18 @@ def _there(
     def found_in(document: Document) -> Finding:
         try:
             if document.line is not None:
-                finding = client.finding(b"".join(document.pieces()), **options)
+                finding = client.finding(b"".join(document.pieces()), model=model, **options)
             else:
                 source = document.file if document.file.is_file() else document.pieces()
                 with bar(str(document.file)) as moved:
-                    finding = client.finding(source, progress=moved, **options)
+                    finding = client.finding(source, progress=moved, model=model, **options)
         except ServiceError as error:
             where = "" if document.line is None else f"{document}: "
             raise ValueError(f"{where}{error}") from None
         del finding["timing_ms"]  # type: ignore[misc]  # what is found is the same anywhere
         return finding
 
-    return found_in, lambda: client.info()["pooling"]
+    return found_in, lambda: client.info(model)["pooling"]
 
 
 class Document(NamedTuple):

@@ -60,6 +60,12 @@ UrlOption = Annotated[
 ServiceOption = Annotated[
     str, typer.Option("--url", metavar="URL", help="Of the service: http://HOST:PORT")
 ]
+ModelOption = Annotated[
+    str | None,
+    typer.Option(
+        "--model", metavar="NAME", help="Which of the service's models. [default: its only one]"
+    ),
+]
 KeyFileOption = Annotated[
     Path | None,
     typer.Option(

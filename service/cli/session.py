@@ -15,6 +15,7 @@ from gma.service.cli.options import (
     LABELS_IN_TABLE,
     JsonOption,
     KeyFileOption,
+    ModelOption,
     ServiceOption,
     TopKOption,
     api_key,
@@ -39,7 +40,7 @@ session = typer.Typer(
 
 
 @session.command()
-def create(url: ServiceOption, key_file: KeyFileOption = None) -> None:
+def create(url: ServiceOption, model: ModelOption = None, key_file: KeyFileOption = None) -> None:
     """Begin an empty document, and print its id.
 
     \b
@@ -49,7 +50,7 @@ def create(url: ServiceOption, key_file: KeyFileOption = None) -> None:
       gma session answer --url http://127.0.0.1:8000 $id
     """
     with _client(url, key_file) as client:
-        typer.echo(client.session().id)
+        typer.echo(client.session(model=model).id)
 
 
 @session.command()

@@ -114,17 +114,19 @@ class Client:
             self._client.batch(documents, in_order=in_order, deadline_s=deadline_s, **options)
         )
 
-    def info(self) -> contract.Info:
-        """What runs there: model, labels, limits, versions."""
-        return self._loop.call(self._client.info())
+    def info(self, model: str | None = None) -> contract.Info:
+        """What runs there, as `AsyncClient.info` tells it."""
+        return self._loop.call(self._client.info(model))
 
     def health(self) -> bool:
         """Whether documents are answered, as `AsyncClient.health` does."""
         return self._loop.call(self._client.health())
 
-    def session(self, name: str | None = None, /) -> Session:
-        """Begin a document that stays open, or return to one by its `Session.id`."""
-        return Session(self._loop.call(self._client.session(name)), self._loop, self)
+    def session(self, name: str | None = None, /, *, model: str | None = None) -> Session:
+        """Begin a document that stays open, which `model` is to read, or return to one by its
+        `Session.id`."""
+        begun = self._loop.call(self._client.session(name, model=model))
+        return Session(begun, self._loop, self)
 
     def resume(self, snapshot: bytes) -> Session:
         """Begin a session where another was when `Session.snapshot` was asked for."""

@@ -163,9 +163,11 @@ class AsyncClient:
         finally:
             exchange.close()
 
-    async def info(self) -> contract.Info:
-        """What runs there: model, labels, limits, versions."""
-        told: contract.Info = json.loads(await self.ask(Request("GET", "/info")))
+    async def info(self, model: str | None = None) -> contract.Info:
+        """What runs there: model, labels, limits, versions. Where there are several models, and
+        none is named, their names are in `models`, and of each there is nothing."""
+        request = Request("GET", "/info", query=query(model=model))
+        told: contract.Info = json.loads(await self.ask(request))
         return told
 
     async def health(self) -> bool:
@@ -181,13 +183,16 @@ class AsyncClient:
             return False
         return True
 
-    async def session(self, name: str | None = None, /) -> AsyncSession:
-        """Begin a document that stays open, or return to one by its `AsyncSession.id`.
+    async def session(
+        self, name: str | None = None, /, *, model: str | None = None
+    ) -> AsyncSession:
+        """Begin a document that stays open, which `model` is to read, or return to one by its
+        `AsyncSession.id`.
 
         Raises ServiceError for a session that is not there, or no longer.
         """
         if name is None:
-            return await AsyncSession.begin(self)
+            return await AsyncSession.begin(self, model=model)
         return await AsyncSession.at(self, name)
 
     async def resume(self, snapshot: bytes) -> AsyncSession:

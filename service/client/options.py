@@ -8,6 +8,8 @@ from typing import TypedDict
 class Options(TypedDict, total=False):
     """How a document is to be answered; what an older service does not know it refuses."""
 
+    model: str | None
+    """Which model of the service is to read it; one alone need not be named."""
     top_k: int | None
     """List the scores of the best so many labels; of all by default."""
     evidence: bool
@@ -20,6 +22,7 @@ class Options(TypedDict, total=False):
 
 def query(
     *,
+    model: str | None = None,
     top_k: int | None = None,
     evidence: bool = False,
     components: bool = False,
@@ -27,9 +30,14 @@ def query(
 ) -> dict[str, str]:
     """The parameters of a request. Raises TypeError for an option that there is not."""
     given = {
+        "model": model,
         "top_k": top_k,
         "evidence": evidence or None,
         "components": components or None,
         "max_tokens": max_tokens,
     }
-    return {name: str(value).lower() for name, value in given.items() if value is not None}
+    return {
+        name: value if isinstance(value, str) else str(value).lower()
+        for name, value in given.items()
+        if value is not None
+    }

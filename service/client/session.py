@@ -48,11 +48,14 @@ class AsyncSession:
         self._path = f"{SESSIONS}/{quote(name, safe='')}"
 
     @classmethod
-    async def begin(cls, service: Service, snapshot: bytes | None = None) -> Self:
+    async def begin(
+        cls, service: Service, snapshot: bytes | None = None, *, model: str | None = None
+    ) -> Self:
         """A new one, empty or where another was when its `snapshot` was made."""
         headers = {} if snapshot is None else {"Content-Type": "application/octet-stream"}
         upload = None if snapshot is None else Upload(snapshot)
-        told = await service.ask(Request("POST", SESSIONS, upload, headers=headers))
+        request = Request("POST", SESSIONS, upload, query(model=model), headers)
+        told = await service.ask(request)
         return cls._told(service, told)
 
     @classmethod

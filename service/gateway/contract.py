@@ -28,10 +28,16 @@ Amount = Annotated[int, Field(ge=1, lt=2**31), BeforeValidator(_digits)]
 Offset = Annotated[int, Field(ge=0, lt=2**63), BeforeValidator(_digits)]
 
 
+ModelName = Annotated[str, Field(max_length=256, description="as GET /v1/models tells it")]
+
+
 class Options(BaseModel):
     """How a document is to be answered."""
 
     model_config = ConfigDict(extra="forbid", use_attribute_docstrings=True)
+
+    model: ModelName | None = None
+    """Which model is to read it, as GET /v1/models names them; one alone need not be named."""
 
     top_k: Amount | None = None
     """List the scores of the best so many labels; of all by default."""
@@ -319,10 +325,10 @@ class Limits(TypedDict):
     min_upload_rate: Annotated[int, Field(description="bytes a second, over the idle timeout")]
 
 
-class Info(WorkerInfo):
-    """What runs here."""
+class ModelInfo(TypedDict):
+    """What a model is."""
 
-    model: str
+    model: Annotated[str, Field(description="its name")]
     labels: list[str]
     multi_label: Annotated[
         bool, Field(description="a document has any number of the labels, each scored by itself")
@@ -349,4 +355,36 @@ class Info(WorkerInfo):
         ),
     ]
     workers: Annotated[int, Field(description="that this gateway knows of now")]
+
+
+ModelNames = Annotated[list[str], Field(description="of all that this service has")]
+
+
+class Info(ModelInfo, WorkerInfo):
+    """What runs here."""
+
+    models: ModelNames
     limits: Limits
+
+
+class SeveralInfo(TypedDict):
+    """What runs here, where there are several models and none was named."""
+
+    models: ModelNames
+    limits: Limits
+
+
+class ListedModel(ModelInfo):
+    """A model of a list."""
+
+    id: Annotated[str, Field(description="its name too, as OpenAI's clients look for it")]
+    object: Literal["model"]
+    owned_by: str
+    limits: Limits
+
+
+class ModelList(TypedDict):
+    """The models that this service has."""
+
+    object: Literal["list"]
+    data: list[ListedModel]

@@ -23,9 +23,9 @@ from gma.service.gateway.answers import answered, usage_of, verdict
 from gma.service.gateway.contract import Answer, Options, ProgressEvent, Timing
 from gma.service.gateway.evidence import Evidence, Ruler
 from gma.service.gateway.gateway import Gateway
+from gma.service.gateway.model import Model
 from gma.service.gateway.scores import scores
 from gma.service.link.client import OpenDocument
-from gma.service.observe import metrics
 from gma.service.observe.traces import Stage
 from gma.service.tasks import guarded
 
@@ -53,15 +53,22 @@ class Document:
     """One document: it is classified once."""
 
     def __init__(
-        self, gateway: Gateway, name: str, options: Options, *, patient: bool = False
+        self,
+        gateway: Gateway,
+        model: Model,
+        name: str,
+        options: Options,
+        *,
+        patient: bool = False,
     ) -> None:
-        """`name` is unique among all gateways. One that is `patient` waits for a worker that has
-        room."""
+        """`model` reads it, whatever `options` say of that. `name` is unique among all gateways.
+        One that is `patient` waits for a worker that has room."""
         self._gateway = gateway
+        self._model = model
         self._name = name
         self._options = options
         self._patient = patient
-        self._stream = gateway.tokenizer.stream()
+        self._stream = model.tokenizer.stream()
         self._ruler, self._row_ruler = Ruler(), Ruler()  # rows are told later than read
         self._evidence = Evidence(gateway.settings.max_evidence_spans)
         self._progress = Progress(0, 0, np.zeros(0), None, 0.0, 0.0, 0.0, done=False)
@@ -124,7 +131,7 @@ class Document:
     async def _open(self, opening: Opening) -> OpenDocument:
         while True:
             try:
-                return await self._gateway.workers.open(opening)
+                return await self._model.workers.open(opening)
             except Overloaded:
                 if not self._patient:
                     raise
@@ -168,7 +175,7 @@ class Document:
             if len(tokens) or last:
                 self._handed_at = self._handed_at or time.monotonic()
                 self._tokens += len(tokens)
-                sizes = self._gateway.token_bytes[tokens]
+                sizes = self._model.token_bytes[tokens]
                 self._ruler.extend(sizes)
                 if self._options.evidence:
                     self._row_ruler.extend(sizes)
@@ -196,8 +203,7 @@ class Document:
         ended = time.monotonic()
         self._tokenized = self._tokenized[0] if self._tokenized else began, ended
         self._tokenize_s += ended - began
-        metrics.TOKENIZED_BYTES.inc(len(piece))
-        metrics.TOKENIZER_SECONDS.inc(ended - began)
+        self._model.tokenized(len(piece), ended - began)
         return tokens
 
     async def _follow(self, opened: OpenDocument, on_progress: Listener | None) -> None:
@@ -221,7 +227,7 @@ class Document:
                 self._evidence.add(tokens, self._row_ruler.advance(tokens), weight, share)
 
     def _event(self) -> ProgressEvent:
-        config, progress = self._gateway.config, self._progress
+        config, progress = self._model.config, self._progress
         event = ProgressEvent(event="progress", bytes=self._bytes_read, tokens=progress.tokens)
         if config.causal:
             found = scores(progress.logits, config.multi_label)
@@ -233,7 +239,7 @@ class Document:
     def _answer(self, began: float) -> Answer:
         progress = self._progress
         return answered(
-            self._gateway.config,
+            self._model.config,
             progress.logits,
             usage_of(self._bytes_read, progress.tokens, progress.chunks, progress.usage),
             self._evidence.shares,
@@ -250,13 +256,12 @@ class Document:
 
     def _measure(self) -> None:
         """Count the document, now that it is done."""
-        metrics.DOCUMENT_BYTES.inc(self._bytes_read)
-        metrics.TOKENIZE_SECONDS.observe(self._tokenize_s)
-        metrics.QUEUE_SECONDS.observe(self._progress.queue_s)
-        metrics.COMPUTE_SECONDS.observe(self._progress.compute_s)
-        seconds = self._progress.queue_s + self._progress.compute_s
-        self._gateway.admission.read(self._progress.tokens, seconds)
-        self._gateway.predictions.count(self._progress.logits)
+        progress = self._progress
+        self._model.answered(
+            self._bytes_read, self._tokenize_s, progress.queue_s, progress.compute_s
+        )
+        self._gateway.admission.read(progress.tokens, progress.queue_s + progress.compute_s)
+        self._model.predictions.count(progress.logits)
 
 
 async def feed(opened: OpenDocument, tokens: AsyncGenerator[tuple[Tokens, bool]]) -> None:

@@ -13,19 +13,13 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import TypeVar
 
-import numpy as np
-
-from gma.model.config import ModelConfig
-from gma.model.tokenizer import Tokenizer
 from gma.service import heap
 from gma.service.cores import cores_for
 from gma.service.errors import ServiceError
 from gma.service.gateway.admission import Admission
 from gma.service.gateway.contract import Info, Limits
-from gma.service.gateway.predictions import Predictions
+from gma.service.gateway.model import Model, Models
 from gma.service.gateway.spending import Spending
-from gma.service.link.client import WorkerClient
-from gma.service.link.lasting import LastingWorkers
 from gma.service.observe import metrics
 from gma.service.observe.memory import Memory, resident_memory
 from gma.service.sessions.choice import store_of
@@ -42,14 +36,12 @@ SWEEP_S = 60.0
 
 
 class Gateway:
-    """A model's description and tokenizer, the workers that run it, and what is in flight."""
+    """The models, and what documents share whichever of them reads them."""
 
     def __init__(
         self,
         settings: Settings,
-        config: ModelConfig,
-        tokenizer: Tokenizer,
-        workers: WorkerClient,
+        models: Models,
         *,
         threads: int | None = None,
         gateways: int = 1,
@@ -59,44 +51,31 @@ class Gateway:
         Raises ValueError if the store of sessions can't be used.
         """
         self.settings = settings
-        self.config = config
-        self.tokenizer = tokenizer
-        lengths = tokenizer.byte_lengths
-        # As narrow as they may be: they are kept for each token of a whole document.
-        self.token_bytes = lengths.astype(np.min_scalar_type(int(lengths.max())))
-        """(vocab_size,): the bytes of each token."""
-        self.workers = LastingWorkers(workers)
+        self.models = models
         self.admission = Admission(settings, Spending(gateways))
-        self.predictions = Predictions(config)
         self.store = store_of(settings)
         self._threads = ThreadPoolExecutor(cores_for(settings), thread_name_prefix="small")
         self._large = ThreadPoolExecutor(
             threads or cores_for(settings), thread_name_prefix="tokenize"
         )
 
-    async def info(self) -> Info:
-        """What runs here. Raises NotReady without a worker."""
-        settings = self.settings
-        worker = await self.workers.info()
+    async def info(self, model: Model) -> Info:
+        """What a model is, and runs on. Raises NotReady without a worker."""
+        worker = await model.workers.info()
         worker["sessions"] = worker["sessions"] and self.store is not None
-        least = self.config.least_scores
-        return Info(
-            model=self.config.name,
-            labels=list(self.config.labels),
-            multi_label=self.config.multi_label,
-            thresholds=None if least is None else list(least),
-            pooling=self.config.pooling,
-            causal=self.config.causal,
-            workers=self.workers.count,
-            limits=Limits(
-                max_document_bytes=settings.max_document_bytes,
-                max_bytes_in_flight=settings.max_bytes_in_flight,
-                max_documents_in_flight=settings.max_documents_in_flight,
-                max_evidence_spans=settings.max_evidence_spans,
-                idle_timeout_s=settings.idle_timeout_s,
-                min_upload_rate=settings.min_upload_rate,
-            ),
-            **worker,
+        return Info(**model.info, models=self.models.names, limits=self.limits, **worker)
+
+    @property
+    def limits(self) -> Limits:
+        """What documents may be, whichever model reads them."""
+        settings = self.settings
+        return Limits(
+            max_document_bytes=settings.max_document_bytes,
+            max_bytes_in_flight=settings.max_bytes_in_flight,
+            max_documents_in_flight=settings.max_documents_in_flight,
+            max_evidence_spans=settings.max_evidence_spans,
+            idle_timeout_s=settings.idle_timeout_s,
+            min_upload_rate=settings.min_upload_rate,
         )
 
     async def in_thread(self, function: Callable[[], T], *, large: bool = False) -> T:

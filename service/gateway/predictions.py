@@ -26,7 +26,7 @@ class Predictions:
         names += [OTHER] if len(config.labels) > MOST_LABELS else []
         names += [NONE] if config.least_scores is not None else []
         # From 0 on, or the first of a label is no increase.
-        self._of = {name: metrics.PREDICTION_SCORE.labels(name) for name in names}
+        self._of = {name: metrics.PREDICTION_SCORE.labels(config.name, name) for name in names}
 
     def count(self, logits: NDArray[np.float64]) -> None:
         """Count an answered document, whose logits, (labels,), these are."""

@@ -18,8 +18,8 @@ from gma.service.errors import NotUtf8, UnknownDocument
 from gma.service.gateway.document import SMALL_BYTES, TINY_BYTES, Pieces, feed
 from gma.service.gateway.evidence import Evidence, Ruler, Share
 from gma.service.gateway.gateway import Gateway
+from gma.service.gateway.model import Model
 from gma.service.link.client import OpenDocument
-from gma.service.observe import metrics
 from gma.service.sessions.session import Session, sums_of
 from gma.service.tasks import guarded
 
@@ -30,14 +30,17 @@ LONGEST_CHARACTER = 4
 class Reading:
     """One append: it is read once."""
 
-    def __init__(self, gateway: Gateway, name: str, before: Session, *, evidence: bool) -> None:
+    def __init__(
+        self, gateway: Gateway, model: Model, name: str, before: Session, *, evidence: bool
+    ) -> None:
         """`name` is unique among all gateways."""
         self._gateway = gateway
+        self._model = model
         self._name = name
         self._before = before
         self._offset = before.offset
         self._consumed = before.offset - len(before.pending)  # bytes, of tokens and of a mark
-        self._stream = gateway.tokenizer.stream(before.pending, self._consumed)
+        self._stream = model.tokenizer.stream(before.pending, self._consumed)
         self._tail: deque[Tokens] = deque([before.tail])
         self._certain = len(before.tail)
         """Tokens of `before.tail`, and of all that came since, as far as they are certain."""
@@ -101,7 +104,7 @@ class Reading:
         begin = self._stream.pending + piece
         try:
             if not self._consumed and _marked(begin):
-                self._stream = self._gateway.tokenizer.stream(offset=len(BOM_UTF8))
+                self._stream = self._model.tokenizer.stream(offset=len(BOM_UTF8))
                 self._ruler.skip(len(BOM_UTF8))
                 certain = self._stream.feed(begin[len(BOM_UTF8) :])
             else:
@@ -111,8 +114,7 @@ class Reading:
         self._consumed = self._offset - len(self._stream.pending)
         spent = time.monotonic() - began
         self.tokenize_s += spent
-        metrics.TOKENIZED_BYTES.inc(len(piece))
-        metrics.TOKENIZER_SECONDS.inc(spent)
+        self._model.tokenized(len(piece), spent)
         return certain
 
     def _remember(self, certain: Tokens) -> None:
@@ -125,7 +127,7 @@ class Reading:
 
     def _measured(self, tokens: Tokens) -> Tokens:
         if self._wants_evidence:
-            self._ruler.extend(self._gateway.token_bytes[tokens])
+            self._ruler.extend(self._model.token_bytes[tokens])
         return tokens
 
     async def _read(
@@ -142,7 +144,7 @@ class Reading:
             keep_tokens=1,
             steady=True,
         )
-        with closing(await self._gateway.workers.open(opening)) as opened:
+        with closing(await self._model.workers.open(opening)) as opened:
             feeding = opened.feed(first, last=True) if last else feed(opened, tokens)
             await guarded(self._follow(opened), by=feeding)
 
@@ -186,7 +188,7 @@ class Reading:
         return tokens[len(tokens) - count :]
 
     def _bytes_of(self, tokens: Tokens) -> int:
-        return int(self._gateway.token_bytes[tokens].sum(dtype=np.int64))
+        return int(self._model.token_bytes[tokens].sum(dtype=np.int64))
 
 
 def _marked(begin: bytes) -> bool:

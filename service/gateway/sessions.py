@@ -37,6 +37,7 @@ from gma.service.gateway.contract import (
 from gma.service.gateway.document import Pieces, milliseconds
 from gma.service.gateway.evidence import Share
 from gma.service.gateway.gateway import Gateway
+from gma.service.gateway.model import Model
 from gma.service.gateway.reading import Reading
 from gma.service.observe import metrics
 from gma.service.sessions.session import Session, session_of, snapshot_of
@@ -79,18 +80,21 @@ class Sessions:
         self._ttl_s = gateway.settings.session_ttl_s
         self._threads = ThreadPoolExecutor(STORE_THREADS, thread_name_prefix="sessions")
 
-    async def create(self, owner: str) -> SessionState:
+    async def create(self, owner: str, model: Model) -> SessionState:
         """A new session, of which nothing was read."""
-        self.check()
-        return await self._new(owner, Session(await self._model()), "created")
+        self.check(model)
+        session = Session(await model.fingerprint(), model.name)
+        return await self._new(owner, session, "created")
 
-    async def resume(self, owner: str, snapshot: bytes) -> SessionState:
-        """A new session that goes on from a snapshot. Raises BadSnapshot."""
-        self.check()
+    async def resume(self, owner: str, snapshot: bytes, model: Model | None = None) -> SessionState:
+        """A new session that goes on from a snapshot, with `model`, or else with that which it was
+        taken of. Raises BadSnapshot."""
         session = await self._in_store(lambda _: session_of(snapshot, self._secret))
-        if session.model != await self._model():
+        model = model or await self._gateway.models.having(session.model, session.name)
+        if model is None or session.model != await model.fingerprint():
             raise BadSnapshot("the snapshot is of another model than runs here")
-        return await self._new(owner, session, "resumed")
+        self.check(model)
+        return await self._new(owner, session._replace(name=model.name), "resumed")
 
     async def append(
         self,
@@ -109,14 +113,15 @@ class Sessions:
         stored, session = await self._found(place)
         if offset != session.offset:
             raise WrongOffset(session.offset)
+        model = await self._model(session)
         name = f"{session_id[:8]}/{uuid.uuid4().hex}"
-        reading = Reading(self._gateway, name, session, evidence=options.evidence)
+        reading = Reading(self._gateway, model, name, session, evidence=options.evidence)
         session = await reading.read(pieces)
         # One that began in time counts, however long it took.
         after = await self._replaced(place, stored, session)
         if after is None:
             raise WrongOffset((await self._found(place))[1].offset)
-        self._measure(reading, session, session.offset - offset)
+        self._measure(model, reading, session.offset - offset)
         timing = Timing(
             queue=milliseconds(reading.queue_s),
             tokenize=milliseconds(reading.tokenize_s),
@@ -124,7 +129,7 @@ class Sessions:
             total=milliseconds(time.monotonic() - began),
         )
         shares = reading.shares() if options.evidence else []
-        answer = partial(self._answer, place, after, session, options, shares)
+        answer = partial(self._answer, model, place, after, session, options, shares)
         found = await self._gateway.in_thread(answer) if options.evidence else answer()
         found["timing_ms"] = timing
         return found
@@ -133,7 +138,7 @@ class Sessions:
         """The document's answer so far."""
         place = Place.of(owner, session_id)
         stored, session = await self._found(place)
-        return self._answer(place, stored, session, options, [])
+        return self._answer(await self._model(session), place, stored, session, options, [])
 
     async def fork(self, owner: str, session_id: str) -> SessionState:
         """A new session with the same past."""
@@ -156,9 +161,10 @@ class Sessions:
         await self._in_store(delete)
         metrics.SESSIONS.labels("deleted").inc()
 
-    def check(self) -> None:
-        """Raises NoSessions where there can't be any."""
-        if not self._gateway.config.causal:
+    def check(self, model: Model | None = None) -> None:
+        """Raises NoSessions where there can't be any, or not of `model`."""
+        models = [model] if model else [*self._gateway.models]
+        if models and not any(each.config.causal for each in models):
             raise NoSessions(
                 "a bidirectional model reads whole documents, and has no answer so far: send them "
                 "to /v1/documents"
@@ -178,8 +184,14 @@ class Sessions:
     def _secret(self) -> bytes:
         return self._store.secret()
 
-    async def _model(self) -> str:
-        return (await self._gateway.workers.info())["fingerprint"]
+    async def _model(self, session: Session) -> Model:
+        """Raises SessionGone if it is no longer there."""
+        model = await self._gateway.models.having(session.model, session.name)
+        if model is None:
+            raise SessionGone(
+                "the session was read by another model than runs here now: make a new one"
+            )
+        return model
 
     async def _new(self, owner: str, session: Session, event: str) -> SessionState:
         place, expires_at = Place.new(owner), self._expires_at()
@@ -238,13 +250,14 @@ class Sessions:
 
     def _answer(
         self,
+        model: Model,
         place: Place,
         stored: Stored,
         session: Session,
         options: SessionOptions,
         shares: list[Share],
     ) -> SessionAnswer:
-        config = self._gateway.config
+        config = model.config
         usage = usage_of(session.read_bytes, session.tokens, session.chunks, None)
         if not len(session.logits):
             found = Finding(model=config.name, scores=[], usage=usage)
@@ -260,12 +273,9 @@ class Sessions:
         state = _state(place, stored, session)
         return SessionAnswer(**state, **found)  # type: ignore[typeddict-item]  # not truncated
 
-    def _measure(self, reading: Reading, session: Session, size: int) -> None:
+    def _measure(self, model: Model, reading: Reading, size: int) -> None:
         metrics.SESSIONS.labels("appended").inc()
-        metrics.DOCUMENT_BYTES.inc(size)
-        metrics.TOKENIZE_SECONDS.observe(reading.tokenize_s)
-        metrics.QUEUE_SECONDS.observe(reading.queue_s)
-        metrics.COMPUTE_SECONDS.observe(reading.compute_s)
+        model.answered(size, reading.tokenize_s, reading.queue_s, reading.compute_s)
 
 
 @contextmanager

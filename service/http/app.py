@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-import math
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
 from importlib.metadata import version
 
@@ -18,10 +17,18 @@ from starlette.responses import Response
 from starlette.routing import Match, Route
 
 from gma.model.config import Place, dotted, problems
-from gma.service.errors import MethodNotAllowed, NotFound, NotReady, ShuttingDown, Validation
+from gma.service.errors import MethodNotAllowed, NotFound, Validation
 from gma.service.gateway.allowance import Allowance
-from gma.service.gateway.contract import Health, Info
+from gma.service.gateway.contract import (
+    Health,
+    Info,
+    ListedModel,
+    ModelList,
+    ModelName,
+    SeveralInfo,
+)
 from gma.service.gateway.gateway import Gateway
+from gma.service.gateway.model import Model
 from gma.service.gateway.sessions import Sessions
 from gma.service.http import protocols
 from gma.service.http.auth import Authorized
@@ -30,14 +37,16 @@ from gma.service.http.documents import TIMING_HEADERS, add_documents
 from gma.service.http.keys_file import KeysFile
 from gma.service.http.media import shown
 from gma.service.http.middleware import REQUEST_ID, Requests, asked
-from gma.service.http.openapi import UNREADY_RESPONSES, Described
+from gma.service.http.openapi import (
+    INFO_RESPONSES,
+    MODEL_RESPONSES,
+    UNREADY_RESPONSES,
+    Described,
+)
 from gma.service.http.page import add_page
+from gma.service.http.readiness import Readiness
 from gma.service.http.sessions import OFFSET, add_sessions
 from gma.service.observe import metrics, traces
-
-HEALTH_TIMEOUT_S = 1.0
-HEALTH_MEMORY_S = 30.0
-"""How long after a worker has answered /health one that does not in time is taken to be busy."""
 
 MOST_PROBLEMS = 3
 """How many an answer tells of a query that is not valid: it repeats some of what was sent."""
@@ -57,10 +66,13 @@ def create_app(
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         watching = asyncio.create_task(gateway.watch_memory())
         sweeping = asyncio.create_task(gateway.sweep())
+        await gateway.models.begin()
+        keeping = asyncio.create_task(gateway.models.keep())
         traces.start()
         yield
         watching.cancel()
         sweeping.cancel()
+        keeping.cancel()
         await gateway.in_thread(traces.stop)
 
     settings = gateway.settings
@@ -78,7 +90,7 @@ def create_app(
         keys = KeysFile(settings.api_keys_file, default=Allowance.default(settings))
         app.add_middleware(Authorized, keys=keys)
     app.add_middleware(
-        Requests, stamp_ids=stamp_ids, prefix=settings.path_prefix, forms=protocols.FORMS
+        Requests, stamp_ids=stamp_ids, prefix=settings.path_prefix, form_of=protocols.form_of
     )
     if settings.cors_origins:
         # Outermost: browsers ask without a key, and hide errors that do not name their page.
@@ -89,8 +101,9 @@ def create_app(
             allow_headers=["*"],
             expose_headers=[REQUEST_ID, "retry-after", OFFSET, *TIMING_HEADERS.values()],
         )
-    check_ready = readiness(gateway)
+    check_ready = Readiness(gateway)
     add_operations(app, gateway, check_ready)
+    add_models(app, gateway)
     add_page(app, settings.path_prefix)
     add_documents(app, gateway)
     add_batch(app, gateway)
@@ -99,48 +112,51 @@ def create_app(
     return app
 
 
-def readiness(gateway: Gateway) -> Callable[[], Awaitable[None]]:
-    """What raises Unavailable unless documents are answered."""
-
-    answered_at = -math.inf
-
-    async def check() -> None:
-        nonlocal answered_at
-        if gateway.admission.draining:
-            raise ShuttingDown("the service is shutting down")
-        try:
-            async with asyncio.timeout(HEALTH_TIMEOUT_S):
-                await gateway.info()
-            answered_at = time.monotonic()
-        except TimeoutError:
-            # Whoever keeps this process busy must not take it out of rotation.
-            if time.monotonic() - answered_at > HEALTH_MEMORY_S:
-                raise NotReady("no worker is ready yet") from None
-
-    return check
-
-
-def add_operations(
-    app: FastAPI, gateway: Gateway, check_ready: Callable[[], Awaitable[None]]
-) -> None:
+def add_operations(app: FastAPI, gateway: Gateway, check_ready: Readiness) -> None:
     """Give `app` the routes for those who operate the service."""
 
     @app.get("/health", responses=UNREADY_RESPONSES, tags=["operation"])
     async def health() -> Health:
-        """Whether documents are answered: 200 once a worker is warm, until the service drains."""
+        """Whether documents are answered: 200 once each model has a warm worker, until the service
+        drains."""
         await check_ready()
         return Health(status="ok")
 
-    @app.get("/info", responses=UNREADY_RESPONSES, tags=["operation"])
-    async def info() -> Info:
-        """What runs here: model, labels, limits, backend, versions."""
-        return await gateway.info()
+    @app.get("/info", responses=INFO_RESPONSES, tags=["operation"])
+    async def info(model: ModelName | None = None) -> Info | SeveralInfo:
+        """What runs here: model, labels, limits, backend, versions. Of several models, what is true
+        of all, unless one is named."""
+        models = gateway.models
+        if model is None and len(models.names) > 1:
+            return SeveralInfo(models=models.names, limits=gateway.limits)
+        return await gateway.info(models.choose(model))
 
     @app.get("/metrics", response_class=Response, tags=["operation"])
     async def prometheus() -> Response:
         """Metrics of every process on this machine, as Prometheus text."""
         content = await gateway.in_thread(metrics.scrape)
         return Response(content, media_type=metrics.CONTENT_TYPE_LATEST)
+
+
+def add_models(app: FastAPI, gateway: Gateway) -> None:
+    """Give `app` the routes that tell which models there are."""
+
+    def listed(model: Model) -> ListedModel:
+        return ListedModel(
+            id=model.name, object="model", owned_by="gma", limits=gateway.limits, **model.info
+        )
+
+    @app.get("/v1/models", summary="The models that there are", tags=["models"])
+    async def models() -> ModelList:
+        """Their names, labels and limits. OpenAI's clients read it too."""
+        return ModelList(object="list", data=[*map(listed, gateway.models)])
+
+    @app.get(
+        "/v1/models/{model}", summary="One of them", responses=MODEL_RESPONSES, tags=["models"]
+    )
+    async def one(model: ModelName) -> ListedModel:
+        """The same of one model."""
+        return listed(gateway.models.choose(model))
 
 
 async def _no_route(request: Request, error: Exception) -> Response:

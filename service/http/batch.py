@@ -8,7 +8,7 @@ import uuid
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from functools import partial
-from typing import Annotated, NoReturn
+from typing import Annotated, Any, NoReturn
 
 from fastapi import FastAPI, Query
 from starlette.requests import Request
@@ -18,13 +18,19 @@ from starlette.types import Receive, Scope, Send
 from gma.service.errors import ServiceError, ShuttingDown, Validation
 from gma.service.gateway.admission import Admitted
 from gma.service.gateway.batch import Batch, Line
-from gma.service.gateway.contract import Answered, BatchOptions, Failure, LineAnswer
+from gma.service.gateway.contract import (
+    Answered,
+    BatchOptions,
+    Failure,
+    LineAnswer,
+    ModelName,
+)
 from gma.service.gateway.document import Document
 from gma.service.gateway.gateway import Gateway
 from gma.service.http.auth import clients_of
 from gma.service.http.body import ClientGone, Pace, Stream
 from gma.service.http.codings import ZSTD_WINDOW_BYTES, unpacked
-from gma.service.http.documents import Deadline, in_time
+from gma.service.http.documents import Deadline, chosen, in_time
 from gma.service.http.events import HEADERS
 from gma.service.http.json_document import parsed_line
 from gma.service.http.lines import Lines
@@ -41,13 +47,15 @@ TOGETHER = 64
 def add_batch(app: FastAPI, gateway: Gateway) -> None:
     """Give `app` the route that `gateway` answers."""
 
+    about: dict[str, Any] = {
+        "response_class": Response,
+        "responses": BATCH_RESPONSES,
+        "openapi_extra": {"requestBody": BATCH_BODY},
+        "tags": ["documents"],
+    }
+
     @app.post(
-        "/v1/documents:batch",
-        summary="Classify any number of documents, one a line",
-        response_class=Response,
-        responses=BATCH_RESPONSES,
-        openapi_extra={"requestBody": BATCH_BODY},
-        tags=["documents"],
+        "/v1/documents:batch", summary="Classify any number of documents, one a line", **about
     )
     async def batch(
         request: Request,
@@ -63,21 +71,40 @@ def add_batch(app: FastAPI, gateway: Gateway) -> None:
         each line's, from its first byte on."""
         return BatchResponse(gateway, request, options, deadline_ms=x_deadline_ms)
 
+    @app.post("/v1/models/{model}/documents:batch", summary="The same by a model's path", **about)
+    async def batch_of(
+        model: ModelName,
+        request: Request,
+        options: Annotated[BatchOptions, Query()],
+        x_deadline_ms: Deadline = None,
+    ) -> Response:
+        """As /v1/documents:batch, by the model that the path names; no line may name another."""
+        return BatchResponse(gateway, request, options, path_model=model, deadline_ms=x_deadline_ms)
+
 
 class BatchResponse(Response):
     """Answers lines while others are still arriving."""
 
     def __init__(
-        self, gateway: Gateway, request: Request, options: BatchOptions, *, deadline_ms: int | None
+        self,
+        gateway: Gateway,
+        request: Request,
+        options: BatchOptions,
+        *,
+        path_model: str | None = None,
+        deadline_ms: int | None,
     ) -> None:
-        """Raises UnsupportedContent or Validation for what can't be read. `deadline_ms`: of each
-        line, from its beginning."""
+        """Raises UnsupportedContent or Validation for what can't be read, and what `chosen` raises
+        for a model that is named for all lines. `deadline_ms`: of each line, from its beginning."""
         super().__init__()
         self._coding = content_of(request.headers, (NDJSON,)).coding
         if len(request.query_params) < len(request.query_params.multi_items()):
             raise Validation("an option is given twice in the query")
+        if (options.model or path_model) is not None:
+            chosen(gateway, options, path_model)
         self._gateway = gateway
         self._options = options
+        self._path_model = path_model
         self._deadline_s = None if deadline_ms is None else deadline_ms / 1000
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -93,7 +120,7 @@ class BatchResponse(Response):
                 own.reserve(min(ZSTD_WINDOW_BYTES, settings.max_document_bytes))
             reading = Reading(
                 self._gateway, batch, own, Stream(receive, own), answers, record, self._options,
-                self._coding, self._deadline_s,
+                self._path_model, self._coding, self._deadline_s,
             )  # fmt: skip
             try:
                 await reading.run()
@@ -144,6 +171,7 @@ class Reading:
         answers: Answers,
         record: Record,
         options: BatchOptions,
+        path_model: str | None,
         coding: str | None,
         deadline_s: float | None,
     ) -> None:
@@ -155,6 +183,7 @@ class Reading:
         self._answers = answers
         self._record = record
         self._options = options
+        self._path_model = path_model
         self._deadline_s = deadline_s
         self._pace = Pace(own, gateway.settings)
         self._room = asyncio.Semaphore(TOGETHER)
@@ -234,7 +263,8 @@ class Reading:
             options, text = await parsed_line(pieces, self._options, named)
         self._has_read(read)
         unique = f"{self._record.id}/{uuid.uuid4().hex}"
-        document = Document(self._gateway, unique, options, patient=True)
+        model = chosen(self._gateway, options, self._path_model)
+        document = Document(self._gateway, model, unique, options, patient=True)
         answer = await document.classify(text.pieces(), began=began, stages=[])
         self._record.add(answer["usage"])
         encoded = partial(encode, LineAnswer(**name, **answer))

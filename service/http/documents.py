@@ -18,10 +18,18 @@ from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from gma.service.cores import cores_for
-from gma.service.errors import TooLate, Validation
-from gma.service.gateway.contract import Amount, Answer, ErrorEvent, Options, ResultEvent
+from gma.service.errors import TooLate, UnknownModel, Validation
+from gma.service.gateway.contract import (
+    Amount,
+    Answer,
+    ErrorEvent,
+    ModelName,
+    Options,
+    ResultEvent,
+)
 from gma.service.gateway.document import Document, Listener, Pieces
 from gma.service.gateway.gateway import Gateway
+from gma.service.gateway.model import Model
 from gma.service.http.auth import clients_of
 from gma.service.http.body import Body, ClientGone
 from gma.service.http.charsets import transcoded
@@ -37,6 +45,7 @@ from gma.service.http.media import (
     content_of,
     encode,
     event_type,
+    shown,
 )
 from gma.service.http.middleware import RECORD, Record, error_answer
 from gma.service.http.openapi import DOCUMENT_BODY, DOCUMENT_RESPONSES
@@ -72,15 +81,14 @@ Deadline = Annotated[
 def add_documents(app: FastAPI, gateway: Gateway) -> None:
     """Give `app` the route that `gateway` answers."""
     files = Files(at_once=cores_for(gateway.settings))
+    about: dict[str, Any] = {
+        "response_model": Answer,
+        "responses": DOCUMENT_RESPONSES,
+        "openapi_extra": {"requestBody": DOCUMENT_BODY},
+        "tags": ["documents"],
+    }
 
-    @app.post(
-        "/v1/documents",
-        summary="Classify one document",
-        response_model=Answer,
-        responses=DOCUMENT_RESPONSES,
-        openapi_extra={"requestBody": DOCUMENT_BODY},
-        tags=["documents"],
-    )
+    @app.post("/v1/documents", summary="Classify one document", **about)
     async def documents(
         request: Request,
         options: Annotated[Options, Query()],
@@ -100,6 +108,30 @@ def add_documents(app: FastAPI, gateway: Gateway) -> None:
         """
         return DocumentResponse(gateway, files, request, options, deadline_ms=x_deadline_ms)
 
+    @app.post("/v1/models/{model}/documents", summary="The same by a model's path", **about)
+    async def documents_of(
+        model: ModelName,
+        request: Request,
+        options: Annotated[Options, Query()],
+        x_deadline_ms: Deadline = None,
+    ) -> Response:
+        """As /v1/documents, by the model that the path names; nothing else may name another."""
+        return DocumentResponse(
+            gateway, files, request, options, path_model=model, deadline_ms=x_deadline_ms
+        )
+
+
+def chosen(gateway: Gateway, options: Options, path_model: str | None = None) -> Model:
+    """The model that a path, or else the options name.
+
+    Raises UnknownModel, also if the two differ; NotReady, and Validation if that does not tell one.
+    """
+    if path_model is not None and options.model not in (None, path_model):
+        raise UnknownModel(
+            f"model: the path says {shown(path_model)}, and the request {shown(options.model)}"
+        )
+    return gateway.models.choose(options.model if path_model is None else path_model)
+
 
 class DocumentResponse(Response):
     """Answers a document while its body is still arriving.
@@ -115,13 +147,15 @@ class DocumentResponse(Response):
         request: Request,
         options: Options,
         *,
+        path_model: str | None = None,
         deadline_ms: int | None,
     ) -> None:
-        """Raises UnsupportedContent or Validation for what can't be read.
+        """Raises UnsupportedContent or Validation for what can't be read, and what `chosen` raises.
 
         `deadline_ms`: from the request's beginning to the end of its reading.
         """
         super().__init__()
+        self._path_model = path_model
         self._deadline_s = None if deadline_ms is None else deadline_ms / 1000
         self._gateway = gateway
         self._files = files
@@ -132,6 +166,11 @@ class DocumentResponse(Response):
         self._announced_bytes = announced_bytes(request.headers)
         if len(request.query_params) < len(request.query_params.multi_items()):
             raise Validation("an option is given twice in the query")
+        if self._content.kind != JSON:
+            self._model()  # which later may be another: nothing is read before
+
+    def _model(self) -> Model:
+        return chosen(self._gateway, self._options, self._path_model)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Read the document, and send its answer. Raises ServiceError before the first event, and
@@ -201,7 +240,8 @@ class DocumentResponse(Response):
             else:
                 await body.chunk()
             # Clients may give two requests one id.
-            document = Document(self._gateway, f"{record.id}/{uuid.uuid4().hex}", self._options)
+            name = f"{record.id}/{uuid.uuid4().hex}"
+            document = Document(self._gateway, self._model(), name, self._options)
             return await document.classify(
                 pieces, began=record.began, stages=record.stages, on_progress=on_progress
             )

@@ -71,6 +71,9 @@ say, and a text its answer."""
 MOST_BYTES = 4096
 """Of a string that is taken whole: the name of a member, or of a model."""
 
+STRINGS = ("model",)
+"""Options that are strings."""
+
 MOST_DEPTH = 8
 """Of lists and objects within each other."""
 
@@ -244,12 +247,13 @@ class _Cursor:
         return name
 
     async def _option(self, name: str) -> Any:
-        # None is a string: its beginning is for the message.
-        value = (
-            shown((await self._next(_BEGUN))[1])
-            if await self._sees(_QUOTE)
-            else await self._scalar(name)
-        )
+        value: Any
+        if not await self._sees(_QUOTE):
+            value = await self._scalar(name)
+        elif name in STRINGS:
+            value = (await self._string()).whole()
+        else:  # its beginning is for the message
+            value = shown((await self._next(_BEGUN))[1])
         try:
             return getattr(Options.model_validate({name: value}, strict=True), name)
         except ValidationError as error:

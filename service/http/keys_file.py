@@ -10,6 +10,7 @@ from pathlib import Path
 from gma.service.gateway.allowance import UNLIMITED, Allowance, Key
 from gma.service.http.keys import Keys
 from gma.service.observe import metrics
+from gma.service.watched import version_of
 
 logger = logging.getLogger(__name__)
 
@@ -37,7 +38,7 @@ class KeysFile:
         self._default = default
         self._clock = clock
         self._looked_at = clock()
-        self._seen = self._version()
+        self._seen = version_of(file)
         self._keys = Keys.load(file, default)
 
     def find(self, key: str) -> Key | None:
@@ -48,7 +49,7 @@ class KeysFile:
 
     def _look(self) -> None:
         self._looked_at = self._clock()
-        version = self._version()
+        version = version_of(self._file)
         if version == self._seen:
             return
         self._seen = version  # as it was before it is read: what is written meanwhile is news
@@ -60,15 +61,3 @@ class KeysFile:
         else:
             metrics.KEYS_READS.labels("taken").inc()
             logger.warning("the file of API keys has changed, and was read again")
-
-    def _version(self) -> tuple[int, ...] | None:
-        """What tells one content of the file from another; None if there is no file.
-
-        Of the file itself, not of a link to it: Kubernetes swaps the folder in which a secret's
-        files are, two links away.
-        """
-        try:
-            found = self._file.stat()
-        except OSError:
-            return None
-        return found.st_dev, found.st_ino, found.st_mtime_ns, found.st_size

@@ -7,7 +7,7 @@ import logging
 import re
 import time
 import uuid
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
@@ -28,6 +28,9 @@ logger = logging.getLogger(__name__)
 REQUEST_ID = "x-request-id"
 # What a client may choose as its request's id: it goes into logs and headers.
 _REQUEST_ID = re.compile(r"[\x21-\x7e]{1,128}")
+
+# What a route may have in front that is another without: both are the same to whoever counts.
+_OF_MODEL = re.compile(r"(?<=^/v1)/models/\{model\}(?=/)|^/models/\{model\}(?=/)")
 
 RECORD = "gma.record"
 """Where in ASGI's scope a request's `Record` is."""
@@ -94,14 +97,13 @@ class Requests:
         *,
         stamp_ids: bool,
         prefix: str = "",
-        forms: Mapping[str, ErrorForm] | None = None,
+        form_of: Callable[[str], ErrorForm | None] = lambda _: None,
     ) -> None:
         """`stamp_ids`: put the request's id into its answer. `prefix` begins with a slash, if there
-        is one. `forms`: how errors are told that are not told as ours, by path; that of `/a` is
-        also that of `/a/b`."""
+        is one. `form_of`: how errors are told at a path, if not as ours."""
         self._app = app
         self._prefix = prefix
-        self._forms = forms or {}
+        self._form_of = form_of
         self._stamp_ids = stamp_ids
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -142,7 +144,7 @@ class Requests:
             failure = record.fail(error)
             forget_frames(error)
             if not begun:
-                status, told = self._form(inner)(failure)
+                status, told = (self._form_of(inner) or _ours)(failure)
                 answer = Response(encode(told), status, failure.headers, media_type=JSON)
                 await answer(scope, receive, stamped)
         except asyncio.CancelledError:
@@ -150,10 +152,6 @@ class Requests:
             raise
         finally:
             _note(record, scope, method)
-
-    def _form(self, path: str) -> ErrorForm:
-        first = "/" + path[1:].partition("/")[0]
-        return self._forms.get(path) or self._forms.get(first) or _ours
 
     def _within(self, path: str) -> str:
         inner = path.removeprefix(self._prefix)
@@ -190,7 +188,7 @@ def _ours(error: ServiceError) -> tuple[int, Any]:
 
 def _note(record: Record, scope: Scope, method: str) -> None:
     """Count the request, and write its line and its span."""
-    route = getattr(scope.get("route"), "path", "other")
+    route = _OF_MODEL.sub("", getattr(scope.get("route"), "path", "other"))
     seconds = time.monotonic() - record.began
     metrics.REQUESTS.labels(route, str(record.status)).inc()
     metrics.REQUEST_SECONDS.labels(route).observe(seconds)

@@ -12,8 +12,11 @@ from gma.service.gateway.contract import DocumentRequest, ErrorAnswer
 from gma.service.http.auth import OPEN, ROOT_POST
 from gma.service.http.media import BINARY, JSON, NDJSON, SSE, TEXT
 
+NO_MODEL = "There is no model of that name."
+
 ERRORS = {
     400: "Not UTF-8, not JSON, or empty.",
+    404: NO_MODEL,
     408: "The body came too slowly, or stopped.",
     413: "Larger than the limit, or longer than a bidirectional model keeps of a document.",
     415: "A Content-Type that is not read here.",
@@ -89,7 +92,7 @@ BATCH_RESPONSES: dict[int | str, dict[str, Any]] = {
     },
     **{
         status: {"model": ErrorAnswer, "description": ERRORS[status]}
-        for status in (408, 415, 422, 429, 500, 503)
+        for status in (404, 408, 415, 422, 429, 500, 503)
     },
 }
 
@@ -128,7 +131,7 @@ SNAPSHOT_RESPONSE: dict[int | str, dict[str, Any]] = {
 
 SESSION_ERRORS = {
     400: "Not UTF-8.",
-    404: "No such session, or another key's.",
+    404: "No such session, or another key's; or no such model.",
     408: ERRORS[408],
     409: "The session ends elsewhere, at Upload-Offset; also for one of two writers at once.",
     410: "The session has expired, or was read by another model than runs now.",
@@ -155,6 +158,10 @@ ANY_RESPONSES = {
 """What a request can get whatever it asks for."""
 
 UNREADY_RESPONSES = _errors({503: "Starting, draining, or no worker."})
+
+MODEL_RESPONSES = _errors({404: NO_MODEL, 422: ERRORS[422], 503: "It has yet to start."})
+
+INFO_RESPONSES = _errors({404: NO_MODEL, 422: ERRORS[422], 503: "No worker."})
 
 
 class Described(FastAPI):

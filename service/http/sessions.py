@@ -14,6 +14,7 @@ from starlette.types import Receive, Scope, Send
 from gma.service.errors import UnsupportedContent, Validation
 from gma.service.gateway.contract import (
     AppendOptions,
+    ModelName,
     Offset,
     SessionAnswer,
     SessionOptions,
@@ -51,16 +52,23 @@ def add_sessions(app: FastAPI, gateway: Gateway, sessions: Sessions) -> None:
         openapi_extra={"requestBody": SNAPSHOT_BODY},
         tags=["sessions"],
     )
-    async def create(request: Request) -> Response:
+    async def create(
+        request: Request,
+        model: Annotated[
+            ModelName | None, Query(description="which is to read it; of a snapshot its own")
+        ] = None,
+    ) -> Response:
         """Without a body, a document of which nothing has come. With a snapshot as body, one that
         goes on from there, in whatever state the session is that it was taken of."""
+        _check_query(request)
 
         async def act(body: Body, record: Record) -> Response:
             snapshot = b"".join([piece async for piece, _ in body.pieces()])
             if not snapshot:
-                return _told(await sessions.create(_owner(record)))
+                return _told(await sessions.create(_owner(record), gateway.models.choose(model)))
             _check_binary(request)
-            return _told(await sessions.resume(_owner(record), snapshot))
+            chosen = None if model is None else gateway.models.choose(model)
+            return _told(await sessions.resume(_owner(record), snapshot, chosen))
 
         sessions.check()
         return Exchange(gateway, request, act)

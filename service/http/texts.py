@@ -23,6 +23,7 @@ from gma.service.gateway.answers import verdict
 from gma.service.gateway.contract import Answer, Options, Timing, Usage
 from gma.service.gateway.document import PIECE_BYTES, Document, Pieces
 from gma.service.gateway.gateway import Gateway
+from gma.service.gateway.model import Model
 from gma.service.gateway.scores import scores
 from gma.service.http.auth import clients_of
 from gma.service.http.body import Body
@@ -119,6 +120,8 @@ class Question(NamedTuple):
     place: str | None
     """What messages call the list of the texts; None if there is no list."""
     render: Callable[[Finding], Rendered]
+    model: Model
+    """Which is to read them."""
     max_tokens: int | None = None
     """Of each text that are read."""
 
@@ -181,7 +184,7 @@ class TextsResponse(Response):
         documents = await self._read(question, min(places, TOGETHER), record)
         answers = [answer for _, answer in documents]
         finding = Finding(
-            self._gateway.config,
+            question.model.config,
             np.stack([logits for logits, _ in documents]),
             _sum(answer["usage"] for answer in answers),
             record.id,
@@ -204,7 +207,8 @@ class TextsResponse(Response):
 
         async def one_after_the_other() -> None:
             for n, text in ahead:
-                document = Document(self._gateway, f"{record.id}/{uuid.uuid4().hex}", options)
+                name = f"{record.id}/{uuid.uuid4().hex}"
+                document = Document(self._gateway, question.model, name, options)
                 try:
                     answer = await document.classify(
                         text.pieces(), began=record.began, stages=stages

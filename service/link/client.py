@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
-from typing import Annotated, Protocol
+from typing import Annotated, NamedTuple, Protocol
 
 from pydantic import Field
 from typing_extensions import TypedDict  # pydantic needs this one before Python 3.12
@@ -29,6 +29,19 @@ class WorkerInfo(TypedDict):
         int | None, Field(description="of a document that is kept whole; null if none is")
     ]
     versions: dict[str, str]
+
+
+class ModelFiles(NamedTuple):
+    """What a gateway has to know of a model, as the worker that runs it has read it."""
+
+    config: bytes
+    """See `gma.model.config.ModelConfig`, as JSON."""
+
+    tokenizer: bytes
+    """A `tokenizer.json`."""
+
+
+NO_FILES = ModelFiles(b"", b"")
 
 
 class OpenDocument(Protocol):

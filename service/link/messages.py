@@ -15,7 +15,7 @@ from gma.service import errors
 from gma.service.engine.opening import Opening, Tokens
 from gma.service.engine.progress import Progress
 from gma.service.errors import ServiceError, VersionMismatch
-from gma.service.link.client import WorkerInfo
+from gma.service.link.client import ModelFiles, WorkerInfo
 
 VERSION = 4
 """Raised by any change of what is sent, or of what it means."""
@@ -92,3 +92,4 @@ OPENING = Codec(Opening)
 FEED = Codec(Feed)
 PROGRESS = Codec(Progress)
 INFO = Codec(WorkerInfo)
+FILES = Codec(ModelFiles)

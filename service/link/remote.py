@@ -25,9 +25,10 @@ from gma.service.engine.engine import Engine
 from gma.service.engine.opening import Opening, Tokens
 from gma.service.engine.progress import Progress
 from gma.service.errors import ServiceError, UnknownDocument, VersionMismatch
-from gma.service.link.client import WorkerInfo
+from gma.service.link.client import NO_FILES, ModelFiles, WorkerInfo
 from gma.service.link.messages import (
     FEED,
+    FILES,
     HELLO,
     INFO,
     OPENING,
@@ -50,7 +51,7 @@ GONE = (
 LOST = "the worker that was reading this document is gone: send the document again"
 
 SERVICE = "gma.Worker"
-READ, TELL = "read", "info"
+READ, TELL, SEND = "read", "info", "files"
 TOKEN, ERROR = "authorization", "gma-error-bin"
 
 GREETING_S = 0.05
@@ -93,6 +94,8 @@ class Address(NamedTuple):
 
     target: str  # host:port
     token: str
+    model: str = ""
+    """Fingerprint of what it runs, as far as it says so."""
 
 
 Inform: TypeAlias = Callable[[], Awaitable[WorkerInfo]]
@@ -102,9 +105,11 @@ Inform: TypeAlias = Callable[[], Awaitable[WorkerInfo]]
 class WorkerServer:
     """Lets gateways in other processes use a worker's engine."""
 
-    def __init__(self, engine: Engine, inform: Inform) -> None:
+    def __init__(self, engine: Engine, inform: Inform, files: ModelFiles = NO_FILES) -> None:
+        """`files` are for gateways that do not know the model."""
         self._engine = engine
         self._inform = inform
+        self._files = files
         self.documents = 0
         """Open now."""
         self._token = secrets.token_hex(16)
@@ -114,6 +119,7 @@ class WorkerServer:
         handlers = {
             READ: grpc.stream_stream_rpc_method_handler(self._read),
             TELL: grpc.unary_unary_rpc_method_handler(self._info),
+            SEND: grpc.unary_unary_rpc_method_handler(self._send),
         }
         handler = grpc.method_handlers_generic_handler(SERVICE, handlers)
         self._server.add_generic_rpc_handlers((handler,))
@@ -173,6 +179,10 @@ class WorkerServer:
             await _abort(context, error)
             raise
 
+    async def _send(self, message: bytes, context: Any) -> bytes:
+        await self._check(context)
+        return FILES.encode(self._files)
+
     async def _check(self, context: Any) -> None:
         shown = dict(context.invocation_metadata()).get(TOKEN, "")
         if not hmac.compare_digest(shown.encode(), self._token.encode()):
@@ -219,6 +229,7 @@ class RemoteWorker:
         self._channel = grpc.aio.insecure_channel(address.target, options=_client_options())
         self._read = self._channel.stream_stream(f"/{SERVICE}/{READ}")
         self._info = self._channel.unary_unary(f"/{SERVICE}/{TELL}")
+        self._send = self._channel.unary_unary(f"/{SERVICE}/{SEND}")
         self._retired = False
         self._closing: asyncio.Task[None] | None = None
         self._channel.get_state(try_to_connect=True)
@@ -244,6 +255,12 @@ class RemoteWorker:
         self._check_open()
         with _translated():
             return INFO.decode(await self._info(HELLO, metadata=self._metadata))
+
+    async def files(self) -> ModelFiles:
+        """Of the model that it runs. Raises UnknownDocument if the worker is gone."""
+        self._check_open()
+        with _translated():
+            return FILES.decode(await self._send(HELLO, metadata=self._metadata))
 
     def retire(self) -> None:
         """Close the connection once no document is open here."""

@@ -51,6 +51,7 @@ class RemoteWorkers:
         self._workers: dict[Address, RemoteWorker] = {}
         self._some = asyncio.Event()
         self._looking: asyncio.Task[None] | None = None
+        self._retired = False
 
     @property
     def count(self) -> int:
@@ -64,6 +65,10 @@ class RemoteWorkers:
     async def info(self) -> WorkerInfo:
         """See `WorkerClient.info`."""
         return await self._asked(RemoteWorker.info)
+
+    def retire(self) -> None:
+        """Look for them no longer than until they are gone: no new documents will come."""
+        self._retired = True
 
     async def _asked(self, question: Callable[[RemoteWorker], Awaitable[T]]) -> T:
         """What the idlest worker answers that does not refuse.
@@ -102,7 +107,7 @@ class RemoteWorkers:
         return sorted(workers, key=lambda each: (each[1].silent, each[1].documents))
 
     async def _keep_looking(self) -> None:
-        while True:
+        while self._workers or not self._retired:
             try:
                 self._know(await self._look())
             except Exception:

@@ -60,7 +60,8 @@ REASONS = (
 SESSION_EVENTS = ("created", "resumed", "forked", "appended", "deleted", "expired")
 PHASES = ("warm-up", "serving")
 ROLE: Labels = {"role": ("gateway", "worker")}
-ROUTE: Labels = {"route": "a route's path, or `other`"}
+ROUTE: Labels = {"route": "a route's path, without a model in front, or `other`"}
+MODEL: Labels = {"model": "names of the models that are served"}
 
 CATALOGUE = Catalogue()
 
@@ -80,6 +81,12 @@ KEYS_READS = CATALOGUE.counter(
     "gma_keys_reads",
     "Times that a gateway read the file of API keys because it had changed; `refused`: it could "
     "not be used, and the old keys stay.",
+    {"result": READS},
+)
+MODEL_CHANGES = CATALOGUE.counter(
+    "gma_model_changes",
+    "Times that `gma serve` found the file of models, or a checkpoint that it names, to have "
+    "changed; `refused`: it could not be used, and what there was stays.",
     {"result": READS},
 )
 ADMISSIONS = CATALOGUE.counter(
@@ -129,34 +136,43 @@ PREDICTION_SCORE = CATALOGUE.histogram(
     "Scores of the labels that answers said, so that its count is how often each was said; under "
     "`(none)`, where nothing reached its threshold, the best label's score.",
     SCORE_BUCKETS,
-    {"label": "the model's first 100 labels, `(other)` for the rest of them, and `(none)`"},
+    {
+        **MODEL,
+        "label": "the model's first 100 labels, `(other)` for the rest of them, and `(none)`",
+    },
 )
 DOCUMENTS_MOVED = CATALOGUE.counter(
     "gma_documents_moved", "Documents that went on at another worker when theirs was lost."
 )
-DOCUMENT_BYTES = CATALOGUE.counter("gma_document_bytes", "Bytes of text in answered documents.")
+DOCUMENT_BYTES = CATALOGUE.counter(
+    "gma_document_bytes", "Bytes of text in answered documents.", MODEL
+)
 TOKENIZE_SECONDS = CATALOGUE.histogram(
     "gma_tokenize_seconds",
     "Time that was spent on tokenizing an answered document.",
     LATENCY_BUCKETS,
+    MODEL,
 )
 QUEUE_SECONDS = CATALOGUE.histogram(
     "gma_queue_seconds",
     "Time that an answered document was ready to be read, and in no step.",
     LATENCY_BUCKETS,
+    MODEL,
 )
 COMPUTE_SECONDS = CATALOGUE.histogram(
     "gma_compute_seconds",
     "Time of the steps that read an answered document; they read others too.",
     LATENCY_BUCKETS,
+    MODEL,
 )
 TOKENIZED_BYTES = CATALOGUE.counter(
-    "gma_tokenized_bytes", "Bytes of text, counted as they are tokenized."
+    "gma_tokenized_bytes", "Bytes of text, counted as they are tokenized.", MODEL
 )
 TOKENIZER_SECONDS = CATALOGUE.counter(
     "gma_tokenizer_seconds",
     "Time that threads spend on tokenizing, counted as it passes: gma_tokenized_bytes_total by it "
     "is their speed.",
+    MODEL,
 )
 
 SESSIONS = CATALOGUE.counter(
@@ -176,6 +192,7 @@ WORKERS = CATALOGUE.gauge(
     "gma_workers",
     "Workers that are warm, by what they run on.",
     {
+        **MODEL,
         "backend": ("torch", "onnx"),
         "device": "`cpu` or `cuda:N`",
         "dtype": "GMA_DTYPE's values",
@@ -184,50 +201,59 @@ WORKERS = CATALOGUE.gauge(
 DOCUMENTS = CATALOGUE.counter(
     "gma_documents",
     "Documents that workers closed: done, failed or aborted.",
-    {"outcome": OUTCOMES},
+    {**MODEL, "outcome": OUTCOMES},
 )
 DOCUMENT_TOKENS = CATALOGUE.histogram(
-    "gma_document_tokens", "Length of a document that is done.", LENGTHS
+    "gma_document_tokens", "Length of a document that is done.", LENGTHS, MODEL
 )
 NONFINITE = CATALOGUE.counter(
-    "gma_nonfinite_documents", "Documents that failed because their scores were not finite."
+    "gma_nonfinite_documents", "Documents that failed because their scores were not finite.", MODEL
 )
-TOKENS = CATALOGUE.counter("gma_tokens", "Tokens read in steps.")
-DOCUMENTS_WAITING = CATALOGUE.gauge("gma_documents_waiting", "Documents that wait for a slot.")
+TOKENS = CATALOGUE.counter("gma_tokens", "Tokens read in steps.", MODEL)
+DOCUMENTS_WAITING = CATALOGUE.gauge(
+    "gma_documents_waiting", "Documents that wait for a slot.", MODEL
+)
 TOKENS_WAITING = CATALOGUE.gauge(
     "gma_tokens_waiting",
     "Tokens that workers hold and have in no step yet, of a document that is kept whole at most "
     "`GMA_INBOX_TOKENS`; looked at every second.",
+    MODEL,
 )
 QUEUE_HEAD_SECONDS = CATALOGUE.gauge(
     "gma_queue_head_seconds",
     "How long the document that is next to get a slot has waited for it, 0 if none waits; looked "
     "at every second.",
+    MODEL,
     mode="livemax",
 )
-SLOTS = CATALOGUE.gauge("gma_slots", "Slots of all workers.")
-SLOTS_IN_USE = CATALOGUE.gauge("gma_slots_in_use", "Slots that hold a document.")
+SLOTS = CATALOGUE.gauge("gma_slots", "Slots of all workers.", MODEL)
+SLOTS_IN_USE = CATALOGUE.gauge("gma_slots_in_use", "Slots that hold a document.", MODEL)
 PAGES = CATALOGUE.gauge(
     "gma_pages",
     "Pages of all workers, each for a chunk of a document that is kept whole; 0 with a causal "
     "model.",
+    MODEL,
 )
-PAGES_IN_USE = CATALOGUE.gauge("gma_pages_in_use", "Pages that a document holds.")
+PAGES_IN_USE = CATALOGUE.gauge("gma_pages_in_use", "Pages that a document holds.", MODEL)
 STATE_BYTES = CATALOGUE.gauge(
     "gma_state_bytes",
     "Memory of all slots, and of one more in each worker for the unused rows of steps; it never "
     "changes.",
+    MODEL,
 )
 SLOT_WAIT_SECONDS = CATALOGUE.histogram(
-    "gma_slot_wait_seconds", "Time from a document's first full chunk to its slot.", LATENCY_BUCKETS
+    "gma_slot_wait_seconds",
+    "Time from a document's first full chunk to its slot.",
+    LATENCY_BUCKETS,
+    MODEL,
 )
-STEP_SECONDS = CATALOGUE.histogram("gma_step_seconds", "Time of one step.", STEP_BUCKETS)
-STEP_ROWS = CATALOGUE.counter("gma_step_rows", "Rows of steps that held a chunk.")
+STEP_SECONDS = CATALOGUE.histogram("gma_step_seconds", "Time of one step.", STEP_BUCKETS, MODEL)
+STEP_ROWS = CATALOGUE.counter("gma_step_rows", "Rows of steps that held a chunk.", MODEL)
 STEP_GRID_ROWS = CATALOGUE.counter(
-    "gma_step_grid_rows", "Rows of steps, whether they held a chunk or not: what steps cost."
+    "gma_step_grid_rows", "Rows of steps, whether they held a chunk or not: what steps cost.", MODEL
 )
 STEP_FAILURES = CATALOGUE.counter(
-    "gma_step_failures", "Steps that failed; their documents were lost."
+    "gma_step_failures", "Steps that failed; their documents were lost.", MODEL
 )
 COMPILATIONS = CATALOGUE.counter(
     "gma_compilations",
@@ -239,7 +265,7 @@ LENGTH_MEMORY_BYTES = CATALOGUE.gauge(
     "gma_length_memory_bytes",
     "The most memory that a worker had at the end of a document of at most `tokens` tokens, and of "
     "more than the next smaller label says: the same for all if length costs no memory.",
-    {"tokens": (*map(str, LENGTHS), "+Inf"), "memory": ("resident", "device")},
+    {**MODEL, "tokens": (*map(str, LENGTHS), "+Inf"), "memory": ("resident", "device")},
     mode="livemax",
 )
 

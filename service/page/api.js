@@ -14,6 +14,7 @@ export class Refused extends Error {
 }
 
 const silent = () => new Error("the service does not answer: see whether it runs, then try again");
+const query = (parameters) => new URLSearchParams(Object.entries(parameters).filter(([, value]) => value));
 const headers = () => (key ? { authorization: `Bearer ${key}` } : {});
 
 function parsed(text) {
@@ -34,9 +35,10 @@ async function answered(path, method = "GET") {
 
 const at = (id) => `v1/sessions/${encodeURIComponent(id)}`;
 
-export const info = async () => (await answered("info")).json();
+// Of several models without a name, no more than their names.
+export const info = async (model) => (await answered(`info?${query({ model })}`)).json();
 export const excerpt = async (name) => (await answered(`page/${name}`)).blob();
-export const begin = async () => (await answered("v1/sessions", "POST")).json();
+export const begin = async (model) => (await answered(`v1/sessions?${query({ model })}`, "POST")).json();
 export const session = async (id) => (await answered(at(id))).json();
 export const end = (id) => answered(at(id), "DELETE");
 
@@ -67,7 +69,7 @@ function send(method, path, blob, more, { onSent, onText, signal }) {
 }
 
 // Resolves to the answer to a whole document.
-export async function classify(blob, { components, onSent, onProgress, signal }) {
+export async function classify(blob, { model, components, onSent, onProgress, signal }) {
   let seen = 0;
   let last = {};
   const take = (text) => {
@@ -76,7 +78,7 @@ export async function classify(blob, { components, onSent, onProgress, signal })
       if (last.event === "progress") onProgress?.(last);
     }
   };
-  const path = `v1/documents?evidence=true&components=${components}`;
+  const path = `v1/documents?${query({ model, evidence: true, components })}`;
   take(await send("POST", path, blob, { accept: "application/x-ndjson" }, { onSent, onText: take, signal }));
   if (last.event === "error") throw new Refused(200, last, null);
   if (last.event !== "result") throw new Error("the answer ended too early: send the document again");

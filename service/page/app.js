@@ -28,7 +28,7 @@ const reader = new Reader(find("reader"));
 
 async function start() {
   try {
-    info = await api.info();
+    await ask(find("choice").value);
   } catch (error) {
     if (error.status !== 401) {
       fail(error);
@@ -42,13 +42,25 @@ async function start() {
   }
   find("key-form").hidden = true;
   find("error").hidden = true;
+  showSession();
+  await openNamed();
+}
+
+// Which model reads from now on: that of the name, or the first.
+async function ask(model) {
+  let told = await api.info(model);
+  if (!told.model) told = await api.info(told.models[0]);
+  info = told;
+  find("models").hidden = info.models.length < 2;
+  find("choice").replaceChildren(...info.models.map((name) => new Option(name, name, false, name === info.model)));
   const kind = info.multi_label ? "tells which of" : "chooses one of";
   const limit = size(info.limits.max_document_bytes);
   find("model").textContent =
     `The model ${info.model} ${kind} ${info.labels.length} labels, in documents of up to ${limit}.`;
-  showSession();
-  await openNamed();
 }
+
+// How it is named in requests: one alone needs no name.
+const wanted = () => (info.models.length > 1 ? info.model : null);
 
 function fail(error) {
   find("error").textContent = `It did not work: ${error.message}`;
@@ -64,6 +76,7 @@ async function openNamed() {
   find("error").hidden = true;
   try {
     session = await Session.open(id);
+    if (session.answer.model !== info.model) await ask(session.answer.model);
   } catch (error) {
     close();
     fail(new Error(`${error.message}. What you give next is a document of its own`));
@@ -124,7 +137,7 @@ async function take(blob, name) {
   const mine = (running = new AbortController());
   const began = performance.now();
   try {
-    if (!session && find("keep").checked) session = await Session.begin();
+    if (!session && find("keep").checked) session = await Session.begin(wanted());
   } catch (error) {
     if (mine === running) running = null;
     fail(error);
@@ -166,7 +179,7 @@ async function take(blob, name) {
     if (open) await open.append(blob, { info, onSent, onProgress: (answer) => onProgress(soFar(answer)), signal });
     const answer = open
       ? open.answer
-      : await api.classify(blob, { components: info.components, onSent, onProgress, signal });
+      : await api.classify(blob, { model: wanted(), components: info.components, onSent, onProgress, signal });
     const text = open ? await open.text() : new Text(new Uint8Array(await blob.arrayBuffer()));
     if (mine !== running) return;
     running = null;
@@ -421,7 +434,7 @@ async function route() {
   const passage = text.between(evidence.spans[first].start, evidence.spans[last].end);
   const asked = read;
   try {
-    const answer = await api.classify(new Blob([passage]), { components: true });
+    const answer = await api.classify(new Blob([passage]), { model: wanted(), components: true });
     if (asked !== read || chosen[0] !== first || chosen[1] !== last) return;
     showMixtures(answer.usage.components);
     find("route-text").textContent = `The passage read by itself, ${number(answer.usage.tokens)} tokens, in the document's order of components.`;
@@ -457,6 +470,14 @@ for (const button of document.querySelectorAll("[data-excerpt]")) {
   });
 }
 find("stop").addEventListener("click", () => running?.abort());
+// What was read is the other model's.
+find("choice").addEventListener("change", () => {
+  running?.abort();
+  read = null;
+  find("reading").hidden = find("result").hidden = true;
+  if (session) close();
+  start();
+});
 find("label").addEventListener("change", (event) => {
   label = event.target.value;
   choose(...chosen);

@@ -15,8 +15,8 @@ export class Session {
     this.forget();
   }
 
-  static async begin() {
-    return new Session(await api.begin());
+  static async begin(model) {
+    return new Session(await api.begin(model));
   }
 
   static async open(id) {

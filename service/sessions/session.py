@@ -37,6 +37,9 @@ class Session(NamedTuple):
     model: str
     """Fingerprint of the model, whose state and tokens these are."""
 
+    name: str = ""
+    """Of that model, where several are served."""
+
     offset: int = 0
     """Bytes that have come."""
 
@@ -77,7 +80,7 @@ def snapshot_of(session: Session, secret: bytes) -> bytes:
     if session.state:
         parts = safetensors.load(session.state)
         arrays |= {STATE + name: x for name, x in parts.items()}
-    facts = {"format": FORMAT, "model": session.model}
+    facts = {"format": FORMAT, "model": session.model, "name": session.name}
     facts |= {name: str(getattr(session, name)) for name in COUNTS}
     facts[CHECKSUM] = _checksum(facts, arrays, secret)
     return safetensors.save(arrays, facts)
@@ -101,6 +104,7 @@ def session_of(snapshot: bytes, secret: bytes) -> Session:
     state = {name.removeprefix(STATE): x for name, x in arrays.items() if name.startswith(STATE)}
     return Session(
         model=facts["model"],
+        name=facts.get("name", ""),  # earlier releases wrote none
         pending=arrays["pending"].tobytes(),
         tail=arrays["tail"],
         state=encoded(state) if state else b"",

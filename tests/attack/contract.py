@@ -32,14 +32,18 @@ hooks = "hooks.py"
 
 [[operations]]
 include-name = "POST /v1/sessions"
-checks.positive_data_acceptance.expected-statuses = [201, 422]
+checks.positive_data_acceptance.expected-statuses = [201, 404, 422]
 
 [[operations]]
 include-name = "POST /v1/documents:batch"
-checks.negative_data_rejection.expected-statuses = [200, 415, 422]
+checks.negative_data_rejection.expected-statuses = [200, 404, 415, 422]
+
+[[operations]]
+include-name = "POST /v1/models/{model}/documents:batch"
+checks.negative_data_rejection.expected-statuses = [200, 404, 415, 422]
 """
-"""Whether bytes are a snapshot can't be told by a schema; lines that are wrong are 200, and have
-answers of their own."""
+"""Whether bytes are a snapshot, or a name is a model's, can't be told by a schema; lines that are
+wrong are 200, and have answers of their own."""
 
 HOOKS = """
 import schemathesis

@@ -19,6 +19,7 @@ from ray.serve.schema import (
 )
 
 from gma.service.app import deployments as app
+from gma.service.app.application import WORKER, Application
 from gma.service.settings import PREFIX, Settings, SettingsError
 
 Manifest = dict[str, Any]
@@ -100,21 +101,27 @@ def serve_problems(spec: Manifest) -> Iterator[str]:
         yield f"Serve config: {error}"
         return
     yield from _unknown(config, ServeDeploySchema)
-    (application,) = config["applications"]
+    for application in config["applications"]:
+        yield from _application_problems(spec, application)
+
+
+def _application_problems(spec: Manifest, application: Manifest) -> Iterator[str]:
     yield from _unknown(application, ServeApplicationSchema)
     module, _, name = application["import_path"].partition(":")
     if not hasattr(importlib.import_module(module), name):
         yield f"there is no {application['import_path']}"
+    if (name == app.model.__name__) != bool(Application.parsed(application["name"])):
+        yield f"gateways would not take {application['name']} for what it is"
     try:
-        settings = _settings(spec)
-        if settings.device == "auto":
+        settings = _settings(spec, application)
+        if settings.device == "auto" and name != app.gateways.__name__:
             yield "args: the device is not said"
     except SettingsError as error:
         yield f"settings: {error}"
     for deployment in application["deployments"]:
         yield from _unknown(deployment, DeploymentSchema)
         yield from _unknown(deployment.get("ray_actor_options", {}), RayActorOptionsSchema)
-        if deployment["name"] not in (app.GATEWAY, app.WORKER):
+        if deployment["name"] not in (app.GATEWAY, WORKER):
             yield f"there is no deployment {deployment['name']}"
         scaling = deployment.get("autoscaling_config")
         if scaling:
@@ -132,10 +139,12 @@ def _unknown(config: Manifest, schema: type[BaseModel]) -> Iterator[str]:
         yield f"Serve config: {schema.__name__} has no field {name}"
 
 
-def _settings(spec: Manifest) -> Settings:
-    """Those of the pods' environment, before which the Serve config's go. Raises SettingsError."""
+def _settings(spec: Manifest, application: Manifest | None = None) -> Settings:
+    """Those of the pods' environment, before which an application's go, by default those of that
+    which has the gateways. Raises SettingsError."""
     said = _said(_pods(spec)[0]["spec"]["containers"][0])
-    return Settings.load(**{**said, **serve_config(spec)["applications"][0]["args"]})
+    application = application or serve_config(spec)["applications"][0]
+    return Settings.load(**{**said, **application["args"]})
 
 
 def _said(container: Manifest) -> Manifest:
@@ -250,20 +259,33 @@ def _keys_problems(container: Manifest, volumes: Manifest, settings: Settings) -
 def capacity_problems(spec: Manifest) -> Iterator[str]:
     """Check that replicas find pods, and that pods have what their replicas ask for."""
     (group,) = spec["rayClusterConfig"]["workerGroupSpecs"]
-    deployments = {
-        each["name"]: each for each in serve_config(spec)["applications"][0]["deployments"]
-    }
-    worker, gateway = deployments[app.WORKER], deployments[app.GATEWAY]
-    scaling, settings = worker["autoscaling_config"], _settings(spec)
-    if (scaling["min_replicas"], scaling["max_replicas"]) != (
-        group["minReplicas"],
-        group["maxReplicas"],
-    ):
-        yield "workers scale between other numbers than their pods"
-    options = worker["ray_actor_options"]
     requests = group["template"]["spec"]["containers"][0]["resources"]["requests"]
     if group["rayStartParams"].get("num-cpus") != requests["cpu"]:
         yield "Ray counts other cores than the pod asks for"
+    workers: list[Manifest] = []
+    gateways: list[Manifest] = []
+    for application in serve_config(spec)["applications"]:
+        for each in application["deployments"]:
+            (workers if each["name"] == WORKER else gateways).append(each)
+            if each["name"] == WORKER:
+                yield from _worker_problems(each, _settings(spec, application), requests)
+    scaling = [each["autoscaling_config"] for each in workers]
+    least, most = (sum(x[f"{y}_replicas"] for x in scaling) for y in ("min", "max"))
+    if (least, most) != (group["minReplicas"], group["maxReplicas"]):
+        yield "workers scale between other numbers than their pods"
+    (gateway,), settings = gateways, _settings(spec)
+    places = group["minReplicas"] * gateway.get("max_replicas_per_node", settings.gateways)
+    if settings.gateways != places:
+        yield f"{settings.gateways} gateways have {places} places: some wait, or one pod has all"
+    asked = settings.gateways * gateway["ray_actor_options"]["num_cpus"]
+    taken = max(each["ray_actor_options"]["num_cpus"] for each in workers)
+    room = group["minReplicas"] * (int(requests["cpu"]) - taken)
+    if asked > room:
+        yield f"gateways ask for {asked} cores, and workers leave them {room}"
+
+
+def _worker_problems(worker: Manifest, settings: Settings, requests: Manifest) -> Iterator[str]:
+    options = worker["ray_actor_options"]
     if options.get("num_gpus", 0) != int(requests.get("nvidia.com/gpu", 0)):
         yield "a worker does not have the GPUs of its pod"
     if (settings.device == "cuda") != bool(options.get("num_gpus")):
@@ -274,14 +296,7 @@ def capacity_problems(spec: Manifest) -> Iterator[str]:
         yield "a worker computes with more threads than it asks for"
     if not options.get("num_gpus") and 2 * options["num_cpus"] <= int(requests["cpu"]):
         yield "two workers fit into a pod"
-    places = group["minReplicas"] * gateway.get("max_replicas_per_node", settings.gateways)
-    if settings.gateways != places:
-        yield f"{settings.gateways} gateways have {places} places: some wait, or one pod has all"
-    asked = settings.gateways * gateway["ray_actor_options"]["num_cpus"]
-    room = group["minReplicas"] * (int(requests["cpu"]) - options["num_cpus"])
-    if asked > room:
-        yield f"gateways ask for {asked} cores, and workers leave them {room}"
-    limit = scaling["policy"]["policy_kwargs"]["tokens_per_worker"]
+    limit = worker["autoscaling_config"]["policy"]["policy_kwargs"]["tokens_per_worker"]
     if limit < 2 * settings.inbox_tokens:
         yield "one long document asks for a second worker"
 

@@ -19,7 +19,8 @@ from ray import serve
 from ray.serve.context import _get_global_client
 from ray.serve.schema import ServeDeploySchema
 
-from gma.service.app.deployments import APPLICATION, WORKER
+from gma.service.app.application import WORKER
+from gma.service.app.deployments import APPLICATION
 from gma.service.app.ray import LOOPBACK
 from tests.deploy import kustomize
 from tests.deploy.manifests import serve_config, service

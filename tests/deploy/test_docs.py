@@ -11,6 +11,7 @@ import pytest
 import typer
 import yaml
 
+from gma.service.app.models_file import models_of
 from gma.service.cli import main as cli
 from gma.service.settings import Settings, check_names
 from tests.deploy import kustomize
@@ -25,6 +26,7 @@ COMMANDS = [
     for line in block.splitlines()
     if line
 ]
+(MODELS,) = re.findall(r"```toml\n(.*?)```", TEXT, re.DOTALL)
 OVERLAY = next(x for x in re.findall(r"```yaml\n(.*?)```", TEXT, re.DOTALL) if "my-gma/" in x)
 
 # Of kubectl, with what they are given; `-n gma` and the like aside.
@@ -51,6 +53,12 @@ def test_the_overlay_is_right(manifests: list[Manifest]) -> None:
     assert problems(manifests) == []
     assert "registry.example.com/gma-service:0.1.0-cpu" in yaml.safe_dump(manifests)
     assert "PodMonitor" in {manifest["kind"] for manifest in manifests}
+
+
+def test_the_file_of_models_is_right(tmp_path: Path) -> None:
+    file = tmp_path / "models.toml"
+    file.write_text(MODELS)
+    assert [*models_of(Settings.load(models=file))] == ["contracts", "books"]
 
 
 def wrong(command: str, manifests: list[Manifest]) -> Iterator[str]:

@@ -42,6 +42,7 @@ NGINX = "nginx.ingress.kubernetes.io"
 EXAMPLES = {
     "ingress": VARIANTS,
     "mesh": VARIANTS,
+    "models": ("cpu",),
     "nodes": ("cpu", "single"),
     "priority": VARIANTS,
     "settings": VARIANTS,
@@ -116,8 +117,9 @@ def test_the_example_of_workers_differs_from_the_variant_in_numbers_alone(tmp_pa
 
 
 def examples_of(variant: str) -> list[str]:
-    """Those that go together: a pod of one size."""
-    return [f"examples/{x}" for x in EXAMPLES if variant in EXAMPLES[x] and x != "single-gpu"]
+    """Those that go together: a pod of one size, and one Serve config."""
+    apart = {"models", "single-gpu"}
+    return [f"examples/{x}" for x in EXAMPLES if variant in EXAMPLES[x] and x not in apart]
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
@@ -564,3 +566,28 @@ def test_a_mistake_in_the_serve_config_is_caught(
     spec["serveConfigV2"] = yaml.safe_dump(config)
     found = problems(cpu)
     assert any(message in problem for problem in found), found
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "message"),
+    [
+        ("applications.0.name", "gma-model-a-1", "would not take gma-model-a-1"),
+        ("applications.1.name", "books", "would not take books"),
+        ("applications.2.args.device", GONE, "the device is not said"),
+        ("applications.2.args.models", "a=b", "GMA_MODELS"),
+        (
+            "applications.2.deployments.0.autoscaling_config.max_replicas",
+            3,
+            "between other numbers",
+        ),
+    ],
+)
+def test_a_mistake_in_several_models_is_caught(
+    tmp_path: Path, path: str, value: object, message: str
+) -> None:
+    manifests = kustomize.build(write(tmp_path, "cpu", ["examples/models"]))
+    spec = service(manifests)
+    config = serve_config(spec)
+    change(config, path, value)
+    spec["serveConfigV2"] = yaml.safe_dump(config)
+    assert any(message in problem for problem in problems(manifests))

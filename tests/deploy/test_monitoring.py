@@ -269,7 +269,7 @@ class Prometheus:
     def values(self, expression: str) -> list[float]:
         """The values of an expression now, one of each series, without those that are no number."""
         expression = expression.replace("$__rate_interval", "1m").replace("$namespace", "")
-        expression = re.sub(r"\$(job|pod)", ".*", expression)
+        expression = re.sub(r"\$(job|pod|model)", ".*", expression)
         answer = self._get("query", query=expression)
         assert answer["status"] == "success", f"{expression}: {answer['error']}"
         values = [float(each["value"][1]) for each in answer["data"]["result"]]

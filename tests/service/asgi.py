@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 import threading
 import time
 from collections.abc import AsyncIterator, Callable, Mapping
@@ -22,6 +23,7 @@ from gma.model.tokenizer import Tokenizer
 from gma.service.engine.opening import Opening
 from gma.service.engine.step import Batch, Launched
 from gma.service.gateway.gateway import Gateway
+from gma.service.gateway.model import Model, Models
 from gma.service.http.app import create_app
 from gma.service.link.client import OpenDocument
 from gma.service.model_folder import ModelFolder
@@ -139,10 +141,10 @@ class Service:
             rows=self.settings.rows,
             chunk=self.settings.chunk_tokens,
         )
-        self.worker = Worker(self.runner, self.settings, fingerprint=loaded.fingerprint)
-        self.gateway = Gateway(
-            self.settings, loaded.config, loaded.tokenizer, LocalWorkers(self.worker)
-        )
+        name, fingerprint = loaded.config.name, loaded.fingerprint
+        self.worker = Worker(self.runner, self.settings, fingerprint=fingerprint, name=name)
+        self.model = Model(loaded.config, loaded.tokenizer, LocalWorkers(self.worker))
+        self.gateway = Gateway(self.settings, Models(self.model))
         self.app: ASGIApp = create_app(self.gateway, clock=clock)
         self.http = httpx.AsyncClient(
             transport=httpx.ASGITransport(self.app), base_url="http://service", timeout=PATIENCE_S
@@ -174,11 +176,11 @@ class Service:
         return answer
 
     async def metric(self, name: str) -> float:
-        """The value of a metric without labels, as Prometheus scrapes it."""
+        """The sum of a metric whatever its labels, as Prometheus scrapes it."""
         text = (await self.http.get("/metrics")).text
-        return next(
-            float(line.split()[1]) for line in text.splitlines() if line.startswith(f"{name} ")
-        )
+        found = re.findall(rf"^{name}(?:{{.*}})? (.+)$", text, re.MULTILINE)
+        assert found, name
+        return sum(map(float, found))
 
     async def until(self, name: str, value: float) -> None:
         """Wait until a metric has a value."""
@@ -192,9 +194,8 @@ async def serving(settings: Settings) -> AsyncIterator[httpx.AsyncClient]:
     """The service in this process, made of its settings as its own processes are."""
     worker = Worker.load(settings)
     folder = ModelFolder.of(settings)
-    gateway = Gateway(
-        settings, folder.config, Tokenizer.load(folder.tokenizer), LocalWorkers(worker)
-    )
+    model = Model(folder.config, Tokenizer.load(folder.tokenizer), LocalWorkers(worker))
+    gateway = Gateway(settings, Models(model))
     transport = httpx.ASGITransport(create_app(gateway))
     await worker.start()
     try:

@@ -21,6 +21,7 @@ from types import FrameType
 import httpx
 
 from gma.service.gateway.gateway import Gateway
+from gma.service.gateway.model import Model, Models
 from gma.service.http.app import create_app
 from gma.service.link.remote import WorkerServer
 from gma.service.link.workers import RemoteWorkers
@@ -90,7 +91,8 @@ async def follow(way: Way, folder: Path) -> None:
             return [address]
 
         workers = RemoteWorkers(look, timeout_s=10)  # type: ignore[arg-type]
-        gateway = Gateway(service.settings, service.gateway.config, service.tokenizer, workers)
+        model = Model(service.model.config, service.tokenizer, workers)
+        gateway = Gateway(service.settings, Models(model))
         transport = httpx.ASGITransport(create_app(gateway))
         async with httpx.AsyncClient(transport=transport, base_url="http://service") as client:
             for last in (False, False, True):

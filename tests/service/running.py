@@ -52,11 +52,17 @@ class Connection:
     @classmethod
     @asynccontextmanager
     async def open(
-        cls, port: int, accept: str, *, host: str = "127.0.0.1", key: str | None = None
+        cls,
+        port: int,
+        accept: str,
+        *,
+        host: str = "127.0.0.1",
+        key: str | None = None,
+        path: str = "/v1/documents",
     ) -> AsyncIterator[Connection]:
         reader, writer = await asyncio.open_connection(host, port)
         head = (
-            "POST /v1/documents HTTP/1.1",
+            f"POST {path} HTTP/1.1",
             "host: service",
             "content-type: text/plain",
             f"accept: {accept}",

@@ -18,6 +18,7 @@ import httpx
 import pytest
 
 from gma.service.app import local
+from gma.service.app.deployments import build
 from gma.service.app.start import StartError
 from gma.service.settings import Settings
 from tests.service.asgi import PATIENCE_S, TEXT, save_checkpoint
@@ -235,7 +236,7 @@ class TestRunning:
         (folder / "model.safetensors").write_bytes(b"damaged")
         settings = Settings.load(checkpoint=folder, device="cpu", port=free_port())
         with pytest.raises(StartError, match=r"model\.safetensors: ") as raised:
-            local.deploy(settings, tmp_path, name="damaged")
+            local.deploy(build(settings, run=tmp_path), name="damaged")
         assert "\n" not in str(raised.value)
 
     def test_a_deployment_that_fails_unforeseen_says_its_exception(
@@ -247,7 +248,7 @@ class TestRunning:
             checkpoint=checkpoint, device="cpu", port=free_port(), metrics_dir=file / "metrics"
         )
         with pytest.raises(StartError) as raised:
-            local.deploy(settings, tmp_path, name="unforeseen")
+            local.deploy(build(settings, run=tmp_path), name="unforeseen")
         assert re.fullmatch(
             rf"the deployment (Gateway|Worker) failed: NotADirectoryError: .*'{file}/metrics'",
             str(raised.value),

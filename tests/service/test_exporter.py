@@ -19,7 +19,7 @@ COUNT = """
 import os, sys
 os.environ["PROMETHEUS_MULTIPROC_DIR"] = sys.argv[1]
 from gma.service.observe import metrics
-metrics.TOKENS.inc(int(sys.argv[2]))
+metrics.TOKENS.labels('a').inc(int(sys.argv[2]))
 """
 
 
@@ -47,7 +47,7 @@ def test_sums_every_process_of_the_folder(url: str, tmp_path: Path) -> None:
         subprocess.run(command, check=True)
     response = httpx.get(f"{url}/metrics")
     assert response.headers["content-type"].startswith("text/plain")
-    assert "gma_tokens_total 7.0" in response.text.splitlines()
+    assert 'gma_tokens_total{model="a"} 7.0' in response.text.splitlines()
 
 
 def test_head_is_get_without_the_body(url: str) -> None:

@@ -152,7 +152,7 @@ async def test_state_and_memory_by_length(service: Service) -> None:
     assert await service.metric("gma_state_bytes") == sum(
         tensor.nbytes for _, tensor in pool.states.tensors()
     )
-    sample = 'gma_length_memory_bytes{memory="resident",tokens="1000"}'
+    sample = 'gma_length_memory_bytes{memory="resident",model="tiny",tokens="1000"}'
     await service.until("gma_queue_head_seconds", 0)  # memory was looked at
     await service.classify(TEXT)
     peak = await scraped(service, 'gma_resident_memory_peak_bytes{role="worker"}')

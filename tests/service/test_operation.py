@@ -143,7 +143,7 @@ class TestMetrics:
         run = (
             "import sys, pathlib; from gma.service.observe import sharing;"
             "sharing.join(pathlib.Path(sys.argv[1])); from gma.service.observe import metrics;"
-            "metrics.TOKENS.inc(3); metrics.SLOTS.set(5);"
+            "metrics.TOKENS.labels('a').inc(3); metrics.SLOTS.labels('a').set(5);"
             "print(metrics.scrape().decode())"
         )
         for tokens in (3.0, 6.0):
@@ -151,8 +151,8 @@ class TestMetrics:
                 [sys.executable, "-c", run, tmp_path], check=True, capture_output=True, text=True
             )
             lines = done.stdout.splitlines()
-            assert f"gma_tokens_total {tokens}" in lines
-            assert "gma_slots 5.0" in lines
+            assert f'gma_tokens_total{{model="a"}} {tokens}' in lines
+            assert 'gma_slots{model="a"} 5.0' in lines
 
 
 class TestEveryAnswer:
@@ -261,6 +261,7 @@ class TestDocs:
         post = api["paths"]["/v1/documents"]["post"]
         assert set(post["requestBody"]["content"]) == {"text/plain", "application/json"}
         assert {parameter["name"] for parameter in post["parameters"]} == {
+            "model",
             "top_k",
             "evidence",
             "components",

@@ -22,6 +22,7 @@ from benchmarks.chromium import CHROMIUM, DRIVER
 from benchmarks.chromium import chromium as started
 from gma.model.tokenizer import Tokenizer
 from gma.service.gateway.gateway import Gateway
+from gma.service.gateway.model import Model, Models
 from gma.service.http.app import create_app
 from gma.service.http.keys import hash_of
 from gma.service.http.listener import Listener
@@ -57,9 +58,8 @@ async def _serve(
 ) -> None:
     worker = Worker.load(settings)
     folder = ModelFolder.of(settings)
-    gateway = Gateway(
-        settings, folder.config, Tokenizer.load(folder.tokenizer), LocalWorkers(worker)
-    )
+    model = Model(folder.config, Tokenizer.load(folder.tokenizer), LocalWorkers(worker))
+    gateway = Gateway(settings, Models(model))
     await worker.start()
     listener = await Listener.open(create_app(gateway, clock=clock), "127.0.0.1", settings.port)
     end = asyncio.Event()

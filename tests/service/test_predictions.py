@@ -21,7 +21,10 @@ def said(label: str, most: str | None = None) -> float:
     name, labels = "gma_prediction_score_count", {"label": label}
     if most:
         name, labels = "gma_prediction_score_bucket", {**labels, "le": most}
-    return REGISTRY.get_sample_value(name, labels) or 0.0
+    return sum(
+        REGISTRY.get_sample_value(name, {"model": model, **labels}) or 0.0
+        for model in ("tiny", "x")
+    )
 
 
 def config(*labels: str, **changes: object) -> ModelConfig:
@@ -80,4 +83,5 @@ def test_of_many_labels_the_rest_have_one_name(monkeypatch: pytest.MonkeyPatch) 
     for logits in ([9, 0, 0, 0], [0, 0, 9, 0], [0, 0, 0, 9]):
         told.count(np.array(logits, float))
     assert (said("t"), said("u"), said(OTHER)) == (1, 0, before + 2)
-    assert REGISTRY.get_sample_value("gma_prediction_score_count", {"label": "w"}) is None
+    labels = {"model": "x", "label": "w"}
+    assert REGISTRY.get_sample_value("gma_prediction_score_count", labels) is None

@@ -57,7 +57,9 @@ and three ports of Ray's have fixed numbers, which another run may have."""
 class Served:
     """`gma serve` as a user starts it, in a folder full of traps."""
 
-    def __init__(self, folder: Path, temporary: Path, port: int) -> None:
+    def __init__(
+        self, folder: Path, temporary: Path, port: int, models: str = "GMA_CHECKPOINT=checkpoint"
+    ) -> None:
         self.folder, self.temporary = folder, temporary
         self.url = f"http://127.0.0.1:{port}"
         self.errors = folder / "stderr"
@@ -65,7 +67,7 @@ class Served:
             "no_proxy": "localhost,127.0.0.1",
             "TMPDIR": str(temporary),
             "GMA_PORT": str(port),
-            "GMA_CHECKPOINT": "checkpoint",
+            **dict([models.split("=", 1)]),
             "GMA_THREADS": "1",
         }
         with self.errors.open("w") as errors:

@@ -26,9 +26,9 @@ from tempfile import TemporaryDirectory
 from gma.service.observe import sharing
 sharing.join(Path(sys.argv[1]))
 from gma.service.observe import metrics
-metrics.TOKENS.inc(int(sys.argv[2]))
-metrics.STEP_SECONDS.observe(0.03)
-metrics.SLOTS.set(5)
+metrics.TOKENS.labels("a").inc(int(sys.argv[2]))
+metrics.STEP_SECONDS.labels("a").observe(0.03)
+metrics.SLOTS.labels("a").set(5)
 print("counted", flush=True)
 sys.stdin.read()
 """
@@ -137,7 +137,8 @@ def scraped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[], lis
 def test_a_process_that_lives_keeps_its_own_files(
     counting: subprocess.Popen[str], scraped: Callable[[], list[str]], tmp_path: Path
 ) -> None:
-    assert {"gma_tokens_total 3.0", "gma_slots 5.0"} <= set(scraped())
+    told = {'gma_tokens_total{model="a"} 3.0', 'gma_slots{model="a"} 5.0'}
+    assert told <= set(scraped())
     assert (tmp_path / f"counter_{counting.pid}.db").exists()
 
 
@@ -148,9 +149,9 @@ def test_what_a_killed_process_counted_stays_and_its_gauges_go(
     counting.wait()
     for _ in range(2):
         lines = scraped()
-        assert "gma_tokens_total 3.0" in lines
-        assert "gma_step_seconds_count 1.0" in lines
-        assert not any(line.startswith("gma_slots ") for line in lines)
+        assert 'gma_tokens_total{model="a"} 3.0' in lines
+        assert 'gma_step_seconds_count{model="a"} 1.0' in lines
+        assert not any(line.startswith("gma_slots{") for line in lines)
     assert not list(tmp_path.glob(f"*{counting.pid}*"))
 
 

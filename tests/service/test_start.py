@@ -57,6 +57,20 @@ class TestBeforeRay:
         file.touch()
         self.check("has no API keys", checkpoint=checkpoint, api_keys_file=file)
 
+    def test_with_models_of_which_one_is_none(self, checkpoint: Path, tmp_path: Path) -> None:
+        models = f"one={checkpoint},two={tmp_path}/nowhere"
+        self.check("two: .*nowhere is not a checkpoint", models=models)
+        self.check("models.toml can't be read", models=tmp_path / "models.toml")
+
+    def test_with_more_models_than_gpus(
+        self, checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(local, "count_gpus", lambda: 1)
+        models = f"one={checkpoint},two={checkpoint}"
+        self.check(
+            "the models need 2 GPUs in all, and there are 1", models=models, port=free_port()
+        )
+
     @pytest.mark.parametrize("name", ["model.safetensors", "tokenizer.json"])
     def test_with_half_a_checkpoint(self, name: str, tmp_path: Path) -> None:
         folder = save_checkpoint(tmp_path)

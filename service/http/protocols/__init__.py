@@ -3,13 +3,14 @@ errors as its own server does."""
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+import re
 
 from fastapi import FastAPI
 
 from gma.service.gateway.gateway import Gateway
 from gma.service.http.middleware import ErrorForm
 from gma.service.http.protocols import hugging_face, tei, v2, vllm
+from gma.service.http.readiness import Readiness
 
 FORMS: dict[str, ErrorForm] = {
     **dict.fromkeys(tei.PATHS, tei.failure),
@@ -19,9 +20,17 @@ FORMS: dict[str, ErrorForm] = {
 }
 """How errors are told, by path."""
 
+OF_MODEL = re.compile("/models/[^/]+")
 
-def add(app: FastAPI, gateway: Gateway, check_ready: Callable[[], Awaitable[None]]) -> None:
-    """Give `app` the routes of all of them. `check_ready` raises Unavailable."""
+
+def form_of(path: str) -> ErrorForm | None:
+    """How errors are told at a path, with or without a model in front; None if as ours are."""
+    path = OF_MODEL.sub("", path, count=1) or "/" if OF_MODEL.match(path) else path
+    return FORMS.get(path) or FORMS.get("/" + path[1:].partition("/")[0])
+
+
+def add(app: FastAPI, gateway: Gateway, check_ready: Readiness) -> None:
+    """Give `app` the routes of all of them."""
     tei.add(app, gateway)
     hugging_face.add(app, gateway)
     vllm.add(app, gateway)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Annotated, Literal
 
 from fastapi import FastAPI
@@ -10,7 +11,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from gma.service.errors import ServiceError
-from gma.service.gateway.contract import ErrorAnswer
+from gma.service.gateway.contract import ErrorAnswer, ModelName
 from gma.service.gateway.document import Pieces
 from gma.service.gateway.gateway import Gateway
 from gma.service.gateway.scores import scores
@@ -22,6 +23,9 @@ from gma.service.http.protocols.tei import Prediction
 from gma.service.http.texts import Finding, Question, Rendered, TextsResponse
 
 PATH = "/"
+
+PATHS = PATH, "/models/{model}"
+"""The second is that of the Hugging Face hub's own API."""
 
 STATUSES = {422: 400}
 """Theirs for ours, where it is another."""
@@ -55,7 +59,7 @@ def failure(error: ServiceError) -> tuple[int, ErrorAnswer]:
 def add(app: FastAPI, gateway: Gateway) -> None:
     """Give `app` the route that `gateway` answers."""
 
-    async def parse(body: Pieces) -> Question:
+    async def parse(model: str | None, body: Pieces) -> Question:
         asked = await ClassificationRequest.read(body)
         how = asked.parameters or Parameters()
 
@@ -68,17 +72,21 @@ def add(app: FastAPI, gateway: Gateway) -> None:
             return Rendered(encode([*found.ranked(values, how.top_k)]))
 
         place = "inputs" if asked.inputs.listed else None
-        return Question(asked.inputs.texts, place, render)
+        return Question(asked.inputs.texts, place, render, gateway.models.choose(model))
 
-    @app.post(
-        "/",
-        summary="Classify texts, as the Hugging Face Inference API does",
-        response_model=list[list[Prediction]],
-        responses=error_responses(ErrorAnswer, STATUSES),
-        openapi_extra={"requestBody": body_of(ClassificationRequest)},
-        tags=["other servers' clients"],
-    )
-    async def classification(request: Request, x_deadline_ms: Deadline = None) -> Response:
+    async def classification(
+        request: Request, model: ModelName | None = None, x_deadline_ms: Deadline = None
+    ) -> Response:
         """For each text the scores of its labels, best first; in a list also if there is one text
         alone."""
-        return TextsResponse(gateway, request, parse, deadline_ms=x_deadline_ms)
+        return TextsResponse(gateway, request, partial(parse, model), deadline_ms=x_deadline_ms)
+
+    for path in PATHS:
+        app.post(
+            path,
+            summary="Classify texts, as the Hugging Face Inference API does",
+            response_model=list[list[Prediction]],
+            responses=error_responses(ErrorAnswer, STATUSES),
+            openapi_extra={"requestBody": body_of(ClassificationRequest)},
+            tags=["other servers' clients"],
+        )(classification)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Annotated
 
 from fastapi import FastAPI
@@ -11,7 +12,7 @@ from starlette.responses import Response
 from typing_extensions import TypedDict  # pydantic needs this one before Python 3.12
 
 from gma.service.errors import ServiceError
-from gma.service.gateway.contract import ErrorAnswer
+from gma.service.gateway.contract import ErrorAnswer, ModelName
 from gma.service.gateway.document import Pieces
 from gma.service.gateway.gateway import Gateway
 from gma.service.http.documents import Deadline
@@ -21,6 +22,9 @@ from gma.service.http.protocols.fields import TEXT_SCHEMA, TEXTS_SCHEMA, Fields,
 from gma.service.http.texts import Finding, Question, Rendered, TextsResponse
 
 PATHS = "/predict", "/invocations"
+
+MODEL = "/models/{model}"
+"""What may stand in front of them: their clients know a server by its URL, and name no model."""
 
 STATUSES = {500: 424}
 """Theirs for ours, where it is another."""
@@ -85,27 +89,30 @@ def failure(error: ServiceError) -> tuple[int, ErrorAnswer]:
 def add(app: FastAPI, gateway: Gateway) -> None:
     """Give `app` the routes that `gateway` answers."""
 
-    async def parse(body: Pieces) -> Question:
+    async def parse(name: str | None, body: Pieces) -> Question:
         asked = await PredictRequest.read(body)
 
         def render(found: Finding) -> Rendered:
             ranked = [*found.ranked(found.logits if asked.raw_scores else found.scores)]
             return Rendered(encode(ranked if asked.inputs.listed else ranked[0]))
 
-        most = (await gateway.workers.info())["max_document_tokens"] if asked.truncate else None
+        model = gateway.models.choose(name)
+        most = (await model.workers.info())["max_document_tokens"] if asked.truncate else None
         place = "inputs" if asked.inputs.listed else None
-        return Question(asked.inputs.texts, place, render, most)
+        return Question(asked.inputs.texts, place, render, model, most)
 
-    async def predict(request: Request, x_deadline_ms: Deadline = None) -> Response:
+    async def predict(
+        request: Request, model: ModelName | None = None, x_deadline_ms: Deadline = None
+    ) -> Response:
         """Scores of all labels, best first; of a list of texts, a list of them. A multi-label
         model's scores are each label's own, and do not sum to one."""
-        return TextsResponse(gateway, request, parse, deadline_ms=x_deadline_ms)
+        return TextsResponse(gateway, request, partial(parse, model), deadline_ms=x_deadline_ms)
 
-    for path in PATHS:
+    for path in (*PATHS, *(MODEL + path for path in PATHS)):
         app.post(
             path,
             summary="Classify texts, as text-embeddings-inference does",
-            operation_id=path[1:],
+            operation_id=path[1:].replace(MODEL[1:], "model"),
             response_model=list[Prediction] | list[list[Prediction]],
             responses=error_responses(ErrorAnswer, STATUSES),
             openapi_extra={"requestBody": body_of(PredictRequest)},

@@ -4,7 +4,7 @@ extension for binary tensors."""
 from __future__ import annotations
 
 import struct
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Sequence
 from importlib.metadata import version
 from typing import Annotated, Any, NotRequired
 
@@ -15,7 +15,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from typing_extensions import TypedDict  # pydantic needs this one before Python 3.12
 
-from gma.service.errors import NotFound, NotJson, ServiceError, Validation
+from gma.service.errors import NotJson, ServiceError, Validation
 from gma.service.gateway.document import Pieces
 from gma.service.gateway.gateway import Gateway
 from gma.service.http.documents import Deadline
@@ -23,6 +23,7 @@ from gma.service.http.json_document import MOST_VALUES, JsonText, parsed_object,
 from gma.service.http.media import JSON, encode, shown
 from gma.service.http.openapi import error_responses
 from gma.service.http.protocols.fields import Fields, Name, Whole, body_of
+from gma.service.http.readiness import Readiness
 from gma.service.http.texts import Finding, PlainText, Question, Rendered, Text, TextsResponse
 
 PATH = "/v2"
@@ -198,16 +199,11 @@ def failure(error: ServiceError) -> tuple[int, V2Error]:
     return STATUSES.get(error.status, error.status), V2Error(error=error.message)
 
 
-def add(app: FastAPI, gateway: Gateway, check_ready: Callable[[], Awaitable[None]]) -> None:
-    """Give `app` the routes that `gateway` answers. `check_ready` raises Unavailable."""
-    config = gateway.config
+def add(app: FastAPI, gateway: Gateway, check_ready: Readiness) -> None:
+    """Give `app` the routes that `gateway` answers."""
     responses = error_responses(V2Error, STATUSES)
     unready = {status: responses[status] for status in (404, 405, 503)}
     about: dict[str, Any] = {"responses": unready, "tags": ["other servers' clients"]}
-
-    def check_name(model: str) -> None:
-        if model != config.name:
-            raise NotFound(f"there is no model {shown(model)}: this service has {config.name}")
 
     @app.get("/v2", summary="The server, for V2 clients", **about)
     async def server() -> ServerMetadata:
@@ -232,7 +228,7 @@ def add(app: FastAPI, gateway: Gateway, check_ready: Callable[[], Awaitable[None
     @app.get("/v2/models/{model}", summary="The model, for V2 clients", **about)
     async def metadata(model: str) -> ModelMetadata:
         """What it takes and gives. `parameters` say what the columns of `scores` are."""
-        check_name(model)
+        config = gateway.models.choose(model).config
         least = config.least_scores
         return ModelMetadata(
             name=config.name,
@@ -252,8 +248,7 @@ def add(app: FastAPI, gateway: Gateway, check_ready: Callable[[], Awaitable[None
     @app.get("/v2/models/{model}/ready", summary="Whether the model classifies texts", **about)
     async def model_ready(model: str) -> ModelReady:
         """200 once a worker is warm, until the service drains."""
-        check_name(model)
-        await check_ready()
+        await check_ready(gateway.models.choose(model))
         return ModelReady(name=model, ready=True)
 
     @app.post(
@@ -267,11 +262,12 @@ def add(app: FastAPI, gateway: Gateway, check_ready: Callable[[], Awaitable[None
     async def infer(model: str, request: Request, x_deadline_ms: Deadline = None) -> Response:
         """`label` has for each text the best label that is there, or an empty string if there is
         none; `scores` those of all labels."""
-        check_name(model)
+        gateway.models.choose(model)
 
         async def parse(body: Pieces) -> Question:
             asked, behind = await _read(body, _json_bytes(request.headers))
-            return Question(_texts(asked, behind), INPUT, _Renderer(asked))
+            texts = _texts(asked, behind)
+            return Question(texts, INPUT, _Renderer(asked), gateway.models.choose(model))
 
         return TextsResponse(
             gateway,

@@ -11,11 +11,11 @@ from starlette.requests import Request
 from starlette.responses import Response
 from typing_extensions import TypedDict  # pydantic needs this one before Python 3.12
 
-from gma.service.errors import NotFound, ServiceError
+from gma.service.errors import ServiceError
 from gma.service.gateway.document import Pieces
 from gma.service.gateway.gateway import Gateway
 from gma.service.http.documents import Deadline
-from gma.service.http.media import encode, shown
+from gma.service.http.media import encode
 from gma.service.http.openapi import error_responses
 from gma.service.http.protocols.fields import Fields, Name, Short, Texts, Whole, body_of
 from gma.service.http.texts import Finding, Question, Rendered, TextsResponse
@@ -46,7 +46,7 @@ class ClassifyRequest(Fields):
     """Texts to classify."""
 
     model: Name | None = None
-    """What `GET /info` calls it; that there is, by default."""
+    """As `GET /v1/models` names it; one alone need not be named."""
 
     input: Texts
     """A text, or a list of them. No tokens."""
@@ -147,10 +147,7 @@ def add(app: FastAPI, gateway: Gateway) -> None:
 
     async def parse(body: Pieces) -> Question:
         asked = await ClassifyRequest.read(body)
-        if asked.model not in (None, gateway.config.name):
-            raise NotFound(
-                f"there is no model {shown(asked.model)}: this service has {gateway.config.name}"
-            )
+        model = gateway.models.choose(asked.model)
         most = asked.truncate_prompt_tokens
         logits = False in (asked.use_activation, asked.activation)
 
@@ -174,7 +171,7 @@ def add(app: FastAPI, gateway: Gateway) -> None:
             return Rendered(encode(answer))
 
         place = "input" if asked.input.listed else None
-        return Question(asked.input.texts, place, render, None if most == -1 else most)
+        return Question(asked.input.texts, place, render, model, None if most == -1 else most)
 
     async def classify(request: Request, x_deadline_ms: Deadline = None) -> Response:
         """For each text the best label, and the scores of all."""

@@ -109,7 +109,9 @@ class TestClassify:
                 self.check(answer, expected)
 
     def test_options(self, client: Client) -> None:
-        answer = client.classify(LONG, top_k=2, evidence=True, components=True, max_tokens=1000)
+        answer = client.classify(
+            LONG, model="tiny", top_k=2, evidence=True, components=True, max_tokens=1000
+        )
         assert (len(answer.scores), answer.tokens, answer.truncated) == (2, 1000, True)
         assert len(answer.evidence) > 1
         assert answer.components
@@ -242,6 +244,7 @@ class TestErrors:
             (b"", {}, 400, "Empty"),
             (b"abc\xff", {}, 400, "NotUtf8"),
             (LONG, {"top_k": -1}, 422, "Validation"),
+            (LONG, {"model": "x"}, 404, "UnknownModel"),
             (b"x" * 2**21, {}, 413, "TooLarge"),
         ],
     )
@@ -494,6 +497,7 @@ class TestOperation:
     def test_info(self, client: Client, url: str) -> None:
         assert client.info()["labels"] == list(LABELS)
         assert client.url == url
+        assert client.info("tiny")["models"] == ["tiny"]
 
     def test_health(self, client: Client, scripted: Begin) -> None:
         assert client.health()

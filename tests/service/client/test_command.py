@@ -103,11 +103,21 @@ class TestClassify:
             (["--url", "http://127.0.0.1", "--checkpoint", "books"], "the service has its own"),
             (["--url", "http://127.0.0.1", "--device", "cpu"], "the service has its own"),
             (["--key-file", "x"], "needs --url"),
+            (["--model", "x"], "needs --url"),
             (["--url", "127.0.0.1:8000"], "a URL is like"),
         ],
     )
     def test_usage(self, gma: Gma, file: Path, options: list[str], message: str) -> None:
         assert message in gma("classify", *options, file).err
+
+    def test_a_model_that_the_service_has_and_one_that_it_has_not(
+        self, gma: Gma, url: str, file: Path
+    ) -> None:
+        assert gma("classify", "--url", url, "--model", "tiny", file).status == 0
+        assert (
+            "there is no model x: this service has tiny"
+            in gma("classify", "--url", url, "--model", "x", file).err
+        )
 
     def test_what_is_no_key(self, gma: Gma, file: Path) -> None:
         result = gma("classify", "--url", "http://127.0.0.1", "--key-file", file, file)

@@ -73,7 +73,7 @@ class Running:
         self.loop = Loop()
         self.service = Service(checkpoint, self.clock, sessions=store, rows=1, session_ttl_s=TTL_S)
         self.workers = Flaky(self.service)
-        self.service.gateway.workers = LastingWorkers(self.workers)
+        self.service.model.workers = LastingWorkers(self.workers)
         self.losing = Losing(self.service)
 
     def check(self, found: Answer, data: bytes) -> None:
@@ -130,6 +130,12 @@ def refused(status: int, kind: str, act: Callable[[], object]) -> None:
     with pytest.raises(ServiceError) as raised:
         act()
     assert (raised.value.status, raised.value.error_type) == (status, kind)
+
+
+def test_a_model_may_be_named(client: Client) -> None:
+    with client.session(model="tiny") as session:
+        assert session.append(DATA).model == "tiny"
+    refused(404, "UnknownModel", lambda: client.session(model="x"))
 
 
 def test_a_document_of_which_no_character_has_come(client: Client, session: Session) -> None:
