@@ -34,10 +34,8 @@ async function start() {
       fail(error);
       return;
     }
-    if (!find("key-form").hidden) fail(error);
-    find("model").textContent = "This service asks for an API key.";
-    find("key-form").hidden = false;
-    find("key").focus();
+    if (find("key-form").hidden) askForKey();
+    else fail(error);
     return;
   }
   find("key-form").hidden = true;
@@ -50,7 +48,14 @@ async function start() {
   await openNamed();
 }
 
+function askForKey() {
+  find("model").textContent = "This service asks for an API key.";
+  find("key-form").hidden = false;
+  find("key").focus();
+}
+
 function fail(error) {
+  if (error.status === 401) askForKey(); // one that was taken may be taken no longer
   find("error").textContent = `It did not work: ${error.message}`;
   find("error").hidden = false;
   find("status").textContent = "";
@@ -60,24 +65,32 @@ function fail(error) {
 async function openNamed() {
   const id = named();
   if (!info || !id || id === session?.id) return;
-  running?.abort();
+  stop();
   find("error").hidden = true;
   try {
     session = await Session.open(id);
   } catch (error) {
-    close();
-    fail(new Error(`${error.message}. What you give next is a document of its own`));
+    if (isGone(error)) close();
+    else {
+      session = null; // its address stays, for it may be there again
+      showSession();
+    }
+    const next = isGone(error) ? "What you give next is a document of its own" : "Load this page again to come back to the document";
+    fail(new Error(`${error.message.replace(/\.$/, "")}. ${next}`));
     return;
   }
   showSession();
   showAnswer();
 }
 
+const isGone = (error) => [404, 410, 501].includes(error.status);
+
 // What an open document says, of which this page may have no text.
 async function showAnswer() {
   const { answer, evidence, points } = session;
   find("reading").hidden = find("result").hidden = !answer.scores.length;
   read = null;
+  find("status").textContent = "";
   if (!answer.scores.length) return;
   addPoint(points, soFar(answer));
   find("done").value = find("sent").value = 1;
@@ -100,6 +113,13 @@ function showSession() {
     "what has not filled a chunk yet.";
 }
 
+// Stop without a word: what comes next says more.
+function stop() {
+  running?.abort();
+  running = null;
+  find("stop").hidden = true;
+}
+
 // Go on without the session, which the service still has.
 function close() {
   session = null;
@@ -107,7 +127,8 @@ function close() {
   showSession();
 }
 
-async function take(blob, name) {
+// `typed`: what the text field had, if it is from there.
+async function take(blob, name, typed = null) {
   find("error").hidden = true;
   if (!info) await start();
   if (!info) return;
@@ -124,9 +145,17 @@ async function take(blob, name) {
   const mine = (running = new AbortController());
   const began = performance.now();
   try {
-    if (!session && find("keep").checked) session = await Session.begin();
+    if (!session && find("keep").checked) {
+      const begun = await Session.begin();
+      if (mine !== running) {
+        api.end(begun.id).catch(() => {}); // nobody knows of it; it would expire
+        return;
+      }
+      session = begun;
+    }
   } catch (error) {
-    if (mine === running) running = null;
+    if (mine !== running) return;
+    running = null;
     fail(error);
     return;
   }
@@ -163,6 +192,7 @@ async function take(blob, name) {
   redraw();
   try {
     const { signal } = mine;
+    await blob.slice(0, 1).arrayBuffer(); // a folder, or a file that is gone, is told apart from a silent service
     if (open) await open.append(blob, { info, onSent, onProgress: (answer) => onProgress(soFar(answer)), signal });
     const answer = open
       ? open.answer
@@ -176,7 +206,7 @@ async function take(blob, name) {
     find("done").value = 1;
     find("done-text").textContent = `${number(answer.usage.tokens)} tokens, ${number((1000 * tokens) / ms)} tokens/s`;
     find("status").textContent = `Read ${size(blob.size)} in ${(ms / 1000).toFixed(1)} s: ${said(answer)}.`;
-    if (open) find("text").value = "";
+    if (open && find("text").value === typed) find("text").value = "";
     showSession();
     if (open && !open.evidence) return;
     addPoint(points, soFar(answer));
@@ -185,7 +215,7 @@ async function take(blob, name) {
     if (mine !== running) return;
     running = null;
     if (error.name === "AbortError") find("status").textContent = "Stopped: the service reads no further.";
-    else if (error.name === "NotReadableError") fail(new Error(`${name} can't be read: choose the file again`));
+    else if (["NotFoundError", "NotReadableError"].includes(error.name)) fail(new Error(`${name} can't be read: choose the file again`));
     else fail(error);
     if (open) await lookAgain(open);
   } finally {
@@ -203,7 +233,7 @@ async function lookAgain(open) {
   try {
     await open.refresh();
   } catch (error) {
-    if (open === session && [404, 410, 501].includes(error.status)) close();
+    if (open === session && isGone(error)) close();
     return;
   }
   if (open !== session || running) return;
@@ -432,7 +462,12 @@ async function route() {
 
 find("key-form").addEventListener("submit", (event) => {
   event.preventDefault();
-  api.useKey(find("key").value);
+  try {
+    api.useKey(find("key").value);
+  } catch (error) {
+    fail(error);
+    return;
+  }
   start();
 });
 find("file").addEventListener("change", (event) => {
@@ -440,7 +475,10 @@ find("file").addEventListener("change", (event) => {
   if (file) take(file, file.name);
   event.target.value = "";
 });
-find("read").addEventListener("click", () => take(new Blob([find("text").value]), "the text"));
+find("read").addEventListener("click", () => {
+  const { value } = find("text");
+  take(new Blob([value]), "the text", value);
+});
 find("text").addEventListener("paste", (event) => {
   const text = event.clipboardData.getData("text/plain");
   if (text.length <= PASTE_CHARACTERS) return;
@@ -469,16 +507,17 @@ find("other").addEventListener("change", (event) => {
 });
 find("route").addEventListener("click", route);
 find("leave").addEventListener("click", () => {
-  running?.abort();
+  stop();
   close();
+  find("status").textContent = "What you give next is a document of its own.";
   find("text").focus();
 });
 find("end").addEventListener("click", async () => {
-  running?.abort();
+  stop();
   try {
     await api.end(session.id);
   } catch (error) {
-    if (error.status !== 404 && error.status !== 410) {
+    if (!isGone(error)) {
       fail(error);
       return;
     }
