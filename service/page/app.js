@@ -192,7 +192,6 @@ async function take(blob, name, typed = null) {
   redraw();
   try {
     const { signal } = mine;
-    await blob.slice(0, 1).arrayBuffer(); // a folder, or a file that is gone, is told apart from a silent service
     if (open) await open.append(blob, { info, onSent, onProgress: (answer) => onProgress(soFar(answer)), signal });
     const answer = open
       ? open.answer
@@ -215,7 +214,7 @@ async function take(blob, name, typed = null) {
     if (mine !== running) return;
     running = null;
     if (error.name === "AbortError") find("status").textContent = "Stopped: the service reads no further.";
-    else if (["NotFoundError", "NotReadableError"].includes(error.name)) fail(new Error(`${name} can't be read: choose the file again`));
+    else if (error.name === "NotReadableError") fail(new Error(`${name} can't be read: choose the file again`));
     else fail(error);
     if (open) await lookAgain(open);
   } finally {

@@ -334,24 +334,6 @@ class TestContracts:
         browser.until(lambda: "Stopped" in browser.text("status"))
         assert not browser.seen("result")
 
-    def test_a_file_that_is_gone(self, browser: Browser, contracts: str, tmp_path: Path) -> None:
-        browser.open(contracts)
-        file = tmp_path / "gone.txt"
-        file.write_text("The audit was long.")
-        browser.run(
-            "document.body.append(Object.assign(document.createElement('input'), "
-            "{type: 'file', id: 'other-file'}))"
-        )
-        browser.keys("other-file", str(file))
-        file.unlink()
-        browser.run(
-            "const given = new DataTransfer();"
-            "given.items.add(document.getElementById('other-file').files[0]);"
-            "document.body.dispatchEvent("
-            "new DragEvent('drop', {dataTransfer: given, bubbles: true, cancelable: true}))"
-        )
-        browser.until(lambda: "gone.txt can't be read: choose" in browser.text("error"))
-
     def test_tabs_are_within_the_lines(self, browser: Browser, contracts: str) -> None:
         browser.open(contracts)
         browser.drop("name\tamount\t" * 400)
