@@ -1,7 +1,9 @@
 // What this page asks of the service. The key is kept here alone.
 let key = "";
 
+// Raises Error for what no header can have.
 export function useKey(given) {
+  if (!/^[\x21-\x7e]*$/.test(given.trim())) throw new Error("an API key has Latin letters, digits and signs alone: copy it again");
   key = given.trim();
 }
 

@@ -34,10 +34,8 @@ async function start() {
       fail(error);
       return;
     }
-    if (!find("key-form").hidden) fail(error);
-    find("model").textContent = "This service asks for an API key.";
-    find("key-form").hidden = false;
-    find("key").focus();
+    if (find("key-form").hidden) askForKey();
+    else fail(error);
     return;
   }
   find("key-form").hidden = true;
@@ -62,7 +60,14 @@ async function ask(model) {
 // How it is named in requests: one alone needs no name.
 const wanted = () => (info.models.length > 1 ? info.model : null);
 
+function askForKey() {
+  find("model").textContent = "This service asks for an API key.";
+  find("key-form").hidden = false;
+  find("key").focus();
+}
+
 function fail(error) {
+  if (error.status === 401) askForKey(); // one that was taken may be taken no longer
   find("error").textContent = `It did not work: ${error.message}`;
   find("error").hidden = false;
   find("status").textContent = "";
@@ -72,25 +77,33 @@ function fail(error) {
 async function openNamed() {
   const id = named();
   if (!info || !id || id === session?.id) return;
-  running?.abort();
+  stop();
   find("error").hidden = true;
   try {
     session = await Session.open(id);
     if (session.answer.model !== info.model) await ask(session.answer.model);
   } catch (error) {
-    close();
-    fail(new Error(`${error.message}. What you give next is a document of its own`));
+    if (isGone(error)) close();
+    else {
+      session = null; // its address stays, for it may be there again
+      showSession();
+    }
+    const next = isGone(error) ? "What you give next is a document of its own" : "Load this page again to come back to the document";
+    fail(new Error(`${error.message.replace(/\.$/, "")}. ${next}`));
     return;
   }
   showSession();
   showAnswer();
 }
 
+const isGone = (error) => [404, 410, 501].includes(error.status);
+
 // What an open document says, of which this page may have no text.
 async function showAnswer() {
   const { answer, evidence, points } = session;
   find("reading").hidden = find("result").hidden = !answer.scores.length;
   read = null;
+  find("status").textContent = "";
   if (!answer.scores.length) return;
   addPoint(points, soFar(answer));
   find("done").value = find("sent").value = 1;
@@ -113,6 +126,13 @@ function showSession() {
     "what has not filled a chunk yet.";
 }
 
+// Stop without a word: what comes next says more.
+function stop() {
+  running?.abort();
+  running = null;
+  find("stop").hidden = true;
+}
+
 // Go on without the session, which the service still has.
 function close() {
   session = null;
@@ -120,7 +140,8 @@ function close() {
   showSession();
 }
 
-async function take(blob, name) {
+// `typed`: what the text field had, if it is from there.
+async function take(blob, name, typed = null) {
   find("error").hidden = true;
   if (!info) await start();
   if (!info) return;
@@ -137,9 +158,17 @@ async function take(blob, name) {
   const mine = (running = new AbortController());
   const began = performance.now();
   try {
-    if (!session && find("keep").checked) session = await Session.begin(wanted());
+    if (!session && find("keep").checked) {
+      const begun = await Session.begin(wanted());
+      if (mine !== running) {
+        api.end(begun.id).catch(() => {}); // nobody knows of it; it would expire
+        return;
+      }
+      session = begun;
+    }
   } catch (error) {
-    if (mine === running) running = null;
+    if (mine !== running) return;
+    running = null;
     fail(error);
     return;
   }
@@ -189,7 +218,7 @@ async function take(blob, name) {
     find("done").value = 1;
     find("done-text").textContent = `${number(answer.usage.tokens)} tokens, ${number((1000 * tokens) / ms)} tokens/s`;
     find("status").textContent = `Read ${size(blob.size)} in ${(ms / 1000).toFixed(1)} s: ${said(answer)}.`;
-    if (open) find("text").value = "";
+    if (open && find("text").value === typed) find("text").value = "";
     showSession();
     if (open && !open.evidence) return;
     addPoint(points, soFar(answer));
@@ -216,7 +245,7 @@ async function lookAgain(open) {
   try {
     await open.refresh();
   } catch (error) {
-    if (open === session && [404, 410, 501].includes(error.status)) close();
+    if (open === session && isGone(error)) close();
     return;
   }
   if (open !== session || running) return;
@@ -445,7 +474,12 @@ async function route() {
 
 find("key-form").addEventListener("submit", (event) => {
   event.preventDefault();
-  api.useKey(find("key").value);
+  try {
+    api.useKey(find("key").value);
+  } catch (error) {
+    fail(error);
+    return;
+  }
   start();
 });
 find("file").addEventListener("change", (event) => {
@@ -453,7 +487,10 @@ find("file").addEventListener("change", (event) => {
   if (file) take(file, file.name);
   event.target.value = "";
 });
-find("read").addEventListener("click", () => take(new Blob([find("text").value]), "the text"));
+find("read").addEventListener("click", () => {
+  const { value } = find("text");
+  take(new Blob([value]), "the text", value);
+});
 find("text").addEventListener("paste", (event) => {
   const text = event.clipboardData.getData("text/plain");
   if (text.length <= PASTE_CHARACTERS) return;
@@ -490,16 +527,17 @@ find("other").addEventListener("change", (event) => {
 });
 find("route").addEventListener("click", route);
 find("leave").addEventListener("click", () => {
-  running?.abort();
+  stop();
   close();
+  find("status").textContent = "What you give next is a document of its own.";
   find("text").focus();
 });
 find("end").addEventListener("click", async () => {
-  running?.abort();
+  stop();
   try {
     await api.end(session.id);
   } catch (error) {
-    if (error.status !== 404 && error.status !== 410) {
+    if (!isGone(error)) {
       fail(error);
       return;
     }

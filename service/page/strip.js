@@ -49,6 +49,7 @@ export class Strip {
   }
 
   key(event) {
+    if (event.altKey || event.ctrlKey || event.metaKey) return; // the browser's own
     const most = this.evidence.spans.length - 1;
     const at = this.focus ?? 0;
     const to = {

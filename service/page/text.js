@@ -1,6 +1,8 @@
 // A document's bytes, cut into lines for a screen. Offsets are bytes of UTF-8 everywhere.
 const NEWLINE = 10;
 const SPACE = 32;
+const TAB = 9;
+const TAB_COLUMNS = 4; // at most: as style.css has it
 const decoder = new TextDecoder("utf-8", { ignoreBOM: true });
 const inside = (byte) => (byte & 0xc0) === 0x80;
 
@@ -51,14 +53,14 @@ export class Text {
         continue;
       }
       if (inside(byte)) continue;
-      const wide = byte >= 0xe3 ? 2 : 1; // as East Asian characters and emoji are
+      const wide = byte === TAB ? TAB_COLUMNS : byte >= 0xe3 ? 2 : 1; // as East Asian characters and emoji are
       if (width + wide > columns) {
         cut(space || at);
         width = space ? width - widthAtSpace : 0;
         space = widthAtSpace = 0;
       }
       width += wide;
-      if (byte === SPACE) {
+      if (byte === SPACE || byte === TAB) {
         space = at + 1;
         widthAtSpace = width;
       }

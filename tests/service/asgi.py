@@ -39,9 +39,14 @@ TEXT = (
 )
 
 
-def save_checkpoint(folder: Path, **changes: Any) -> Path:
-    """A tiny checkpoint whose weights are random, so that labels and spans differ."""
-    tokenizer = Tokenizer.train(iter([TEXT]), vocab_size=300)
+def save_checkpoint(
+    folder: Path, text: str = TEXT, *, vocab_size: int = 300, **changes: Any
+) -> Path:
+    """A tiny checkpoint whose weights are random, so that labels and spans differ.
+
+    `text`: what its tokenizer is made of.
+    """
+    tokenizer = Tokenizer.train(iter([text]), vocab_size=vocab_size)
     config = ModelConfig(
         name="tiny",
         labels=LABELS,

@@ -29,7 +29,7 @@ from gma.service.http.listener import Listener
 from gma.service.model_folder import ModelFolder
 from gma.service.settings import Settings
 from gma.service.worker import Worker
-from tests.service.asgi import LocalWorkers
+from tests.service.asgi import LocalWorkers, save_checkpoint
 from tests.service.running import free_port
 
 pytestmark = [
@@ -118,6 +118,16 @@ class Browser:
 
     def give(self, file: Path) -> None:
         self.find("file").send_keys(str(file))
+
+    def drop(self, content: str, name: str = "dropped.txt") -> None:
+        self.run(
+            "const given = new DataTransfer();"
+            "given.items.add(new File([arguments[0]], arguments[1]));"
+            "document.body.dispatchEvent("
+            "new DragEvent('drop', {dataTransfer: given, bubbles: true, cancelable: true}))",
+            content,
+            name,
+        )
 
     def excerpt(self, name: str) -> None:
         self.driver.find_element("css selector", f"[data-excerpt='{name}']").click()
@@ -311,15 +321,10 @@ class TestContracts:
 
     def test_dropped_and_pasted(self, browser: Browser, contracts: str) -> None:
         browser.open(contracts)
-        given = "const given = new DataTransfer();"
-        browser.run(
-            f"{given} given.items.add(new File(['The audit was long.'], 'one.txt'));"
-            "document.body.dispatchEvent("
-            "new DragEvent('drop', {dataTransfer: given, bubbles: true, cancelable: true}))"
-        )
+        browser.drop("The audit was long.")
         browser.until(lambda: "Read 19 B" in browser.text("status"))
         browser.run(
-            f"{given} given.setData('text/plain', 'né '.repeat(50000));"
+            "const given = new DataTransfer(); given.setData('text/plain', 'né '.repeat(50000));"
             "document.getElementById('text').dispatchEvent("
             "new ClipboardEvent('paste', {clipboardData: given, bubbles: true, cancelable: true}))"
         )
@@ -328,6 +333,26 @@ class TestContracts:
         browser.find("stop").click()
         browser.until(lambda: "Stopped" in browser.text("status"))
         assert not browser.seen("result")
+
+    def test_tabs_are_within_the_lines(self, browser: Browser, contracts: str) -> None:
+        browser.open(contracts)
+        browser.drop("name\tamount\t" * 400)
+        browser.answered()
+        assert browser.run(
+            "return [...document.querySelectorAll('#reader .line')]"
+            ".every(line => line.scrollWidth <= line.clientWidth)"
+        )
+
+    def test_keys_of_the_browser_are_left_to_it(self, browser: Browser, contracts: str) -> None:
+        browser.open(contracts)
+        browser.excerpt("agreement.txt")
+        browser.answered()
+        for key in ("altKey", "ctrlKey", "metaKey"):
+            assert browser.run(
+                "return document.getElementById('strip').dispatchEvent(new KeyboardEvent("
+                "'keydown', {key: 'ArrowLeft', [arguments[0]]: true, cancelable: true}))",
+                key,
+            )
 
     def test_axe(self, browser: Browser, contracts: str) -> None:
         with browser.checked_by_axe():
@@ -391,6 +416,9 @@ def test_asks_for_a_key(browser: Browser, checkpoint: Path, tmp_path: Path) -> N
     with listening(checkpoint, api_keys_file=keys, path_prefix="/x") as url:
         browser.open(url)
         assert browser.seen("key-form")
+        browser.keys("key", "gma_ключ\n")
+        browser.until(lambda: "copy it again" in browser.text("error"))
+        browser.find("key").clear()
         browser.keys("key", "gma_two\n")
         browser.until(lambda: "not, or no longer" in browser.text("error"))
         browser.find("key").clear()
@@ -403,6 +431,28 @@ def test_asks_for_a_key(browser: Browser, checkpoint: Path, tmp_path: Path) -> N
         assert "Read 17 B" in browser.text("status")
         assert browser.run("return localStorage.length + sessionStorage.length") == 0
         assert browser.run("return document.cookie") == ""
+
+
+def test_a_key_that_is_taken_no_longer(browser: Browser, checkpoint: Path, tmp_path: Path) -> None:
+    keys = tmp_path / "keys"
+    port = free_port()
+    keys.write_text(hash_of("gma_one"))
+    with listening(checkpoint, api_keys_file=keys, port=port) as url:
+        browser.open(url)
+        browser.keys("key", "gma_one\n")
+        browser.until(lambda: browser.text("model").startswith("The model tiny"))
+        assert not browser.seen("key-form")
+    keys.write_text(hash_of("gma_two"))
+    with listening(checkpoint, api_keys_file=keys, port=port):
+        browser.drop("The sea was calm.")
+        browser.until(lambda: browser.seen("key-form"))
+        browser.find("key").clear()
+        browser.keys("key", "gma_two\n")
+        browser.until(lambda: browser.text("model").startswith("The model tiny"))
+        browser.drop("The sea was calm.")
+        browser.answered()
+        assert not browser.seen("key-form")
+        browser.complaints()  # Chromium's own lines for a status of 401
 
 
 def test_the_service_is_restarted_under_it(browser: Browser, checkpoint: Path) -> None:
@@ -422,11 +472,13 @@ def test_the_service_is_restarted_under_it(browser: Browser, checkpoint: Path) -
     assert all("net::ERR_CONNECTION" in each["message"] for each in browser.complaints())
 
 
-def test_an_archive(browser: Browser, checkpoint: Path, tmp_path: Path) -> None:
+def test_an_archive(browser: Browser, tmp_path: Path) -> None:
     """10 MB: the page is never busy for long, and has elements for what is in sight alone."""
+    text = "".join(each["text"] for each in NOVELS)
     file = tmp_path / "archive.txt"
-    file.write_text("".join(each["text"] for each in NOVELS) * 1250)
-    with listening(checkpoint) as url:
+    file.write_text(text * 1250)
+    # Its tokens are words, and so fewer.
+    with listening(save_checkpoint(tmp_path / "tiny", text, vocab_size=2000, layers=1)) as url:
         browser.open(url)
         browser.run(
             "window.busy = []; new PerformanceObserver(list => window.busy.push("
@@ -514,6 +566,65 @@ class TestSessions:
         browser.keys("strip", "\ue011")  # home
         assert "sent before this page was opened" in browser.text("passage")
         assert browser.text("reader").startswith("The customer may audit")
+
+    def test_the_address_stays_if_the_service_is_silent(
+        self, browser: Browser, keeping: str
+    ) -> None:
+        self.began(browser, keeping)
+        address = browser.driver.current_url
+        browser.driver.get("about:blank")
+        browser.driver.execute_cdp_cmd("Network.enable", {})
+        browser.driver.execute_cdp_cmd("Network.setBlockedURLs", {"urls": ["*/v1/sessions/*"]})
+        try:
+            browser.open(address)
+            browser.until(lambda: "Load this page again" in browser.text("error"))
+        finally:
+            browser.driver.execute_cdp_cmd("Network.setBlockedURLs", {"urls": []})
+        assert browser.driver.current_url == address
+        browser.driver.refresh()
+        browser.answered()
+        assert "The open document of" in browser.text("status")
+
+    def test_what_is_being_typed_stays(self, browser: Browser, keeping: str) -> None:
+        self.began(browser, keeping)
+        browser.keys("text", "Not sent yet.")
+        browser.drop("A file of its own.")
+        browser.until(lambda: "Read 18 B" in browser.text("status"))
+        assert browser.find("text").get_attribute("value") == "Not sent yet."
+
+    def test_two_at_once_are_one(self, browser: Browser, keeping: str) -> None:
+        browser.driver.get("about:blank")
+        browser.open(keeping)
+        browser.run(
+            "window.begun = []; const real = fetch; window.fetch = async (path, options) => {"
+            "const answer = await real(path, options);"
+            "if (options?.method !== 'POST') return answer;"
+            "window.begun.push(1);"
+            "if (window.begun.length === 1)"
+            " await new Promise(go => { window.goOn = go; });"  # the first to begin comes last
+            "return answer;}"
+        )
+        browser.find("keep").click()
+        browser.drop("The first.", "first.txt")
+        browser.until(lambda: browser.run("return window.goOn ? true : false"))
+        browser.drop("And the second.", "second.txt")
+        browser.until(lambda: "Read 15 B" in browser.text("status"))
+        address = browser.driver.current_url
+        browser.driver.execute_async_script("window.goOn(); setTimeout(arguments[0], 0)")
+        browser.drop(" More.", "third.txt")
+        browser.until(lambda: "Read 6 B" in browser.text("status"))
+        assert browser.driver.current_url == address
+        assert "open, 21 B so far" in browser.text("session-text")
+
+    def test_it_is_closed_while_it_is_read(self, browser: Browser, keeping: str) -> None:
+        self.began(browser, keeping)
+        browser.drop("A long piece, of which the end is never read. " * 4000)
+        browser.until(lambda: "tokens/s" in browser.text("done-text"))
+        browser.find("end").click()
+        browser.until(lambda: "has nothing of it" in browser.text("status"))
+        browser.drop("Another.")
+        browser.until(lambda: "open, 8 B so far" in browser.text("session-text"))
+        assert "Read 8 B" in browser.text("status")
 
     def test_it_is_closed(self, browser: Browser, keeping: str) -> None:
         self.began(browser, keeping)
