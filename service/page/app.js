@@ -362,7 +362,7 @@ function passageButton(name, told) {
 
 function quoteOf({ start, end }) {
   const { text } = read;
-  if (end <= text.from) return "(sent before this page was opened)";
+  if (end <= text.from) return "(its text is not on this page)";
   const first = Math.max(start, text.from);
   const cut = Math.min(end, first + QUOTE_BYTES);
   const passage = text.slice(first, cut).trim() + (cut < end ? " …" : "");
@@ -415,7 +415,7 @@ function choose(first, last) {
   const alone = first === last && evidence.spans[first].said.length ? ` Alone it says: ${evidence.spans[first].said.map(shown).join(", ")}.` : "";
   const compared = other ? `; ${described(other, first, last)}` : "";
   const place = `${name} of ${number(evidence.spans.length)}`;
-  const gone = start < read.text.from ? ` What was sent before this page was opened, ${size(read.text.from)}, is not shown.` : "";
+  const gone = start < read.text.from ? ` The first ${size(read.text.from)} are not on this page.` : "";
   const what = `${place}, bytes ${number(start)} to ${number(end)}, ${number(tokens)} tokens: ${described(label, first, last)}${compared}.${alone}${gone}`;
   find("passage").textContent = what;
   strip.show(evidence, label, chosen, place); // the passage, which is live, says the rest
@@ -557,8 +557,9 @@ addEventListener("dragleave", (event) => {
 addEventListener("drop", (event) => {
   event.preventDefault();
   document.body.classList.remove("dropping");
-  const [file] = event.dataTransfer.files;
-  if (file) take(file, file.name);
+  const { files } = event.dataTransfer;
+  if (files.length > 1) fail(new Error(`${files.length} files were dropped: drop one at a time`));
+  else if (files.length) take(files[0], files[0].name);
   else {
     const text = event.dataTransfer.getData("text/plain");
     if (text) take(new Blob([text]), "the dropped text");
