@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-import re
 import tomllib
 from collections.abc import Mapping
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, NamedTuple, Self
 
-from gma.model.config import MODEL_NAME
 from gma.service.app.start import StartError
-from gma.service.settings import Settings, SettingsError
+from gma.service.settings import NAMES, Settings, SettingsError, is_model_name
 from gma.service.watched import Version, version_of
-
-LONGEST_NAME = 64
 
 OWN = (
     "checkpoint",
@@ -63,11 +59,8 @@ def models_of(settings: Settings) -> dict[str, Settings]:
 def _of(settings: Settings, name: str, table: Any) -> Settings:
     if not isinstance(table, dict):
         raise StartError(f"{name} is no table: a model is one, as [contracts]")
-    if not re.fullmatch(MODEL_NAME, name) or len(name) > LONGEST_NAME:
-        raise StartError(
-            f"[{name}]: a name has letters, digits, dots, dashes and underscores, {LONGEST_NAME} "
-            "at most"
-        )
+    if not is_model_name(name):
+        raise StartError(f"[{name}] is no name: {NAMES}")
     for key in table:
         if key not in OWN:
             raise StartError(f"[{name}]: {key} {_unknown(key)}")
