@@ -56,6 +56,15 @@ def _no_url(given: Path) -> Path:
     return given
 
 
+LONGEST_NAME = 64
+NAMES = f"one has letters, digits, dots, dashes and underscores, {LONGEST_NAME} at most"
+
+
+def is_model_name(name: str) -> bool:
+    """Whether clients can ask for a model by it."""
+    return bool(re.fullmatch(MODEL_NAME, name)) and len(name) <= LONGEST_NAME
+
+
 def _models(given: object) -> object:
     """What `name=path,name=path` says, or the path of a file."""
     if not isinstance(given, str) or "=" not in given:
@@ -67,6 +76,8 @@ def _models(given: object) -> object:
             raise ValueError(f"name=path is expected, and not {each!r}")
         if name in found:
             raise ValueError(f"{name} is there twice")
+        if not is_model_name(name):
+            raise ValueError(f"{name!r} is no name: {NAMES}")
         found[name] = path
     return found
 
@@ -82,9 +93,8 @@ Seconds = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Bytes = Annotated[ByteSize, BeforeValidator(_size), Field(gt=0)]
 Share = Annotated[float, Field(gt=0, le=1)]
 Rate = Annotated[float, Field(ge=0, allow_inf_nan=False)]
-ModelName = Annotated[str, Field(pattern=MODEL_NAME, max_length=64)]
 Checkpoint = Annotated[Path, AfterValidator(named)]
-ModelFolders = dict[ModelName, Checkpoint]
+ModelFolders = dict[str, Checkpoint]
 Quantity = Annotated[ByteSize, BeforeValidator(_size), Field(ge=0)]
 
 

@@ -16,6 +16,6 @@ def version_of(file: Path) -> Version | None:
     """
     try:
         found = file.stat()
-    except OSError:
+    except (OSError, ValueError):  # the second of a path that can't be one
         return None
     return found.st_dev, found.st_ino, found.st_mtime_ns, found.st_size

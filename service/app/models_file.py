@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-import re
 import tomllib
 from collections.abc import Mapping
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, NamedTuple, Self
 
-from gma.model.config import MODEL_NAME
 from gma.service.app.start import StartError
-from gma.service.settings import Settings, SettingsError
+from gma.service.settings import NAMES, Settings, SettingsError, is_model_name
 from gma.service.watched import Version, version_of
-
-LONGEST_NAME = 64
 
 OWN = (
     "checkpoint",
@@ -47,28 +43,28 @@ def models_of(settings: Settings) -> dict[str, Settings]:
         return {name: _of(settings, name, table) for name, table in tables.items()}
     file = settings.models
     try:
-        tables = tomllib.loads(file.read_text(encoding="utf-8"))
+        content = file.read_bytes()
+    except OSError as error:
+        raise StartError(f"{file} can't be read: {error.strerror}") from error
+    try:
+        tables = tomllib.loads(content.decode())
         if not tables:
             raise StartError("it names no model: a model is a table, as [contracts]")
         return {name: _of(settings, name, table) for name, table in tables.items()}
-    except OSError as error:
-        raise StartError(f"{file} can't be read: {error.strerror}") from error
-    except (ValueError, StartError) as error:  # the first of TOML, and of UTF-8
+    # Of UTF-8 and TOML, which may be too deep; and of a checkpoint's path.
+    except (ValueError, RecursionError, OSError, StartError) as error:
         raise StartError(f"{file}: {error}") from error
 
 
 def _of(settings: Settings, name: str, table: Any) -> Settings:
     if not isinstance(table, dict):
         raise StartError(f"{name} is no table: a model is one, as [contracts]")
-    if not re.fullmatch(MODEL_NAME, name) or len(name) > LONGEST_NAME:
-        raise StartError(
-            f"[{name}]: a name has letters, digits, dots, dashes and underscores, {LONGEST_NAME} "
-            "at most"
-        )
+    if not is_model_name(name):
+        raise StartError(f"[{name}] is no name: {NAMES}")
     for key in table:
         if key not in OWN:
             raise StartError(f"[{name}]: {key} {_unknown(key)}")
-    if "checkpoint" not in table:
+    if table.get("checkpoint", "") == "":
         raise StartError(f"[{name}]: checkpoint is missing")
     given = {each: getattr(settings, each) for each in settings.model_fields_set}
     try:
@@ -97,7 +93,7 @@ class Wanted(NamedTuple):
         """As its folder is now."""
         try:
             names = sorted(each.name for each in settings.checkpoint.iterdir())
-        except OSError:
+        except (OSError, ValueError):  # the second of a path that can't be one
             names = []
         # What is hidden is being written; a card tells nothing to a worker.
         names = [name for name in names if not name.startswith(".") and not name.endswith(".md")]
@@ -117,12 +113,27 @@ class ModelsFile:
         self._settings = settings
         self._seen = version_of(self._file)
         self._models = models_of(settings)
+        self._found = self._settled = self._as_now()
 
     def look(self) -> dict[str, Wanted]:
         """By name, what there should be. Raises StartError for a file that can't be used, once:
-        after that it is as before."""
+        after that it is as before.
+
+        What has become of a model is told when a second look finds the same: it may be half
+        written. One whose folder never rests holds up no other.
+        """
         version = version_of(self._file)
         if version != self._seen:
             self._seen = version  # as it was before it is read: what is written meanwhile is news
             self._models = models_of(self._settings)
+        found = self._as_now()
+        settled = {
+            name: (found if found.get(name) == self._found.get(name) else self._settled).get(name)
+            for name in found | self._settled
+        }
+        self._found = found
+        self._settled = {name: each for name, each in settled.items() if each}
+        return self._settled
+
+    def _as_now(self) -> dict[str, Wanted]:
         return {name: Wanted.of(each) for name, each in self._models.items()}

@@ -79,9 +79,11 @@ class Rollout:
         """Do what can be done now so that those models are there, and no others."""
         self._look()
         for name in [*self._versions.keys() - wanted.keys()]:
-            for version in self._versions.pop(name):
+            versions = self._versions.pop(name)
+            for version in versions:
                 self._applications.end(version.application)
-            logger.warning("the model %s is removed", name)
+            if versions:
+                logger.warning("the model %s is removed", name)
         self._refused = {n: x for n, x in self._refused.items() if n in wanted}
         for name, each in wanted.items():
             self._bring_about(name, each)

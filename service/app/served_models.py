@@ -43,7 +43,7 @@ class ServedModels:
             ServeApplications(gpus, run), time.monotonic, FORGOTTEN_S, self._count
         )
         self._file = ModelsFile(settings) if isinstance(settings.models, Path) else None
-        self._wanted = self._seen = (
+        self._wanted = (
             self._file.look()
             if self._file
             else {name: Wanted.of(each) for name, each in models_of(settings).items()}
@@ -66,14 +66,11 @@ class ServedModels:
         if not self._file:
             return
         try:
-            seen = self._file.look()
+            self._wanted = self._file.look()
         except StartError as error:
             self._count(error)
             logger.error("the changed file of models can't be used, the models stay: %s", error)
             return
-        if seen == self._seen:  # what is being written is looked at once more
-            self._wanted = seen
-        self._seen = seen
         try:
             self._rollout.step(self._wanted)
         except Exception:

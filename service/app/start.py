@@ -36,7 +36,7 @@ def check_model(settings: Settings) -> None:
     """Raises StartError for a model's folder that can't be used."""
     try:
         ModelFolder.of(settings)
-    except ValueError as error:
+    except (OSError, ValueError) as error:
         raise StartError(str(error)) from error
 
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from gma.service.cli.options import CheckpointOption, Device, TextOption
+from gma.service.cli.options import CheckpointOption, Device, TextOption, settings_of_one
 from gma.service.cli.terminal import bar
 
 if TYPE_CHECKING:
@@ -92,14 +92,11 @@ def batch(
     """
     from gma.service.batch.batch import Batch
     from gma.service.batch.manifest import Options
-    from gma.service.settings import Settings
 
     if workers is not None and address is None:
         raise typer.BadParameter("they are a cluster's: needs --address", param_hint="--workers")
-    given = {"checkpoint": checkpoint, "device": device and device.value}
-    settings = Settings.load(
-        sessions=None, **{name: value for name, value in given.items() if value is not None}
-    )
+    given = {} if device is None else {"device": device.value}
+    settings = settings_of_one(checkpoint, sessions=None, **given)
     options = Options(text, id_, tuple(keep or ()), top_k, evidence, format_.value, part_bytes)
     made = Batch(inputs, out, settings, options)
     if made.complete:

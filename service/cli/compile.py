@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from gma.service.cli.options import CheckpointOption
+from gma.service.cli.options import CheckpointOption, settings_of_one
 
 
 def compile_kernels(
@@ -27,10 +27,8 @@ def compile_kernels(
     """
     from gma.service.observe import logs
     from gma.service.runners import kernel_cache
-    from gma.service.settings import Settings
 
-    chosen = {} if checkpoint is None else {"checkpoint": checkpoint}
-    settings = Settings.load(compile_cache=cache, device="cuda", **chosen)
+    settings = settings_of_one(checkpoint, compile_cache=cache, device="cuda")
     kernel_cache.use(cache)
     logs.configure(settings.log_level)
 

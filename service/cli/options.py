@@ -5,9 +5,12 @@ from __future__ import annotations
 import os
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+
+if TYPE_CHECKING:
+    from gma.service.settings import Settings
 
 
 class Device(StrEnum):
@@ -37,6 +40,23 @@ CheckpointOption = Annotated[
         "which come with gma. [default: contracts]",
     ),
 ]
+
+
+def settings_of_one(checkpoint: Path | None, **given: Any) -> Settings:
+    """The service's settings, and those given, for a command that runs the model of --checkpoint.
+
+    Raises ValueError if GMA_MODELS names models and nothing says which of them.
+    """
+    from gma.service.settings import Settings
+
+    if checkpoint is not None:
+        given |= {"checkpoint": checkpoint, "models": None}
+    settings = Settings.load(**given)
+    if settings.models:
+        raise ValueError("GMA_MODELS is for gma serve: --checkpoint says which model this runs")
+    return settings
+
+
 DeviceOption = Annotated[
     Device, typer.Option(help="Where the model runs; auto takes a GPU if there is one.")
 ]

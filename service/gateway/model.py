@@ -107,16 +107,16 @@ class Models:
         return sorted(self._models.keys() | self._starting)
 
     def choose(self, name: str | None = None) -> Model:
-        """The model of that name, or the only one.
+        """The model of that name, or the only one: those to come may never do.
 
         Raises UnknownModel; Validation if there are several and none is named; NotReady if it has
         yet to come.
         """
         names = self.names
-        if name is None and len(names) > 1:
+        if name is None and len(self._models) > 1:
             raise Validation(f"model is missing: this service has {', '.join(names)}")
-        if name is None and names:
-            name = names[0]
+        if name is None and self._models:
+            (name,) = self._models
         if name in self._models:
             return self._models[name]
         if name is None or name in self._starting:

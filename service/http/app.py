@@ -127,7 +127,7 @@ def add_operations(app: FastAPI, gateway: Gateway, check_ready: Readiness) -> No
         """What runs here: model, labels, limits, backend, versions. Of several models, what is true
         of all, unless one is named."""
         models = gateway.models
-        if model is None and len(models.names) > 1:
+        if model is None and len([*models]) > 1:
             return SeveralInfo(models=models.names, limits=gateway.limits)
         return await gateway.info(models.choose(model))
 

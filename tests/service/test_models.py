@@ -328,8 +328,18 @@ class TestReplacing:
     async def test_one_that_is_to_come_is_503_and_has_its_name(self, several: Several) -> None:
         several.models.replace([several.model("two")], starting=["one", "two"])
         assert (await several.classify(model="one", status=503))["error_type"] == "NotReady"
-        assert "one, two" in (await several.classify(status=422))["error"]
+        assert "one, two" in (await several.classify(model="x", status=404))["error"]
         assert (await several.http.get("/health")).status_code == 200
+
+    async def test_one_that_is_to_come_changes_nothing_for_who_names_none(
+        self, several: Several
+    ) -> None:
+        several.models.replace([several.model("two")], starting=["one"])
+        assert (await several.classify())["model"] == "two"
+        told = (await several.http.get("/info")).json()
+        assert (told["model"], told["models"]) == ("two", ["one", "two"])
+        several.models.replace([], starting=["one", "two"])
+        assert (await several.classify(status=503))["error_type"] == "NotReady"
 
 
 class TestSessions:

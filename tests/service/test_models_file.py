@@ -11,7 +11,7 @@ import pytest
 from gma.model.config import DEFAULT_CHECKPOINT
 from gma.service.app.models_file import ModelsFile, Wanted, models_of
 from gma.service.app.placement import check_room, device_of, gpus_of
-from gma.service.app.start import StartError
+from gma.service.app.start import StartError, check_model
 from gma.service.settings import Settings, SettingsError
 
 BOOKS = DEFAULT_CHECKPOINT.parent / "books"
@@ -32,9 +32,9 @@ class TestShortForm:
         [
             ("a=x,b", "GMA_MODELS: name=path is expected, and not 'b'"),
             ("a=x,a=y", "GMA_MODELS: a is there twice"),
-            ("a b=x", "GMA_MODELS"),
+            ("a b=x", "GMA_MODELS: 'a b' is no name: one has letters, [^;]*$"),
             ("a=", "GMA_MODELS: name=path is expected, and not 'a='"),
-            (f"{'a' * 65}=x", "GMA_MODELS"),
+            (f"{'a' * 65}=x", "GMA_MODELS: 'a{65}' is no name: .*64 at most"),
         ],
     )
     def test_what_is_wrong_stops_the_start(
@@ -81,7 +81,10 @@ class TestFile:
             ("[a", "models.toml: "),
             ("a = 1", "a is no table"),
             ("[a]", r"\[a\]: checkpoint is missing"),
-            ('["a b"]\ncheckpoint = "x"', r"\[a b\]: a name has letters"),
+            ('[a]\ncheckpoint = ""', r"\[a\]: checkpoint is missing"),
+            (f'[a]\ncheckpoint = "{"x" * 5000}"', "models.toml: .*File name too long"),
+            ("a = " + "[" * 5000, "models.toml: maximum recursion depth"),
+            ('["a b"]\ncheckpoint = "x"', r"\[a b\] is no name: one has letters"),
             ('[a]\ncheckpoint = "x"\nrow = 1', r"\[a\]: row is unknown: did you mean rows\?"),
             ('[a]\ncheckpoint = "x"\nzzz = 1', r"\[a\]: zzz is unknown: there are checkpoint, "),
             ('[a]\ncheckpoint = "x"\nport = 1', r"\[a\]: port is a setting of the whole service"),
@@ -107,12 +110,32 @@ class TestFile:
         before = watched.look()
         assert watched.look() == before
         file.write_text(text + "rows = 3\n")
+        assert watched.look() == before  # it may be half of what is being written
         after = watched.look()
         assert (before["a"].settings.rows, after["a"].settings.rows) == (0, 3)
         file.write_text("nonsense")
         with pytest.raises(StartError):
             watched.look()
         assert watched.look() == after  # and is told once
+
+    def test_a_folder_that_never_rests_holds_up_no_other(self, file: Path, tmp_path: Path) -> None:
+        tables = {name: f'[{name}]\ncheckpoint = "{tmp_path / name}"\n' for name in "abc"}
+        (tmp_path / "a").mkdir()
+        file.write_text(tables["a"] + tables["b"])
+        watched = ModelsFile(Settings.load(models=file))
+        before = watched.look()["a"]
+        file.write_text(tables["a"] + tables["c"])
+        for n, names in enumerate(("ab", "ac")):
+            (tmp_path / "a" / "log").write_text("x" * n)
+            seen = watched.look()
+            assert ("".join(seen), seen["a"]) == (names, before)
+
+    def test_a_path_that_can_be_none_is_a_model_s_that_can_t_be_used(self, file: Path) -> None:
+        file.write_text('[a]\ncheckpoint = "x\\u0000y"\n')
+        watched = ModelsFile(Settings.load(models=file))
+        assert watched.look()["a"].files == ()
+        with pytest.raises(StartError, match="is not a checkpoint: there is no such folder"):
+            check_model(watched.look()["a"].settings)
 
     def test_a_change_in_a_folder_is_seen(self, tmp_path: Path) -> None:
         settings = Settings.load(checkpoint=tmp_path)

@@ -75,6 +75,13 @@ def test_what_stays_is_left_alone(fake: Fake) -> None:
     assert fake.step(100, a="x") == []
 
 
+def test_what_never_was_is_not_removed(fake: Fake, caplog: pytest.LogCaptureFixture) -> None:
+    fake.refuses = "no such folder"
+    fake.step(a="x", b="nowhere")
+    assert fake.step(a="x") == []
+    assert "removed" not in caplog.text
+
+
 def test_one_is_added_beside_the_others(fake: Fake) -> None:
     assert fake.step(a="x", b="x") == ["start gma-model-b-1"]
     assert set(fake.there) == {OLD, Application("b", 1)}

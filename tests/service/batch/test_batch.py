@@ -28,6 +28,7 @@ from tests.service.batch.archive import (
     write_jsonl,
 )
 from tests.service.batch.conftest import Run
+from tests.service.test_cli import Gma
 
 OUT = Path("out")
 SMALL = ("--out", OUT, "--part-bytes", PART_BYTES)
@@ -44,6 +45,18 @@ def check(checkpoint: Path, found: dict[str, dict[str, Any]], expected: dict[str
         assert (row["bytes"], row["tokens"]) == (len(text.encode()), answer.tokens)
         scores = {each["label"]: each["score"] for each in row["scores"]}
         assert scores == pytest.approx({each.label: each.score for each in answer.scores}, abs=1e-5)
+
+
+def test_the_models_of_a_service_are_not_its_own(
+    gma: Gma, batch: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It would read with another than is served."""
+    monkeypatch.setenv("GMA_MODELS", "a=books,b=contracts")
+    write_jsonl(Path("a.jsonl"), [{"text": text} for text in texts(1)])
+    refused = gma("batch", "a.jsonl", *SMALL)
+    assert (refused.status, refused.out) == (1, "")
+    assert "GMA_MODELS is for gma serve: --checkpoint says which" in refused.err
+    assert batch("a.jsonl", *SMALL).status == 0
 
 
 def test_json_lines(batch: Run, checkpoint: Path) -> None:
