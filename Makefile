@@ -37,7 +37,7 @@ $(OPS): $(INSTALLED) $(KERNELS) $(shell find export/ops -type f -not -name '*.py
 serve: $(INSTALLED)  ## Start the service; settings are GMA_* variables
 	$(BIN)/gma serve
 
-# tests/conftest.py says how many processes, and which tests share one.
+# A process a core; tests/conftest.py says which tests share one.
 test: $(INSTALLED)  ## Run the tests; ARGS="-k stream" chooses some, ARGS="-m long" the longer ones
 	$(BIN)/python -m pytest -n auto $(ARGS)
 

@@ -64,10 +64,9 @@ LONGEST = (
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
-    """A process a core and one more, for those that start the service wait for most of their time;
-    none beside this one for tests that are chosen by name, which are few."""
+    """A process a core; none beside this one for tests that are chosen by name, which are few."""
     cores = len(os.sched_getaffinity(0))
-    return 0 if cores == 1 or config.option.keyword else min(cores + 1, MOST_PROCESSES)
+    return 0 if cores == 1 or config.option.keyword else min(cores, MOST_PROCESSES)
 
 
 @pytest.hookimpl(optionalhook=True)

@@ -13,12 +13,12 @@ from tests.attack.contract import found_wrong
 @pytest.mark.parametrize(
     ("keys", "model"),
     [
-        (False, {}),
         (True, {}),
-        (False, {"multi_label": True}),
+        pytest.param(False, {}, marks=pytest.mark.long),
+        pytest.param(False, {"multi_label": True}, marks=pytest.mark.long),
         pytest.param(False, {"thresholds": (1.0, 1.0, 1.0)}, marks=pytest.mark.long),
     ],
-    ids=["open", "with keys", "multi-label", "abstaining"],
+    ids=["with keys", "open", "multi-label", "abstaining"],
 )
 def test_the_description_is_true(keys: bool, model: dict[str, Any], tmp_path: Path) -> None:
     wrong = found_wrong(tmp_path, "--phases=fuzzing", "--max-examples=8", keys=keys, **model)
