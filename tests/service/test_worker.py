@@ -28,7 +28,7 @@ NARROW = {
 }
 """What asks for the instructions that a precision needs on a CPU, and their names."""
 
-FITTING = {"routing_dim": 16, "value_dim": 16, "num_components": 16}
+FITTING: dict[str, Any] = {"routing_dim": 16, "value_dim": 16, "num_components": 16}
 
 
 def runner_of(checkpoint: Path, device: str, **settings: Any) -> Runner:
