@@ -81,12 +81,11 @@ class Classifier(Backbone):
         return Step(evidence, weight, states, None if usage is None else torch.stack(usage, 1))
 
     def _pool(self, states: State, evidence: Tensor, weight: Tensor, rows: Rows) -> State:
-        """Add what the rows say to what their documents do."""
-        belongs = rows.belongs.double()
+        """Add what the rows say to what their documents do, one after the other."""
         return replace(
             states,
-            evidence=states.evidence + belongs @ evidence.double(),
-            weight=states.weight + belongs @ weight.double(),
+            evidence=states.evidence.index_add(0, rows.document, evidence.double()),
+            weight=states.weight.index_add(0, rows.document, weight.double()),
         )
 
     def step(
@@ -176,4 +175,5 @@ class Classifier(Backbone):
         """
         scores: Tensor = self.pooling(x, tokens)
         there = rows.valid.to(scores.dtype)
-        return torch.einsum("rc,rcl->rl", there, scores), there.sum(1)
+        # Not a product: libraries round one row's otherwise than another's.
+        return (there[..., None] * scores).sum(1), there.sum(1)

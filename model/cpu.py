@@ -23,6 +23,11 @@ from gma.model.state import State
 EPSILON = 1e-6
 """Of every norm in a layer."""
 
+TILE = 16
+"""What products have a multiple of, tokens and outputs: for the few that would be left over,
+libraries have other loops, which round otherwise, and a token's answer would depend on where it
+lies among how many."""
+
 Version: TypeAlias = tuple[tuple[int, int], ...]
 
 
@@ -31,7 +36,7 @@ class Weights(NamedTuple):
 
     scale: Tensor | None  # (W,) of the convolution's norm
     taps: Tensor | None  # (T + 1, W)
-    project: Product  # W to n
+    project: Product  # W to what is projected, and up to a TILE zeros
     mixture: Coefficients
     keep_bias: Tensor | None
     out: Product  # H * v to W
@@ -48,7 +53,7 @@ class Weights(NamedTuple):
         return cls(
             None if convolution is None else plain(convolution.norm.weight),
             None if convolution is None else plain(convolution.weight),
-            product(plain(mixer.project.weight * mixer.norm.weight)),
+            product(_whole_tiles(plain(mixer.project.weight * mixer.norm.weight))),
             Coefficients(*map(plain, mixer.mixture.coefficients())),
             plain(mixer.keep_bias) if isinstance(mixer, ForgettingMixer) else None,
             product(plain(mixer.out.weight)),
@@ -58,12 +63,12 @@ class Weights(NamedTuple):
 
 
 class Buffers(NamedTuple):
-    """What a step of up to n tokens works in: allocating it anew takes as long as a kernel."""
+    """What a step of up to N tokens works in: allocating it anew takes as long as a kernel."""
 
-    normal: Tensor  # (n, W)
-    routed: Tensor  # (n, what is projected)
-    out: Tensor  # (n, H * v)
-    hidden: Tensor  # (n, m)
+    normal: Tensor  # (N, W)
+    routed: Tensor  # (N, what is projected)
+    out: Tensor  # (N, H * v)
+    hidden: Tensor  # (N, m)
     scratch: Scratch
 
     @classmethod
@@ -88,20 +93,23 @@ class Packing(NamedTuple):
 
     shape: tuple[int, int, int]  # R, C, W
     there: Tensor | None  # (n,) places in R * C, or None if all are
+    count: int  # n
 
     @classmethod
     def of(cls, rows: Rows, width: int) -> Packing:
         shape = (*rows.valid.shape, width)
-        whole = bool(rows.valid.all())
-        return cls(shape, None if whole else rows.valid.flatten().nonzero()[:, 0])
+        there = rows.valid.flatten().nonzero()[:, 0]
+        whole = len(there) == rows.valid.numel()
+        return cls(shape, None if whole else there, len(there))
 
     def packed(self, x: Tensor) -> Tensor:
-        """Take x (R, C, W) to (n, W), memory of its own."""
+        """Take x (R, C, W) to (N, W), memory of its own: the n tokens, and up to a TILE zeros."""
         flat = x.reshape(-1, self.shape[-1])
-        return flat.clone() if self.there is None else flat.index_select(0, self.there)
+        return _whole_tiles(flat if self.there is None else flat.index_select(0, self.there))
 
     def unpacked(self, x: Tensor) -> Tensor:
-        """Take x (n, W) back to (R, C, W)."""
+        """Take x (N, W) back to (R, C, W)."""
+        x = x[: self.count]
         if self.there is not None:
             x = x.new_zeros(self.shape).flatten(0, 1).index_copy_(0, self.there, x)
         return x.view(self.shape)
@@ -168,10 +176,10 @@ class CpuLayers:
             buffers = make(len(x))
         for index, (layer, weights) in enumerate(zip(self._layers, of_layers, strict=True)):
             own = States(*(part[:, index] for part in (*before, *after)))
-            x, y = self._convolve(weights, x, y, own, rows, buffers.normal[: len(x)])
+            x, y = self._convolve(weights, x, y, own, rows, packing.count, buffers.normal)
             if usage is not None and weights.keep_bias is None:
                 usage.append(layer.mixer.usage(packing.unpacked(x), rows))
-            counted = self._mix(weights, x, own, rows, buffers)
+            counted = self._mix(weights, x, own, rows, packing.count, buffers)
             if usage is not None and counted is not None:
                 usage.append(counted)
             self._widen(weights, x, buffers)
@@ -192,18 +200,33 @@ class CpuLayers:
                 )
 
     def _convolve(
-        self, weights: Weights, x: Tensor, y: Tensor, states: States, rows: Rows, normal: Tensor
+        self,
+        weights: Weights,
+        x: Tensor,
+        y: Tensor,
+        states: States,
+        rows: Rows,
+        count: int,
+        normal: Tensor,
     ) -> tuple[Tensor, Tensor]:
         """Return convolved x, which is normalised too, and what the next may write to."""
         if weights.taps is None or weights.scale is None:
-            self._library.normalize(x, normal, EPSILON)
+            self._library.normalize(x, normal[: len(x)], EPSILON)
             return x, y
-        tails = states.tail, states.tail_after
-        self._library.convolve(x, weights.scale, weights.taps, tails, rows, y, normal, EPSILON)
+        self._library.convolve(
+            x[:count],
+            weights.scale,
+            weights.taps,
+            (states.tail, states.tail_after),
+            rows,
+            y[:count],
+            normal[:count],
+            EPSILON,
+        )
         return y, x
 
     def _mix(
-        self, weights: Weights, x: Tensor, states: States, rows: Rows, buffers: Buffers
+        self, weights: Weights, x: Tensor, states: States, rows: Rows, count: int, buffers: Buffers
     ) -> Tensor | None:
         """Add what the mixer gives for normalised x to it; return usage if it forgets."""
         normal, routed, out = (each[: len(x)] for each in buffers[:3])
@@ -212,13 +235,13 @@ class CpuLayers:
             counted = x.new_empty(len(rows.lengths), *states.mass.shape[1:])
         weights.project.put(normal, routed, buffers.scratch)
         self._library.mix(
-            routed,
+            routed[:count],
             (states.memory, states.mass),
             weights.mixture,
             weights.keep_bias,
             rows,
             self._config,
-            out,
+            out[:count],
             (states.memory_after, states.mass_after),
             counted,
         )
@@ -253,6 +276,13 @@ class States(NamedTuple):
     memory_after: Tensor
     mass_after: Tensor
     tail_after: Tensor
+
+
+def _whole_tiles(x: Tensor) -> Tensor:
+    """x (n, ...) with zeros behind it, up to a multiple of TILE."""
+    whole = x.new_zeros(-(-len(x) // TILE) * TILE, *x.shape[1:])
+    whole[: len(x)] = x
+    return whole
 
 
 def _version(parameters: Sequence[Mapping[str, Tensor | None]]) -> Version:

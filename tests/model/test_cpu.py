@@ -9,8 +9,10 @@ import os
 import pickle
 import subprocess
 import sys
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -22,7 +24,7 @@ from gma.model.ops.chunked import Rows
 from gma.model.ops.cpu.library import Library, library
 from gma.model.products import Precision
 from gma.model.reading import read
-from tests.model.small import error, small
+from tests.model.small import ANY, error, small
 
 FORMS = ["paper", "forgetting"]
 
@@ -158,6 +160,50 @@ def test_threads_do_not_disturb_each_other(classifier: Classifier) -> None:
         beside = [*pool.map(lambda text: read(classifier, [text], chunk=128)[0].logits, texts)]
     for mine, theirs in zip(beside, alone, strict=True):
         assert torch.equal(mine, theirs)
+
+
+@pytest.fixture
+def threads() -> Iterator[None]:
+    """As many that a document's rows are shared among them."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(8)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.mark.usefixtures("threads")
+@pytest.mark.parametrize("precision", ["float32", *NARROW])
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("chunk", [300, 1000])
+@pytest.mark.parametrize("changes", [{}, {**WIDE, **ANY}], ids=["small", "wide"])
+def test_what_shares_a_step_changes_no_bit(
+    form: str, precision: Precision, chunk: int, changes: dict[str, Any]
+) -> None:
+    """Whichever rows are read together, of one document or of several."""
+    classifier = small(form=form, **changes)
+    classifier.choose_mixers(precision)
+    lengths = [8 * chunk, 1, 3 * chunk + 1, 5, 2 * chunk + 11, chunk, 4 * chunk - 1, 13]
+    tokens = torch.zeros(8, 8, chunk, dtype=torch.long)
+    for row, length in zip(tokens.flatten(1), lengths, strict=True):
+        row[:length] = torch.arange(length) * 7 % 50
+    filled = (torch.tensor(lengths)[:, None] - torch.arange(8) * chunk).clamp(0, chunk)
+    owners = torch.arange(8)[:, None].expand(8, 8)
+    with torch.no_grad():
+        whole = classifier.step(
+            tokens.flatten(0, 1), filled.flatten(), owners.flatten(), classifier.new_states(64)
+        )
+        for document, of_rows in enumerate(whole.evidence.view(8, 8, -1)):
+            states = classifier.new_states(1)
+            for row, length, together in zip(
+                tokens[document], filled[document], of_rows, strict=True
+            ):
+                alone = classifier.step(row[None], length[None], torch.tensor([0]), states)
+                states = alone.states
+                assert torch.equal(alone.evidence[0], together)
+            for (name, mine), (_, theirs) in zip(
+                states.tensors(), whole.states.tensors(), strict=True
+            ):
+                assert torch.equal(mine[0], theirs[document]), name
 
 
 @pytest.mark.parametrize("precision", ["float32", *NARROW])

@@ -87,7 +87,7 @@ async def begun(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[dict[
     async with AsyncExitStack() as stack:
         yield {
             name: await stack.enter_async_context(
-                Service(saved(folder / name, **changes), sessions=folder / "sessions", rows=1)
+                Service(saved(folder / name, **changes), sessions=folder / "sessions")
             )
             for name, changes in options.items()
         }

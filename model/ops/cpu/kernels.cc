@@ -182,6 +182,7 @@ namespace GMA_INSTRUCTIONS {
 extern const Kernels kernels{GMA_TEXT(GMA_INSTRUCTIONS),
                              scan<true>,
                              scan<false>,
+                             follow,
                              product,
                              convolve,
                              normalize,

@@ -25,8 +25,9 @@ constexpr GMA_INLINE Index size_of(Type type) { return type == Type::float32 ? 4
 // Tokens whose affinities are formed explicitly, and into which every run of tokens is cut.
 constexpr Index kBlock = 32;
 
-// Tokens that are summed in float32 before their sum is added to the state, which is float64 while
-// the call lasts: rounding does not grow with the document.
+// Tokens of a row that are summed in float32 before their sum is added to the state, which is
+// float64 up to the row's end. There it is rounded, as where a call ends: so it does not matter
+// which rows of a document are read together.
 constexpr Index kSegment = 256;
 
 // The largest rate at which a token forgets: over a block it adds up to what exp can undo.
@@ -44,6 +45,12 @@ GMA_INLINE void* at(void* data, Type type, Index elements) {
 }
 
 constexpr GMA_INLINE Index rounded(Index size, Index to) { return (size + to - 1) / to * to; }
+
+// Where the segment of a token ends, in rows of `chunk` tokens: both count from a row's first one.
+constexpr GMA_INLINE Index end_of_segment(Index token, Index chunk) {
+  const Index row = token / chunk * chunk, end = row + rounded(token - row + 1, kSegment);
+  return end < row + chunk ? end : row + chunk;
+}
 
 // One head of a mixture, packed so that eight components lie side by side.
 struct Mixture {
@@ -63,12 +70,12 @@ struct Gates {
   const void* rate;  // (count,): softplus of it is the rate, or null if the head keeps all
   float keep_bias;
   float most;    // the largest rate, at most kMostForgotten
-  float* usage;  // (rows, K): each row's sums of responsibilities are added to it
-  Index before;  // tokens of the first row that lie before these
-  Index chunk;   // tokens of a row
+  float* usage;  // (K,) of each row: its sums of responsibilities are added to it
+  Index usage_stride;
 };
 
-// One head of the tokens of a document, or of a part of it. Those of Gates are `stride` apart too.
+// One head of tokens of a document, from a row's first one or a segment's on. Those of Gates are
+// `stride` apart too.
 struct Tokens {
   Type type;
   const void* q;    // (count, r)
@@ -78,6 +85,7 @@ struct Tokens {
   Index stride;     // elements from a token's q, k or val to the next token's
   Index out_stride;
   Index count;
+  Index chunk;    // tokens of a row
   Index value;    // v
   float epsilon;  // added to the mass that is divided by
   Gates gates;
@@ -163,6 +171,10 @@ struct Kernels {
   // adds to no `usage`.
   void (*causal)(const Mixture&, const Tokens&, double* state, float* work);
   void (*write)(const Mixture&, const Tokens&, double* state, float* work);
+
+  // What a segment's sums, as `write` leaves them from zeros, do to the `size` numbers of a state
+  // before it; whether it ends a row.
+  void (*follow)(double* state, const double* sums, Index size, bool row_ends);
 
   // The rows [first, last) and the panel of columns that starts at `column`.
   void (*product)(const Product&, Index first, Index last, Index column, float* work);

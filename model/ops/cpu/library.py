@@ -85,10 +85,10 @@ class Library:
         """Let tokens read what they and their documents' earlier tokens wrote.
 
         routed (n, ...) is what they are projected to: q, k and val of all heads; then, in the form
-        that forgets, the output's gates and what tells the rates. states are memory (D, H, K, v)
-        and mass (D, H, K), of which documents may lie apart, and after has them after the step, as
-        far apart. out (n, H * v). In the form that forgets usage (R, H, K) is counted; in the
-        paper's keep_bias and usage are None.
+        that forgets, the output's gates and what tells the rates; then anything. states are
+        memory (D, H, K, v) and mass (D, H, K), of which documents may lie apart, and after has them
+        after the step, as far apart. out (n, H * v). In the form that forgets usage (R, H, K) is
+        counted; in the paper's keep_bias and usage are None.
         """
         (memory, mass), (r, c) = states, rows.valid.shape
         self._call(

@@ -11,12 +11,12 @@
 namespace gma {
 namespace {
 
-// A run of one head's tokens of one document that one thread goes through.
+// Rows of one document, as one head sees them, that one thread goes through.
 struct Part {
   Index document, head;
-  Index first, count;
-  Index row, column;  // where in the grid of rows its first token is
-  Index before;       // parts of the same head and document before it; they precede it in the list
+  Index first, count;  // tokens
+  Index row;           // that of the first token
+  Index before;        // parts of the same head and document before it; they precede it in the list
   bool last;
 };
 
@@ -33,14 +33,13 @@ std::vector<Part> parts_of(const std::vector<Document>& documents, Index heads, 
   for (size_t index = 0; index < documents.size(); ++index) {
     const Document& document = documents[index];
     const Index cuts = std::max<Index>(1, (document.count + share - 1) / share);
-    const Index length = rounded((document.count + cuts - 1) / cuts, kSegment);
+    const Index length = rounded((document.count + cuts - 1) / cuts, std::max<Index>(chunk, 1));
     for (Index head = 0; head < heads; ++head) {
       Index before = 0, first = 0;
       do {
         const Index count = std::min(length, document.count - first);
         parts.push_back({static_cast<Index>(index), head, document.first + first, count,
-                         document.row + first / chunk, first % chunk, before++,
-                         first + count == document.count});
+                         document.row + first / chunk, before++, first + count == document.count});
         first += count;
       } while (first < document.count);
     }
@@ -48,8 +47,22 @@ std::vector<Part> parts_of(const std::vector<Document>& documents, Index heads, 
   return parts;
 }
 
-// Of a part of a head, beginning with its first token; adds to `usage`, (rows, K) from its row on.
-Gates gates_of(const Mixing& mixing, const Part& part, float* usage) {
+// Its segments, in order.
+std::vector<Part> segments_of(const Part& part, Index chunk) {
+  std::vector<Part> segments;
+  for (Index first = 0; first < part.count;) {
+    const Index end = std::min(end_of_segment(first, chunk), part.count);
+    Part segment = part;
+    segment.first = part.first + first, segment.count = end - first;
+    segment.row = part.row + first / chunk;
+    segments.push_back(segment);
+    first = end;
+  }
+  return segments;
+}
+
+// Of a part of a head, beginning with its first token.
+Gates gates_of(const Mixing& mixing, const Part& part) {
   const Index gate = part.first * mixing.width + mixing.heads * (2 * mixing.routing + mixing.value);
   Gates gates{};
   gates.open = at(mixing.routed, mixing.type, gate + part.head * mixing.value);
@@ -58,17 +71,20 @@ Gates gates_of(const Mixing& mixing, const Part& part, float* usage) {
     gates.keep_bias = mixing.keep_bias[index];
   }
   gates.most = mixing.most;
-  gates.usage = usage, gates.before = part.column, gates.chunk = mixing.chunk;
+  gates.usage = mixing.usage + (part.row * mixing.heads + part.head) * mixing.components;
+  gates.usage_stride = mixing.heads * mixing.components;
   return gates;
 }
 
 // As a kernel takes it.
-Index state_size(const Mixing& mixing) { return mixing.size() + mixing.components + 1; }
+size_t state_size(const Mixing& mixing) {
+  return static_cast<size_t>(mixing.size() + mixing.components + 1);
+}
 
 using Scan = decltype(Kernels::causal);
 
 void scan(Scan kernel, const Mixing& mixing, const Mixtures& mixtures, const Part& part,
-          double* state, float* usage = nullptr) {
+          double* state) {
   const Index q = part.first * mixing.width + part.head * mixing.routing;
   const Index k = q + mixing.heads * mixing.routing;
   const Index val =
@@ -83,9 +99,10 @@ void scan(Scan kernel, const Mixing& mixing, const Mixtures& mixtures, const Par
   tokens.stride = mixing.width;
   tokens.out_stride = mixing.heads * mixing.value;
   tokens.count = part.count;
+  tokens.chunk = mixing.chunk;
   tokens.value = mixing.value;
   tokens.epsilon = mixing.epsilon;
-  if (mixing.usage != nullptr) tokens.gates = gates_of(mixing, part, usage);
+  if (mixing.usage != nullptr) tokens.gates = gates_of(mixing, part);
   const Scratch scratch(mixing.components, mixing.routing, mixing.value);
   const Floats work = floats(scratch.size);
   kernel(mixtures[part.head], tokens, state, work.get());
@@ -99,7 +116,8 @@ void carry(const float* from, bool fresh, Index count, float* to) {
   }
 }
 
-// The sums of each part that others of its document follow; of the others, nothing.
+// Each segment's sums, one's behind the other's, of the parts that others of their document follow;
+// of the others, nothing.
 std::vector<std::vector<double>> sums_of(const Threads& threads, const Mixing& mixing,
                                          const Mixtures& mixtures, const std::vector<Part>& parts) {
   std::vector<std::vector<double>> sums(parts.size());
@@ -109,38 +127,43 @@ std::vector<std::vector<double>> sums_of(const Threads& threads, const Mixing& m
   }
   in_parallel(threads, static_cast<Index>(leading.size()), [&](Index i) {
     const size_t index = leading[static_cast<size_t>(i)];
-    sums[index].assign(static_cast<size_t>(state_size(mixing)), 0.0);
-    scan(kernels().write, mixing, mixtures, parts[index], sums[index].data());
+    const std::vector<Part> segments = segments_of(parts[index], mixing.chunk);
+    sums[index].assign(segments.size() * state_size(mixing), 0.0);
+    double* of_segment = sums[index].data();
+    for (const Part& segment : segments) {
+      scan(kernels().write, mixing, mixtures, segment, of_segment);
+      of_segment += state_size(mixing);
+    }
   });
   return sums;
 }
 
-// What later parts of a document do to the state before them.
-void follow(std::vector<double>& state, const std::vector<double>& sums) {
-  const double left = std::exp(-sums.back());
-  for (size_t j = 0; j + 1 < state.size(); ++j) state[j] = state[j] * left + sums[j];
-}
-
-// Parts may share a row, so each has counted for itself; `counts` (rows, K) of each, by their
-// order.
-void add_usage(const Mixing& mixing, const std::vector<Part>& parts,
-               const std::vector<std::vector<float>>& counts) {
-  for (size_t index = 0; index < parts.size(); ++index) {
-    if (counts[index].empty()) continue;
-    const Part& part = parts[index];
-    float* to = mixing.usage + (part.row * mixing.heads + part.head) * mixing.components;
-    for (size_t i = 0; i < counts[index].size(); ++i) {
-      const auto at = static_cast<Index>(i);
-      to[at / mixing.components * mixing.heads * mixing.components + at % mixing.components] +=
-          counts[index][i];
+// The state that a part finds: as if one thread had gone through all of its document.
+std::vector<double> found(const Mixing& mixing, const std::vector<Part>& parts, size_t index,
+                          const std::vector<std::vector<double>>& sums, const float* memory,
+                          const float* mass) {
+  std::vector<double> state(state_size(mixing), 0.0);
+  if (memory != nullptr) {
+    std::copy(mass, mass + mixing.components,
+              std::copy(memory, memory + mixing.size(), state.begin()));
+  }
+  for (size_t earlier = index - static_cast<size_t>(parts[index].before); earlier < index;
+       ++earlier) {
+    const double* of_segment = sums[earlier].data();
+    Index end = 0;
+    for (const Part& segment : segments_of(parts[earlier], mixing.chunk)) {
+      end += segment.count;
+      kernels().follow(state.data(), of_segment, mixing.size() + mixing.components,
+                       end % mixing.chunk == 0);
+      of_segment += state_size(mixing);
     }
   }
+  return state;
 }
 
 void run(const Threads& threads, const Mixing& mixing, const Mixtures& mixtures,
          const std::vector<Part>& parts) {
   const std::vector<std::vector<double>> sums = sums_of(threads, mixing, mixtures, parts);
-  std::vector<std::vector<float>> counts(parts.size());
   in_parallel(threads, static_cast<Index>(parts.size()), [&](Index i) {
     const auto index = static_cast<size_t>(i);
     const Part& part = parts[index];
@@ -154,19 +177,9 @@ void run(const Threads& threads, const Mixing& mixing, const Mixtures& mixtures,
       carry(mass, fresh, mixing.components, mixing.mass_after + mass_at);
       return;
     }
-    std::vector<double> state(static_cast<size_t>(state_size(mixing)), 0.0);
-    if (!fresh) {
-      std::copy(mass, mass + mixing.components,
-                std::copy(memory, memory + mixing.size(), state.begin()));
-    }
-    for (size_t earlier = index - static_cast<size_t>(part.before); earlier < index; ++earlier) {
-      follow(state, sums[earlier]);
-    }
-    if (mixing.usage != nullptr) {
-      const Index rows = (part.column + part.count - 1) / mixing.chunk + 1;
-      counts[index].assign(static_cast<size_t>(rows * mixing.components), 0.0f);
-    }
-    scan(kernels().causal, mixing, mixtures, part, state.data(), counts[index].data());
+    std::vector<double> state =
+        found(mixing, parts, index, sums, fresh ? nullptr : memory, fresh ? nullptr : mass);
+    scan(kernels().causal, mixing, mixtures, part, state.data());
     if (part.last) {
       const auto narrow = [](double x) { return static_cast<float>(x); };
       const auto masses = state.begin() + mixing.size(), end = masses + mixing.components;
@@ -174,7 +187,6 @@ void run(const Threads& threads, const Mixing& mixing, const Mixtures& mixtures,
       std::transform(masses, end, mixing.mass_after + mass_at, narrow);
     }
   });
-  if (mixing.usage != nullptr) add_usage(mixing, parts, counts);
 }
 
 }  // namespace

@@ -70,20 +70,13 @@ GMA_INLINE void responsibilities(const Mixture& mixture, const float* turned, In
   }
 }
 
-// Adds the responsibilities gamma (K, kBlock) of the tokens [first, last) to usage (K,).
-GMA_INLINE void count_usage(const float* gamma, Index components, Index first, Index last,
-                            float* usage) {
+// Adds the responsibilities gamma (K, kBlock) of the first tokens to usage (K,); those of tokens
+// that are not there are zeros.
+GMA_INLINE void count_usage(const float* gamma, Index components, float* usage) {
   for (Index c = 0; c < components; ++c) {
-    const float* row = gamma + c * kBlock;
-    float total = 0.0f;
-    if (last - first == kBlock) {
-      Vector whole{};
-      for (Index lane = 0; lane < kBlock; lane += kLanes) whole += load(row + lane);
-      total = sum(whole);
-    } else {
-      for (Index token = first; token < last; ++token) total += row[token];
-    }
-    usage[c] += total;
+    Vector whole{};
+    for (Index lane = 0; lane < kBlock; lane += kLanes) whole += load(gamma + c * kBlock + lane);
+    usage[c] += sum(whole);
   }
 }
 

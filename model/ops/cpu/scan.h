@@ -38,6 +38,17 @@ GMA_INLINE void prefetch(const T* from, Index stride, Index count, Index width) 
   }
 }
 
+// A number of a state behind a segment. Only here, for the compiler may round it once or twice.
+GMA_INLINE double settled(double before, double kept, double sum, bool row_ends) {
+  const double after = before * kept + sum;
+  return row_ends ? static_cast<double>(static_cast<float>(after)) : after;
+}
+
+void follow(double* state, const double* sums, Index size, bool row_ends) {
+  const double kept = exp(-sums[size]);
+  for (Index i = 0; i < size; ++i) state[i] = settled(state[i], kept, sums[i], row_ends);
+}
+
 // One head's scan; its parts in the order of the chunked form. Every scan writes into the state;
 // one that reads too gives each token's mean.
 //
@@ -82,17 +93,19 @@ struct Scan {
     opened = work + at.opened;
     memset(memory, 0, sizeof(float) * (at.size - at.readable));
     for (Index lane = 0; lane < kBlock; ++lane) grown[lane] = 1.0f;
-    settle();
+    settle(false);
   }
 
   GMA_INLINE void run() {
-    for (Index token = 0; token < tokens.count; token += kBlock) {
-      const Index left = tokens.count - token, count = left < kBlock ? left : kBlock;
+    for (Index token = 0; token < tokens.count;) {
+      const Index segment = end_of_segment(token, tokens.chunk);
+      const Index end = segment < tokens.count ? segment : tokens.count;
+      const Index count = end - token < kBlock ? end - token : kBlock;
       const T* q = static_cast<const T*>(tokens.q) + token * tokens.stride;
       const T* k = static_cast<const T*>(tokens.k) + token * tokens.stride;
       const T* val = static_cast<const T*>(tokens.val) + token * tokens.stride;
-      const Index next = left - count < kBlock ? left - count : kBlock;
-      const Index ahead = kBlock * tokens.stride;
+      const Index left = tokens.count - token - count, next = left < kBlock ? left : kBlock;
+      const Index ahead = count * tokens.stride;
       if constexpr (reads) {
         prefetch(q + ahead, tokens.stride, next, routing);
         route(q, count, reading);
@@ -110,7 +123,8 @@ struct Scan {
         read(static_cast<T*>(tokens.out) + token * tokens.out_stride, token, count);
       }
       write(count);
-      if (left <= kBlock || (token + kBlock) % kSegment == 0) settle();
+      token += count;
+      if (token == end) settle(token % tokens.chunk == 0);
     }
   }
 
@@ -125,12 +139,7 @@ struct Scan {
   GMA_INLINE void gate(Index token, Index count) {
     if constexpr (reads) {
       const Gates& gates = tokens.gates;
-      for (Index first = 0; first < count;) {
-        const Index at = gates.before + token + first, end = first + gates.chunk - at % gates.chunk;
-        const Index last = end < count ? end : count;
-        count_usage(written, components, first, last, gates.usage + at / gates.chunk * components);
-        first = last;
-      }
+      count_usage(written, components, gates.usage + token / tokens.chunk * gates.usage_stride);
     }
     if (tokens.gates.rate != nullptr) forget(token, count);
   }
@@ -238,7 +247,7 @@ struct Scan {
   }
 
   // Adds the segment to what is left of the state, from which the next one starts.
-  GMA_INLINE void settle() {
+  GMA_INLINE void settle(bool row_ends) {
     double* masses = state + components * value;
     const double kept = exp(-forgotten);
     masses[components] += forgotten;
@@ -246,11 +255,11 @@ struct Scan {
     for (Index c = 0; c < components; ++c) {
       double* row = state + c * value;
       for (Index i = 0; i < value; ++i) {
-        row[i] = row[i] * kept + static_cast<double>(segment[c * value_padded + i]);
+        row[i] = settled(row[i], kept, segment[c * value_padded + i], row_ends);
         memory[c * value_padded + i] = static_cast<float>(row[i]);
         segment[c * value_padded + i] = 0.0f;
       }
-      masses[c] = masses[c] * kept + static_cast<double>(added[c]);
+      masses[c] = settled(masses[c], kept, added[c], row_ends);
       mass[c] = static_cast<float>(masses[c]);
       added[c] = 0.0f;
     }

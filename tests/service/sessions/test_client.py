@@ -71,7 +71,7 @@ class Running:
     def __init__(self, checkpoint: Path, store: Path) -> None:
         self.clock = Clock()
         self.loop = Loop()
-        self.service = Service(checkpoint, self.clock, sessions=store, rows=1, session_ttl_s=TTL_S)
+        self.service = Service(checkpoint, self.clock, sessions=store, session_ttl_s=TTL_S)
         self.workers = Flaky(self.service)
         self.service.model.workers = LastingWorkers(self.workers)
         self.losing = Losing(self.service)

@@ -144,9 +144,7 @@ def broken(data: bytes) -> bool:
 @pytest.fixture
 def growing(checkpoint: Path, tmp_path: Path) -> Iterator[None]:
     clock = Clock()
-    service = Service(
-        checkpoint, clock, sessions=tmp_path / "sessions", rows=1, session_ttl_s=TTL_S
-    )
+    service = Service(checkpoint, clock, sessions=tmp_path / "sessions", session_ttl_s=TTL_S)
     Growth.service, Growth.one, Growth.clock = service, OneShot(service), clock
     with asyncio.Runner() as runner:
         Growth.runner = runner

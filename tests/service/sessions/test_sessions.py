@@ -1,4 +1,4 @@
-"""Sessions over HTTP. A document that is read alone, a row a step, is the measure: to the bit."""
+"""Sessions over HTTP. A document in one piece is the measure: to the last bit."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def clock() -> Clock:
 
 @pytest.fixture
 async def service(checkpoint: Path, store: Path, clock: Clock) -> AsyncIterator[Service]:
-    async with Service(checkpoint, clock, sessions=store, rows=1, session_ttl_s=100) as service:
+    async with Service(checkpoint, clock, sessions=store, session_ttl_s=100) as service:
         yield service
 
 
@@ -218,7 +218,7 @@ class TestWhatIsWrong:
 
     async def test_too_much_at_once(self, checkpoint: Path, store: Path) -> None:
         limits = {"max_document_bytes": 100, "max_bytes_in_flight": 1000}
-        async with Service(checkpoint, sessions=store, rows=1, **limits) as service:
+        async with Service(checkpoint, sessions=store, **limits) as service:
             session = await create(service)
             await refused(await append(service, session, 0, b"a" * 101), 413, "TooLarge")
             for start in (0, 100):  # any number of them
@@ -322,7 +322,7 @@ class TestWhose:
         file = tmp_path / "keys"
         file.write_text("".join(f"{hash_of(key)}\n" for key in keys))
         mine, others = ({"authorization": f"Bearer {key}"} for key in keys)
-        async with Service(checkpoint, sessions=store, rows=1, api_keys_file=file) as service:
+        async with Service(checkpoint, sessions=store, api_keys_file=file) as service:
             assert (await service.http.post(SESSIONS)).status_code == 401
             session = await create(service, headers=mine)
             assert (await append(service, session, 0, DATA, mine)).status_code == 200
@@ -337,7 +337,7 @@ class TestOtherProcesses:
         self, checkpoint: Path, store: Path, service: Service
     ) -> None:
         session = await filled(service, DATA[:40])
-        async with Service(checkpoint, Clock(), sessions=store, rows=1) as other:
+        async with Service(checkpoint, Clock(), sessions=store) as other:
             response = await append(other, session, 40, DATA[40:])
             await OneShot(service).check(response.json(), DATA)
         await OneShot(service).check(await answer(service, session), DATA)
@@ -348,7 +348,7 @@ class TestOtherProcesses:
         session = await filled(service, TEXT.encode())
         taken = await snapshot(service, session)
         wider = save_checkpoint(tmp_path / "wider", num_components=5)
-        async with Service(wider, Clock(), sessions=store, rows=1) as other:
+        async with Service(wider, Clock(), sessions=store) as other:
             response = await append(other, session, len(TEXT.encode()), b" a")
             await refused(response, 410, "SessionGone")
             response = await other.http.post(SESSIONS, content=taken, headers=SNAPSHOT)
@@ -389,7 +389,7 @@ class TestForksAndSnapshots:
         self, service: Service, checkpoint: Path, tmp_path: Path
     ) -> None:
         taken = await snapshot(service, await filled(service))
-        async with Service(checkpoint, sessions=tmp_path / "others", rows=1) as other:
+        async with Service(checkpoint, sessions=tmp_path / "others") as other:
             response = await other.http.post(SESSIONS, content=taken, headers=SNAPSHOT)
             await refused(response, 422, "BadSnapshot")
 
