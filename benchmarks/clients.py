@@ -1,7 +1,7 @@
 """Client processes: books kept in flight, and short documents at their own times.
 
-It imports nothing heavy: every client process imports it. Times are of the monotonic clock, which
-all processes of a machine share.
+It imports nothing heavy: every client process imports it. Each `url` is what `/documents` follows.
+Times are of the monotonic clock, which all processes of a machine share.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ async def _answered(client: httpx.AsyncClient, url: str, body: bytes, due: float
     """Raises ValueError unless the service has read all of the body."""
     content = _streamed(body) if len(body) > PIECE_BYTES else body
     response = await client.post(
-        f"{url}/v1/documents", content=content, headers=TEXT, params={"top_k": 1}
+        f"{url}/documents", content=content, headers=TEXT, params={"top_k": 1}
     )
     if response.status_code != 200:  # httpx's own error does not pass between processes
         raise ValueError(f"{response.status_code}: {response.text}")

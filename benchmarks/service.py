@@ -183,14 +183,15 @@ def measure(arguments: argparse.Namespace, checkpoint: Path) -> Results:
         Clients(arguments.clients) as clients,
         service(arguments.log, checkpoint=checkpoint) as running,
     ):
-        clients.one_by_one(running.url, texts[:10])  # what is slow only once
-        alone = clients.one_by_one(running.url, texts)
+        url = f"{running.url}/v1"
+        clients.one_by_one(url, texts[:10])  # what is slow only once
+        alone = clients.one_by_one(url, texts)
         progress(f"alone: median {median(answer.seconds for answer in alone) * 1e3:.1f} ms")
         begin = time.monotonic() + arguments.warm
         middle, end = begin + arguments.seconds, begin + arguments.seconds + arguments.beside
-        loads = clients.books(running.url, books, arguments.books, end)
+        loads = clients.books(url, books, arguments.books, end)
         dues = poisson_times(middle, end, len(texts))
-        shorts = clients.at(running.url, texts, dues)
+        shorts = clients.at(url, texts, dues)
         readings = [Reading.take(running, at) for at in (begin, middle, end)]
         under_load = shorts.result()
         answers = [answer for load in loads for answer in load.result()] + under_load

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from benchmarks import backends, engine, precision
+from benchmarks import backends, engine, precision, sharing
 from benchmarks import service as benchmark
 from benchmarks.checkpoints import BOOKS
 from benchmarks.clients import Answered, poisson_times, tokens_within
@@ -71,6 +71,21 @@ def test_service_report(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> N
     saved = json.loads((tmp_path / "service.json").read_text())
     assert saved["ratio"] == pytest.approx(results.ratio)
     assert saved["load"]["fill"] == 0.97
+
+
+def test_sharing_report() -> None:
+    found = [
+        sharing.Rate(model, case, rate * size)
+        for model, size in (("a", 1000), ("b", 2000))
+        for case, rate in ((sharing.ALONE, 2), (sharing.BESIDE, 2), (sharing.TOGETHER, 1))
+    ]
+    assert sharing.table(found).splitlines() == [
+        "|  | a | b |",
+        "| --- | --- | --- |",
+        "| alone | 2,000 tokens/s (1.00) | 4,000 tokens/s (1.00) |",
+        "| beside one that nobody asks for | 2,000 tokens/s (1.00) | 4,000 tokens/s (1.00) |",
+        "| both at once | 1,000 tokens/s (0.50) | 2,000 tokens/s (0.50) |",
+    ]
 
 
 def test_cpu_time_of_this_process() -> None:

@@ -19,7 +19,7 @@ from tempfile import TemporaryDirectory
 import httpx
 import pytest
 
-from gma.service.app.run import MARK
+from gma.service.app.run import MARK, PREFIX
 from tests.service.asgi import PATIENCE_S, TEXT, save_checkpoint
 from tests.service.running import PLAIN, free_port
 
@@ -82,7 +82,7 @@ class Served:
             )
         assert self.process.stdout
         assert self.process.stdout.readline().startswith("Ready at"), self.errors.read_text()
-        (self.run,) = temporary.iterdir()
+        (self.run,) = temporary.glob(f"{PREFIX}*")
 
     def end(self) -> None:
         """Whatever is left of it."""
