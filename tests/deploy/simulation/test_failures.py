@@ -117,6 +117,12 @@ async def waited(condition: Callable[[], object], what: str) -> None:
     await asyncio.to_thread(until, condition, what)
 
 
+def metric(pod: Pod, name: str) -> float:
+    """The sum over a pod's processes."""
+    text = httpx.get(f"{url_of(pod.host.address, 9464)}/metrics", timeout=PATIENCE_S).text
+    return sum(float(x.rpartition(" ")[2]) for x in text.splitlines() if x.startswith(name))
+
+
 def is_whole(cluster: Cluster) -> bool:
     """A gateway and a worker on each pod, and traffic to each."""
     addresses = sorted(pod.host.address for pod in cluster.workers)
@@ -272,9 +278,7 @@ def test_documents_of_a_worker_that_is_cut_off_go_on_at_another(cluster: Cluster
     lost, left = cluster.workers
 
     def moved() -> float:
-        text = httpx.get(f"{url_of(left.host.address, 9464)}/metrics", timeout=PATIENCE_S).text
-        lines = [x for x in text.splitlines() if x.startswith("gma_documents_moved_total")]
-        return sum(float(x.rpartition(" ")[2]) for x in lines)
+        return metric(left, "gma_documents_moved_total")
 
     async def test() -> None:
         client = Client(cluster, left)
@@ -355,6 +359,32 @@ def test_a_pod_that_is_to_go_reads_its_documents_to_their_ends(cluster: Cluster)
             assert {each["event"] for each in ends} == {"result"}, ends
             await waited(lambda: going.ended("ray"), "the pod ends")
         assert set(client.statuses) == {200}
+
+    run(test)
+    replace(cluster, going)
+
+
+def test_a_pod_whose_grace_ends_takes_along_what_its_own_gateway_has(cluster: Cluster) -> None:
+    """And nothing else: documents of the other pod's gateway go on there."""
+    going, staying = cluster.workers
+
+    async def test() -> None:
+        client = Client(cluster, staying)
+        async with client.holding(12) as held:
+            kept = metric(staying, "gma_documents_in_flight")
+            assert 0 < kept < len(held)
+            going.terminate("ray")
+            for _ in range(5):
+                for each in held:
+                    await each.send(PIECE)
+                await asyncio.sleep(1)
+            assert not going.ended("ray")
+            going.kill()
+            ends = await asyncio.gather(*map(end_of, held), return_exceptions=True)
+            answered = [each for each in ends if not isinstance(each, BaseException)]
+            assert [each["event"] for each in answered] == ["result"] * int(kept), ends
+            sizes = {each["usage"]["bytes"] for each in answered}
+            assert sizes == {7 * len(PIECE)}
 
     run(test)
     replace(cluster, going)
