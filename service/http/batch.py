@@ -15,7 +15,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
-from gma.service.errors import ServiceError, ShuttingDown, Validation
+from gma.service.errors import ServiceError, ShuttingDown
 from gma.service.gateway.admission import Admitted
 from gma.service.gateway.batch import Batch, Line
 from gma.service.gateway.contract import (
@@ -30,13 +30,14 @@ from gma.service.gateway.gateway import Gateway
 from gma.service.http.auth import clients_of
 from gma.service.http.body import ClientGone, Pace, Stream
 from gma.service.http.codings import ZSTD_WINDOW_BYTES, unpacked
-from gma.service.http.documents import Deadline, chosen, in_time
+from gma.service.http.documents import chosen, in_time
 from gma.service.http.events import HEADERS
 from gma.service.http.json_document import parsed_line
 from gma.service.http.lines import Lines
 from gma.service.http.media import NDJSON, content_of, encode
 from gma.service.http.middleware import RECORD, Record, forget_frames
 from gma.service.http.openapi import BATCH_BODY, BATCH_RESPONSES
+from gma.service.http.options import Deadline, check_given_once
 from gma.service.observe import metrics
 from gma.service.tasks import guarded
 
@@ -98,8 +99,7 @@ class BatchResponse(Response):
         for a model that is named for all lines. `deadline_ms`: of each line, from its beginning."""
         super().__init__()
         self._coding = content_of(request.headers, (NDJSON,)).coding
-        if len(request.query_params) < len(request.query_params.multi_items()):
-            raise Validation("an option is given twice in the query")
+        check_given_once(request)
         if (options.model or path_model) is not None:
             chosen(gateway, options, path_model)
         self._gateway = gateway

@@ -10,17 +10,15 @@ from contextlib import aclosing
 from functools import partial
 from typing import Annotated, Any, TypeVar
 
-from fastapi import FastAPI, Header, Query
-from pydantic import WithJsonSchema
+from fastapi import FastAPI, Query
 from starlette.datastructures import Headers
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from gma.service.cores import cores_for
-from gma.service.errors import TooLate, UnknownModel, Validation
+from gma.service.errors import TooLate, UnknownModel
 from gma.service.gateway.contract import (
-    Amount,
     Answer,
     ErrorEvent,
     ModelName,
@@ -49,6 +47,7 @@ from gma.service.http.media import (
 )
 from gma.service.http.middleware import RECORD, Record, error_answer
 from gma.service.http.openapi import DOCUMENT_BODY, DOCUMENT_RESPONSES
+from gma.service.http.options import Deadline, check_given_once
 from gma.service.tasks import guarded
 
 T = TypeVar("T")
@@ -69,13 +68,6 @@ TIMING_HEADERS = {
     "total": "x-total-time",
 }
 """A timing's name in the answer, and the header that carries it in milliseconds."""
-
-
-Deadline = Annotated[
-    Amount | None,
-    WithJsonSchema({"type": "integer", "minimum": 1, "exclusiveMaximum": 2**31}),  # no null
-    Header(description="How long the client waits, from the request on: 504 after that."),
-]
 
 
 def add_documents(app: FastAPI, gateway: Gateway) -> None:
@@ -164,8 +156,7 @@ class DocumentResponse(Response):
         check_readable(self._content.kind)
         self._event_type = event_type(request.headers)
         self._announced_bytes = announced_bytes(request.headers)
-        if len(request.query_params) < len(request.query_params.multi_items()):
-            raise Validation("an option is given twice in the query")
+        check_given_once(request)
         if self._content.kind != JSON:
             self._model()  # which later may be another: nothing is read before
 

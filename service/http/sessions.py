@@ -11,7 +11,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
-from gma.service.errors import UnsupportedContent, Validation
+from gma.service.errors import UnsupportedContent
 from gma.service.gateway.contract import (
     AppendOptions,
     ModelName,
@@ -33,6 +33,7 @@ from gma.service.http.openapi import (
     SNAPSHOT_BODY,
     SNAPSHOT_RESPONSE,
 )
+from gma.service.http.options import check_given_once
 from gma.service.tasks import guarded
 
 OFFSET = "upload-offset"
@@ -60,7 +61,7 @@ def add_sessions(app: FastAPI, gateway: Gateway, sessions: Sessions) -> None:
     ) -> Response:
         """Without a body, a document of which nothing has come. With a snapshot as body, one that
         goes on from there, in whatever state the session is that it was taken of."""
-        _check_query(request)
+        check_given_once(request)
 
         async def act(body: Body, record: Record) -> Response:
             snapshot = b"".join([piece async for piece, _ in body.pieces()])
@@ -95,7 +96,7 @@ def add_sessions(app: FastAPI, gateway: Gateway, sessions: Sessions) -> None:
         the offset that the session then has."""
         if document_type(request.headers) != TEXT:
             raise UnsupportedContent(f"what is appended is {TEXT}, cut anywhere")
-        _check_query(request)
+        check_given_once(request)
 
         async def act(body: Body, record: Record) -> Response:
             await body.chunk()
@@ -126,7 +127,7 @@ def add_sessions(app: FastAPI, gateway: Gateway, sessions: Sessions) -> None:
         request: Request, session_id: Id, options: Annotated[SessionOptions, Query()]
     ) -> Response:
         """The last append's answer. It does not keep the session longer."""
-        _check_query(request)
+        check_given_once(request)
         return _told(await sessions.answer(_asks(request), session_id, options), 200)
 
     @app.post(
@@ -229,8 +230,3 @@ def _check_binary(request: Request) -> None:
             f"a body is a snapshot of Content-Type {BINARY}, not {shown(kind) or 'none'}: without "
             "one a new session begins"
         )
-
-
-def _check_query(request: Request) -> None:
-    if len(request.query_params) < len(request.query_params.multi_items()):
-        raise Validation("an option is given twice in the query")

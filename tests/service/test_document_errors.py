@@ -333,6 +333,12 @@ class TestDeadline:
         assert (response.status_code, response.json()["error_type"]) == (422, "Validation")
         assert "x-deadline-ms" in response.json()["error"]
 
+    async def test_that_is_given_twice(self, service: Service) -> None:
+        headers = [*PLAIN.items(), ("x-deadline-ms", "1"), ("x-deadline-ms", "100000")]
+        response = await service.http.post(PATH, content=TEXT, headers=headers)
+        assert (response.status_code, response.json()["error_type"]) == (422, "Validation")
+        assert "x-deadline-ms is given twice" in response.json()["error"]
+
     async def test_that_is_too_soon_for_so_many_bytes(self, checkpoint: Path) -> None:
         """10 s for what was read at a speed at which it takes 20, if its tokens are long."""
         async with Service(checkpoint) as service:

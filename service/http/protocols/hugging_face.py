@@ -15,9 +15,9 @@ from gma.service.gateway.contract import ErrorAnswer, ModelName
 from gma.service.gateway.document import Pieces
 from gma.service.gateway.gateway import Gateway
 from gma.service.gateway.scores import scores
-from gma.service.http.documents import Deadline
 from gma.service.http.media import encode
 from gma.service.http.openapi import error_responses
+from gma.service.http.options import Deadline
 from gma.service.http.protocols.fields import Fields, Short, Texts, Whole, body_of
 from gma.service.http.protocols.tei import Prediction
 from gma.service.http.texts import Finding, Question, Rendered, TextsResponse

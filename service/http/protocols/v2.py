@@ -18,10 +18,10 @@ from typing_extensions import TypedDict  # pydantic needs this one before Python
 from gma.service.errors import NotJson, ServiceError, Validation
 from gma.service.gateway.document import Pieces
 from gma.service.gateway.gateway import Gateway
-from gma.service.http.documents import Deadline
 from gma.service.http.json_document import MOST_VALUES, JsonText, parsed_object, too_many
 from gma.service.http.media import JSON, encode, shown
 from gma.service.http.openapi import error_responses
+from gma.service.http.options import Deadline
 from gma.service.http.protocols.fields import Fields, Name, Whole, body_of
 from gma.service.http.readiness import Readiness
 from gma.service.http.texts import Finding, PlainText, Question, Rendered, Text, TextsResponse

@@ -14,9 +14,9 @@ from typing_extensions import TypedDict  # pydantic needs this one before Python
 from gma.service.errors import ServiceError
 from gma.service.gateway.document import Pieces
 from gma.service.gateway.gateway import Gateway
-from gma.service.http.documents import Deadline
 from gma.service.http.media import encode
 from gma.service.http.openapi import error_responses
+from gma.service.http.options import Deadline
 from gma.service.http.protocols.fields import Fields, Name, Short, Texts, Whole, body_of
 from gma.service.http.texts import Finding, Question, Rendered, TextsResponse
 
