@@ -67,7 +67,7 @@ def is_model_name(name: str) -> bool:
 
 def _models(given: object) -> object:
     """What `name=path,name=path` says, or the path of a file."""
-    if not isinstance(given, str) or "=" not in given:
+    if not isinstance(given, str) or (given.strip() and "=" not in given):
         return given
     found: dict[str, str] = {}
     for each in _parts(given):

@@ -12,7 +12,7 @@ import typer
 from rich.console import Console
 from rich.text import Text
 
-from gma.service.cli.terminal import print_table, table
+from gma.service.cli.terminal import print_table, printable, table
 
 if TYPE_CHECKING:
     from gma.service.gateway.contract import EvidenceSpan, Finding
@@ -49,7 +49,9 @@ def print_finding(name: object, finding: Finding, listed: int | None = None) -> 
     """
     usage = finding["usage"]
     read = "the first " if "truncated" in finding else ""
-    typer.echo(f"{name}: {read}{usage['bytes']:,} bytes, {usage['tokens']:,} tokens")
+    typer.echo(
+        f"{printable(str(name))}: {read}{usage['bytes']:,} bytes, {usage['tokens']:,} tokens"
+    )
     if not finding["scores"]:  # there is nothing yet that they could be of
         return
     numbers: tuple[Literal["score", "threshold"], ...] = ("score",)

@@ -43,12 +43,18 @@ def print_json(value: object) -> None:
     typer.echo(json.dumps(value, ensure_ascii=False))
 
 
+def printable(text: str) -> str:
+    """A text with a sign in place of each character that a terminal would act on: names of files
+    and what others wrote may have any."""
+    return "".join(each if each.isprintable() else "\N{REPLACEMENT CHARACTER}" for each in text)
+
+
 def complain(error: Exception) -> None:
     """Print on stderr, in one line, what is wrong and with which file."""
     text = str(error)
     if isinstance(error, OSError) and error.filename is not None:
         text = f"{error.filename}: {error.strerror}"
-    print("gma:", " ".join(text.split()), file=sys.stderr)
+    print("gma:", printable(" ".join(text.split())), file=sys.stderr)
 
 
 def watched(pieces: Iterable[bytes], title: str, size: int | None) -> Iterator[bytes]:
@@ -70,9 +76,10 @@ def bar(title: str) -> Iterator[Callable[[int, int | None], None]]:
     """A progress bar on stderr, if that is a terminal: a function that is told how many bytes are
     done, and how many there are if that is known."""
     console = Console(stderr=True)
-    columns = TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn()
+    described = TextColumn("{task.description}", markup=False)
+    columns = described, BarColumn(), DownloadColumn(), TransferSpeedColumn()
     with Progress(
         *columns, console=console, transient=True, disable=not console.is_terminal
     ) as progress:
-        task = progress.add_task(title, total=None)
+        task = progress.add_task(printable(title), total=None)
         yield lambda done, size: progress.update(task, completed=done, total=size)

@@ -98,6 +98,16 @@ class TestClassify:
         assert lines[1].split() == ["label", "score"]
         assert len(lines) == 2 + 3
 
+    def test_names_do_nothing_to_a_terminal(
+        self, gma: Gma, checkpoint: Path, tmp_path: Path
+    ) -> None:
+        file, none = tmp_path / "a\x1b[2J.txt", tmp_path / "b\x1b[2J.txt"
+        file.write_text("It was a dark night.")
+        result = gma("classify", "--checkpoint", checkpoint, file, none)
+        assert "a\N{REPLACEMENT CHARACTER}[2J.txt: " in result.out
+        assert "b\N{REPLACEMENT CHARACTER}[2J.txt: " in result.err
+        assert "\x1b" not in result.out + result.err
+
     def test_json_is_the_answer_of_the_service(
         self, gma: Gma, checkpoint: Path, book: Path
     ) -> None:

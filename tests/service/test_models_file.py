@@ -30,6 +30,7 @@ class TestShortForm:
     @pytest.mark.parametrize(
         ("value", "message"),
         [
+            ("", "GMA_MODELS names no model"),
             ("a=x,b", "GMA_MODELS: name=path is expected, and not 'b'"),
             ("a=x,a=y", "GMA_MODELS: a is there twice"),
             ("a b=x", "GMA_MODELS: 'a b' is no name: one has letters, [^;]*$"),
