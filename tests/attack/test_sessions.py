@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from gma import Client, ServiceError
+from gma.model.reader import CHUNK
 from gma.service.client.error import ConnectionLost
 from gma.service.client.loop import Loop
 from tests.attack import sessions
@@ -40,7 +41,7 @@ def test_nothing_is_lost(store: str) -> None:
 def url(tmp_path: Path) -> Iterator[str]:
     loop = Loop()
     checkpoint = save_checkpoint(tmp_path / "checkpoint")
-    service = Service(checkpoint, sessions=tmp_path / "sessions", chunk_tokens=64)
+    service = Service(checkpoint, sessions=tmp_path / "sessions", chunk_tokens=CHUNK)
     loop.call(service.__aenter__())
     with served(service.app, loop) as url:
         yield url

@@ -172,10 +172,16 @@ def threads() -> Iterator[None]:
 
 
 @pytest.mark.usefixtures("threads")
-@pytest.mark.parametrize("precision", ["float32", *NARROW])
 @pytest.mark.parametrize("form", FORMS)
-@pytest.mark.parametrize("chunk", [300, 1000])
-@pytest.mark.parametrize("changes", [{}, {**WIDE, **ANY}], ids=["small", "wide"])
+@pytest.mark.parametrize(
+    ("precision", "chunk", "changes"),
+    [
+        ("float32", 300, {}),
+        ("float32", 300, {**WIDE, **ANY}),
+        ("float32", 37, {}),
+        *((precision, 60, WIDE) for precision in NARROW),
+    ],
+)
 def test_what_shares_a_step_changes_no_bit(
     form: str, precision: Precision, chunk: int, changes: dict[str, Any]
 ) -> None:

@@ -149,7 +149,7 @@ async def test_the_head_of_the_queue_grows_old(checkpoint: Path) -> None:
 
 async def test_state_and_memory_by_length(service: Service) -> None:
     pool = service.runner.pool
-    assert await service.metric("gma_state_bytes") == sum(
+    assert await scraped(service, 'gma_state_bytes{model="tiny"}') == sum(
         tensor.nbytes for _, tensor in pool.states.tensors()
     )
     sample = 'gma_length_memory_bytes{memory="resident",model="tiny",tokens="1000"}'
