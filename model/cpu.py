@@ -93,7 +93,7 @@ class Packing(NamedTuple):
 
     shape: tuple[int, int, int]  # R, C, W
     there: Tensor | None  # (n,) places in R * C, or None if all are
-    count: int  # n
+    tokens: int  # n
 
     @classmethod
     def of(cls, rows: Rows, width: int) -> Packing:
@@ -109,7 +109,7 @@ class Packing(NamedTuple):
 
     def unpacked(self, x: Tensor) -> Tensor:
         """Take x (N, W) back to (R, C, W)."""
-        x = x[: self.count]
+        x = x[: self.tokens]
         if self.there is not None:
             x = x.new_zeros(self.shape).flatten(0, 1).index_copy_(0, self.there, x)
         return x.view(self.shape)
@@ -176,10 +176,10 @@ class CpuLayers:
             buffers = make(len(x))
         for index, (layer, weights) in enumerate(zip(self._layers, of_layers, strict=True)):
             own = States(*(part[:, index] for part in (*before, *after)))
-            x, y = self._convolve(weights, x, y, own, rows, packing.count, buffers.normal)
+            x, y = self._convolve(weights, x, y, own, rows, packing.tokens, buffers.normal)
             if usage is not None and weights.keep_bias is None:
                 usage.append(layer.mixer.usage(packing.unpacked(x), rows))
-            counted = self._mix(weights, x, own, rows, packing.count, buffers)
+            counted = self._mix(weights, x, own, rows, packing.tokens, buffers)
             if usage is not None and counted is not None:
                 usage.append(counted)
             self._widen(weights, x, buffers)
