@@ -173,7 +173,15 @@ class Classifier(Backbone):
 
         Hidden x (R, C, W) and tokens (R, C) -> evidence (R, labels) and weight (R,).
         """
+        if self.kernels is None or not self.kernels.take(x):
+            return self._pooled(x, tokens, rows.valid)
+        # Each by itself: what PyTorch's loops leave over at the end they round otherwise, so a
+        # row's numbers would depend on how many there are.
+        each = zip(x.split(1), tokens.split(1), rows.valid.split(1), strict=True)
+        evidence, weight = zip(*(self._pooled(*row) for row in each), strict=True)
+        return torch.cat(evidence), torch.cat(weight)
+
+    def _pooled(self, x: Tensor, tokens: Tensor, valid: Tensor) -> tuple[Tensor, Tensor]:
         scores: Tensor = self.pooling(x, tokens)
-        there = rows.valid.to(scores.dtype)
-        # Not a product: libraries round one row's otherwise than another's.
+        there = valid.to(scores.dtype)
         return (there[..., None] * scores).sum(1), there.sum(1)
