@@ -177,7 +177,7 @@ class Classifier(Backbone):
             return self._pooled(x, tokens, rows.valid)
         # Each by itself: what PyTorch's loops leave over at the end they round otherwise, so a
         # row's numbers would depend on how many there are.
-        each = zip(x.split(1), tokens.split(1), rows.valid.split(1), strict=True)
+        each = zip(*(torch.split(part, 1) for part in (x, tokens, rows.valid)), strict=True)
         evidence, weight = zip(*(self._pooled(*row) for row in each), strict=True)
         return torch.cat(evidence), torch.cat(weight)
 
