@@ -13,7 +13,7 @@ from torch import Tensor
 
 from gma.model.config import ModelConfig
 from gma.model.fused.obstacles import FusedPrecision
-from gma.model.fused.parameters import FLOAT8
+from gma.model.fused.parameters import ACTIVATIONS, FLOAT8
 
 
 @dataclass(frozen=True)
@@ -75,13 +75,14 @@ class Outputs:
 
 
 class Activations(NamedTuple):
-    """What a step's kernels leave for each other, of each of N tokens."""
+    """What a step's kernels leave for each other, of each of N tokens: in `ACTIVATIONS` of its
+    precision, or narrower as products take it, or float32."""
 
-    x: Tensor  # (N, W) bfloat16: a layer's input
-    y: Tensor  # (N, W) bfloat16: its output
+    x: Tensor  # (N, W): a layer's input
+    y: Tensor  # (N, W): its output
     normal: Tensor  # (N, W): one of both, normalised, as products take it
-    last: Tensor  # (N, W) bfloat16: what the pooling reads
-    routed: Tensor  # (N, what a mixer projects, and more) bfloat16
+    last: Tensor  # (N, W): what the pooling reads
+    routed: Tensor  # (N, what a mixer projects, and more)
     read: Tensor  # (N, H * v), what the mixer reads, as products take it
     hidden: Tensor  # (N, mlp_width), as products take it
     deep: Tensor  # (N, labels + 1 and more) float32
@@ -99,9 +100,10 @@ class Activations(NamedTuple):
     ) -> Activations:
         """Allocate them for so many tokens; `scores` is how wide `deep` is."""
         read = config.heads * config.value_dim
-        narrow = FLOAT8 if precision == "fp8" else torch.bfloat16
+        plain = ACTIVATIONS[precision]
+        narrow = FLOAT8 if precision == "fp8" else plain
 
-        def buffer(*width: int, dtype: torch.dtype = torch.bfloat16) -> Tensor:
+        def buffer(*width: int, dtype: torch.dtype = plain) -> Tensor:
             return torch.empty((tokens, *width), dtype=dtype, device=device)
 
         normal = buffer(config.width, dtype=narrow)
@@ -109,7 +111,7 @@ class Activations(NamedTuple):
             x=buffer(config.width),
             y=buffer(config.width),
             normal=normal,
-            last=buffer(config.width) if narrow == FLOAT8 else normal,
+            last=normal if narrow == plain else buffer(config.width),
             routed=buffer(routed),
             read=buffer(read, dtype=narrow),
             hidden=buffer(config.mlp_width, dtype=narrow),

@@ -10,8 +10,11 @@ from gma.model.classifier import Classifier
 from gma.model.config import ModelConfig
 from gma.model.ops.triton.limits import misfit
 
-FusedPrecision: TypeAlias = Literal["bfloat16", "fp8"]
+FusedPrecision: TypeAlias = Literal["float32", "bfloat16", "fp8"]
 """What the fused step multiplies matrices in."""
+
+SIZES: dict[FusedPrecision, int] = {"float32": 4, "bfloat16": 2, "fp8": 1}
+"""Bytes of what it multiplies."""
 
 TAPS = 4
 """Taps of the short convolution, at most."""
@@ -26,6 +29,7 @@ SHARED_MEMORY = 227 * 1024
 """Bytes of a block, at least: what tiles of products were cut for."""
 
 LARGEST: dict[FusedPrecision, float] = {
+    "float32": torch.finfo(torch.float32).max,
     "bfloat16": torch.finfo(torch.float16).max,  # which GELU is computed in
     "fp8": torch.finfo(torch.float8_e4m3fn).max,
 }
@@ -42,7 +46,7 @@ def obstacle(classifier: Classifier, precision: FusedPrecision = "bfloat16") -> 
 
 
 def _shape_obstacle(config: ModelConfig, precision: FusedPrecision) -> str | None:
-    each = ALIGNMENT // (1 if precision == "fp8" else 2)
+    each = ALIGNMENT // SIZES[precision]
     sizes = config.width, config.mlp_width, config.heads * config.value_dim
     if not config.causal:
         return "it is bidirectional"
@@ -50,7 +54,7 @@ def _shape_obstacle(config: ModelConfig, precision: FusedPrecision) -> str | Non
         return f"conv_kernel must be at most {TAPS}, not {config.conv_kernel}"
     if any(size % each for size in sizes):
         return f"width, mlp_width and heads * value_dim must be multiples of {each}, not {sizes}"
-    return misfit(config)
+    return misfit(config, torch.float32 if precision == "float32" else torch.bfloat16)
 
 
 def _device_obstacle(device: torch.device) -> str | None:

@@ -19,6 +19,13 @@ from gma.model.ops.chunked import Coefficients
 
 FLOAT8 = torch.float8_e4m3fn
 
+ACTIVATIONS: dict[FusedPrecision, torch.dtype] = {
+    "float32": torch.float32,
+    "bfloat16": torch.bfloat16,
+    "fp8": torch.bfloat16,
+}
+"""What activations are kept in where no product takes them narrower."""
+
 
 class Matrix(NamedTuple):
     """What a product multiplies by, (O, I), and the factor that undoes its scaling."""
@@ -29,8 +36,8 @@ class Matrix(NamedTuple):
     @classmethod
     def of(cls, weight: Tensor, precision: FusedPrecision) -> Matrix:
         """Prepare a weight (O, I) float32."""
-        if precision == "bfloat16":
-            return cls(weight.to(torch.bfloat16).contiguous(), 1.0)
+        if precision != "fp8":
+            return cls(weight.to(ACTIVATIONS[precision]).contiguous(), 1.0)
         scale = LARGEST["fp8"] / float(weight.abs().max().clamp_min(1e-12))
         return cls((weight * scale).to(FLOAT8).contiguous(), 1.0 / scale)
 
@@ -38,17 +45,17 @@ class Matrix(NamedTuple):
 class Keep(NamedTuple):
     """What the rates are projected with at which heads forget, a power of two of them."""
 
-    weight: Tensor  # (16 or more, W) bfloat16
+    weight: Tensor  # (16 or more, W), as activations
     bias: Tensor  # (16 or more,) float32
 
     @classmethod
-    def of(cls, weight: Tensor, bias: Tensor, heads: int) -> Keep:
+    def of(cls, weight: Tensor, bias: Tensor, heads: int, dtype: torch.dtype) -> Keep:
         """Prepare those of the last heads (H - lasting, W), (H - lasting,)."""
         most = max(16, 1 << (heads - 1).bit_length())
         first = heads - len(bias)
         filled = 0, 0, first, most - heads
         return cls(
-            weight=functional.pad(weight, filled).to(torch.bfloat16).contiguous(),
+            weight=functional.pad(weight, filled).to(dtype).contiguous(),
             bias=functional.pad(bias.float(), filled[2:]),
         )
 
@@ -63,20 +70,20 @@ class LayerParameters(NamedTuple):
     mixture: Coefficients
     keep: Keep | None  # None if nothing is forgotten
     read_scale: float  # what the mixer reads is multiplied by, to be as products take it
-    taps: Tensor  # (4, W) bfloat16, times conv_norm
+    taps: Tensor  # (4, W) as activations, times conv_norm
     tail_taps: Tensor  # (4, W) float32, zeros before the convolution's
     conv_norm: Tensor  # (W,) float32
 
     @classmethod
     def of(cls, layer: Layer, precision: FusedPrecision) -> LayerParameters:
         """Prepare the weights of a layer, where they are."""
-        mixer, mlp = layer.mixer, layer.mlp
+        mixer, mlp, activations = layer.mixer, layer.mlp, ACTIVATIONS[precision]
         project = mixer.project.weight.float() * mixer.norm.weight.float()
         keep = None
         if isinstance(mixer, ForgettingMixer):
             forgetting = len(mixer.keep_bias)
             project, rates = torch.split(project, [len(project) - forgetting, forgetting])
-            keep = Keep.of(rates, mixer.keep_bias, mixer.config.heads)
+            keep = Keep.of(rates, mixer.keep_bias, mixer.config.heads, activations)
         out, scale = Matrix.of(mixer.out.weight.float(), precision), 1.0
         if precision == "fp8":
             # A normalised row is no longer than the root of its width, so no value is larger than
@@ -99,7 +106,7 @@ class LayerParameters(NamedTuple):
             keep=keep,
             mixture=Coefficients(*(x.contiguous() for x in mixer.mixture.coefficients())),
             # As narrow as the rows: a warp then holds both alike.
-            taps=(taps * norm).to(torch.bfloat16),
+            taps=(taps * norm).to(activations),
             tail_taps=taps,
             conv_norm=norm,
         )
@@ -108,9 +115,9 @@ class LayerParameters(NamedTuple):
 class Parameters(NamedTuple):
     """All weights of a classifier."""
 
-    table: Tensor  # (V, W) bfloat16
+    table: Tensor  # (V, W) as activations
     layers: list[LayerParameters]
-    deep: Tensor  # (labels + 1 and more, W) bfloat16: rows of zeros fill up 16 bytes of an output
+    deep: Tensor  # (labels + 1 and more, W) as activations: zeros fill up 16 bytes of an output
     deep_bias: Tensor  # (labels + 1,) float32, or (labels,) if the pooling is "any"
     own_scores: Tensor  # (V, labels) float32
     factor: Tensor | None  # (labels,) float32, if the pooling is "any"
@@ -127,9 +134,9 @@ class Parameters(NamedTuple):
             assert isinstance(layer, Layer)
             layers.append(LayerParameters.of(layer, precision))
         return cls(
-            table=classifier.embedding.weight.to(torch.bfloat16),
+            table=classifier.embedding.weight.to(ACTIVATIONS[precision]),
             layers=layers,
-            deep=deep.to(torch.bfloat16),
+            deep=deep.to(ACTIVATIONS[precision]),
             deep_bias=pooling.deep.bias.float(),
             own_scores=pooling.token.weight.float(),
             factor=pooling.factor.float() if pooling.any else None,

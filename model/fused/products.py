@@ -17,40 +17,42 @@ import triton.language as tl
 from torch import Tensor
 from triton.tools.tensor_descriptor import TensorDescriptor
 
-from gma.model.ops.triton.device import INTERPRETED
+from gma.model.ops.triton.device import INTERPRETED, dot
 from gma.model.ops.triton.launch import launch
 
 
 @triton.jit
-def _gelu(x):
+def _gelu(x, EXACT: tl.constexpr):
     """Compute GELU with tanh, of float32, in float16: less is lost than by rounding to bfloat16.
 
     x * (1 + tanh(x * (a + b * x * x))) / 2 with a = sqrt(2 / pi), b = .044715 * a. Two elements an
-    instruction, for a device takes few of tanh at a time.
+    instruction, for a device takes few of tanh at a time. With EXACT in float32.
     """
-    if INTERPRETED:
+    if INTERPRETED or EXACT:
         u = 0.7978845608028654 * x * (1.0 + 0.044715 * x * x)
-        return x * tl.sigmoid(2.0 * u)
-    return tl.inline_asm_elementwise(
-        """{
-            .reg .b32 x, u, a, b, half;
-            cvt.rn.f16x2.f32 x, $2, $1;
-            mov.b32 a, 0x3a623a62;
-            mov.b32 b, 0x28912891;
-            mov.b32 half, 0x38003800;
-            mul.rn.f16x2 u, x, x;
-            fma.rn.f16x2 u, u, b, a;
-            mul.rn.f16x2 u, u, x;
-            tanh.approx.f16x2 u, u;
-            fma.rn.f16x2 u, u, half, half;
-            mul.rn.f16x2 $0, u, x;
-            }""",
-        "=r,f,f",
-        [x],
-        dtype=tl.float16,
-        is_pure=True,
-        pack=2,
-    )
+        gelu = x * tl.sigmoid(2.0 * u)
+    else:
+        gelu = tl.inline_asm_elementwise(
+            """{
+                .reg .b32 x, u, a, b, half;
+                cvt.rn.f16x2.f32 x, $2, $1;
+                mov.b32 a, 0x3a623a62;
+                mov.b32 b, 0x28912891;
+                mov.b32 half, 0x38003800;
+                mul.rn.f16x2 u, x, x;
+                fma.rn.f16x2 u, u, b, a;
+                mul.rn.f16x2 u, u, x;
+                tanh.approx.f16x2 u, u;
+                fma.rn.f16x2 u, u, half, half;
+                mul.rn.f16x2 $0, u, x;
+                }""",
+            "=r,f,f",
+            [x],
+            dtype=tl.float16,
+            is_pure=True,
+            pack=2,
+        )
+    return gelu
 
 
 @triton.jit
@@ -60,9 +62,7 @@ def _tile_product(a, weight, m, n, depth, BM: tl.constexpr, BN: tl.constexpr, BK
     for k in range(depth):
         x = a.load([m, k * BK])
         w = weight.load([n, k * BK])
-        if INTERPRETED:
-            x, w = x.to(tl.float32), w.to(tl.float32)
-        total = tl.dot(x, w.T, total)
+        total = dot(x, w.T, total)
     return total
 
 
@@ -71,7 +71,7 @@ def _finish(total, out, m, n, GELU: tl.constexpr, ADD: tl.constexpr):
     if ADD:
         total += out.load([m, n]).to(tl.float32)
     if GELU:
-        total = _gelu(total)
+        total = _gelu(total, out.dtype == tl.float32)
     out.store([m, n], total.to(out.dtype))
 
 
@@ -114,11 +114,20 @@ class Tiles(NamedTuple):
 
     @classmethod
     def of(
-        cls, tokens: int, outputs: int, multiprocessors: int, *, gelu: bool, add: bool = False
+        cls,
+        tokens: int,
+        outputs: int,
+        multiprocessors: int,
+        *,
+        gelu: bool,
+        add: bool = False,
+        wide: bool = False,
     ) -> Tiles:
-        """Choose the largest that still give each multiprocessor one."""
+        """Choose the largest that still give each multiprocessor one; `wide`: of float32."""
         # What is added to takes the shared memory of a stage.
         large = [cls(128, 128, 4, 3, 2) if gelu else cls(128, 256, 8, 3 if add else 4, 1)]
+        if wide:
+            large = [cls(128, 128, 8, 2, 1)]
         small = [cls(128, 128, 4, 3, 2), cls(64, 128, 4, 3, 2), cls(64, 64, 4, 3, 2)]
         for tiles in (*large, *small):
             n = min(tiles.n, max(64, triton.next_power_of_2(outputs)))
@@ -141,12 +150,13 @@ def multiply(
     """Compute out = gelu(factor * alpha * a @ weight.T); a (N, I), weight (O, I), out (N, O).
 
     factor: (N,) float32, a factor for each row. add: add to out, instead of
-    writing over it. a and weight are of one dtype, bfloat16 or float8_e4m3fn. All are contiguous,
+    writing over it. a and weight are of one dtype, float32, bfloat16 or float8_e4m3fn. All are contiguous,
     with rows of a multiple of 16 bytes.
     """
     tokens, inner = a.shape
     outputs = len(weight)
-    tiles = Tiles.of(tokens, outputs, multiprocessors, gelu=gelu, add=add)
+    wide = a.element_size() > 2
+    tiles = Tiles.of(tokens, outputs, multiprocessors, gelu=gelu, add=add, wide=wide)
     depth = 128 // a.element_size()
     count = -(-tokens // tiles.m) * -(-outputs // tiles.n)
     programs = min(tiles.programs * multiprocessors, count)

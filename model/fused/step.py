@@ -11,8 +11,6 @@ r routing_dim, K components, v value_dim, T tail.
 
 from __future__ import annotations
 
-from math import prod
-
 import torch
 import triton
 from torch import Tensor
@@ -21,8 +19,8 @@ from gma.model.classifier import Classifier
 from gma.model.config import LASTING
 from gma.model.fused import tokens
 from gma.model.fused.buffers import Activations, Inputs, Outputs
-from gma.model.fused.obstacles import FusedPrecision, obstacle
-from gma.model.fused.parameters import Keep, LayerParameters, Matrix, Parameters
+from gma.model.fused.obstacles import SIZES, FusedPrecision, obstacle
+from gma.model.fused.parameters import ACTIVATIONS, Keep, LayerParameters, Matrix, Parameters
 from gma.model.fused.products import multiply
 from gma.model.fused.tokens import STRIP
 from gma.model.grid import Grid
@@ -42,9 +40,11 @@ EMBEDDED = 4096
 
 
 class FusedStep:
-    """Steps of a causal classifier in bfloat16, or with fp8 matrix products; see `Classifier`.
+    """Steps of a causal classifier in float32, in bfloat16, or with fp8 matrix products; see
+    `Classifier`.
 
-    Scores, sums and states are float32, pooled sums float64.
+    Scores, sums and states are float32, pooled sums float64. What a document's rows give does not
+    depend, to the last bit, on the grid, on the step that each is in, or on what else is there.
     """
 
     def __init__(
@@ -67,6 +67,7 @@ class FusedStep:
             raise ValueError(f"rows of {chunk} tokens: at least {max(1, config.tail)}")
         self.config = config
         self.precision = precision
+        self._narrow = precision == "fp8"  # products take rows that are normalised already
         self.largest = Grid(rows, chunk)
         self.device = classifier.embedding.weight.device
         self._multiprocessors = (
@@ -79,17 +80,22 @@ class FusedStep:
         self._label_width = triton.next_power_of_2(self._labels)
         self._scored = max(1, min(64, SCORES // self._label_width))
         self._parameters = Parameters.of(classifier, precision)
-        self._launchers = [self._launcher(Grid(some, chunk)) for some in range(1, rows + 1)]
+        self._launchers = [self._launcher(some) for some in range(1, rows + 1)]
         self._allocate()
 
-    def _launcher(self, grid: Grid) -> Launcher:
-        config = self.config
+    def _launcher(self, rows: int) -> Launcher:
+        """That of grids of so many rows. All are cut alike, so that it tells nothing of a row's
+        numbers which of them it is in."""
+        config, chunk = self.config, self.largest.chunk
         sizes = config.routing_dim, config.num_components, config.value_dim
-        shape = Shape(*grid, config.heads, *sizes)
-        return Launcher(shape, Cut.of(shape), config.normalize_routing)
+        whole, shape = (Shape(some, chunk, config.heads, *sizes) for some in (self.largest.rows, rows))
+        cut = Cut.of(whole, wide=self.precision == "float32")
+        return Launcher(shape, cut, config.normalize_routing)
 
     def _allocate(self) -> None:
         rows, chunk = self.largest
+        largest = self._launchers[-1]
+        forgets = self.config.form == "forgetting"
 
         def buffer(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
             return torch.empty(shape, dtype=dtype, device=self.device)
@@ -102,20 +108,14 @@ class FusedStep:
             self.precision,
             self.device,
         )
-        # Fewer rows may be cut into more segments.
-        sums = max(self._launchers, key=lambda each: prod(each.sums_shape))
         self._sums = Sums(
-            buffer(prod(sums.sums_shape)),
-            buffer(prod(sums.sums_shape[:2])) if self.config.form == "forgetting" else None,
+            buffer(*largest.sums_shape), buffer(*largest.sums_shape[:2]) if forgets else None
         )
-        heads = self.config.heads if self.config.form == "forgetting" else 0
-        self._units = (
-            buffer(rows, heads, chunk),
-            buffer(rows, heads, self._launchers[-1].blocks),
-        )
+        heads = self.config.heads if forgets else 0
+        self._units = buffer(rows, heads, chunk), buffer(rows, heads, largest.blocks)
         self._kept = Kept(
-            gammas=buffer(prod(self._launchers[-1].gammas_shape), dtype=torch.bfloat16),
-            masses=buffer(max(prod(each.masses_shape) for each in self._launchers)),
+            gammas=buffer(*largest.gammas_shape, dtype=ACTIVATIONS[self.precision]),
+            masses=buffer(*largest.masses_shape),
         )
         self._shares = buffer(rows * -(-chunk // self._scored), self._labels)
 
@@ -164,22 +164,18 @@ class FusedStep:
         index: int,
     ) -> None:
         """Do one layer: x (N, W) -> y (N, W), its states in their slots."""
-        y, normal, inverse, hidden = between.y, between.normal, between.inverse, between.hidden
+        y, hidden = between.y, between.hidden
+        taken, factor = (between.normal, None) if self._narrow else (y, between.inverse)
         self._convolve(parameters, inputs, between, states.tail[:, index])
-        if self.precision == "fp8":
-            self._multiply(normal, parameters.project, between.routed)
-            self._mix(parameters, inputs, between, states, index)
-            self._multiply(between.read, parameters.out, y, add=True)
-            self._normalize(y, normal=normal)
-            self._multiply(normal, parameters.up, hidden, gelu=True)
-            self._multiply(hidden, parameters.down, y, add=True)
+        self._multiply(taken, parameters.project, between.routed, factor=factor)
+        self._mix(parameters, inputs, between, states, index)
+        self._add(between.read, parameters.out, y)
+        if self._narrow:
+            self._normalize(y, normal=between.normal)
         else:
-            self._multiply(y, parameters.project, between.routed, factor=inverse)
-            self._mix(parameters, inputs, between, states, index)
-            y.addmm_(between.read, parameters.out.weight.T)
-            self._normalize(y, inverse=inverse)
-            self._multiply(y, parameters.up, hidden, factor=inverse, gelu=True)
-            y.addmm_(hidden, parameters.down.weight.T)
+            self._normalize(y, inverse=between.inverse)
+        self._multiply(taken, parameters.up, hidden, factor=factor, gelu=True)
+        self._add(hidden, parameters.down, y)
 
     def _convolve(
         self, parameters: LayerParameters, inputs: Inputs, between: Activations, tail: Tensor
@@ -190,19 +186,18 @@ class FusedStep:
         given = {
             "x": between.x, "tail": tail, "lengths": inputs.lengths, "first_row": inputs.first_row,
             "slots": inputs.slots, "fresh": inputs.fresh, "C": chunk, "width": width,
-            "epsilon": NORM_EPSILON, "T": depth, "WIDTH": self._wide, "SLOTS": True,
+            "norm": parameters.conv_norm, "epsilon": NORM_EPSILON, "T": depth, "WIDTH": self._wide,
+            "SLOTS": True, "num_warps": tokens.warps(self._wide, between.x.element_size()),
         }  # fmt: skip
         launch(
             tokens.convolve, (rows * -(-chunk // STRIP),), **given,
             taps=parameters.taps, tail_taps=parameters.tail_taps, document=inputs.document,
             y=between.y, inverse=between.inverse, normal=between.normal, KNOWN=width, STRIP=STRIP,
-            NORMAL=self.precision == "fp8", num_warps=tokens.warps(self._wide),
-            **at_most(tokens.REGISTERS),
+            NORMAL=self._narrow, **at_most(0 if self.precision == "float32" else tokens.REGISTERS),
         )  # fmt: skip
         if depth:
             launch(
-                tokens.remember, (rows,), **given, tail_after=tail, norm=parameters.conv_norm,
-                row_count=inputs.row_count, DEPTH=triton.next_power_of_2(depth),
+                tokens.remember, (rows,), **given, tail_after=tail, row_count=inputs.row_count,
             )  # fmt: skip
 
     def _mix(
@@ -255,14 +250,14 @@ class FusedStep:
         rows, chunk = inputs.tokens.shape
         launcher = self._launchers[rows - 1]
         units = Units(*(x[:rows] for x in self._units))
-        narrow = self.precision == "fp8"
+        narrow = self._narrow
         launch(
             tokens.project_rates, (rows * launcher.blocks,),
             x=between.normal if narrow else between.y, factor=between.inverse, keep=keep.weight,
             keep_bias=keep.bias, lengths=inputs.lengths, **units._asdict(), C=chunk,
             width=self.config.width, most=MOST_FORGOTTEN, H=self.config.heads,
             LASTING=LASTING, HEADS=len(keep.bias),
-            BLOCK=launcher.cut.block, DEPTH=128 if narrow else 64, FACTOR=not narrow,
+            BLOCK=launcher.cut.block, DEPTH=128 // SIZES[self.precision], FACTOR=not narrow,
         )  # fmt: skip
         return units
 
@@ -286,7 +281,7 @@ class FusedStep:
             tokens.pool, (rows,), row_evidence=outputs.evidence, lengths=inputs.lengths,
             first_row=inputs.first_row, row_count=inputs.row_count, slots=inputs.slots,
             fresh=inputs.fresh, evidence=states.evidence, weight=states.weight,
-            logits=outputs.logits, prior=self.config.prior_tokens, ROWS=32, LEAST=LEAST,
+            logits=outputs.logits, prior=self.config.prior_tokens, AHEAD=4, LEAST=LEAST,
             ANY=factor is not None, **labels,
         )  # fmt: skip
 
@@ -305,6 +300,13 @@ class FusedStep:
             factor=factor, gelu=gelu, add=add,
         )  # fmt: skip
 
+    def _add(self, a: Tensor, matrix: Matrix, out: Tensor) -> None:
+        """Add a product to `out`: cuBLAS does this best in bfloat16, and the same for every row."""
+        if self.precision == "bfloat16":
+            out.addmm_(a, matrix.weight.T)
+        else:
+            self._multiply(a, matrix, out, add=True)
+
     def _normalize(
         self, x: Tensor, *, inverse: Tensor | None = None, normal: Tensor | None = None
     ) -> None:
@@ -314,5 +316,5 @@ class FusedStep:
             tokens.normalize, (-(-count // STRIP),), x=x, inverse=x if inverse is None else inverse,
             normal=x if normal is None else normal, width=width, epsilon=NORM_EPSILON, count=count,
             KNOWN=width, WIDTH=self._wide, STRIP=STRIP, NORMAL=normal is not None,
-            num_warps=tokens.warps(self._wide),
+            num_warps=tokens.warps(self._wide, self._activations.x.element_size()),
         )  # fmt: skip

@@ -178,8 +178,15 @@ def _normalized(x, at, mask, width, epsilon, here):
 
 
 @triton.jit
+def _scaled(x, at, norm, mask, width, epsilon, here):
+    """A row as tails have it: normalised, and with the weights of its norm."""
+    scale = tl.load(norm + here, mask=mask, other=0.0)
+    return _normalized(x, at, mask, width, epsilon, here) * scale
+
+
+@triton.jit
 def convolve(
-    x, tail, taps, tail_taps, lengths, document, first_row, slots, fresh, y, inverse, normal,
+    x, tail, taps, tail_taps, norm, lengths, document, first_row, slots, fresh, y, inverse, normal,
     C, width, epsilon, tail_slot,
     T: tl.constexpr, KNOWN: tl.constexpr, WIDTH: tl.constexpr, STRIP: tl.constexpr,
     NORMAL: tl.constexpr, SLOTS: tl.constexpr,
@@ -188,9 +195,11 @@ def convolve(
     y's rows' root mean squares; with NORMAL, normal (N, W) is y normalised, instead.
 
     What comes before a row is its document's row before, or its document's tail, of which tail (S,
-    ., T, W) has the layer's: in its slot with SLOTS, else at the document's own place. taps (4, W),
-    the last the token's own, are for normalised rows of x, and have their weights in them;
-    tail_taps (4, W) are for tails, which have them. T is at most 3, and the taps before are zero.
+    ., T, W) has the layer's: in its slot with SLOTS, else at the document's own place. Both go the
+    same way, so that a row's numbers do not depend on where its step begins. taps (4, W), the last
+    the token's own, are for the row's own tokens, normalised, and have their weights in them;
+    tail_taps (4, W) are for tails, which have them: a token before the row gets them by norm (W,).
+    T is at most 3, and the taps before are zero.
     A program takes STRIP tokens, one after the other, so that a row is read from memory once.
     """
     if KNOWN:
@@ -203,9 +212,9 @@ def convolve(
     inside = here < width
     belongs = tl.load(document + row)
     used = tl.load(lengths + row) > 0
-    # The strip's place in the document, as far as this step has it: rows before this are full.
-    position = (row - tl.load(first_row + belongs, mask=used, other=row)) * C + first
-    before = tl.minimum(position, T)
+    # The row's place in the document, as far as this step has it: rows before this are full.
+    position = (row - tl.load(first_row + belongs, mask=used, other=row)) * C
+    before = tl.minimum(first, T)
     third = _normalized(x, start - 3, inside & (before > 2), width, epsilon, here)
     second = _normalized(x, start - 2, inside & (before > 1), width, epsilon, here)
     last = _normalized(x, start - 1, inside & (before > 0), width, epsilon, here)
@@ -229,18 +238,21 @@ def convolve(
         total += second * _widen(second_tap)
         total += third * _widen(first_tap)
         if step < 3:  # noqa: SIM102 (known when compiled, the other is not)
-            if used & (position + step < T):
+            if used & (first == 0):
                 old = tl.load(fresh + belongs) == 0
                 slot = belongs.to(tl.int64)
                 if SLOTS:
                     slot = tl.load(slots + belongs).to(tl.int64)
-                of_slot = tail + slot * tail_slot
+                of_slot = tail + slot * tail_slot + here
                 for place in tl.static_range(step, 3):
-                    tap = tail_taps + (3 - T + place - step) * width
-                    at_tail = position + place
-                    weight = tl.load(tap + here, mask=inside & (at_tail < T), other=0.0)
-                    reached = there & old & (at_tail < T)
-                    seen = tl.load(of_slot + at_tail * width + here, mask=reached, other=0.0)
+                    reached = there & (step + 3 - place <= T)
+                    tap = tail_taps + (place - step) * width + here
+                    weight = tl.load(tap, mask=reached, other=0.0)
+                    earlier = position + place - 3
+                    of_tail = reached & old & (earlier < 0)
+                    seen = tl.load(of_slot + (earlier + T) * width, mask=of_tail, other=0.0)
+                    of_rows = reached & (earlier >= 0)
+                    seen += _scaled(x, start + place - 3, norm, of_rows, width, epsilon, here)
                     total += seen * weight
         third, second, last = second, last, own
         total = tl.where(inside, total, 0.0)
@@ -257,7 +269,7 @@ def convolve(
 def remember(
     x, tail, tail_after, norm, lengths, row_count, first_row, slots, fresh,
     C, width, epsilon, tail_slot,
-    T: tl.constexpr, DEPTH: tl.constexpr, WIDTH: tl.constexpr, SLOTS: tl.constexpr,
+    T: tl.constexpr, WIDTH: tl.constexpr, SLOTS: tl.constexpr,
 ):  # fmt: skip
     """Put the last inputs of each document's convolution into its tail_after (S, ., T, W).
 
@@ -269,29 +281,26 @@ def remember(
     if (count > 0) | (not SLOTS):
         here = tl.max_contiguous(tl.arange(0, WIDTH), 8)
         inside = here < width
-        depth = tl.arange(0, DEPTH)
         first = tl.load(first_row + document)
         row = first + tl.maximum(count, 1) - 1
         length = tl.load(lengths + row, mask=count > 0, other=0)
-        # In the document, as far as this step has it.
-        position = (row - first) * C + length - T + depth
-        wanted = (depth < T)[:, None] & inside[None, :]
-        at = (first.to(tl.int64) * C + position)[:, None] * width + here[None, :]
-        of_rows = wanted & (position >= 0)[:, None]
-        seen = tl.load(x + at, mask=of_rows, other=0.0).to(tl.float32)
-        root = tl.rsqrt(tl.sum(seen * seen, 1) / width + epsilon)
-        scale = tl.load(norm + here, mask=inside, other=0.0)
+        # Of the first that is kept, in the document as far as this step has it.
+        position = (row - first) * C + length - T
+        start = first.to(tl.int64) * C + position
         slot = document.to(tl.int64)
         if SLOTS:
             slot = tl.load(slots + document).to(tl.int64)
         old = tl.load(fresh + document) == 0
-        before = wanted & ((position < 0) & old)[:, None]
-        at = slot * tail_slot + (position + T)[:, None] * width + here[None, :]
-        own = tl.load(tail + at, mask=before, other=0.0) + seen * root[:, None] * scale[None, :]
-        # All of the old tail is read before any of the new one is written.
-        tl.debug_barrier()
-        at = slot * tail_slot + depth[:, None] * width + here[None, :]
-        tl.store(tail_after + at, own, mask=wanted)
+        before, after = tail + slot * tail_slot + here, tail_after + slot * tail_slot + here
+        for depth in tl.static_range(3):
+            kept = inside & (depth < T)
+            of_tail = kept & old & (position + depth < 0)
+            own = tl.load(before + (position + depth + T) * width, mask=of_tail, other=0.0)
+            of_rows = kept & (position + depth >= 0)
+            own += _scaled(x, start + depth, norm, of_rows, width, epsilon, here)
+            # What is written was read by all. What comes later in the old tail is read later.
+            tl.debug_barrier()
+            tl.store(after + depth * width, own, mask=kept)
 
 
 @triton.jit
@@ -363,7 +372,7 @@ def _log_odds(x):
 @triton.jit
 def pool(
     row_evidence, lengths, first_row, row_count, slots, fresh, evidence, weight, logits, labels,
-    prior, ROWS: tl.constexpr, LABELS: tl.constexpr, LEAST: tl.constexpr, ANY: tl.constexpr,
+    prior, AHEAD: tl.constexpr, LABELS: tl.constexpr, LEAST: tl.constexpr, ANY: tl.constexpr,
 ):  # fmt: skip
     """Add a document's rows to its sums, evidence (S, labels) and weight (S,) float64, in place.
 
@@ -380,14 +389,10 @@ def pool(
         total = tl.load(evidence + slot * labels + label, mask=known & old, other=0.0)
         tokens = tl.load(weight + slot, mask=old, other=0.0)
         first = tl.load(first_row + document)
-        for start in tl.range(0, count, ROWS):
-            row = start + tl.arange(0, ROWS)
-            at = (first + row)[:, None] * labels + label[None, :]
-            there = (row < count)[:, None] & known[None, :]
-            of_row = tl.load(row_evidence + at, mask=there, other=0.0)
-            total += tl.sum(of_row.to(tl.float64), 0)
-            length = tl.load(lengths + first + row, mask=row < count, other=0)
-            tokens += tl.sum(length, 0).to(tl.float64)
+        # One after the other: sums are the same whichever rows share a step.
+        for row in tl.range(first, first + count, num_stages=AHEAD):
+            total += tl.load(row_evidence + row * labels + label, mask=known, other=0.0)
+            tokens += tl.load(lengths + row)
         tl.store(evidence + slot * labels + label, total, mask=known)
         tl.store(weight + slot, tokens)
         if ANY:

@@ -101,8 +101,9 @@ class Cut(NamedTuple):
     read_registers: int = 0  # where no gate is, whose numbers are held too
 
     @classmethod
-    def of(cls, shape: Shape) -> Cut:
-        """Cut for speed: long segments save memory traffic, many keep the device busy."""
+    def of(cls, shape: Shape, *, wide: bool = False) -> Cut:
+        """Cut for speed: long segments save memory traffic, many keep the device busy. `wide`:
+        tokens are of float32."""
         R, C, H, r, K, v = shape
         tokens = min(1024, max(64, triton.next_power_of_2(C)))
         while tokens > 64 and R * H * -(-C // tokens) < ENOUGH:
@@ -115,7 +116,9 @@ class Cut(NamedTuple):
             # All three of 128 leave no room for 64 tokens.
             return cls(tokens, block=32 if min(r, K, v) > 64 else 64, warps=8, stages=1)
         if held > 2048:
-            return cls(tokens, warps=8, stages=2)
+            return cls(tokens, warps=8, stages=1 if wide else 2)
+        if wide:
+            return cls(tokens, stages=1)
         # One more program on a multiprocessor, four and three, hides more of the others' waits.
         return cls(tokens, sum_registers=128, read_registers=168)
 
@@ -167,10 +170,7 @@ class Launcher(NamedTuple):
         shape = Shape(R, C, H, r, components, value_dim)
         if cut:
             return cls(shape, Cut(*cut), normalize)
-        best = Cut.of(shape)
-        if x.itemsize > 2:
-            best = best._replace(stages=1, sum_registers=0, read_registers=0)
-        return cls(shape, best, normalize)
+        return cls(shape, Cut.of(shape, wide=x.itemsize > 2), normalize)
 
     @property
     def segments(self) -> int:

@@ -53,6 +53,31 @@ def _scan(
 
 
 @triton.jit
+def _follow(
+    sums, decays, decay_step, state, own_step, count, at, here,
+    DEPTH: tl.constexpr, FORGET: tl.constexpr,
+):  # fmt: skip
+    """Put the states before up to DEPTH of `count` stretches in the place of their sums, one after
+    the other; return that after them. For the rest see `_scan`."""
+    added, left = (), ()
+    for depth in tl.static_range(DEPTH):  # all at once: each by itself would be waited for
+        there = here & (depth < count)
+        added = added + (tl.load(sums + depth * own_step + at, mask=there, other=0.0),)
+        if FORGET:
+            own = tl.load(decays + depth * decay_step, mask=depth < count, other=1.0)
+            left = left + (own,)
+    # Who writes a place need not be who has read it.
+    tl.debug_barrier()
+    for depth in tl.static_range(DEPTH):
+        tl.store(sums + depth * own_step + at, state, mask=here & (depth < count))
+        if FORGET:
+            state = tl.fma(state, tl.broadcast_to(left[depth], state.shape), added[depth])
+        else:
+            state += added[depth]
+    return state
+
+
+@triton.jit
 def prefix(
     sums, decays, memory, mass, memory_after, mass_after, first_row, row_count, slots, fresh,
     documents,
@@ -63,7 +88,8 @@ def prefix(
 ):  # fmt: skip
     """Put each document's incoming state plus its earlier segments in the place of their sums.
 
-    With FORGET, a segment leaves `decays` (G, H) of what it finds.
+    Segments are added one after the other, so that a state is the same whichever of them share a
+    step. With FORGET, a segment leaves `decays` (G, H) of what it finds.
     With FRESH, what is in the state of a document that is fresh means nothing. With SLOTS, a
     document's state lies in its slot of memory and mass, and stays as it is if it has no rows.
     """
@@ -112,11 +138,12 @@ def prefix(
                 tl.store(own_sums + V * K + component, own_mass)
                 if FORGET:
                     left = tl.load(own_decays)
-                    own_memory *= left
-                    own_mass *= left
+                    own_memory = tl.fma(own_memory, tl.broadcast_to(left, K, V), added)
+                    own_mass = tl.fma(own_mass, tl.broadcast_to(left, K), added_mass)
                     own_decays += H
-                own_memory += added
-                own_mass += added_mass
+                else:
+                    own_memory += added
+                    own_mass += added_mass
                 own_sums += H * size
             tl.debug_barrier()
             tl.store(
@@ -144,8 +171,8 @@ def prefix(
             if FORGET:
                 own_decays += begin * H + head
             for start in range(0, count, DEPTH):
-                state = _scan(
-                    own_sums, own_decays, H, state, H * size, count, start, at, here, DEPTH, FORGET
+                state = _follow(
+                    own_sums, own_decays, H, state, H * size, count - start, at, here, DEPTH, FORGET
                 )
                 own_sums += DEPTH * H * size
                 if FORGET:
