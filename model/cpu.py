@@ -5,7 +5,7 @@ Shapes: R rows of C tokens, of which n are there; D documents, W width, H heads,
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any, NamedTuple, TypeAlias
 
@@ -23,10 +23,8 @@ from gma.model.state import State
 EPSILON = 1e-6
 """Of every norm in a layer."""
 
-TILE = 16
-"""What products have a multiple of, tokens and outputs: for the few that would be left over,
-libraries have other loops, which round otherwise, and a token's answer would depend on where it
-lies among how many."""
+LINE = 16
+"""Numbers of a cache line: rows that begin within one take longer to write."""
 
 Version: TypeAlias = tuple[tuple[int, int], ...]
 
@@ -36,7 +34,7 @@ class Weights(NamedTuple):
 
     scale: Tensor | None  # (W,) of the convolution's norm
     taps: Tensor | None  # (T + 1, W)
-    project: Product  # W to what is projected, and up to a TILE zeros
+    project: Product  # W to what is projected, and zeros up to whole LINEs
     mixture: Coefficients
     keep_bias: Tensor | None
     out: Product  # H * v to W
@@ -44,16 +42,19 @@ class Weights(NamedTuple):
     down: Product  # m to W
 
     @classmethod
-    def of(cls, layer: Layer, product: Callable[[Tensor], Product]) -> Weights:
+    def of(cls, layer: Layer, precision: Precision, library: Library) -> Weights:
         convolution, mixer, mlp = layer.convolution, layer.mixer, layer.mlp
+
+        product = partial(PRODUCTS[precision], library=library)
 
         def plain(x: Tensor) -> Tensor:
             return x.to(torch.float32).contiguous()
 
+        project = plain(mixer.project.weight * mixer.norm.weight)
         return cls(
             None if convolution is None else plain(convolution.norm.weight),
             None if convolution is None else plain(convolution.weight),
-            product(_whole_tiles(plain(mixer.project.weight * mixer.norm.weight))),
+            product(_whole_tiles(project, LINE)),
             Coefficients(*map(plain, mixer.mixture.coefficients())),
             plain(mixer.keep_bias) if isinstance(mixer, ForgettingMixer) else None,
             product(plain(mixer.out.weight)),
@@ -94,18 +95,21 @@ class Packing(NamedTuple):
     shape: tuple[int, int, int]  # R, C, W
     there: Tensor | None  # (n,) places in R * C, or None if all are
     tokens: int  # n
+    tile: int  # of products
 
     @classmethod
-    def of(cls, rows: Rows, width: int) -> Packing:
+    def of(cls, rows: Rows, width: int, tile: int) -> Packing:
         shape = (*rows.valid.shape, width)
         there = rows.valid.flatten().nonzero()[:, 0]
         whole = len(there) == rows.valid.numel()
-        return cls(shape, None if whole else there, len(there))
+        return cls(shape, None if whole else there, len(there), tile)
 
     def packed(self, x: Tensor) -> Tensor:
-        """Take x (R, C, W) to (N, W), memory of its own: the n tokens, and up to a TILE zeros."""
+        """Take x (R, C, W) to (N, W), memory of its own: the n tokens, and zeros up to a whole
+        tile."""
         flat = x.reshape(-1, self.shape[-1])
-        return _whole_tiles(flat if self.there is None else flat.index_select(0, self.there))
+        some = flat if self.there is None else flat.index_select(0, self.there)
+        return _whole_tiles(some, self.tile)
 
     def unpacked(self, x: Tensor) -> Tensor:
         """Take x (N, W) back to (R, C, W)."""
@@ -166,7 +170,7 @@ class CpuLayers:
         )
         before = [part.contiguous() for part in (states.memory, states.mass, states.tail)]
         after = [torch.empty_like(part) for part in before]
-        packing = Packing.of(rows, x.shape[-1])
+        packing = Packing.of(rows, x.shape[-1], PRODUCTS[self.precision].tile)
         x = packing.packed(x)
         y = torch.empty_like(x)
         of_layers = self._weights()
@@ -252,17 +256,15 @@ class CpuLayers:
         """Add what the MLP gives for x to it."""
         normal, hidden = buffers.normal[: len(x)], buffers.hidden[: len(x)]
         self._library.normalize(x, normal, EPSILON)
-        weights.up.put(normal, hidden, buffers.scratch)
-        self._library.gelu_(hidden)
+        weights.up.put(normal, hidden, buffers.scratch, gelu=True)
         weights.down.add(hidden, x, buffers.scratch)
 
     def _weights(self) -> list[Weights]:
         """Those of the layers, made again if they have changed."""
         versions = [*map(_version, self._parameters)]
         if versions != [version for version, _ in self._of]:
-            product = partial(PRODUCTS[self.precision], library=self._library)
             with torch.inference_mode():
-                made = [Weights.of(layer, product) for layer in self._layers]
+                made = [Weights.of(each, self.precision, self._library) for each in self._layers]
             self._of = [*zip(versions, made, strict=True)]
         return [weights for _, weights in self._of]
 
@@ -278,9 +280,9 @@ class States(NamedTuple):
     tail_after: Tensor
 
 
-def _whole_tiles(x: Tensor) -> Tensor:
-    """x (n, ...) with zeros behind it, up to a multiple of TILE."""
-    whole = x.new_zeros(-(-len(x) // TILE) * TILE, *x.shape[1:])
+def _whole_tiles(x: Tensor, tile: int) -> Tensor:
+    """A copy of x (n, ...) with zeros behind it, up to a multiple of `tile`."""
+    whole = x.new_zeros(-(-len(x) // tile) * tile, *x.shape[1:])
     whole[: len(x)] = x
     return whole
 

@@ -6,7 +6,7 @@ Shapes: n tokens, I inputs, O outputs.
 from __future__ import annotations
 
 from functools import partial
-from typing import Literal, NamedTuple, Protocol, TypeAlias
+from typing import ClassVar, Literal, NamedTuple, Protocol, TypeAlias
 
 import torch
 from torch import Tensor
@@ -42,6 +42,10 @@ class Scratch(NamedTuple):
 class Product(Protocol):
     """What multiplies tokens x (n, I) by a matrix."""
 
+    tile: ClassVar[int]
+    """What n and O have a multiple of: for the few that would be left over libraries have other
+    loops, which round otherwise, and a token's answer would depend on where it lies among how
+    many."""
     inputs: int
     outputs: int
 
@@ -50,8 +54,8 @@ class Product(Protocol):
         """Make what products of up to so many need."""
         ...
 
-    def put(self, x: Tensor, y: Tensor, scratch: Scratch) -> None:
-        """Write the product over y (n, O)."""
+    def put(self, x: Tensor, y: Tensor, scratch: Scratch, *, gelu: bool = False) -> None:
+        """Write the product, or GELU of it in its form with tanh, over y (n, O)."""
         ...
 
     def add(self, x: Tensor, y: Tensor, scratch: Scratch) -> None:
@@ -60,28 +64,33 @@ class Product(Protocol):
 
 
 class Float32:
-    """By a matrix (O, I), as it is."""
+    """By a matrix (O, I), as it is: in kernels of our own, for which a token is alone."""
+
+    tile = 1
 
     def __init__(self, weight: Tensor, library: Library) -> None:
         self.outputs, self.inputs = weight.shape
-        self._weight = weight.t().contiguous()
+        self._packed, self._library = library.packed(weight.t().contiguous()), library
 
     @staticmethod
     def scratch(tokens: int, inputs: int, outputs: int) -> Scratch:
         return Scratch(*(torch.empty(0) for _ in range(3)))
 
-    def put(self, x: Tensor, y: Tensor, scratch: Scratch) -> None:
-        torch.mm(x, self._weight, out=y)
+    def put(self, x: Tensor, y: Tensor, scratch: Scratch, *, gelu: bool = False) -> None:
+        self._library.multiply(x, self._packed, y, gelu=gelu)
 
     def add(self, x: Tensor, y: Tensor, scratch: Scratch) -> None:
-        y.addmm_(x, self._weight)
+        self._library.multiply(x, self._packed, y, add=True)
 
 
 class Bfloat16:
     """By a matrix (O, I) in bfloat16. Sums are float32, and rounded once."""
 
+    tile = 16
+
     def __init__(self, weight: Tensor, library: Library) -> None:
         self.outputs, self.inputs = weight.shape
+        self._library = library
         self._weight = weight.t().to(torch.bfloat16).contiguous()
 
     @staticmethod
@@ -89,8 +98,10 @@ class Bfloat16:
         make = partial(torch.empty, dtype=torch.bfloat16)
         return Scratch(make(tokens * inputs), make(tokens * outputs), make(0))
 
-    def put(self, x: Tensor, y: Tensor, scratch: Scratch) -> None:
+    def put(self, x: Tensor, y: Tensor, scratch: Scratch, *, gelu: bool = False) -> None:
         y.copy_(self._of(x, scratch))
+        if gelu:
+            self._library.gelu_(y)
 
     def add(self, x: Tensor, y: Tensor, scratch: Scratch) -> None:
         y.add_(self._of(x, scratch))
@@ -104,6 +115,8 @@ class Bfloat16:
 class Int8:
     """By a matrix (O, I) in int8, each output with a scale, as each token has one. Sums are exact,
     and a token's does not depend on the others."""
+
+    tile = 16
 
     def __init__(self, weight: Tensor, library: Library) -> None:
         self.outputs, self.inputs = weight.shape
@@ -120,8 +133,10 @@ class Int8:
             torch.empty(tokens),
         )
 
-    def put(self, x: Tensor, y: Tensor, scratch: Scratch) -> None:
+    def put(self, x: Tensor, y: Tensor, scratch: Scratch, *, gelu: bool = False) -> None:
         self._of(x, y, scratch, add=False)
+        if gelu:
+            self._library.gelu_(y)
 
     def add(self, x: Tensor, y: Tensor, scratch: Scratch) -> None:
         self._of(x, y, scratch, add=True)

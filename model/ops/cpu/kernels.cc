@@ -1,6 +1,7 @@
 // Compiled once for each set of instructions, into the namespace that GMA_INSTRUCTIONS names.
 #include "kernels.h"
 
+#include "products.h"
 #include "scan.h"
 #include "tiles.h"
 
@@ -9,57 +10,6 @@
 
 namespace gma {
 namespace {
-
-// x / (1 + exp(-2u)) is x (1 + tanh(u)) / 2
-GMA_INLINE Vector gelu(Vector x) {
-  const Vector u = 0.797884561f * (x + 0.044715f * x * x * x);
-  return x / (1.0f + exponential(-2.0f * u));
-}
-
-template <class T>
-GMA_INLINE void product_of(const Product& p, Index first, Index last, Index column, float* work) {
-  const Index padded = rounded(p.inputs, 16);
-  const Index columns = p.outputs - column < kPanel ? p.outputs - column : kPanel;
-  float* panel = work;                          // (I, kPanel)
-  float* turned = panel + padded * kPanel;      // (I, kBlock)
-  float* rows = turned + padded * kBlock;       // (kBlock, I)
-  float* results = rows + kBlock * padded;      // (kRows, kPanel)
-  float* residuals = results + kRows * kPanel;  // (kPanel,)
-  memset(panel, 0, sizeof(float) * padded * kPanel);
-  memset(residuals, 0, sizeof(float) * kPanel);
-  const T* weight = static_cast<const T*>(p.weight) + column;
-  for (Index i = 0; i < p.inputs; ++i)
-    load_row(weight + i * p.outputs, panel + i * kPanel, columns);
-  for (Index row = first; row < last; row += kBlock) {
-    const Index count = last - row < kBlock ? last - row : kBlock;
-    turn(static_cast<const T*>(p.x) + row * p.inputs, p.inputs, count, p.inputs, rows, turned);
-    for (Index tile = 0; tile < count; tile += kRows) {
-      across(0, kPanel, [&](auto vectors, Index lane) {
-        constexpr int n = decltype(vectors)::value;
-        Vector acc[kRows][n] = {};
-        accumulate<kRows, n>(acc, turned + tile, 1, kBlock, panel + lane, kPanel, p.inputs);
-        for (int i = 0; i < kRows; ++i) {
-          for (int j = 0; j < n; ++j) {
-            store(results + i * kPanel + lane + j * kLanes, p.gelu ? gelu(acc[i][j]) : acc[i][j]);
-          }
-        }
-      });
-      for (Index i = 0; i < kRows && tile + i < count; ++i) {
-        const Index at = (row + tile + i) * p.outputs + column;
-        float* result = results + i * kPanel;
-        if (p.residual != nullptr) {
-          load_row(static_cast<const T*>(p.residual) + at, residuals, columns);
-          for (Index j = 0; j < columns; ++j) result[j] += residuals[j];
-        }
-        store_row(result, static_cast<T*>(p.y) + at, columns);
-      }
-    }
-  }
-}
-
-void product(const Product& p, Index first, Index last, Index column, float* work) {
-  by_type(p.type, [&](auto number) { product_of<decltype(number)>(p, first, last, column, work); });
-}
 
 GMA_INLINE float inverse_rms(const float* x, Index width, float epsilon) {
   Vector squares{};
@@ -184,6 +134,7 @@ extern const Kernels kernels{GMA_TEXT(GMA_INSTRUCTIONS),
                              scan<false>,
                              follow,
                              product,
+                             pack,
                              convolve,
                              normalize,
                              gelu_in_place,

@@ -33,8 +33,11 @@ constexpr Index kSegment = 256;
 // The largest rate at which a token forgets: over a block it adds up to what exp can undo.
 constexpr float kMostForgotten = 0.25f;
 
-// Columns of a product that are computed together.
+// Columns of a product that a task computes, and what a packed matrix has a multiple of.
 constexpr Index kPanel = 128;
+
+// Rows of a product that are taken through a panel together: whole tiles of any instructions.
+constexpr Index kRowsAtOnce = 24;
 
 // Where the element is that so many lie before.
 GMA_INLINE const void* at(const void* data, Type type, Index elements) {
@@ -126,15 +129,17 @@ struct Scratch {
 struct Product {
   Type type;
   const void* x;         // (rows, inputs)
-  const void* weight;    // (inputs, outputs)
+  const void* weight;    // (inputs, outputs), or null if it is packed
   const void* residual;  // (rows, outputs) or null
   void* y;               // (rows, outputs)
   Index rows, inputs, outputs;
   bool gelu;
+  const float* packed = nullptr;  // see Kernels::pack
 
   // Of one panel; `work` is on a boundary of 64 bytes.
   GMA_INLINE Index work_floats() const {
-    return rounded(inputs, 16) * (kPanel + kBlock) + kBlock * (rounded(inputs, 16) + kPanel);
+    const Index of_panel = packed == nullptr ? kPanel : 0;
+    return kRowsAtOnce * kPanel + inputs * (kRowsAtOnce + of_panel);
   }
 };
 
@@ -178,6 +183,10 @@ struct Kernels {
 
   // The rows [first, last) and the panel of columns that starts at `column`.
   void (*product)(const Product&, Index first, Index last, Index column, float* work);
+
+  // A matrix (inputs, outputs) as products take it fastest: inputs * rounded(outputs, kPanel)
+  // floats, in an order of these instructions.
+  void (*pack)(const float* weight, Index inputs, Index outputs, float* packed);
 
   // The tokens [first, last); those that the last is among write the tail.
   void (*convolve)(const Convolution&, Index first, Index last, float* work);

@@ -49,14 +49,18 @@ void normalize(const Threads& threads, Type type, const void* x, void* normal, I
 }
 
 void multiply(const Threads& threads, const Product& product) {
-  constexpr Index kPart = 256;  // rows
+  constexpr Index kPart = 4 * kRowsAtOnce;
   const Index panels = (product.outputs + kPanel - 1) / kPanel;
   const Index parts = (product.rows + kPart - 1) / kPart;
-  in_parallel(threads, panels * parts, [&](Index task) {
-    const Index first = task / panels * kPart;
+  // Who has rows takes them through all of the matrix, unless there are too few for all threads.
+  const Index each = parts < 2 * threads.count() ? 1 : panels;
+  const Index shares = panels / each;
+  in_parallel(threads, parts * shares, [&](Index task) {
+    const Index first = task / shares * kPart, last = std::min(first + kPart, product.rows);
     const Floats work = floats(product.work_floats());
-    kernels().product(product, first, std::min(first + kPart, product.rows), task % panels * kPanel,
-                      work.get());
+    for (Index panel = task % shares * each, end = panel + each; panel < end; ++panel) {
+      kernels().product(product, first, last, panel * kPanel, work.get());
+    }
   });
 }
 

@@ -72,7 +72,7 @@ GMA_DOOR const char* gma_open(gma::ParallelFor parallel_for, gma::ThreadCount th
 }
 
 // Of the functions below, as library.py knows them: raised when one takes other arguments.
-GMA_DOOR int64_t gma_version() { return 2; }
+GMA_DOOR int64_t gma_version() { return 3; }
 
 // Which of the kernels run; after gma_open.
 GMA_DOOR const char* gma_instructions() { return gma::kernels().instructions; }
@@ -127,6 +127,23 @@ GMA_DOOR const char* gma_normalize(const float* x, float* normal, int64_t rows, 
                                    float epsilon) {
   return gma::told([&](const gma::Threads& threads) {
     gma::normalize(threads, gma::Type::float32, x, normal, rows, width, epsilon);
+  });
+}
+
+// A matrix (inputs, outputs) in `packed`, see kernels.h.
+GMA_DOOR const char* gma_pack(const float* weight, float* packed, int64_t inputs,
+                              int64_t outputs) {
+  return gma::told(
+      [&](const gma::Threads&) { gma::kernels().pack(weight, inputs, outputs, packed); });
+}
+
+// Rows times a packed matrix, GELU of it if wanted, and plus `residual` if that is not null.
+GMA_DOOR const char* gma_multiply(const float* x, const float* packed, const float* residual,
+                                  float* y, int64_t rows, int64_t inputs, int64_t outputs,
+                                  bool gelu) {
+  return gma::told([&](const gma::Threads& threads) {
+    gma::multiply(threads, {gma::Type::float32, x, nullptr, residual, y, rows, inputs, outputs,
+                            gelu, packed});
   });
 }
 

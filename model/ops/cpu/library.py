@@ -24,8 +24,11 @@ from gma.model.ops.forgetting import MOST_FORGOTTEN
 FILE = Path(__file__).with_name("libgma_cpu.so")
 """Where hatch_build.py leaves it."""
 
-VERSION = 2
+VERSION = 3
 """Of what the library's functions take."""
+
+PANEL = 128
+"""What a packed matrix has a multiple of: outputs."""
 
 INSTALL = "install gma-service where there is a C++ compiler (in a clone: make install)"
 
@@ -35,6 +38,8 @@ FUNCTIONS: dict[str, list[Any]] = {
     "gma_mix": POINTERS * 13 + SIZES * 12 + [c_bool] + [c_float] * 3,
     "gma_convolve": POINTERS * 9 + SIZES * 7 + [c_float],
     "gma_normalize": POINTERS * 2 + SIZES * 2 + [c_float],
+    "gma_pack": POINTERS * 2 + SIZES * 2,
+    "gma_multiply": POINTERS * 4 + SIZES * 3 + [c_bool],
     "gma_gelu": POINTERS + SIZES,
     "gma_quantize": POINTERS * 3 + SIZES * 2,
     "gma_dequantize": POINTERS * 4 + SIZES * 2 + [c_bool],
@@ -155,6 +160,29 @@ class Library:
     def normalize(self, x: Tensor, normal: Tensor, epsilon: float) -> None:
         """Divide each row of x (n, W) by its root mean square."""
         self._call(self._library.gma_normalize, x.data_ptr(), normal.data_ptr(), *x.shape, epsilon)
+
+    def packed(self, weight: Tensor) -> Tensor:
+        """Return a matrix (I, O) as `multiply` takes it on this processor."""
+        inputs, outputs = weight.shape
+        packed = torch.zeros(inputs * -(-outputs // PANEL) * PANEL)
+        self._call(self._library.gma_pack, weight.data_ptr(), packed.data_ptr(), inputs, outputs)
+        return packed
+
+    def multiply(
+        self, x: Tensor, packed: Tensor, y: Tensor, *, gelu: bool = False, add: bool = False
+    ) -> None:
+        """Put the product of x (n, I) and a packed matrix (I, O), or GELU of it, into y (n, O), or
+        add it to that. What a row gives does not depend on the others."""
+        self._call(
+            self._library.gma_multiply,
+            x.data_ptr(),
+            packed.data_ptr(),
+            y.data_ptr() if add else None,
+            y.data_ptr(),
+            *x.shape,
+            y.shape[1],
+            gelu,
+        )
 
     def gelu_(self, x: Tensor) -> None:
         """GELU, in its form with tanh, in place."""

@@ -10,11 +10,6 @@ namespace {
 // Rows of a tile: with two vectors of columns, as many sums as the registers hold.
 constexpr int kRows = kLanes == 16 ? 8 : 4;
 
-template <int n>
-struct Count {
-  static constexpr int value = n;
-};
-
 // action(Count<vectors>, first column) for tiles that cover columns [first, last).
 template <class Action>
 GMA_INLINE void across(Index first, Index last, Action&& action) {

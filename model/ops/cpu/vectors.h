@@ -24,6 +24,11 @@ constexpr Index kLanes = 8;
 constexpr Index kLanes = 4;
 #endif
 
+template <int n>
+struct Count {
+  static constexpr int value = n;
+};
+
 using Vector = float __attribute__((vector_size(kLanes * 4)));
 using Integers = int32_t __attribute__((vector_size(kLanes * 4)));
 
