@@ -152,14 +152,20 @@ class PreparedStep(nn.Module):
         for index, layer in enumerate(self.layers):
             x, *states = layer(x, [part[:, index] for part in (memory, mass, tail)], rows)
             after.append(states)
-        row_evidence = torch.where(valid[..., None], self._scores(x, tokens), 0.0).sum(1)
-        belongs = torch.arange(fresh.shape[0])[:, None] == document_of_row
-        belongs = (belongs & (lengths > 0)).double()
-        # A row that is not finite would reach every document through 0 * NaN.
-        bad = ~row_evidence.isfinite().all(1, keepdim=True)
-        added = belongs @ row_evidence.double().masked_fill(bad, 0.0)
-        added = added.masked_fill(belongs @ bad.double() > 0, torch.nan)
-        evidence = evidence.masked_fill(fresh[:, None], 0.0) + added
+        scores = torch.where(valid[..., None], self._scores(x, tokens), 0.0)
+        # A product for each row, as is one below for each document: reductions go through rows in
+        # another order if there are more of them.
+        row_evidence = (valid[:, None].double() @ scores.double())[:, 0].float()
+        documents = torch.arange(fresh.shape[0])
+        belongs = ((documents[:, None] == document_of_row) & (lengths > 0)).double()
+        # What a document had, then its rows, one after the other.
+        old = evidence.masked_fill(fresh[:, None], 0.0)
+        said = torch.cat([old, row_evidence.double()])
+        of = torch.cat([(documents[:, None] == documents).double(), belongs], 1)
+        # What is not finite would reach every document through 0 * NaN.
+        bad = ~said.isfinite().all(1, keepdim=True)
+        evidence = of @ said.masked_fill(bad, 0.0)
+        evidence = evidence.masked_fill(of @ bad.double() > 0, torch.nan)
         weight = weight.masked_fill(fresh, 0.0) + belongs @ lengths.double()
         memory, mass, tail, *usage = (torch.stack(parts, 1) for parts in zip(*after, strict=True))
         logits = _log_odds(evidence) if self.any else evidence / (weight[:, None] + self.prior)
@@ -171,18 +177,23 @@ class PreparedStep(nn.Module):
         own = functional.embedding(tokens, self.token)
         if self.factor is not None:
             return _softplus(both + own) * self.factor
-        deep: Tensor = both[..., :-1] * functional.softplus(both[..., -1:])
-        return deep + own
+        return both[..., :-1] * _softplus(both[..., -1:]) + own
 
 
 def _softplus(x: Tensor) -> Tensor:
-    """Compute log(1 + exp(x)) of operators that keep small results exact on every provider.
+    """Compute log(1 + exp(x)) as 2 artanh(y / (2 + y)), y = exp(-|x|), and x where that is positive.
 
-    Some compute their own operator as it is written here, and 1 + exp(x) loses a small exp(x).
+    Of operators that keep small results exact on every provider, where some compute their own by
+    way of 1 + exp(x), and that give a number the same bits wherever it lies, which logarithms do
+    not.
     """
     small = x.abs().neg().exp()
-    series = small * (1.0 - small * (0.5 - small * (1.0 / 3.0 - small * 0.25)))
-    return x.relu() + torch.where(small < 0.06, series, (1.0 + small).log())
+    root = small / (2.0 + small)
+    square = root * root  # at most 1/9: what is left out is less than a last bit
+    series = square * (1.0 / 15.0) + 1.0 / 13.0
+    for odd in (11.0, 9.0, 7.0, 5.0, 3.0, 1.0):
+        series = series * square + 1.0 / odd
+    return x.relu() + 2.0 * root * series
 
 
 def _log_odds(evidence: Tensor) -> Tensor:

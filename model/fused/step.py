@@ -88,7 +88,9 @@ class FusedStep:
         numbers which of them it is in."""
         config, chunk = self.config, self.largest.chunk
         sizes = config.routing_dim, config.num_components, config.value_dim
-        whole, shape = (Shape(some, chunk, config.heads, *sizes) for some in (self.largest.rows, rows))
+        whole, shape = (
+            Shape(some, chunk, config.heads, *sizes) for some in (self.largest.rows, rows)
+        )
         cut = Cut.of(whole, wide=self.precision == "float32")
         return Launcher(shape, cut, config.normalize_routing)
 

@@ -292,15 +292,18 @@ def remember(
             slot = tl.load(slots + document).to(tl.int64)
         old = tl.load(fresh + document) == 0
         before, after = tail + slot * tail_slot + here, tail_after + slot * tail_slot + here
+        kept = ()
         for depth in tl.static_range(3):
-            kept = inside & (depth < T)
-            of_tail = kept & old & (position + depth < 0)
+            there = inside & (depth < T)
+            of_tail = there & old & (position + depth < 0)
             own = tl.load(before + (position + depth + T) * width, mask=of_tail, other=0.0)
-            of_rows = kept & (position + depth >= 0)
+            of_rows = there & (position + depth >= 0)
             own += _scaled(x, start + depth, norm, of_rows, width, epsilon, here)
-            # What is written was read by all. What comes later in the old tail is read later.
-            tl.debug_barrier()
-            tl.store(after + depth * width, own, mask=kept)
+            kept = kept + (own,)
+        # All of the old tail is read before any of the new one is written.
+        tl.debug_barrier()
+        for depth in tl.static_range(3):
+            tl.store(after + depth * width, kept[depth], mask=inside & (depth < T))
 
 
 @triton.jit

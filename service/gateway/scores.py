@@ -6,9 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gma.model.config import ModelConfig
-
-LEAST = 1e-30
-"""Less evidence of pooling "any" counts as this much."""
+from gma.service.odds import log_odds
 
 
 def logits_of(
@@ -20,9 +18,7 @@ def logits_of(
     """
     if config.pooling == "mean":
         return evidence / weight
-    total = np.maximum(evidence, LEAST)
-    logits: NDArray[np.float64] = total + np.log(-np.expm1(-total))
-    return logits
+    return log_odds(evidence)
 
 
 def scores(logits: NDArray[np.float64], multi_label: bool) -> NDArray[np.float64]:

@@ -22,6 +22,7 @@ from gma.service.engine.snapshot import Parts, Snapshot
 from gma.service.engine.step import Batch, Launched, Outcome
 from gma.service.observe.memory import Memory
 from gma.service.runners.grids import grids_up_to, warm_up
+from gma.service.runners.kernel_cache import FUSED
 from gma.service.runners.pool import StatePool
 from gma.service.runners.torch import TorchRunner, device_memory
 
@@ -58,7 +59,7 @@ class FusedRunner:
         self.grids = grids_up_to(rows, chunk, classifier.config)
         self.device = str(classifier.embedding.weight.device)
         self.dtype: str = precision
-        self.kernels = "fused Triton kernels, CUDA graphs"
+        self.kernels = f"{FUSED}, CUDA graphs"
         self._labels = len(classifier.config.labels)
         self.vocab_size = classifier.config.vocab_size
         self.slots = slots

@@ -23,6 +23,10 @@ logger = logging.getLogger(__name__)
 KERNELS, MANIFEST = "kernels", "manifest.json"
 
 
+FUSED = "fused Triton kernels"
+"""How runners call kernels that can be kept."""
+
+
 class Manifest(TypedDict):
     """What kernels were compiled for."""
 
@@ -89,7 +93,7 @@ class KernelCache:
     def kept(self) -> bool:
         """Whether the runner's kernels can be kept: torch.compile has a cache of its own, and those
         of ONNX Runtime are compiled already."""
-        return self._runner.backend == "torch" and self._runner.dtype != "float32"
+        return self._runner.kernels.startswith(FUSED)
 
     def tell(self) -> None:
         """Log whether the kernels are there; to be called before the warm-up."""

@@ -95,13 +95,11 @@ def torch_runner(classifier: Classifier, settings: Settings) -> Runner:
         if settings.dtype in ("bfloat16", "int8"):
             _narrow(classifier, settings.dtype)
         return TorchRunner(classifier, slots=settings.slots, rows=rows, chunk=chunk)
-    precision = settings.dtype
-    if precision == "auto":
-        reason = obstacle(classifier)
-        if reason:
-            logger.warning("no fused kernels: %s", reason)
-        precision = "float32" if reason else "bfloat16"
-    if precision == "float32":
+    precision = cast("FusedPrecision", settings.dtype)  # settings let no other pass for torch
+    if settings.dtype == "auto":
+        precision = "float32" if obstacle(classifier, "bfloat16") else "bfloat16"
+    if precision == "float32" and (reason := obstacle(classifier, precision)):
+        logger.warning("no fused kernels: %s", reason)
         return TorchRunner(classifier, slots=settings.slots, rows=rows, chunk=chunk, compile=True)
     # Triton is not installed where there is no GPU.
     from gma.service.runners.fused import FusedRunner
@@ -111,7 +109,7 @@ def torch_runner(classifier: Classifier, settings: Settings) -> Runner:
         slots=settings.slots,
         rows=rows,
         chunk=chunk,
-        precision=cast("FusedPrecision", precision),  # settings let no other pass for torch
+        precision=precision,
     )
 
 

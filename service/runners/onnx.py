@@ -19,6 +19,7 @@ from gma.service.cores import cores
 from gma.service.engine.snapshot import Parts, Snapshot
 from gma.service.engine.step import Batch, Ended, Launched, Outcome
 from gma.service.observe.memory import Memory, driver_memory, gpu_memory, resident_memory
+from gma.service.odds import log_odds
 from gma.service.runners.grids import grids_up_to, warm_up
 from gma.service.runners.onnx_pool import (
     AFTER,
@@ -74,6 +75,8 @@ class OnnxRunner:
         self.device = "cuda:0" if device == "cuda" else "cpu"
         self.dtype = exported.manifest.precision
         self._labels = len(config.labels)
+        # On a CPU ONNX Runtime rounds a logarithm as it lies among the others of the step.
+        self._takes_logarithms = device == "cpu" and config.pooling == "any"
         self.vocab_size = config.vocab_size
         self.versions: Mapping[str, str] = {"onnxruntime": onnxruntime.__version__}
         source = "function bodies" if library is None else "ai.gma library"
@@ -116,7 +119,9 @@ class OnnxRunner:
             run.given[name].update_inplace(x)
         self._session.run_with_iobinding(run.binding, run.options)
         self.pool.keep(documents)
-        evidence, logits = (run.answers[name].numpy() for name in ("row_evidence", "logits"))
+        evidence, logits = run.answers["row_evidence"].numpy(), run.answers["logits"].numpy()
+        if self._takes_logarithms:
+            logits = log_odds(documents.after["evidence"].numpy())
         weight = batch.lengths.astype(np.float32)
         usage = run.answers[USAGE].numpy().copy() if batch.count else None
         return Outcome(evidence.copy(), weight, logits[documents.place], usage)

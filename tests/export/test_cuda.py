@@ -172,12 +172,12 @@ def test_convolution(chunk: int, dtype: torch.dtype) -> None:
     y, normal = torch.full((2, *x.shape), torch.nan, dtype=dtype, device=DEVICE)
     after = torch.full_like(tail, torch.nan)
     tokens.convolve[(R * -(-chunk // 8),)](
-        x, tail, scaled, taps, lengths, document, first, first, fresh, y, normal, normal, chunk, W,
-        1e-6, T * W, T=T, KNOWN=0, WIDTH=8, STRIP=8, NORMAL=True, SLOTS=False,
+        x, tail, scaled, taps, scale, lengths, document, first, first, fresh, y, normal, normal,
+        chunk, W, 1e-6, T * W, T=T, KNOWN=0, WIDTH=8, STRIP=8, NORMAL=True, SLOTS=False,
     )  # fmt: skip
     tokens.remember[(D,)](
         x, tail, after, scale, lengths, count, first, first, fresh, chunk, W, 1e-6, T * W, T=T,
-        DEPTH=4, WIDTH=8, SLOTS=False,
+        WIDTH=8, SLOTS=False,
     )  # fmt: skip
     for name, found in (("y", y), ("normal", normal), ("tail_after", after)):
         if name != "tail_after":

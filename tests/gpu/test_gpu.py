@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,10 +16,11 @@ from gma.model.config import ModelConfig
 from gma.service.runners.torch import TorchRunner
 from gma.service.settings import Settings
 from tests.service.asgi import save_checkpoint
-from tests.service.conformance import Tested, check_all, poison
+from tests.service.conformance import Tested, check_all, check_bits, poison
 
 if TYPE_CHECKING:
     from gma.export.precision import Precision
+    from gma.model.fused.obstacles import FusedPrecision
 
 pytestmark = pytest.mark.gpu
 
@@ -56,16 +58,10 @@ def compiled(classifier: Classifier) -> Tested:
     return TorchRunner(classifier, slots=SLOTS, rows=ROWS, chunk=CHUNK, compile=True)
 
 
-def bfloat16(classifier: Classifier) -> Tested:
+def fused(classifier: Classifier, precision: FusedPrecision) -> Tested:
     from gma.service.runners.fused import FusedRunner
 
-    return FusedRunner(classifier, slots=SLOTS, rows=ROWS, chunk=CHUNK, precision="bfloat16")
-
-
-def fp8(classifier: Classifier) -> Tested:
-    from gma.service.runners.fused import FusedRunner
-
-    return FusedRunner(classifier, slots=SLOTS, rows=ROWS, chunk=CHUNK, precision="fp8")
+    return FusedRunner(classifier, slots=SLOTS, rows=ROWS, chunk=CHUNK, precision=precision)
 
 
 @pytest.mark.parametrize(
@@ -73,8 +69,9 @@ def fp8(classifier: Classifier) -> Tested:
     [
         (eager, "eager PyTorch, triton mixer", 1e-4),
         (compiled, "compiled PyTorch, triton mixer", 1e-4),
-        (bfloat16, "fused Triton kernels, CUDA graphs", 1e-2),
-        (fp8, "fused Triton kernels, CUDA graphs", FP8_TOLERANCE),
+        (partial(fused, precision="float32"), "fused Triton kernels, CUDA graphs", 1e-4),
+        (partial(fused, precision="bfloat16"), "fused Triton kernels, CUDA graphs", 1e-2),
+        (partial(fused, precision="fp8"), "fused Triton kernels, CUDA graphs", FP8_TOLERANCE),
     ],
 )
 def test_engine_on_gpu(
@@ -86,6 +83,8 @@ def test_engine_on_gpu(
     runner.warm_up()
     poison(runner)
     check_all(runner, classifier, seed=0, tolerance=tolerance)
+    if kernels.startswith("fused"):
+        check_bits(runner)
     memory = runner.memory()
     assert 0 < memory.device <= memory.device_peak
 

@@ -148,3 +148,24 @@ def check_all(
         if progress.usage is not None:
             assert_close(progress.usage, findings.usage.numpy(), tolerance)
             assert np.abs(progress.usage.sum(-1) / len(tokens) - 1).max() <= 1e-6
+
+
+def check_bits(runner: Tested) -> None:
+    """Hold a runner to answers and states that are the same to the last bit whether documents' rows
+    are read together, beside others', or each in a step of its own."""
+    rows, chunk = runner.grids[-1]
+    texts = [tokens_of(runner, (rows - 2) * chunk + 3), tokens_of(runner, chunk - 1)]
+    poison(runner)
+    whole = runner.step(batch_of(runner, [(slot, True, text) for slot, text in enumerate(texts)]))
+    states = [runner.snapshot(slot)() for slot in range(len(texts))]
+    row = 0
+    for slot, text in enumerate(texts):
+        poison(runner)
+        for begin in range(0, len(text), chunk):
+            piece = text[begin : begin + chunk]
+            alone = runner.step(batch_of(runner, [(slot, begin == 0, piece)]))
+            assert np.array_equal(alone.evidence[0], whole.evidence[row])
+            row += 1
+        assert np.array_equal(alone.logits[0], whole.logits[slot])
+        for name, x in runner.snapshot(slot)().items():
+            assert np.array_equal(x, states[slot][name]), name

@@ -19,6 +19,7 @@ from tests.service.conformance import (
     assert_close,
     batch_of,
     check_all,
+    check_bits,
     poison,
     reference,
     tokens_of,
@@ -104,6 +105,10 @@ def test_documents_around_the_sizes_of_chunk_and_step(
     poison(runner)
     lengths = [1, CHUNK - 1, CHUNK, CHUNK + 1, 63, 300, 2, ROWS * CHUNK]
     check_all(runner, classifier, seed=0, tolerance=TOLERANCES[precision], lengths=lengths)
+
+
+def test_what_shares_a_step_changes_no_bit(runner: FusedRunner) -> None:
+    check_bits(runner)
 
 
 def test_steps_in_flight_take_effect_in_their_order(

@@ -29,6 +29,7 @@ from tests.service.conformance import (
     assert_close,
     batch_of,
     check_all,
+    check_bits,
     poison,
     read_all,
     reference,
@@ -219,6 +220,16 @@ def test_other_models(changes: dict[str, Any], library: Path, tmp_path: Path) ->
         runner = make(artifact, resident=resident, library=kernels)
         poison(runner)
         check_all(runner, weights.load(folder).classifier, seed=0, tolerance=TOLERANCE)
+
+
+@pytest.mark.parametrize("changes", [{"form": "forgetting"}, ANY], ids=["forgetting", "any"])
+def test_what_shares_a_step_changes_no_bit(
+    changes: dict[str, Any], library: Path, tmp_path: Path
+) -> None:
+    folder = save_checkpoint(tmp_path / "checkpoint", **changes)
+    exported = export(folder, tmp_path / "exported", chunk=37)
+    for threads in (1, 3):
+        check_bits(make(exported, library=library, threads=threads))
 
 
 def test_what_it_tells_of_itself(

@@ -2,6 +2,7 @@
 
 import copy
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -16,6 +17,7 @@ from tests.service.conformance import (
     assert_close,
     batch_of,
     check_all,
+    check_bits,
     poison,
     read_all,
     reference,
@@ -69,6 +71,14 @@ def test_whatever_the_pooling() -> None:
     runner = TorchRunner(classifier, slots=SLOTS, rows=ROWS, chunk=CHUNK)
     poison(runner)
     check_all(runner, classifier, 0, tolerance=TOLERANCE)
+
+
+@pytest.mark.parametrize("changes", [{"form": "forgetting"}, ANY], ids=["forgetting", "any"])
+def test_what_shares_a_step_changes_no_bit(changes: dict[str, Any]) -> None:
+    classifier = small(**changes)
+    classifier.choose_mixers()
+    assert classifier.mixers.startswith("C++")
+    check_bits(TorchRunner(classifier, slots=SLOTS, rows=ROWS, chunk=CHUNK))
 
 
 @pytest.mark.parametrize("length", [1, 1000])

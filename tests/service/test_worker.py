@@ -176,7 +176,7 @@ class TestOnAGpu:
             ("auto", "bfloat16", "fused Triton kernels, CUDA graphs"),
             ("bfloat16", "bfloat16", "fused Triton kernels, CUDA graphs"),
             ("fp8", "fp8", "fused Triton kernels, CUDA graphs"),
-            ("float32", "float32", "compiled PyTorch, triton mixer"),
+            ("float32", "float32", "fused Triton kernels, CUDA graphs"),
         ],
     )
     def test_what_was_asked_for(self, fitting: Path, asked: str, dtype: str, kernels: str) -> None:

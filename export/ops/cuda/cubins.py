@@ -158,8 +158,8 @@ def rows(width: int, type_: str) -> Iterator[Kernel]:
         )  # fmt: skip
         yield Kernel(f"normalize {named}", tokens.normalize, cut, {}, multiples, warps)
         yield Kernel(
-            f"remember {named}", tokens.remember, {"DEPTH": 4, "WIDTH": padded, "SLOTS": False},
-            {}, multiples,
+            f"remember {named}", tokens.remember, {"WIDTH": padded, "SLOTS": False}, {}, multiples,
+            warps,
         )  # fmt: skip
 
 

@@ -71,9 +71,9 @@ class ShortConvolution {
     const int32_t document = narrow(T * W);
     // The kernel counts taps from the last of `most`; it does not touch those before the first.
     const char* tail_taps = taps.data - (most - T) * W * static_cast<int64_t>(sizeof(float));
-    launch(convolve, {R * parts(C, strip)}, stream, x.data, tail.data, scaled, tail_taps, lengths,
-           step.document_of_row.data, first_row, first_row, fresh, y, normal, normal, narrow(C),
-           narrow(W), epsilon_, document, narrow(T));
+    launch(convolve, {R * parts(C, strip)}, stream, x.data, tail.data, scaled, tail_taps,
+           scale.data, lengths, step.document_of_row.data, first_row, first_row, fresh, y, normal,
+           normal, narrow(C), narrow(W), epsilon_, document, narrow(T));
     launch(remember, {D}, stream, x.data, tail.data, tail_after, scale.data, lengths, row_count,
            first_row, first_row, fresh, narrow(C), narrow(W), epsilon_, document, narrow(T));
   }

@@ -131,8 +131,7 @@ GMA_DOOR const char* gma_normalize(const float* x, float* normal, int64_t rows, 
 }
 
 // A matrix (inputs, outputs) in `packed`, see kernels.h.
-GMA_DOOR const char* gma_pack(const float* weight, float* packed, int64_t inputs,
-                              int64_t outputs) {
+GMA_DOOR const char* gma_pack(const float* weight, float* packed, int64_t inputs, int64_t outputs) {
   return gma::told(
       [&](const gma::Threads&) { gma::kernels().pack(weight, inputs, outputs, packed); });
 }

@@ -76,7 +76,7 @@ GMA_INLINE void finish(const float* sums, bool with_gelu, const T* residual, T* 
 template <class T>
 GMA_INLINE void product_of(const Product& p, Index first, Index last, Index column, float* work) {
   const Index end = column + kPanel < p.outputs ? column + kPanel : p.outputs;
-  float* sums = work;                      // (kRowsAtOnce, kColumns)
+  float* sums = work;                           // (kRowsAtOnce, kColumns)
   float* rows = sums + kRowsAtOnce * kColumns;  // (kRowsAtOnce, I), unless x is of floats
   const float* panels = p.packed + column * p.inputs;
   if (p.packed == nullptr) {

@@ -281,7 +281,7 @@ def test_fp8(form: str) -> None:
     check(fitting(form=form), 9, "fp8")
 
 
-@pytest.mark.parametrize("form", ["forgetting", "paper"])
+@pytest.mark.parametrize("form", ["forgetting", pytest.param("paper", marks=pytest.mark.long)])
 def test_float32(form: str) -> None:
     check(fitting(form=form), 9, "float32")
 
@@ -314,11 +314,23 @@ def test_a_document_is_alone() -> None:
         assert torch.equal(clean, beside)
 
 
-@pytest.mark.parametrize("form", ["forgetting", "paper"])
-@pytest.mark.parametrize("precision", PRECISIONS)
-def test_what_shares_a_step_changes_no_bit(form: str, precision: FusedPrecision) -> None:
+@pytest.mark.parametrize(
+    ("form", "precision", "chunk"),
+    [
+        ("forgetting", "float32", 9),
+        ("paper", "bfloat16", 9),
+        *(
+            pytest.param(form, precision, 70, marks=pytest.mark.long)
+            for form in ("forgetting", "paper")
+            for precision in PRECISIONS
+        ),
+    ],
+)
+def test_what_shares_a_step_changes_no_bit(
+    form: str, precision: FusedPrecision, chunk: int
+) -> None:
     """Whichever rows are read together, of one document or of several, in whichever grid."""
-    chunk, rows = 70, 24
+    rows = 24
     classifier = fitting(form=form, layers=2)
     # Scores of all sizes: numbers that are all alike may be rounded alike.
     classifier.pooling.token.weight.normal_(generator=torch.Generator().manual_seed(0))
@@ -341,8 +353,11 @@ def test_what_shares_a_step_changes_no_bit(form: str, precision: FusedPrecision)
 
     together = reading(dict(enumerate(cut)))
     alone = reading(*({i: [n]} for i, each in enumerate(cut) for n in each))
-    mixed = reading({0: cut[0][:1], 2: cut[2][:3]}, {0: cut[0][1:11], 1: [1], 3: cut[3][:1]},
-                    {0: cut[0][11:], 2: cut[2][3:], 3: cut[3][1:], 4: cut[4]})
+    mixed = reading(
+        {0: cut[0][:1], 2: cut[2][:3]},
+        {0: cut[0][1:11], 1: [1], 3: cut[3][:1]},
+        {0: cut[0][11:], 2: cut[2][3:], 3: cut[3][1:], 4: cut[4]},
+    )
     for other in (alone, mixed):
         for mine, theirs in zip(other, together, strict=True):
             assert torch.equal(mine, theirs)
