@@ -177,15 +177,15 @@ class PreparedStep(nn.Module):
         own = functional.embedding(tokens, self.token)
         if self.factor is not None:
             return _softplus(both + own) * self.factor
-        return both[..., :-1] * _softplus(both[..., -1:]) + own
+        deep: Tensor = both[..., :-1] * _softplus(both[..., -1:])
+        return deep + own
 
 
 def _softplus(x: Tensor) -> Tensor:
-    """Compute log(1 + exp(x)) as 2 artanh(y / (2 + y)), y = exp(-|x|), and x where that is positive.
+    """Compute log(1 + exp(x)) as 2 artanh(y / (2 + y)) of y = exp(-|x|), plus x if it is positive.
 
-    Of operators that keep small results exact on every provider, where some compute their own by
-    way of 1 + exp(x), and that give a number the same bits wherever it lies, which logarithms do
-    not.
+    These operators keep small results exact on every provider, some of which compute 1 + exp(x) for
+    their own, and give a number the same bits wherever it lies, which those of logarithms do not.
     """
     small = x.abs().neg().exp()
     root = small / (2.0 + small)

@@ -66,7 +66,7 @@ class Product(Protocol):
 class Float32:
     """By a matrix (O, I), as it is: in kernels of our own, for which a token is alone."""
 
-    tile = 1
+    tile: ClassVar[int] = 1
 
     def __init__(self, weight: Tensor, library: Library) -> None:
         self.outputs, self.inputs = weight.shape
@@ -86,7 +86,7 @@ class Float32:
 class Bfloat16:
     """By a matrix (O, I) in bfloat16. Sums are float32, and rounded once."""
 
-    tile = 16
+    tile: ClassVar[int] = 16
 
     def __init__(self, weight: Tensor, library: Library) -> None:
         self.outputs, self.inputs = weight.shape
@@ -116,7 +116,7 @@ class Int8:
     """By a matrix (O, I) in int8, each output with a scale, as each token has one. Sums are exact,
     and a token's does not depend on the others."""
 
-    tile = 16
+    tile: ClassVar[int] = 16
 
     def __init__(self, weight: Tensor, library: Library) -> None:
         self.outputs, self.inputs = weight.shape

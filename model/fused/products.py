@@ -149,9 +149,9 @@ def multiply(
 ) -> None:
     """Compute out = gelu(factor * alpha * a @ weight.T); a (N, I), weight (O, I), out (N, O).
 
-    factor: (N,) float32, a factor for each row. add: add to out, instead of
-    writing over it. a and weight are of one dtype, float32, bfloat16 or float8_e4m3fn. All are contiguous,
-    with rows of a multiple of 16 bytes.
+    factor: (N,) float32, a factor for each row. add: add to out, instead of writing over it. a and
+    weight are of one dtype, float32, bfloat16 or float8_e4m3fn. All are contiguous, with rows of a
+    multiple of 16 bytes. However it is cut, each number is a sum of the inputs in their order.
     """
     tokens, inner = a.shape
     outputs = len(weight)

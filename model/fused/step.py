@@ -86,13 +86,11 @@ class FusedStep:
     def _launcher(self, rows: int) -> Launcher:
         """That of grids of so many rows. All are cut alike, so that it tells nothing of a row's
         numbers which of them it is in."""
-        config, chunk = self.config, self.largest.chunk
+        config = self.config
         sizes = config.routing_dim, config.num_components, config.value_dim
-        whole, shape = (
-            Shape(some, chunk, config.heads, *sizes) for some in (self.largest.rows, rows)
-        )
+        whole = Shape(*self.largest, config.heads, *sizes)
         cut = Cut.of(whole, wide=self.precision == "float32")
-        return Launcher(shape, cut, config.normalize_routing)
+        return Launcher(whole._replace(R=rows), cut, config.normalize_routing)
 
     def _allocate(self) -> None:
         rows, chunk = self.largest

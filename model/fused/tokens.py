@@ -299,7 +299,7 @@ def remember(
             own = tl.load(before + (position + depth + T) * width, mask=of_tail, other=0.0)
             of_rows = there & (position + depth >= 0)
             own += _scaled(x, start + depth, norm, of_rows, width, epsilon, here)
-            kept = kept + (own,)
+            kept += (own,)  # type: ignore[assignment]
         # All of the old tail is read before any of the new one is written.
         tl.debug_barrier()
         for depth in tl.static_range(3):

@@ -62,10 +62,11 @@ def _follow(
     added, left = (), ()
     for depth in tl.static_range(DEPTH):  # all at once: each by itself would be waited for
         there = here & (depth < count)
-        added = added + (tl.load(sums + depth * own_step + at, mask=there, other=0.0),)
+        own = tl.load(sums + depth * own_step + at, mask=there, other=0.0)
+        added += (own,)  # type: ignore[assignment]
         if FORGET:
-            own = tl.load(decays + depth * decay_step, mask=depth < count, other=1.0)
-            left = left + (own,)
+            share = tl.load(decays + depth * decay_step, mask=depth < count, other=1.0)
+            left += (share,)  # type: ignore[assignment]
     # Who writes a place need not be who has read it.
     tl.debug_barrier()
     for depth in tl.static_range(DEPTH):

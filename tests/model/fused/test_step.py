@@ -352,7 +352,8 @@ def test_what_shares_a_step_changes_no_bit(
         return [*(share.evidence for share in shares), *usage, *states, reader.logits]
 
     together = reading(dict(enumerate(cut)))
-    alone = reading(*({i: [n]} for i, each in enumerate(cut) for n in each))
+    singles: list[dict[int, Rows]] = [{i: [n]} for i, each in enumerate(cut) for n in each]
+    alone = reading(*singles)
     mixed = reading(
         {0: cut[0][:1], 2: cut[2][:3]},
         {0: cut[0][1:11], 1: [1], 3: cut[3][:1]},
