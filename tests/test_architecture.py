@@ -68,7 +68,7 @@ ORDER: dict[str, tuple[set[str], ...]] = {
         {"engine"},
         {"observe"},
         {"model_folder", "cores", "heap"},
-        {"settings", "errors", "tasks", "watched"},
+        {"settings", "errors", "tasks", "watched", "odds"},
     ),
     "gma.model": (
         {"training"},
