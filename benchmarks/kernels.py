@@ -2,7 +2,7 @@
 
     python -m benchmarks.kernels
 
-Both forms, bfloat16 and fp8, 12 layers of 768 with random weights, a full step of 64 x 1,024 tokens
+Both forms, in each precision, 12 layers of 768 with random weights, a full step of 64 x 1,024 tokens
 of one document. Kernels' times are those of torch's profiler; the steps, launched by the host, take
 turns. Prints Markdown. Needs a GPU.
 """
@@ -64,7 +64,7 @@ def main(given: list[str] | None = None) -> None:
     print(timing.machine_line(device), end="")
     for form in ("paper", "forgetting"):
         config = ModelConfig.model_validate({**REALISTIC.model_dump(), **SIZE, "form": form})
-        for precision in ("bfloat16", "fp8"):
+        for precision in ("float32", "bfloat16", "fp8"):
             step = step_of(config, precision, device)
             for count in (False, True):
                 step(count)  # compiles

@@ -10,8 +10,10 @@ from torch import Tensor
 
 from gma.model.backbone import Backbone
 from gma.model.config import ModelConfig
+from gma.model.cpu import CpuPooling
 from gma.model.layers import Layer, Pooling
 from gma.model.ops.chunked import Rows
+from gma.model.products import Precision
 from gma.model.scores import log_odds
 from gma.model.state import State
 
@@ -43,6 +45,12 @@ class Classifier(Backbone):
     def __init__(self, config: ModelConfig) -> None:
         super().__init__(config)
         self.pooling = Pooling(config)
+        self._pools: CpuPooling | None = None
+
+    def choose_mixers(self, precision: Precision = "float32") -> None:
+        """See `Backbone.choose_mixers`."""
+        super().choose_mixers(precision)
+        self._pools = CpuPooling(self.pooling, self.kernels.library) if self.kernels else None
 
     def logits(self, evidence: Tensor, weight: Tensor) -> Tensor:
         """Turn sums of scores (..., labels) and of weights (...) into logits (..., labels).
@@ -173,15 +181,9 @@ class Classifier(Backbone):
 
         Hidden x (R, C, W) and tokens (R, C) -> evidence (R, labels) and weight (R,).
         """
-        if self.kernels is None or not self.kernels.take(x):
-            return self._pooled(x, tokens, rows.valid)
-        # Each by itself: what PyTorch's loops leave over at the end they round otherwise, so a
-        # row's numbers would depend on how many there are.
-        each = zip(*(torch.split(part, 1) for part in (x, tokens, rows.valid)), strict=True)
-        evidence, weight = zip(*(self._pooled(*row) for row in each), strict=True)
-        return torch.cat(evidence), torch.cat(weight)
-
-    def _pooled(self, x: Tensor, tokens: Tensor, valid: Tensor) -> tuple[Tensor, Tensor]:
+        there = rows.valid.to(x.dtype)
+        if self._pools and self.kernels and self.kernels.take(x):
+            return self._pools.evidence(x, tokens, rows), there.sum(1)
         scores: Tensor = self.pooling(x, tokens)
-        there = valid.to(scores.dtype)
+        there = there.to(scores.dtype)
         return (there[..., None] * scores).sum(1), there.sum(1)

@@ -5,19 +5,19 @@ Shapes: R rows of C tokens, of which n are there; D documents, W width, H heads,
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, Generic, NamedTuple, TypeAlias, TypeVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from gma.model.config import BackboneConfig
-from gma.model.layers import Layer
+from gma.model.layers import Layer, Pooling
 from gma.model.mixers import ForgettingMixer
 from gma.model.ops.chunked import Coefficients, Rows
 from gma.model.ops.cpu.library import Library
-from gma.model.products import PRODUCTS, Precision, Product, Scratch
+from gma.model.products import PRODUCTS, Float32, Precision, Product, Scratch
 from gma.model.state import State
 
 EPSILON = 1e-6
@@ -27,6 +27,7 @@ LINE = 16
 """Numbers of a cache line: rows that begin within one take longer to write."""
 
 Version: TypeAlias = tuple[tuple[int, int], ...]
+Made = TypeVar("Made")
 
 
 class Weights(NamedTuple):
@@ -107,9 +108,12 @@ class Packing(NamedTuple):
     def packed(self, x: Tensor) -> Tensor:
         """Take x (R, C, W) to (N, W), memory of its own: the n tokens, and zeros up to a whole
         tile."""
-        flat = x.reshape(-1, self.shape[-1])
-        some = flat if self.there is None else flat.index_select(0, self.there)
-        return _whole_tiles(some, self.tile)
+        return _whole_tiles(self.taken(x), self.tile)
+
+    def taken(self, x: Tensor) -> Tensor:
+        """Take x (R, C, ...) to the n tokens, (n, ...)."""
+        flat = x.flatten(0, 1)
+        return flat if self.there is None else flat.index_select(0, self.there)
 
     def unpacked(self, x: Tensor) -> Tensor:
         """Take x (N, W) back to (R, C, W)."""
@@ -138,21 +142,19 @@ class CpuLayers:
         library: Library,
         precision: Precision = "float32",
     ) -> None:
-        self._layers, self._config, self._library = layers, config, library
+        self._layers, self._config, self.library = layers, config, library
         self.precision = precision
-        # PyTorch's own dictionaries: they stay where weights are replaced, and to look into them
-        # takes a tenth of what `parameters()` does.
-        self._parameters = [[each._parameters for each in layer.modules()] for layer in layers]
-        self._of: list[tuple[Version, Weights]] = []
+        make = partial(Weights.of, precision=precision, library=library)
+        self._weights = [Prepared(layer, partial(make, layer)) for layer in layers]
         self._free: list[Buffers] = []  # several threads may be in a step
 
     @property
     def name(self) -> str:
         """Which kernels they are."""
-        return f"C++ for {self._library.instructions}"
+        return f"C++ for {self.library.instructions}"
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return CpuLayers, (self._layers, self._config, self._library, self.precision)
+        return CpuLayers, (self._layers, self._config, self.library, self.precision)
 
     def take(self, x: Tensor) -> bool:
         """Whether they take embedded tokens x: they know no gradients, and one type."""
@@ -173,7 +175,7 @@ class CpuLayers:
         packing = Packing.of(rows, x.shape[-1], PRODUCTS[self.precision].tile)
         x = packing.packed(x)
         y = torch.empty_like(x)
-        of_layers = self._weights()
+        of_layers = [weights() for weights in self._weights]
         make = partial(Buffers.of, of_layers[0], self.precision)
         buffers = self._free.pop() if self._free else make(0)
         if len(buffers.normal) < len(x):
@@ -215,9 +217,9 @@ class CpuLayers:
     ) -> tuple[Tensor, Tensor]:
         """Return convolved x, which is normalised too, and what the next may write to."""
         if weights.taps is None or weights.scale is None:
-            self._library.normalize(x, normal[: len(x)], EPSILON)
+            self.library.normalize(x, normal[: len(x)], EPSILON)
             return x, y
-        self._library.convolve(
+        self.library.convolve(
             x[:count],
             weights.scale,
             weights.taps,
@@ -238,7 +240,7 @@ class CpuLayers:
         if weights.keep_bias is not None:
             counted = x.new_empty(len(rows.lengths), *states.mass.shape[1:])
         weights.project.put(normal, routed, buffers.scratch)
-        self._library.mix(
+        self.library.mix(
             routed[:count],
             (states.memory, states.mass),
             weights.mixture,
@@ -255,18 +257,62 @@ class CpuLayers:
     def _widen(self, weights: Weights, x: Tensor, buffers: Buffers) -> None:
         """Add what the MLP gives for x to it."""
         normal, hidden = buffers.normal[: len(x)], buffers.hidden[: len(x)]
-        self._library.normalize(x, normal, EPSILON)
+        self.library.normalize(x, normal, EPSILON)
         weights.up.put(normal, hidden, buffers.scratch, gelu=True)
         weights.down.add(hidden, x, buffers.scratch)
 
-    def _weights(self) -> list[Weights]:
-        """Those of the layers, made again if they have changed."""
-        versions = [*map(_version, self._parameters)]
-        if versions != [version for version, _ in self._of]:
+
+class CpuPooling:
+    """The pooling of a float32 model, likewise."""
+
+    def __init__(self, pooling: Pooling, library: Library) -> None:
+        self._pooling, self._library = pooling, library
+        self._product = Prepared(pooling, self._made)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return CpuPooling, (self._pooling, self._library)
+
+    def evidence(self, x: Tensor, tokens: Tensor, rows: Rows) -> Tensor:
+        """Sum the scores of hidden x (R, C, W) and tokens (R, C) by rows: (R, labels)."""
+        packing = Packing.of(rows, x.shape[-1], 1)
+        x, tokens = packing.packed(x), packing.taken(tokens).long().contiguous()
+        self._library.normalize(x, x, EPSILON)
+        product, pooling = self._product(), self._pooling
+        read = x.new_empty(len(x), product.outputs)
+        product.put(x, read, product.scratch(0, 0, 0))
+        table = pooling.token.weight
+        evidence = x.new_empty(len(rows.lengths), table.shape[1])
+        self._library.score(
+            read,
+            table.contiguous(),
+            pooling.deep.bias,
+            pooling.factor if pooling.any else None,
+            tokens,
+            rows.lengths.long().contiguous(),
+            evidence,
+        )
+        return evidence
+
+    def _made(self) -> Product:
+        return Float32(self._pooling.deep.weight * self._pooling.norm.weight, self._library)
+
+
+class Prepared(Generic[Made]):
+    """What is made of a module's weights, and made again when they have changed."""
+
+    def __init__(self, module: nn.Module, make: Callable[[], Made]) -> None:
+        # PyTorch's own dictionaries: they stay where weights are replaced, and to look into them
+        # takes a tenth of what `parameters()` does.
+        self._parameters = [each._parameters for each in module.modules()]
+        self._make = make
+        self._made: tuple[Version, Made] | None = None
+
+    def __call__(self) -> Made:
+        version = _version(self._parameters)
+        if self._made is None or self._made[0] != version:
             with torch.inference_mode():
-                made = [Weights.of(each, self.precision, self._library) for each in self._layers]
-            self._of = [*zip(versions, made, strict=True)]
-        return [weights for _, weights in self._of]
+                self._made = version, self._make()
+        return self._made[1]
 
 
 class States(NamedTuple):

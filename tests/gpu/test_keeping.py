@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Sequence
 from contextlib import closing
+from functools import partial
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ import torch
 
 from gma.model.classifier import Classifier
 from gma.model.config import ModelConfig
+from gma.model.fused.obstacles import FusedPrecision
 from gma.service.engine.engine import Engine
 from gma.service.engine.opening import NO_TOKENS, Opening, Past, Tokens
 from gma.service.engine.progress import Progress
@@ -46,10 +48,10 @@ def classifier() -> Classifier:
     return classifier
 
 
-def fused(classifier: Classifier) -> Runner:
+def fused(classifier: Classifier, precision: FusedPrecision = "bfloat16") -> Runner:
     from gma.service.runners.fused import FusedRunner
 
-    return FusedRunner(classifier, slots=3, rows=ROWS, chunk=CHUNK, precision="bfloat16")
+    return FusedRunner(classifier, slots=3, rows=ROWS, chunk=CHUNK, precision=precision)
 
 
 def compiled(classifier: Classifier) -> Runner:
@@ -57,7 +59,9 @@ def compiled(classifier: Classifier) -> Runner:
 
 
 MAKERS = pytest.mark.parametrize(
-    ("make", "tolerance"), [(fused, 1e-2), (compiled, 1e-4)], ids=["fused", "compiled"]
+    ("make", "tolerance"),
+    [(fused, 1e-2), (partial(fused, precision="float32"), 1e-4), (compiled, 1e-4)],
+    ids=["fused", "fused float32", "compiled"],
 )
 
 
@@ -148,5 +152,9 @@ def test_a_steady_document_is_the_same_to_the_last_bit_however_it_is_cut(
             found.append(progress.logits.tolist())
         assert_close(np.array(found[0]), reference(classifier, text), tolerance)
         assert found.count(found[0]) == len(found)
+        # Beside others, and with several rows in a step.
+        whole, *_ = await asyncio.gather(*(read(engine, other) for other in (text, text[:99])))
+        if make is not compiled:
+            assert whole[-1].logits.tolist() == found[0]
 
     with_engine(make(classifier), test)

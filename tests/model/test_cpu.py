@@ -119,12 +119,10 @@ def test_weights_that_change(classifier: Classifier, change: str, precision: Pre
     with torch.no_grad():
         before = step_of(classifier, [0], [300]).evidence
         other = small(form=classifier.config.form)
-        for parameter in other.layers.parameters():
+        for parameter in other.parameters():
             parameter.mul_(1.5)
         if change == "in place":
-            for mine, theirs in zip(
-                classifier.layers.parameters(), other.layers.parameters(), strict=True
-            ):
+            for mine, theirs in zip(classifier.parameters(), other.parameters(), strict=True):
                 mine.copy_(theirs)
         elif change == "loaded":
             classifier.load_state_dict(other.state_dict())
@@ -180,6 +178,9 @@ def threads() -> Iterator[None]:
         ("float32", 300, {**WIDE, **ANY}),
         ("float32", 37, {}),
         ("float32", 100, {**WIDE, **ANY, "labels": tuple(map(str, range(26)))}),
+        # Sizes that leave something over everywhere.
+        ("float32", 5, {"labels": ("a", "b"), "width": 29, "mlp_width": 31, "value_dim": 13}),
+        ("float32", 16, {**ANY, "width": 29, "mlp_width": 145, "routing_dim": 17}),
         *((precision, 60, WIDE) for precision in NARROW),
     ],
 )
@@ -213,6 +214,20 @@ def test_what_shares_a_step_changes_no_bit(
                 states.tensors(), whole.states.tensors(), strict=True
             ):
                 assert torch.equal(mine[0], theirs[document]), name
+
+
+def test_rates_that_are_small_add_up() -> None:
+    """1e-5 a token and 1e-8: most of the one and all of the other is lost beside 1 in float32."""
+    classifier = small(**ANY)
+    classifier.choose_mixers()
+    said = torch.tensor([-11.0, -18.0, 50.0])
+    with torch.no_grad():
+        classifier.pooling.deep.weight.zero_()
+        classifier.pooling.token.weight.zero_()
+        classifier.pooling.deep.bias.copy_(said)
+        found = step_of(classifier, [0], [300]).evidence[0]
+    expected = 300 * said.double().exp().log1p() * classifier.pooling.factor
+    torch.testing.assert_close(found.double(), expected, rtol=1e-6, atol=0.0)
 
 
 @pytest.mark.parametrize("precision", ["float32", *NARROW])

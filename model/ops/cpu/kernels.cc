@@ -3,6 +3,7 @@
 
 #include "products.h"
 #include "scan.h"
+#include "scoring.h"
 #include "tiles.h"
 
 #define GMA_TEXT_(name) #name
@@ -138,6 +139,7 @@ extern const Kernels kernels{GMA_TEXT(GMA_INSTRUCTIONS),
                              convolve,
                              normalize,
                              gelu_in_place,
+                             score,
                              quantize,
                              dequantize};
 }  // namespace GMA_INSTRUCTIONS

@@ -167,6 +167,19 @@ struct Sums {
   bool add;
 };
 
+// What tokens say for labels: with a factor for each label, softplus(read + bias + own) times it;
+// else read + bias times softplus of what stands behind the labels' of both, plus own.
+struct Scoring {
+  const float* read;      // of each token `width`
+  const float* table;     // (V, labels): what tokens say of their own
+  const float* bias;      // (labels,) or (labels + 1,)
+  const float* factor;    // (labels,) or null
+  const int64_t* tokens;  // ids
+  Index width, labels;
+
+  GMA_INLINE Index work_doubles() const { return 2 * rounded(labels, 16); }
+};
+
 struct Kernels {
   const char* instructions;
 
@@ -197,6 +210,9 @@ struct Kernels {
 
   // In place.
   void (*gelu)(float* x, Index count);
+
+  // What the tokens [first, last) say: their sums, in the order of the tokens, (labels,).
+  void (*score)(const Scoring&, Index first, Index last, double* work, float* evidence);
 
   // See layers.h.
   void (*quantize)(const float* x, int8_t* y, float* scale, Index rows, Index width);

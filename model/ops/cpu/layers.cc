@@ -72,6 +72,17 @@ void gelu(const Threads& threads, float* x, Index count) {
   });
 }
 
+void score(const Threads& threads, const Scoring& scoring, const int64_t* lengths, float* evidence,
+           Index rows) {
+  std::vector<Index> first(static_cast<size_t>(rows) + 1);
+  for (size_t row = 0; row + 1 < first.size(); ++row) first[row + 1] = first[row] + lengths[row];
+  in_parallel(threads, rows, [&](Index row) {
+    const Index* own = first.data() + row;
+    std::vector<double> work(static_cast<size_t>(scoring.work_doubles()));
+    kernels().score(scoring, own[0], own[1], work.data(), evidence + row * scoring.labels);
+  });
+}
+
 void quantize(const Threads& threads, const float* x, int8_t* y, float* scale, Index rows,
               Index width) {
   constexpr Index kPart = 64;  // rows

@@ -34,6 +34,11 @@ void multiply(const Threads& threads, const Product& product);
 // In place.
 void gelu(const Threads& threads, float* x, Index count);
 
+// evidence (rows, labels) is what each row's tokens say, `lengths` of which lie one after the
+// other.
+void score(const Threads& threads, const Scoring& scoring, const int64_t* lengths, float* evidence,
+           Index rows);
+
 // x (rows, width) as integers from -127 to 127 in y, and what each row's are to be multiplied by:
 // zero if all of it is next to nothing, NaN if a number is not finite.
 void quantize(const Threads& threads, const float* x, int8_t* y, float* scale, Index rows,

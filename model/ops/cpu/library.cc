@@ -150,6 +150,23 @@ GMA_DOOR const char* gma_gelu(float* x, int64_t count) {
   return gma::told([&](const gma::Threads& threads) { gma::gelu(threads, x, count); });
 }
 
+// `count` tokens, of which each row has `lengths`.
+GMA_DOOR const char* gma_score(const float* read, const float* table, const float* bias,
+                               const float* factor, const int64_t* tokens, const int64_t* lengths,
+                               float* evidence, int64_t count, int64_t rows, int64_t width,
+                               int64_t labels) {
+  return gma::told([&](const gma::Threads& threads) {
+    int64_t sum = 0;
+    for (int64_t row = 0; row < rows; ++row) {
+      gma::require(lengths[row] >= 0, "a length must be at least 0");
+      sum += lengths[row];
+    }
+    gma::require(sum == count, "the rows have more or fewer tokens than there are");
+    gma::score(threads, {read, table, bias, factor, tokens, width, labels}, lengths, evidence,
+               rows);
+  });
+}
+
 GMA_DOOR const char* gma_quantize(const float* x, int8_t* y, float* scale, int64_t rows,
                                   int64_t width) {
   return gma::told(

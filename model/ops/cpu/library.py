@@ -41,6 +41,7 @@ FUNCTIONS: dict[str, list[Any]] = {
     "gma_pack": POINTERS * 2 + SIZES * 2,
     "gma_multiply": POINTERS * 4 + SIZES * 3 + [c_bool],
     "gma_gelu": POINTERS + SIZES,
+    "gma_score": POINTERS * 7 + SIZES * 4,
     "gma_quantize": POINTERS * 3 + SIZES * 2,
     "gma_dequantize": POINTERS * 4 + SIZES * 2 + [c_bool],
 }
@@ -187,6 +188,28 @@ class Library:
     def gelu_(self, x: Tensor) -> None:
         """GELU, in its form with tanh, in place."""
         self._call(self._library.gma_gelu, x.data_ptr(), x.numel())
+
+    def score(
+        self,
+        read: Tensor,
+        table: Tensor,
+        bias: Tensor,
+        factor: Tensor | None,
+        tokens: Tensor,
+        lengths: Tensor,
+        evidence: Tensor,
+    ) -> None:
+        """Put what each row's tokens say for labels into evidence (R, G), see
+        `gma.model.layers.Pooling`.
+
+        read (n, G + 1), or (n, G) where there is a factor (G,), with a bias of as many; table
+        (V, G) has tokens' own scores, tokens (n,) int64 are ids of it, and lengths (R,) int64 say
+        how many each row has.
+        """
+        given = read, table, bias, factor, tokens, lengths, evidence
+        pointers = (None if each is None else each.data_ptr() for each in given)
+        sizes = len(read), len(lengths), read.shape[1], evidence.shape[1]
+        self._call(self._library.gma_score, *pointers, *sizes)
 
     def quantize(self, x: Tensor, y: Tensor, scale: Tensor) -> None:
         """Round each row of x (n, W) to integers y (n, W) int8 that its scale (n,) multiplies.
