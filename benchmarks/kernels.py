@@ -2,8 +2,8 @@
 
     python -m benchmarks.kernels
 
-Both forms, each precision, 12 layers of 768 with random weights, a full step of 64 x 1,024 tokens of
-one document. Kernels' times are those of torch's profiler; the steps, launched by the host, take
+Both forms, each precision, 12 layers of 768 with random weights, a full step of 64 x 1,024 tokens
+of one document. Kernels' times are those of torch's profiler; the steps, launched by the host, take
 turns. Prints Markdown. Needs a GPU.
 """
 

@@ -4,8 +4,8 @@ among others.
     python -m benchmarks.products
     GMA_OPS_INSTRUCTIONS=avx2 MKL_ENABLE_INSTRUCTIONS=AVX2 python -m benchmarks.products
 
-The products of `contracts`, of steps of 20, 256 and 2,048 tokens, with what ends them: GELU, or that
-they are added to what was there. Both take turns. Prints Markdown.
+The products of `contracts`, of steps of 20, 256 and 2,048 tokens, with what ends them: GELU, or
+that they are added to what was there. Both take turns. Prints Markdown.
 """
 
 from __future__ import annotations
@@ -71,9 +71,8 @@ def main(given: list[str] | None = None) -> None:
             speed = 2e-9 * tokens * inputs * outputs / mine
             figures = f"{theirs * 1e6:.0f}", f"{mine * 1e6:.0f}", f"{theirs / mine:.2f}"
             rows.append([str(tokens), name, *figures, f"{speed:.0f}"])
-    print(
-        timing.markdown(["tokens", "product", "PyTorch, us", "ours, us", "ratio", "GFLOPS"], rows)
-    )
+    header = ["tokens", "product", "PyTorch, us", "ours, us", "ratio", "GFLOPS"]
+    print(timing.markdown(header, rows))
 
 
 if __name__ == "__main__":
