@@ -53,6 +53,9 @@ def spawn() -> Iterator[Spawn]:
             )
             stack.enter_context(process)
             stack.callback(process.kill)
+            # It runs the program by now, but may not be known by its environment yet.
+            while not Path(f"/proc/{process.pid}/environ").read_bytes():
+                os.sched_yield()
             return process
 
         yield start
