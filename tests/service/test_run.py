@@ -54,7 +54,8 @@ def spawn() -> Iterator[Spawn]:
             stack.enter_context(process)
             stack.callback(process.kill)
             # It runs the program by now, but may not be known by its environment yet.
-            while not Path(f"/proc/{process.pid}/environ").read_bytes():
+            environ = Path(f"/proc/{process.pid}/environ")
+            while process.poll() is None and not environ.read_bytes():
                 os.sched_yield()
             return process
 
