@@ -117,6 +117,7 @@ class FusedStep:
             gammas=buffer(*largest.gammas_shape, dtype=ACTIVATIONS[self.precision]),
             masses=buffer(*largest.masses_shape),
         )
+        self._before = buffer(rows, self.config.tail, self.config.width)
         self._shares = buffer(rows * -(-chunk // self._scored), self._labels)
 
     @torch.no_grad()
@@ -184,21 +185,24 @@ class FusedStep:
         rows, chunk = inputs.tokens.shape
         width, depth = self.config.width, self.config.tail
         given = {
-            "x": between.x, "tail": tail, "lengths": inputs.lengths, "first_row": inputs.first_row,
-            "slots": inputs.slots, "fresh": inputs.fresh, "C": chunk, "width": width,
-            "norm": parameters.conv_norm, "epsilon": NORM_EPSILON, "T": depth, "WIDTH": self._wide,
-            "SLOTS": True, "num_warps": tokens.warps(self._wide, between.x.element_size()),
+            "x": between.x, "before": self._before, "C": chunk, "width": width,
+            "epsilon": NORM_EPSILON, "T": depth, "WIDTH": self._wide,
+            "num_warps": tokens.warps(self._wide, between.x.element_size()),
         }  # fmt: skip
-        launch(
-            tokens.convolve, (rows * -(-chunk // STRIP),), **given,
-            taps=parameters.taps, tail_taps=parameters.tail_taps, document=inputs.document,
-            y=between.y, inverse=between.inverse, normal=between.normal, KNOWN=width, STRIP=STRIP,
-            NORMAL=self._narrow, **at_most(0 if self.precision == "float32" else tokens.REGISTERS),
-        )  # fmt: skip
         if depth:
             launch(
-                tokens.remember, (rows,), **given, tail_after=tail, row_count=inputs.row_count,
+                tokens.remember, (rows,), **given, tail=tail, tail_after=tail,
+                norm=parameters.conv_norm, lengths=inputs.lengths, document=inputs.document,
+                row_count=inputs.row_count, first_row=inputs.first_row, slots=inputs.slots,
+                fresh=inputs.fresh, rows=rows, documents=rows, SLOTS=True,
             )  # fmt: skip
+        launch(
+            tokens.convolve, (rows * -(-chunk // STRIP),), **given,
+            taps=parameters.taps, tail_taps=parameters.tail_taps, y=between.y,
+            inverse=between.inverse, normal=between.normal, KNOWN=width, STRIP=STRIP,
+            NORMAL=self._narrow,
+            **at_most(0 if self.precision == "float32" else tokens.REGISTERS),
+        )  # fmt: skip
 
     def _mix(
         self,

@@ -185,39 +185,103 @@ def _scaled(x, at, norm, mask, width, epsilon, here):
 
 
 @triton.jit
+def remember(
+    x, tail, tail_after, before, norm, lengths, document, row_count, first_row, slots, fresh,
+    rows, documents, C, width, epsilon, tail_slot,
+    T: tl.constexpr, WIDTH: tl.constexpr, SLOTS: tl.constexpr,
+):  # fmt: skip
+    """What a convolution finds before each row, before (R, T, W) float32: its document's tail, or
+    the last inputs of the row before; and each document's tail after the step.
+
+    Tails are the last T inputs, at most 3: normalised, and times norm (W,). Of tail (S, ., T, W)
+    and tail_after, which may be the same, a document has that in its slot with SLOTS, which stays
+    as it is if the document has no rows; else that of its own place, to which its tail goes then. A
+    program takes the row and the document of its place; only the document's touches its slot.
+    """
+    place = tl.program_id(0)
+    here = tl.max_contiguous(tl.arange(0, WIDTH), 8)
+    inside = here < width
+    if place < rows:
+        used = tl.load(lengths + place) > 0
+        belongs = tl.load(document + place)
+        first = tl.load(first_row + belongs, mask=used, other=-1)
+        if first != place:
+            # In the document as far as this step has it: rows before this are full.
+            position = (place - first) * C - T
+            start = place.to(tl.int64) * C - T
+            slot = belongs.to(tl.int64)
+            if SLOTS:
+                slot = tl.load(slots + belongs, mask=used, other=0).to(tl.int64)
+            old = used & (tl.load(fresh + belongs, mask=used, other=1) == 0)
+            for depth in tl.static_range(3):
+                there = inside & (depth < T)
+                reached = there & old & (position + depth < 0)
+                at_tail = slot * tail_slot + (position + depth + T) * width
+                own = tl.load(tail + at_tail + here, mask=reached, other=0.0)
+                of_rows = there & used & (position + depth >= 0)
+                own += _scaled(x, start + depth, norm, of_rows, width, epsilon, here)
+                tl.store(before + (place * T + depth) * width + here, own, mask=there)
+    if place < documents:
+        count = tl.load(row_count + place)
+        if (count > 0) | (not SLOTS):
+            first = tl.load(first_row + place)
+            row = first + tl.maximum(count, 1) - 1
+            length = tl.load(lengths + row, mask=count > 0, other=0)
+            position = (row - first) * C + length - T
+            start = first.to(tl.int64) * C + position
+            slot = place.to(tl.int64)
+            if SLOTS:
+                slot = tl.load(slots + place).to(tl.int64)
+            of_document = tail + slot * tail_slot + here
+            old = tl.load(fresh + place) == 0
+            found, kept = (), ()
+            for depth in tl.static_range(3):
+                there = inside & (depth < T)
+                own = tl.load(of_document + depth * width, mask=there & old, other=0.0)
+                found += (own,)  # type: ignore[assignment]
+                reached = there & old & (position + depth < 0)
+                at_tail = (position + depth + T) * width
+                own = tl.load(of_document + at_tail, mask=reached, other=0.0)
+                of_rows = there & (position + depth >= 0)
+                own += _scaled(x, start + depth, norm, of_rows, width, epsilon, here)
+                kept += (own,)  # type: ignore[assignment]
+            # All of the old tail is read before any of the new one is written.
+            tl.debug_barrier()
+            for depth in tl.static_range(3):
+                there = inside & (depth < T)
+                at = (first * T + depth) * width + here
+                tl.store(before + at, found[depth], mask=there & (count > 0))
+                after = tail_after + slot * tail_slot + depth * width + here
+                tl.store(after, kept[depth], mask=there)
+
+
+@triton.jit
 def convolve(
-    x, tail, taps, tail_taps, norm, lengths, document, first_row, slots, fresh, y, inverse, normal,
-    C, width, epsilon, tail_slot,
+    x, before, taps, tail_taps, y, inverse, normal, C, width, epsilon,
     T: tl.constexpr, KNOWN: tl.constexpr, WIDTH: tl.constexpr, STRIP: tl.constexpr,
-    NORMAL: tl.constexpr, SLOTS: tl.constexpr,
+    NORMAL: tl.constexpr,
 ):  # fmt: skip
     """y (N, W) is x plus the short convolution of x's normalised rows, and `inverse` (N,) one over
     y's rows' root mean squares; with NORMAL, normal (N, W) is y normalised, instead.
 
-    What comes before a row is its document's row before, or its document's tail, of which tail (S,
-    ., T, W) has the layer's: in its slot with SLOTS, else at the document's own place. Both go the
-    same way, so that a row's numbers do not depend on where its step begins. taps (4, W), the last
-    the token's own, are for the row's own tokens, normalised, and have their weights in them;
-    tail_taps (4, W) are for tails, which have them: a token before the row gets them by norm (W,).
-    T is at most 3, and the taps before are zero.
+    What comes before a row is in before (R, T, W), see `remember`, whether the step has it or the
+    document's tail: a row's numbers do not depend on where its step begins. taps (4, W), the last
+    the token's own, are for the row's own tokens, normalised, and have the norm's weights in them;
+    tail_taps (4, W) are for `before`, which has them. T is at most 3, and the taps before are zero.
     A program takes STRIP tokens, one after the other, so that a row is read from memory once.
     """
     if KNOWN:
         width = KNOWN
     strips = tl.cdiv(C, STRIP)
-    row = backwards() // strips
+    row = (backwards() // strips).to(tl.int64)
     first = backwards() % strips * STRIP
-    start = row.to(tl.int64) * C + first
+    start = row * C + first
     here = tl.max_contiguous(tl.arange(0, WIDTH), 8)
     inside = here < width
-    belongs = tl.load(document + row)
-    used = tl.load(lengths + row) > 0
-    # The row's place in the document, as far as this step has it: rows before this are full.
-    position = (row - tl.load(first_row + belongs, mask=used, other=row)) * C
-    before = tl.minimum(first, T)
-    third = _normalized(x, start - 3, inside & (before > 2), width, epsilon, here)
-    second = _normalized(x, start - 2, inside & (before > 1), width, epsilon, here)
-    last = _normalized(x, start - 1, inside & (before > 0), width, epsilon, here)
+    earlier = tl.minimum(first, T)
+    third = _normalized(x, start - 3, inside & (earlier > 2), width, epsilon, here)
+    second = _normalized(x, start - 2, inside & (earlier > 1), width, epsilon, here)
+    last = _normalized(x, start - 1, inside & (earlier > 0), width, epsilon, here)
     upcoming = tl.load(x + start * width + here, mask=inside & (first < C), other=0.0)
     # Kept, for a load that hits the cache waits for those before it that do not.
     first_tap = tl.load(taps + here, mask=inside, other=0.0)
@@ -238,22 +302,13 @@ def convolve(
         total += second * _widen(second_tap)
         total += third * _widen(first_tap)
         if step < 3:  # noqa: SIM102 (known when compiled, the other is not)
-            if used & (first == 0):
-                old = tl.load(fresh + belongs) == 0
-                slot = belongs.to(tl.int64)
-                if SLOTS:
-                    slot = tl.load(slots + belongs).to(tl.int64)
-                of_slot = tail + slot * tail_slot + here
+            if first == 0:
                 for place in tl.static_range(step, 3):
                     reached = there & (step + 3 - place <= T)
                     tap = tail_taps + (place - step) * width + here
                     weight = tl.load(tap, mask=reached, other=0.0)
-                    earlier = position + place - 3
-                    of_tail = reached & old & (earlier < 0)
-                    seen = tl.load(of_slot + (earlier + T) * width, mask=of_tail, other=0.0)
-                    of_rows = reached & (earlier >= 0)
-                    seen += _scaled(x, start + place - 3, norm, of_rows, width, epsilon, here)
-                    total += seen * weight
+                    found = before + (row * T + T - 3 + place) * width + here
+                    total += tl.load(found, mask=reached, other=0.0) * weight
         third, second, last = second, last, own
         total = tl.where(inside, total, 0.0)
         tl.store(y + at * width + here, _narrow(total, y.dtype.element_ty), mask=there)
@@ -263,47 +318,6 @@ def convolve(
             tl.store(normal + at * width + here, narrow, mask=there)
         else:
             tl.store(inverse + at, root, mask=token < C)
-
-
-@triton.jit
-def remember(
-    x, tail, tail_after, norm, lengths, row_count, first_row, slots, fresh,
-    C, width, epsilon, tail_slot,
-    T: tl.constexpr, WIDTH: tl.constexpr, SLOTS: tl.constexpr,
-):  # fmt: skip
-    """Put the last inputs of each document's convolution into its tail_after (S, ., T, W).
-
-    That may be tail itself. With SLOTS, a document's tails lie in its slot, and stay as they are
-    if it has no rows; else at its own place, where its tail is copied then.
-    """
-    document = tl.program_id(0)
-    count = tl.load(row_count + document)
-    if (count > 0) | (not SLOTS):
-        here = tl.max_contiguous(tl.arange(0, WIDTH), 8)
-        inside = here < width
-        first = tl.load(first_row + document)
-        row = first + tl.maximum(count, 1) - 1
-        length = tl.load(lengths + row, mask=count > 0, other=0)
-        # Of the first that is kept, in the document as far as this step has it.
-        position = (row - first) * C + length - T
-        start = first.to(tl.int64) * C + position
-        slot = document.to(tl.int64)
-        if SLOTS:
-            slot = tl.load(slots + document).to(tl.int64)
-        old = tl.load(fresh + document) == 0
-        before, after = tail + slot * tail_slot + here, tail_after + slot * tail_slot + here
-        kept = ()
-        for depth in tl.static_range(3):
-            there = inside & (depth < T)
-            of_tail = there & old & (position + depth < 0)
-            own = tl.load(before + (position + depth + T) * width, mask=of_tail, other=0.0)
-            of_rows = there & (position + depth >= 0)
-            own += _scaled(x, start + depth, norm, of_rows, width, epsilon, here)
-            kept += (own,)  # type: ignore[assignment]
-        # All of the old tail is read before any of the new one is written.
-        tl.debug_barrier()
-        for depth in tl.static_range(3):
-            tl.store(after + depth * width, kept[depth], mask=inside & (depth < T))
 
 
 @triton.jit

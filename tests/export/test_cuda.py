@@ -171,13 +171,14 @@ def test_convolution(chunk: int, dtype: torch.dtype) -> None:
     own.scale_taps[(4, 1)](taps, scale, scaled, T, W, WIDTH=8)
     y, normal = torch.full((2, *x.shape), torch.nan, dtype=dtype, device=DEVICE)
     after = torch.full_like(tail, torch.nan)
-    tokens.convolve[(R * -(-chunk // 8),)](
-        x, tail, scaled, taps, scale, lengths, document, first, first, fresh, y, normal, normal,
-        chunk, W, 1e-6, T * W, T=T, KNOWN=0, WIDTH=8, STRIP=8, NORMAL=True, SLOTS=False,
+    before = torch.full((R, T, W), torch.nan, device=DEVICE)
+    tokens.remember[(max(R, D),)](
+        x, tail, after, before, scale, lengths, document, count, first, first, fresh, R, D, chunk,
+        W, 1e-6, T * W, T=T, WIDTH=8, SLOTS=False,
     )  # fmt: skip
-    tokens.remember[(D,)](
-        x, tail, after, scale, lengths, count, first, first, fresh, chunk, W, 1e-6, T * W, T=T,
-        WIDTH=8, SLOTS=False,
+    tokens.convolve[(R * -(-chunk // 8),)](
+        x, before, scaled, taps, y, normal, normal, chunk, W, 1e-6, T=T, KNOWN=0, WIDTH=8, STRIP=8,
+        NORMAL=True,
     )  # fmt: skip
     for name, found in (("y", y), ("normal", normal), ("tail_after", after)):
         if name != "tail_after":

@@ -153,8 +153,8 @@ def rows(width: int, type_: str) -> Iterator[Kernel]:
         multiples = frozenset({"width", "tail_slot"} if aligned else ())
         cut = {"KNOWN": known, "WIDTH": padded, "STRIP": STRIP, "NORMAL": True}
         yield Kernel(
-            f"convolve {named}", tokens.convolve, {**cut, "SLOTS": False},
-            {"tail_taps": "*fp32"}, multiples, warps | registers,
+            f"convolve {named}", tokens.convolve, cut, {"tail_taps": "*fp32"}, multiples,
+            warps | registers,
         )  # fmt: skip
         yield Kernel(f"normalize {named}", tokens.normalize, cut, {}, multiples, warps)
         yield Kernel(
@@ -206,7 +206,7 @@ def type_of(name: str, kernel: Kernel, activation: str) -> str:
 
 
 SCALARS = {
-    "C", "H", "T", "SEGMENT", "segments", "documents", "width", "count", "tail_slot", "AT",
+    "C", "H", "T", "SEGMENT", "segments", "rows", "documents", "width", "count", "tail_slot", "AT",
     "LASTING",
 }  # fmt: skip
 UNALIGNED = {"tail_taps", "fresh"}

@@ -56,11 +56,12 @@ class ShortConvolution {
     const CUstream stream = stream_of(context);
     const Function convolve = of_rows("convolve", type, W), remember = of_rows("remember", type, W);
     const size_t of_documents = D * sizeof(int32_t);
-    const Scratch scratch(arena_, context,
-                          {R * sizeof(int32_t), of_documents, of_documents,
-                           static_cast<size_t>((most + 1) * W * size_of(type))});
+    const Scratch scratch(
+        arena_, context,
+        {R * sizeof(int32_t), of_documents, of_documents,
+         static_cast<size_t>((most + 1) * W * size_of(type)), R * T * W * sizeof(float)});
     void *const lengths = scratch[0], *const first_row = scratch[1], *const row_count = scratch[2],
-                *const scaled = scratch[3];
+                *const scaled = scratch[3], *const before = scratch[4];
     step.place(lengths, first_row, row_count, stream);
     launch(function(std::string("scale_taps ") + name_of(type), name_widths),
            {most + 1, parts(W, taps_width)}, stream, taps.data, scale.data, scaled, narrow(T),
@@ -68,14 +69,13 @@ class ShortConvolution {
     char* y = output(context, 0, x.shape);
     char* normal = output(context, 1, x.shape);
     char* tail_after = output(context, 2, tail.shape);
-    const int32_t document = narrow(T * W);
+    launch(remember, {std::max(R, D)}, stream, x.data, tail.data, tail_after, before, scale.data,
+           lengths, step.document_of_row.data, row_count, first_row, first_row, fresh, narrow(R),
+           narrow(D), narrow(C), narrow(W), epsilon_, narrow(T * W), narrow(T));
     // The kernel counts taps from the last of `most`; it does not touch those before the first.
     const char* tail_taps = taps.data - (most - T) * W * static_cast<int64_t>(sizeof(float));
-    launch(convolve, {R * parts(C, strip)}, stream, x.data, tail.data, scaled, tail_taps,
-           scale.data, lengths, step.document_of_row.data, first_row, first_row, fresh, y, normal,
-           normal, narrow(C), narrow(W), epsilon_, document, narrow(T));
-    launch(remember, {D}, stream, x.data, tail.data, tail_after, scale.data, lengths, row_count,
-           first_row, first_row, fresh, narrow(C), narrow(W), epsilon_, document, narrow(T));
+    launch(convolve, {R * parts(C, strip)}, stream, x.data, before, scaled, tail_taps, y, normal,
+           normal, narrow(C), narrow(W), epsilon_, narrow(T));
   }
 
  private:
