@@ -33,44 +33,74 @@ GMA_INLINE void pack_of(const T* weight, Index inputs, Index outputs, Index colu
   }
 }
 
-// sums (rows, kColumns) of x (rows, depth), `step` apart, times a panel (depth, kColumns): put
-// there, or added to what they are.
-template <int rows>
-void tile(const float* x, Index step, const float* panel, Index depth, bool add, float* sums) {
+// A row's sums of the columns from `column` on, as they are wanted, into y.
+template <class T>
+GMA_INLINE void finish(const Product& p, Index row, Index column, Vector left, Vector right) {
+  if (p.gelu) {
+    left = gelu(left);
+    right = gelu(right);
+  }
+  const Index at = row * p.outputs + column, count = p.outputs - column;
+  const T* residual = p.residual == nullptr ? nullptr : static_cast<const T*>(p.residual) + at;
+  T* y = static_cast<T*>(p.y) + at;
+  if constexpr (sizeof(T) == sizeof(float)) {
+    if (count >= kColumns) {
+      store(y, residual == nullptr ? left : left + load(residual));
+      store(y + kLanes, residual == nullptr ? right : right + load(residual + kLanes));
+      return;
+    }
+  }
+  const Index columns = count < kColumns ? count : kColumns;
+  float found[kColumns], added[kColumns] = {};
+  if (residual != nullptr) load_row(residual, added, columns);
+  store(found, left + load(added));
+  store(found + kLanes, right + load(added + kLanes));
+  store_row(found, y, columns);
+}
+
+// Some inputs of a product, and what is done to their sums.
+struct Part {
+  const float* panel;  // (depth, kColumns)
+  Index first, depth;
+  Index column;
+};
+
+// Rows from `row` on, of which x has the inputs: with the last of these y gets them, until then
+// sums (rows, kColumns).
+template <class T, int rows>
+void tile(const Product& p, const Part& part, const float* x, Index row, float* sums) {
+  const float* panel = part.panel;
+  x += part.first;
   Vector found[rows][2] = {};
-  for (Index i = 0; i < depth; ++i, panel += kColumns) {
+  for (Index i = 0; i < part.depth; ++i, panel += kColumns) {
     const Vector left = load(panel), right = load(panel + kLanes);
 #pragma GCC unroll 12
     for (int r = 0; r < rows; ++r) {
-      const Vector number = all(x[r * step + i]);
+      const Vector number = all(x[r * p.inputs + i]);
       found[r][0] += number * left;
       found[r][1] += number * right;
     }
   }
+  const bool begins = part.first == 0, ends = part.first + part.depth == p.inputs;
+#pragma GCC unroll 12
   for (int r = 0; r < rows; ++r, sums += kColumns) {
-    store(sums, add ? load(sums) + found[r][0] : found[r][0]);
-    store(sums + kLanes, add ? load(sums + kLanes) + found[r][1] : found[r][1]);
+    const Vector left = begins ? found[r][0] : load(sums) + found[r][0];
+    const Vector right = begins ? found[r][1] : load(sums + kLanes) + found[r][1];
+    if (ends) {
+      finish<T>(p, row + r, part.column, left, right);
+    } else {
+      store(sums, left);
+      store(sums + kLanes, right);
+    }
   }
 }
 
 // Of up to kTall rows.
-template <int rows = kTall>
-GMA_INLINE void tile_of(Index count, const float* x, Index step, const float* panel, Index depth,
-                        bool add, float* sums) {
-  if (count == rows) return tile<rows>(x, step, panel, depth, add, sums);
-  if constexpr (rows > 1) tile_of<rows - 1>(count, x, step, panel, depth, add, sums);
-}
-
-// A row's sums, as they are wanted, into y: the first `columns` of kColumns.
-template <class T>
-GMA_INLINE void finish(const float* sums, bool with_gelu, const T* residual, T* y, Index columns) {
-  float found[kColumns], added[kColumns] = {};
-  if (residual != nullptr) load_row(residual, added, columns);
-  for (Index i = 0; i < kColumns; i += kLanes) {
-    const Vector sum = load(sums + i);
-    store(found + i, (with_gelu ? gelu(sum) : sum) + load(added + i));
-  }
-  store_row(found, y, columns);
+template <class T, int rows = kTall>
+GMA_INLINE void tile_of(Index count, const Product& p, const Part& part, const float* x, Index row,
+                        float* sums) {
+  if (count == rows) return tile<T, rows>(p, part, x, row, sums);
+  if constexpr (rows > 1) tile_of<T, rows - 1>(count, p, part, x, row, sums);
 }
 
 template <class T>
@@ -99,20 +129,10 @@ GMA_INLINE void product_of(const Product& p, Index first, Index last, Index colu
     for (Index c = column; c < end; c += kColumns) {
       const float* panel = panels + (c - column) * p.inputs;
       for (Index i = 0; i < p.inputs; i += kDepth) {
-        const Index depth = p.inputs - i < kDepth ? p.inputs - i : kDepth;
+        const Part part{panel + i * kColumns, i, p.inputs - i < kDepth ? p.inputs - i : kDepth, c};
         for (Index r = 0; r < count; r += kTall) {
-          tile_of(count - r < kTall ? count - r : kTall, x + r * p.inputs + i, p.inputs,
-                  panel + i * kColumns, depth, i > 0, sums + r * kColumns);
-        }
-      }
-      for (Index r = 0; r < count; ++r) {
-        const Index at = (row + r) * p.outputs + c;
-        const T* residual = p.residual ? static_cast<const T*>(p.residual) + at : nullptr;
-        T* y = static_cast<T*>(p.y) + at;
-        if (c + kColumns <= p.outputs) {  // a count that the compiler knows
-          finish(sums + r * kColumns, p.gelu, residual, y, kColumns);
-        } else {
-          finish(sums + r * kColumns, p.gelu, residual, y, p.outputs - c);
+          tile_of<T>(count - r < kTall ? count - r : kTall, p, part, x + r * p.inputs, row + r,
+                     sums + r * kColumns);
         }
       }
     }
