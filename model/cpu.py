@@ -5,12 +5,13 @@ Shapes: R rows of C tokens, of which n are there; D documents, W width, H heads,
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any, Generic, NamedTuple, TypeAlias, TypeVar
+from typing import Any, Generic, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from gma.model.config import BackboneConfig
 from gma.model.layers import Layer, Pooling
@@ -26,7 +27,6 @@ EPSILON = 1e-6
 LINE = 16
 """Numbers of a cache line: rows that begin within one take longer to write."""
 
-Version: TypeAlias = tuple[tuple[int, int], ...]
 Made = TypeVar("Made")
 
 
@@ -55,7 +55,7 @@ class Weights(NamedTuple):
         return cls(
             None if convolution is None else plain(convolution.norm.weight),
             None if convolution is None else plain(convolution.weight),
-            product(_whole_tiles(project, LINE)),
+            product(functional.pad(project, (0, 0, 0, -len(project) % LINE))),
             Coefficients(*map(plain, mixer.mixture.coefficients())),
             plain(mixer.keep_bias) if isinstance(mixer, ForgettingMixer) else None,
             product(plain(mixer.out.weight)),
@@ -95,20 +95,17 @@ class Packing(NamedTuple):
 
     shape: tuple[int, int, int]  # R, C, W
     there: Tensor | None  # (n,) places in R * C, or None if all are
-    tokens: int  # n
-    tile: int  # of products
 
     @classmethod
-    def of(cls, rows: Rows, width: int, tile: int) -> Packing:
+    def of(cls, rows: Rows, width: int) -> Packing:
         shape = (*rows.valid.shape, width)
         there = rows.valid.flatten().nonzero()[:, 0]
-        whole = len(there) == rows.valid.numel()
-        return cls(shape, None if whole else there, len(there), tile)
+        return cls(shape, None if len(there) == rows.valid.numel() else there)
 
     def packed(self, x: Tensor) -> Tensor:
-        """Take x (R, C, W) to (N, W), memory of its own: the n tokens, and zeros up to a whole
-        tile."""
-        return _whole_tiles(self.taken(x), self.tile)
+        """Take x (R, C, W) to (n, W), memory of its own."""
+        taken = self.taken(x)
+        return taken.clone(memory_format=torch.contiguous_format) if self.there is None else taken
 
     def taken(self, x: Tensor) -> Tensor:
         """Take x (R, C, ...) to the n tokens, (n, ...)."""
@@ -116,8 +113,7 @@ class Packing(NamedTuple):
         return flat if self.there is None else flat.index_select(0, self.there)
 
     def unpacked(self, x: Tensor) -> Tensor:
-        """Take x (N, W) back to (R, C, W)."""
-        x = x[: self.tokens]
+        """Take x (n, W) back to (R, C, W)."""
         if self.there is not None:
             x = x.new_zeros(self.shape).flatten(0, 1).index_copy_(0, self.there, x)
         return x.view(self.shape)
@@ -172,7 +168,7 @@ class CpuLayers:
         )
         before = [part.contiguous() for part in (states.memory, states.mass, states.tail)]
         after = [torch.empty_like(part) for part in before]
-        packing = Packing.of(rows, x.shape[-1], PRODUCTS[self.precision].tile)
+        packing = Packing.of(rows, x.shape[-1])
         x = packing.packed(x)
         y = torch.empty_like(x)
         of_layers = [weights() for weights in self._weights]
@@ -182,10 +178,10 @@ class CpuLayers:
             buffers = make(len(x))
         for index, (layer, weights) in enumerate(zip(self._layers, of_layers, strict=True)):
             own = States(*(part[:, index] for part in (*before, *after)))
-            x, y = self._convolve(weights, x, y, own, rows, packing.tokens, buffers.normal)
+            x, y = self._convolve(weights, x, y, own, rows, buffers.normal)
             if usage is not None and weights.keep_bias is None:
                 usage.append(layer.mixer.usage(packing.unpacked(x), rows))
-            counted = self._mix(weights, x, own, rows, packing.tokens, buffers)
+            counted = self._mix(weights, x, own, rows, buffers)
             if usage is not None and counted is not None:
                 usage.append(counted)
             self._widen(weights, x, buffers)
@@ -212,7 +208,6 @@ class CpuLayers:
         y: Tensor,
         states: States,
         rows: Rows,
-        count: int,
         normal: Tensor,
     ) -> tuple[Tensor, Tensor]:
         """Return convolved x, which is normalised too, and what the next may write to."""
@@ -220,19 +215,19 @@ class CpuLayers:
             self.library.normalize(x, normal[: len(x)], EPSILON)
             return x, y
         self.library.convolve(
-            x[:count],
+            x,
             weights.scale,
             weights.taps,
             (states.tail, states.tail_after),
             rows,
-            y[:count],
-            normal[:count],
+            y,
+            normal[: len(x)],
             EPSILON,
         )
         return y, x
 
     def _mix(
-        self, weights: Weights, x: Tensor, states: States, rows: Rows, count: int, buffers: Buffers
+        self, weights: Weights, x: Tensor, states: States, rows: Rows, buffers: Buffers
     ) -> Tensor | None:
         """Add what the mixer gives for normalised x to it; return usage if it forgets."""
         normal, routed, out = (each[: len(x)] for each in buffers[:3])
@@ -241,13 +236,13 @@ class CpuLayers:
             counted = x.new_empty(len(rows.lengths), *states.mass.shape[1:])
         weights.project.put(normal, routed, buffers.scratch)
         self.library.mix(
-            routed[:count],
+            routed,
             (states.memory, states.mass),
             weights.mixture,
             weights.keep_bias,
             rows,
             self._config,
-            out[:count],
+            out,
             (states.memory_after, states.mass_after),
             counted,
         )
@@ -274,7 +269,7 @@ class CpuPooling:
 
     def evidence(self, x: Tensor, tokens: Tensor, rows: Rows) -> Tensor:
         """Sum the scores of hidden x (R, C, W) and tokens (R, C) by rows: (R, labels)."""
-        packing = Packing.of(rows, x.shape[-1], 1)
+        packing = Packing.of(rows, x.shape[-1])
         x, tokens = packing.packed(x), packing.taken(tokens).long().contiguous()
         self._library.normalize(x, x, EPSILON)
         product, pooling = self._product(), self._pooling
@@ -305,14 +300,32 @@ class Prepared(Generic[Made]):
         # takes a tenth of what `parameters()` does.
         self._parameters = [each._parameters for each in module.modules()]
         self._make = make
-        self._made: tuple[Version, Made] | None = None
+        self._made: tuple[list[Seen], Made] | None = None
 
     def __call__(self) -> Made:
-        version = _version(self._parameters)
-        if self._made is None or self._made[0] != version:
+        seen = [Seen.of(x) for each in self._parameters for x in each.values() if x is not None]
+        if self._made is None or not _same(seen, self._made[0]):
             with torch.inference_mode():
-                self._made = version, self._make()
+                self._made = seen, self._make()
         return self._made[1]
+
+
+class Seen(NamedTuple):
+    """A tensor as it was: kept, so that no other can be where it is."""
+
+    tensor: Tensor
+    address: int
+    changes: int
+
+    @classmethod
+    def of(cls, x: Tensor) -> Seen:
+        return cls(x, x.data_ptr(), 0 if x.is_inference() else x._version)
+
+
+def _same(some: Sequence[Seen], others: Sequence[Seen]) -> bool:
+    return len(some) == len(others) and all(
+        a.tensor is b.tensor and a[1:] == b[1:] for a, b in zip(some, others, strict=True)
+    )
 
 
 class States(NamedTuple):
@@ -324,20 +337,3 @@ class States(NamedTuple):
     memory_after: Tensor
     mass_after: Tensor
     tail_after: Tensor
-
-
-def _whole_tiles(x: Tensor, tile: int) -> Tensor:
-    """A copy of x (n, ...) with zeros behind it, up to a multiple of `tile`."""
-    whole = x.new_zeros(-(-len(x) // tile) * tile, *x.shape[1:])
-    whole[: len(x)] = x
-    return whole
-
-
-def _version(parameters: Sequence[Mapping[str, Tensor | None]]) -> Version:
-    """What changes whenever one of them does, or is another."""
-    return tuple(
-        (x.data_ptr(), 0 if x.is_inference() else x._version)
-        for of_module in parameters
-        for x in of_module.values()
-        if x is not None
-    )

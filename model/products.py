@@ -6,7 +6,7 @@ Shapes: n tokens, I inputs, O outputs.
 from __future__ import annotations
 
 from functools import partial
-from typing import ClassVar, Literal, NamedTuple, Protocol, TypeAlias
+from typing import Literal, NamedTuple, Protocol, TypeAlias
 
 import torch
 from torch import Tensor
@@ -42,10 +42,6 @@ class Scratch(NamedTuple):
 class Product(Protocol):
     """What multiplies tokens x (n, I) by a matrix."""
 
-    tile: ClassVar[int]
-    """What n and O have a multiple of: for the few that would be left over libraries have other
-    loops, which round otherwise, and a token's answer would depend on where it lies among how
-    many."""
     inputs: int
     outputs: int
 
@@ -66,8 +62,6 @@ class Product(Protocol):
 class Float32:
     """By a matrix (O, I), as it is: in kernels of our own, for which a token is alone."""
 
-    tile: ClassVar[int] = 1
-
     def __init__(self, weight: Tensor, library: Library) -> None:
         self.outputs, self.inputs = weight.shape
         self._packed, self._library = library.packed(weight.t().contiguous()), library
@@ -84,9 +78,8 @@ class Float32:
 
 
 class Bfloat16:
-    """By a matrix (O, I) in bfloat16. Sums are float32, and rounded once."""
-
-    tile: ClassVar[int] = 16
+    """By a matrix (O, I) in bfloat16. Sums are float32, and rounded once; in which order they are
+    made PyTorch's library decides by the number of tokens."""
 
     def __init__(self, weight: Tensor, library: Library) -> None:
         self.outputs, self.inputs = weight.shape
@@ -115,8 +108,6 @@ class Bfloat16:
 class Int8:
     """By a matrix (O, I) in int8, each output with a scale, as each token has one. Sums are exact,
     and a token's does not depend on the others."""
-
-    tile: ClassVar[int] = 16
 
     def __init__(self, weight: Tensor, library: Library) -> None:
         self.outputs, self.inputs = weight.shape

@@ -61,7 +61,7 @@ def export(
     if off := _print_checks(verification.verify(exported, source, library)):
         shutil.rmtree(out)
         raise ValueError(
-            f"{off} checks are off: it was not the checkpoint's model, and was deleted"
+            f"{off} checks are off by more than {precision} may be: the exported model was deleted"
         )
     typer.echo(f"verified, {f'with {library} too' if library else 'without a library of kernels'}")
 

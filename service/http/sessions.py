@@ -65,7 +65,7 @@ def add_sessions(app: FastAPI, gateway: Gateway, sessions: Sessions) -> None:
 
         async def act(body: Body, record: Record) -> Response:
             snapshot = b"".join([piece async for piece, _ in body.pieces()])
-            if not snapshot:
+            if not snapshot and document_type(request.headers) != BINARY:
                 return _told(await sessions.create(_owner(record), gateway.models.choose(model)))
             _check_binary(request)
             chosen = None if model is None else gateway.models.choose(model)

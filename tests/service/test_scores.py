@@ -7,10 +7,17 @@ import pytest
 import torch
 
 from gma.model import scores as model_scores
+from gma.service import odds
 from gma.service.gateway.scores import scores
 from tests.model.small import SMALL
 
 LOGITS = np.array([[0.0, 1.5, -2.0], [1e4, -1e4, 40.0]])
+
+
+def test_odds_are_the_models() -> None:
+    sums = np.array([0.0, 1e-40, 1e-30, 1e-8, 0.1, 1.0, 40.0, 1e6])
+    expected = model_scores.log_odds(torch.from_numpy(sums)).numpy()
+    np.testing.assert_allclose(odds.log_odds(sums), expected, rtol=1e-14)
 
 
 def test_softmax_sums_to_one() -> None:
