@@ -65,7 +65,7 @@ def add_sessions(app: FastAPI, gateway: Gateway, sessions: Sessions) -> None:
 
         async def act(body: Body, record: Record) -> Response:
             snapshot = b"".join([piece async for piece, _ in body.pieces()])
-            if not snapshot and _kind(request) != BINARY:
+            if not snapshot:
                 return _told(await sessions.create(_owner(record), gateway.models.choose(model)))
             _check_binary(request)
             chosen = None if model is None else gateway.models.choose(model)
@@ -223,14 +223,9 @@ def _told(
     return Response(encode(state), status, headers, media_type=JSON)
 
 
-def _kind(request: Request) -> str:
-    kind = ", ".join(request.headers.getlist("content-type"))
-    return kind.partition(";")[0].strip().lower()
-
-
 def _check_binary(request: Request) -> None:
-    kind = _kind(request)
-    if kind != BINARY:
+    kind = ", ".join(request.headers.getlist("content-type"))
+    if kind.partition(";")[0].strip().lower() != BINARY:
         raise UnsupportedContent(
             f"a body is a snapshot of Content-Type {BINARY}, not {shown(kind) or 'none'}: without "
             "one a new session begins"

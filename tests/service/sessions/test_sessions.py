@@ -393,10 +393,6 @@ class TestForksAndSnapshots:
             response = await other.http.post(SESSIONS, content=taken, headers=SNAPSHOT)
             await refused(response, 422, "BadSnapshot")
 
-    async def test_one_of_which_nothing_is_left_is_refused(self, service: Service) -> None:
-        response = await service.http.post(SESSIONS, content=b"", headers=SNAPSHOT)
-        await refused(response, 422, "BadSnapshot")
-
     async def test_one_that_was_changed_is_refused_and_no_session_is_touched(
         self, service: Service
     ) -> None:
